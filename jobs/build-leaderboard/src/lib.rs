@@ -1,0 +1,1 @@
+//! Scores of all versions become one table, analyses and a report folder.

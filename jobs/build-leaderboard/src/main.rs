@@ -1,0 +1,3 @@
+//! Scores of all versions become one table, analyses and a report folder.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Generates programs, executes them in the sandbox and scores them.

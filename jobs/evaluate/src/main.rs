@@ -1,0 +1,3 @@
+//! Generates programs, executes them in the sandbox and scores them.
+
+fn main() {}

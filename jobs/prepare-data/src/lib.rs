@@ -1,0 +1,1 @@
+//! Raw rows or micropy become records, token ids, splits and statistics.

@@ -1,0 +1,3 @@
+//! Raw rows or micropy become records, token ids, splits and statistics.
+
+fn main() {}

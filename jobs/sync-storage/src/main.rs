@@ -1,0 +1,3 @@
+//! Stages model bundles and raw data sets, checks them and moves them to and from the store.
+
+fn main() {}

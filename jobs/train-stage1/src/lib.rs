@@ -1,0 +1,1 @@
+//! Trains the value model and stores advantages, or tunes the reference and stores its cross-entropies.

@@ -1,0 +1,3 @@
+//! Trains the policy with weighted multi-token prediction.
+
+fn main() {}

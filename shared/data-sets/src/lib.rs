@@ -1,0 +1,1 @@
+//! Data-set readers, micropy, splits, statistics and the batch sampler.

@@ -1,0 +1,1 @@
+//! Sandboxed execution, output comparison and verdicts.

@@ -1,0 +1,1 @@
+//! Trunk, prediction heads, value head, checkpoints and kernels.

@@ -1,0 +1,1 @@
+//! Recipe and environment schema, precedence, versions and user rules.

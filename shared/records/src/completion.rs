@@ -1,0 +1,102 @@
+//! Generated programs and what became of them.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// One generated program. Made by evaluate.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Completion {
+    /// The problem that it answers.
+    pub problem_id: String,
+    /// 0-based number of the sample within its problem; `None` for the greedy one.
+    pub sample: Option<u32>,
+    /// The text as generated, end token removed.
+    pub raw: String,
+    /// The program that is executed, after the extraction rule.
+    pub program: String,
+    /// Number of generated tokens.
+    pub num_tokens: u32,
+    /// Whether generation ended by itself, not by the token limit.
+    pub finished: bool,
+}
+
+/// What a program did wrong, if anything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ErrorClass {
+    /// Every test passed.
+    Passed,
+    /// The source does not parse.
+    Syntax,
+    /// An assertion failed.
+    WrongAnswer,
+    /// Any other exception.
+    Runtime,
+    /// The program ended before its tests did (`os._exit`, `sys.exit`).
+    EarlyExit,
+    /// CPU time used up.
+    CpuTimeout,
+    /// Wall-clock time used up.
+    WallTimeout,
+    /// Memory limit met.
+    Memory,
+    /// Output limit met.
+    OutputLimit,
+    /// Killed by another signal.
+    Killed,
+    /// The grader could not run it; no statement about the program.
+    Infrastructure,
+}
+
+impl ErrorClass {
+    /// The name used in files and messages.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Passed => "passed",
+            Self::Syntax => "syntax",
+            Self::WrongAnswer => "wrong_answer",
+            Self::Runtime => "runtime",
+            Self::EarlyExit => "early_exit",
+            Self::CpuTimeout => "cpu_timeout",
+            Self::WallTimeout => "wall_timeout",
+            Self::Memory => "memory",
+            Self::OutputLimit => "output_limit",
+            Self::Killed => "killed",
+            Self::Infrastructure => "infrastructure",
+        }
+    }
+}
+
+impl fmt::Display for ErrorClass {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Result of executing one program against its tests. Made by grading.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Verdict {
+    /// Whether every test passed.
+    pub passed: bool,
+    /// What went wrong.
+    pub class: ErrorClass,
+    /// At most 300 characters for a person: exception and message.
+    pub message: String,
+    /// The end of the standard error stream, at most 2,000 characters.
+    pub stderr: String,
+    /// CPU seconds used.
+    pub cpu_secs: f64,
+    /// Wall-clock seconds used.
+    pub wall_secs: f64,
+}
+
+/// A completion with its verdict: one line of `samples.jsonl`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct GradedSample {
+    /// What was generated.
+    #[serde(flatten)]
+    pub completion: Completion,
+    /// What became of it.
+    pub verdict: Verdict,
+}

@@ -1,0 +1,15 @@
+//! What one row is: record, problem, sample, completion, verdict, score, leaderboard row.
+//!
+//! Every artifact holds rows of these types and nothing else; whoever writes or reads one uses the type,
+//! so that a field has one name everywhere. Rows travel as JSON lines ([`jsonl`]).
+
+mod completion;
+pub mod jsonl;
+mod problem;
+mod record;
+mod score;
+
+pub use completion::{Completion, ErrorClass, GradedSample, Verdict};
+pub use problem::{Problem, Split, Tests};
+pub use record::{DataSchema, Record, RecordMetadata, data_files};
+pub use score::{EvalScore, HeadLoss, Metric, ProblemCount, ScoreSummary, score_files};

@@ -1,0 +1,109 @@
+//! Scores of one run on one evaluation set.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{ErrorClass, Split};
+
+/// `eval_score.json` in the founding schema. Made by evaluate; read by build-leaderboard.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EvalScore {
+    /// Evaluation set, for example `micropy-test`.
+    pub dataset_id: String,
+    /// ISO 8601, UTC.
+    pub created_at: String,
+    /// Graded samples.
+    pub num_samples: u64,
+    /// Named values. Names never hold `@`.
+    pub metrics: Vec<Metric>,
+    /// Mean wall time of one generated sample in milliseconds.
+    pub latency_ms: f64,
+}
+
+/// One named value.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Metric {
+    /// For example `pass_at_1`.
+    pub name: String,
+    /// The value; shares are in 0…1.
+    pub value: f64,
+    /// Direction in which a value is better.
+    pub higher_is_better: bool,
+}
+
+/// How one problem went: one line of `problems.jsonl`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProblemCount {
+    /// The problem.
+    pub problem_id: String,
+    /// Problem family or empty.
+    #[serde(default)]
+    pub family: String,
+    /// Graded samples (n).
+    pub num_samples: u32,
+    /// Passing samples (c).
+    pub num_passed: u32,
+    /// Whether the greedy sample passed.
+    pub greedy_passed: Option<bool>,
+}
+
+/// Unweighted cross-entropy of one prediction head on the reference solutions.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct HeadLoss {
+    /// 1-based distance to the target.
+    pub horizon: u32,
+    /// Mean cross-entropy per target token, nats.
+    pub ce_nats: f64,
+    /// Share of targets that the head's argmax predicts.
+    pub accuracy: f64,
+    /// Number of targets.
+    pub num_targets: u64,
+}
+
+/// `summary.json` of a scores artifact: all that identifies and explains the scores.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ScoreSummary {
+    /// Version that was evaluated: `v001`, or `base` for the untrained model.
+    pub version_id: String,
+    /// Algorithm key of the recipe, or `base`.
+    pub algo: String,
+    /// Version that this one was derived from.
+    pub parent: Option<String>,
+    /// The one change against the parent, in words.
+    pub change: Option<String>,
+    /// Training seed; `None` for the base.
+    pub seed: Option<u64>,
+    /// Data set name.
+    pub dataset: String,
+    /// Evaluated split.
+    pub split: Split,
+    /// Digest of all that runs on one leaderboard must share; see the recipe crate.
+    pub shared_digest: String,
+    /// Checkpoint (or base model) artifact that generated the samples.
+    pub checkpoint: String,
+    /// Processed-data artifact that the problems come from.
+    pub data: String,
+    /// Sampling settings and limits, as resolved.
+    pub protocol: BTreeMap<String, String>,
+    /// Prediction heads on the reference solutions.
+    pub heads: Vec<HeadLoss>,
+    /// Share of sampled programs per error class.
+    pub error_shares: BTreeMap<ErrorClass, f64>,
+    /// What the sandbox could enforce: layer to state.
+    pub sandbox: BTreeMap<String, String>,
+}
+
+/// Paths inside a scores artifact.
+pub mod score_files {
+    /// [`super::EvalScore`].
+    pub const EVAL_SCORE: &str = "eval_score.json";
+    /// [`super::ScoreSummary`].
+    pub const SUMMARY: &str = "summary.json";
+    /// JSON lines of [`crate::GradedSample`].
+    pub const SAMPLES: &str = "samples.jsonl";
+    /// JSON lines of [`super::ProblemCount`].
+    pub const PROBLEMS: &str = "problems.jsonl";
+    /// Folder of shown samples: `0001/{input.txt, output.txt, gt.txt, meta.json}`.
+    pub const INFER_SAMPLES: &str = "infer_samples";
+}

@@ -1,0 +1,1 @@
+//! Intervals, bootstrap, paired tests and pass@k.

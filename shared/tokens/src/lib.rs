@@ -1,0 +1,1 @@
+//! Tokenizers, the prompt template, masks and target alignment.

@@ -1,0 +1,1 @@
+//! TD errors, advantages and excess losses become token weights of mean one.

@@ -1,0 +1,1 @@
+//! Renders the leaderboard and one page per version to static HTML.

@@ -1,0 +1,3 @@
+//! Renders the leaderboard and one page per version to static HTML.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! The embedded S3 server: s3s protocol over a durable, conditional, content-checked backend.

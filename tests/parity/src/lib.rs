@@ -1,0 +1,1 @@
+//! Compares our numbers with PyTorch goldens, stage by stage.

@@ -1,0 +1,3 @@
+//! Compares our numbers with PyTorch goldens, stage by stage.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! What crosses rooms: the whole chain, faults and the house rules.
