@@ -1,3 +1,7 @@
-//! Scores of all versions become one table, analyses and a report folder.
+//! Reads: scores of every version and seed. Writes: leaderboard tables, analyses and a report folder.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    wmtp_job_kit::main::<build_leaderboard::BuildLeaderboard>()
+}

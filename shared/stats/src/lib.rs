@@ -1,4 +1,4 @@
-//! Intervals, bootstrap, paired tests and pass@k.
+//! Intervals, bootstrap, paired tests, pass@k, and the leaderboard they make up.
 //!
 //! Pure functions of counts and per-task scores. Random draws come from a seed that the caller gives, so that
 //! a report is the same whenever it is made. The unit of resampling is always the *task*: samples of one task
@@ -6,7 +6,9 @@
 
 mod bootstrap;
 mod differences;
+pub mod leaderboard;
 mod pass_at_k;
+pub mod wording;
 
 pub use bootstrap::{DRAWS, Difference, Estimate, bootstrap_mean, paired_bootstrap};
 pub use differences::{Resolution, holm, mcnemar_exact, resolution, shared_ranks};

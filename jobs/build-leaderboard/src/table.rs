@@ -1,0 +1,263 @@
+//! The leaderboard as a plain function of scores: refusals, pooling, order, comparisons.
+
+mod compare;
+mod pool;
+
+use std::cmp::Ordering;
+
+use wmtp_job_kit::JobError;
+use wmtp_stats::leaderboard::{Leaderboard, LeaderboardRow, PRIMARY_METRIC};
+use wmtp_stats::{Resolution, resolution, shared_ranks};
+
+use crate::source::ScoredRun;
+use crate::table::compare::Comparer;
+use crate::table::pool::Pooled;
+
+/// Level of the tests behind shared ranks.
+const LEVEL: f64 = 0.05;
+
+/// Why scores cannot stand on one leaderboard.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// There is nothing to rank.
+    #[error("no scores were given")]
+    Empty,
+    /// Two runs differ in what all must share.
+    #[error(
+        "{first} and {second} cannot be ranked together: their {what} differ ({one} and {other})"
+    )]
+    NotShared {
+        /// A run.
+        first: String,
+        /// Another run.
+        second: String,
+        /// What differs.
+        what: &'static str,
+        /// Its value in the first.
+        one: String,
+        /// Its value in the second.
+        other: String,
+    },
+    /// One version and seed was given twice, with different scores.
+    #[error("{label} has two different scores: {first} and {second}")]
+    Duplicate {
+        /// Version and seed.
+        label: String,
+        /// An artifact.
+        first: String,
+        /// Another.
+        second: String,
+    },
+    /// The seeds of a version disagree about what it is.
+    #[error("the seeds of {version} disagree about its {what}: {one:?} and {other:?}")]
+    Identity {
+        /// The version.
+        version: String,
+        /// Which field.
+        what: &'static str,
+        /// One value.
+        one: String,
+        /// Another.
+        other: String,
+    },
+    /// A score file contradicts itself.
+    #[error("scores of {label} ({id}): {reason}")]
+    Inconsistent {
+        /// Version and seed.
+        label: String,
+        /// The artifact.
+        id: String,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+impl From<Error> for JobError {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::NotShared { .. } => Self::refused(error)
+                .hint("evaluate them again with recipes that differ only in the algorithm and its own settings"),
+            Error::Empty => Self::usage(error),
+            _ => Self::bad_input(error),
+        }
+    }
+}
+
+/// Ranks versions.
+///
+/// Runs must share data, tasks, evaluation set, protocol and (except for the untrained base) the shared part
+/// of their recipes. Seeds of a version are pooled: metrics are averaged, and a task's score is its mean pass
+/// rate over seeds. The outcome does not depend on the order of the runs.
+pub fn build(runs: &[ScoredRun]) -> Result<Leaderboard, Error> {
+    let mut runs: Vec<&ScoredRun> = runs.iter().collect();
+    runs.sort_by(|a, b| {
+        (&a.summary.version_id, a.summary.seed, &a.id).cmp(&(
+            &b.summary.version_id,
+            b.summary.seed,
+            &b.id,
+        ))
+    });
+    runs.dedup_by(|a, b| a.id == b.id);
+    let first = *runs.first().ok_or(Error::Empty)?;
+    refuse_unlike(&runs)?;
+
+    let mut warnings = Vec::new();
+    let mut pooled = pool::versions(&runs, &mut warnings)?;
+    let higher_is_better = pooled
+        .iter()
+        .find_map(Pooled::primary)
+        .is_none_or(|metric| metric.higher_is_better);
+    pooled.sort_by(|a, b| best_first(a, b, higher_is_better));
+    warn_of_gaps(&pooled, &mut warnings);
+
+    let comparer = Comparer::new(&pooled);
+    let mut rows: Vec<LeaderboardRow> =
+        (0..pooled.len()).map(|index| comparer.row(index)).collect();
+    rank(&mut rows);
+    Ok(Leaderboard {
+        dataset_id: first.score.dataset_id.clone(),
+        split: first.summary.split,
+        primary_metric: PRIMARY_METRIC.to_owned(),
+        higher_is_better,
+        created_at: rows
+            .iter()
+            .map(|row| row.created_at.clone())
+            .max()
+            .unwrap_or_default(),
+        data: first.summary.data.clone(),
+        num_tasks: first.problems.len(),
+        protocol: first.summary.protocol.clone(),
+        sandbox: first.summary.sandbox.clone(),
+        resolution: resolve(&pooled),
+        rows,
+        warnings,
+    })
+}
+
+/// Checks everything that the runs of one leaderboard share.
+fn refuse_unlike(runs: &[&ScoredRun]) -> Result<(), Error> {
+    type Facet = (&'static str, fn(&ScoredRun) -> String);
+    let facets: [Facet; 5] = [
+        ("data sets", |run| run.summary.data.clone()),
+        ("splits", |run| run.summary.split.to_string()),
+        ("evaluation sets", |run| run.score.dataset_id.clone()),
+        ("evaluation protocols", |run| {
+            format!("{:?}", run.summary.protocol)
+        }),
+        ("tasks", |run| format!("{:?}", pool::task_ids(run))),
+    ];
+    let first = runs[0];
+    for run in &runs[1..] {
+        for (what, value) in facets {
+            refuse_difference(first, run, what, value)?;
+        }
+    }
+    let mut trained = runs.iter().filter(|run| !run.is_base());
+    if let Some(first) = trained.next() {
+        for run in trained {
+            refuse_difference(first, run, "shared recipe parts", |run| {
+                run.summary.shared_digest.clone()
+            })?;
+        }
+    }
+    Ok(())
+}
+
+fn refuse_difference(
+    first: &ScoredRun,
+    second: &ScoredRun,
+    what: &'static str,
+    value: fn(&ScoredRun) -> String,
+) -> Result<(), Error> {
+    let (one, other) = (value(first), value(second));
+    if one == other {
+        return Ok(());
+    }
+    Err(Error::NotShared {
+        first: first.label(),
+        second: second.label(),
+        what,
+        one: shortened(&one),
+        other: shortened(&other),
+    })
+}
+
+/// The first characters of a value, for a message.
+fn shortened(value: &str) -> String {
+    const SHOWN: usize = 60;
+    if value.chars().count() <= SHOWN {
+        return value.to_owned();
+    }
+    let head: String = value.chars().take(SHOWN).collect();
+    format!("{head}\u{2026}")
+}
+
+/// Order of the table: primary metric in its direction, missing last, then by name.
+fn best_first(a: &Pooled, b: &Pooled, higher_is_better: bool) -> Ordering {
+    let value = |pooled: &Pooled| pooled.primary().map(|metric| metric.value);
+    let by_metric = match (value(a), value(b)) {
+        (Some(a), Some(b)) if higher_is_better => b.total_cmp(&a),
+        (Some(a), Some(b)) => a.total_cmp(&b),
+        (Some(_), None) => Ordering::Less,
+        (None, Some(_)) => Ordering::Greater,
+        (None, None) => Ordering::Equal,
+    };
+    by_metric.then_with(|| a.version_id.cmp(&b.version_id))
+}
+
+fn warn_of_gaps(pooled: &[Pooled], warnings: &mut Vec<String>) {
+    for version in pooled.iter().filter(|version| version.primary().is_none()) {
+        warnings.push(format!(
+            "{} has no {PRIMARY_METRIC}: it stands last and is not ranked",
+            version.version_id
+        ));
+    }
+    let weighted = pooled
+        .iter()
+        .any(|v| matches!(v.algo.as_str(), "verifiable" | "rho1"));
+    for control in ["random_matched", "shuffled"] {
+        if weighted && !pooled.iter().any(|v| v.algo == control) {
+            warnings.push(format!(
+                "the control {control} is missing: no improvement can be claimed without it"
+            ));
+        }
+    }
+}
+
+fn rank(rows: &mut [LeaderboardRow]) {
+    let ranked: Vec<usize> = (0..rows.len())
+        .filter(|&i| rows[i].estimate.is_some())
+        .collect();
+    let scores: Vec<f64> = ranked
+        .iter()
+        .filter_map(|&i| rows[i].estimate.map(|estimate| estimate.mean))
+        .collect();
+    let level: Vec<bool> = ranked
+        .iter()
+        .map(|&i| {
+            let corrected = rows[i].against_leader.as_ref().and_then(|c| c.p_holm);
+            corrected.is_none_or(|p| p >= LEVEL)
+        })
+        .collect();
+    for (&index, rank) in ranked.iter().zip(shared_ranks(&scores, &level)) {
+        rows[index].rank = Some(rank);
+    }
+}
+
+/// Resolving power, from the per-task differences of the two best trained versions.
+fn resolve(pooled: &[Pooled]) -> Option<Resolution> {
+    let mut best = pooled
+        .iter()
+        .filter(|v| v.algo != "base" && v.primary().is_some());
+    let (first, second) = (best.next()?, best.next()?);
+    let squares = first
+        .task_scores
+        .iter()
+        .zip(&second.task_scores)
+        .map(|(a, b)| (a - b) * (a - b));
+    let mean_square = squares.sum::<f64>() / first.task_scores.len() as f64;
+    resolution(mean_square, first.task_scores.len())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,204 @@
+//! Paired comparisons and what may be claimed from them.
+
+use wmtp_stats::leaderboard::{
+    Comparison, Discordance, LeaderboardRow, SEEDS_FOR_A_CLAIM, Verdict, files,
+};
+use wmtp_stats::{DRAWS, Difference, bootstrap_mean, holm, mcnemar_exact, paired_bootstrap};
+
+use super::pool::Pooled;
+
+/// Seed of every bootstrap of a report.
+const SEED: u64 = 42;
+
+/// Compares pooled versions that stand best first.
+pub(super) struct Comparer<'a> {
+    versions: &'a [Pooled],
+    /// Holm-corrected p-value against the first version; `None` for it and for versions without the metric.
+    p_holm: Vec<Option<f64>>,
+}
+
+impl<'a> Comparer<'a> {
+    pub(super) fn new(versions: &'a [Pooled]) -> Self {
+        let raw: Vec<Option<f64>> = versions
+            .iter()
+            .enumerate()
+            .map(|(index, version)| {
+                let tested = index > 0 && version.primary().is_some();
+                tested.then(|| paired(version, &versions[0]).p_value)
+            })
+            .collect();
+        let tested: Vec<f64> = raw.iter().flatten().copied().collect();
+        let mut corrected = holm(&tested).into_iter();
+        let p_holm = raw
+            .into_iter()
+            .map(|p| p.and_then(|_| corrected.next()))
+            .collect();
+        Self { versions, p_holm }
+    }
+
+    /// The row of one version, still without its rank.
+    pub(super) fn row(&self, index: usize) -> LeaderboardRow {
+        let version = &self.versions[index];
+        let has_primary = version.primary().is_some();
+        let against = |other: Option<&Pooled>| {
+            other
+                .filter(|other| has_primary && other.primary().is_some())
+                .map(|other| self.compare(version, other))
+        };
+        let against_leader =
+            against(self.versions.first().filter(|_| index > 0)).map(|comparison| Comparison {
+                p_holm: self.p_holm[index],
+                ..comparison
+            });
+        LeaderboardRow {
+            version_id: version.version_id.clone(),
+            dataset_id: version.dataset_id.clone(),
+            created_at: version.created_at.clone(),
+            latency_ms: version.latency_ms,
+            artifact_relpath: files::version_dir(&version.version_id),
+            metrics: version.metrics.clone(),
+            rank: None,
+            algo: version.algo.clone(),
+            parent: version.parent.clone(),
+            change: version.change.clone(),
+            seeds: version.seeds.clone(),
+            num_samples: version.num_samples,
+            estimate: has_primary
+                .then(|| bootstrap_mean(&version.task_scores, DRAWS, SEED))
+                .flatten(),
+            against_leader,
+            against_parent: against(self.named(version.parent.as_deref())),
+            against_baseline: against(self.baseline_of(version)),
+            against_controls: self
+                .controls()
+                .filter(|control| control.version_id != version.version_id)
+                .filter_map(|control| against(Some(control)))
+                .collect(),
+            heads: version.heads.clone(),
+            error_shares: version.error_shares.clone(),
+            families: version.families.clone(),
+            runs: version.runs.clone(),
+        }
+    }
+
+    fn compare(&self, this: &Pooled, other: &Pooled) -> Comparison {
+        let difference = paired(this, other);
+        let (verdict, reason) = self.judge(this, other, &difference);
+        Comparison {
+            other: other.version_id.clone(),
+            difference,
+            p_holm: None,
+            greedy: discordance(this, other),
+            verdict,
+            reason,
+        }
+    }
+
+    /// The rule for claims. Against the untrained base the interval alone decides: nothing is claimed there but
+    /// that training works.
+    fn judge(&self, this: &Pooled, other: &Pooled, difference: &Difference) -> (Verdict, String) {
+        let no = |reason: String| (Verdict::NoDifference, reason);
+        if !difference.is_significant() {
+            return no("the interval includes 0".to_owned());
+        }
+        let direction = if difference.difference > 0.0 {
+            Verdict::Better
+        } else {
+            Verdict::Worse
+        };
+        if this.algo == "base" || other.algo == "base" {
+            return (direction, "the interval excludes 0".to_owned());
+        }
+        let seeds = this.seeds.len().min(other.seeds.len());
+        if seeds < SEEDS_FOR_A_CLAIM {
+            return no(format!(
+                "the interval excludes 0, but a claim needs {SEEDS_FOR_A_CLAIM} seeds on both sides and there are {seeds}"
+            ));
+        }
+        let weighted = matches!(this.algo.as_str(), "verifiable" | "rho1");
+        if direction == Verdict::Better && weighted && !is_control(other) {
+            if let Some(reason) = self.lost_to_controls(this) {
+                return no(reason);
+            }
+        }
+        (direction, "the interval excludes 0".to_owned())
+    }
+
+    /// Why a weighted version has not won over both controls; `None` if it has.
+    fn lost_to_controls(&self, this: &Pooled) -> Option<String> {
+        for algo in ["random_matched", "shuffled"] {
+            if !self
+                .controls()
+                .any(|control| control.algo == algo && control.primary().is_some())
+            {
+                return Some(format!(
+                    "the interval excludes 0, but the control {algo} is missing"
+                ));
+            }
+        }
+        self.controls()
+            .filter(|control| control.primary().is_some())
+            .find(|control| paired(this, control).interval.low <= 0.0)
+            .map(|control| {
+                format!(
+                    "the interval excludes 0, but so little separates it from the control {} that the weights' placement explains nothing",
+                    control.version_id
+                )
+            })
+    }
+
+    fn named(&self, id: Option<&str>) -> Option<&'a Pooled> {
+        self.versions
+            .iter()
+            .find(|version| Some(version.version_id.as_str()) == id)
+    }
+
+    fn controls(&self) -> impl Iterator<Item = &'a Pooled> {
+        self.versions.iter().filter(|version| is_control(version))
+    }
+
+    /// The nearest ancestor with the baseline algorithm, or the first baseline by name.
+    fn baseline_of(&self, version: &Pooled) -> Option<&'a Pooled> {
+        if version.algo == "baseline" || version.algo == "base" {
+            return None;
+        }
+        let mut ancestor = self.named(version.parent.as_deref());
+        for _ in 0..self.versions.len() {
+            match ancestor {
+                Some(found) if found.algo == "baseline" => return Some(found),
+                Some(found) => ancestor = self.named(found.parent.as_deref()),
+                None => break,
+            }
+        }
+        self.versions
+            .iter()
+            .filter(|version| version.algo == "baseline")
+            .min_by(|a, b| a.version_id.cmp(&b.version_id))
+    }
+}
+
+fn is_control(version: &Pooled) -> bool {
+    matches!(version.algo.as_str(), "random_matched" | "shuffled")
+}
+
+fn paired(this: &Pooled, other: &Pooled) -> Difference {
+    paired_bootstrap(&this.task_scores, &other.task_scores, DRAWS, SEED)
+        .expect("all versions have the same tasks, and there is one at least")
+}
+
+/// Greedy outcomes side by side, where both sides have one per task.
+fn discordance(this: &Pooled, other: &Pooled) -> Option<Discordance> {
+    let (this, other) = (this.greedy.as_ref()?, other.greedy.as_ref()?);
+    let count = |wanted: (bool, bool)| {
+        this.iter()
+            .zip(other)
+            .filter(|(a, b)| (**a, **b) == wanted)
+            .count() as u64
+    };
+    let (only_this, only_other) = (count((true, false)), count((false, true)));
+    Some(Discordance {
+        only_this,
+        only_other,
+        p_value: mcnemar_exact(only_this, only_other),
+    })
+}

@@ -1,0 +1,319 @@
+//! Seeds of one version become one set of numbers.
+
+use std::collections::BTreeMap;
+
+use wmtp_records::{ErrorClass, HeadLoss, Metric, ProblemCount};
+use wmtp_stats::leaderboard::{FamilyScore, PRIMARY_METRIC, RunSource};
+
+use super::Error;
+use crate::source::ScoredRun;
+
+/// How far a score file's pass@1 may lie from that of its tasks.
+const TOLERANCE: f64 = 1e-6;
+
+/// One version, seeds pooled.
+#[derive(Debug, Clone)]
+pub(super) struct Pooled {
+    pub(super) version_id: String,
+    pub(super) dataset_id: String,
+    pub(super) algo: String,
+    pub(super) parent: Option<String>,
+    pub(super) change: Option<String>,
+    pub(super) seeds: Vec<u64>,
+    pub(super) created_at: String,
+    pub(super) latency_ms: f64,
+    pub(super) num_samples: u64,
+    pub(super) metrics: Vec<Metric>,
+    /// Mean pass rate per task over seeds, tasks in the order of their ids.
+    pub(super) task_scores: Vec<f64>,
+    /// Greedy outcome per task, with one seed only.
+    pub(super) greedy: Option<Vec<bool>>,
+    pub(super) families: Vec<FamilyScore>,
+    pub(super) heads: Vec<HeadLoss>,
+    pub(super) error_shares: BTreeMap<ErrorClass, f64>,
+    pub(super) runs: Vec<RunSource>,
+}
+
+impl Pooled {
+    /// The metric that orders the table.
+    pub(super) fn primary(&self) -> Option<&Metric> {
+        self.metrics
+            .iter()
+            .find(|metric| metric.name == PRIMARY_METRIC)
+    }
+}
+
+/// The tasks of a run in the order of their ids.
+pub(super) fn task_ids(run: &ScoredRun) -> Vec<&str> {
+    sorted_tasks(run)
+        .into_iter()
+        .map(|task| task.problem_id.as_str())
+        .collect()
+}
+
+/// Pools runs that are sorted by version and seed.
+pub(super) fn versions(
+    runs: &[&ScoredRun],
+    warnings: &mut Vec<String>,
+) -> Result<Vec<Pooled>, Error> {
+    runs.chunk_by(|a, b| a.summary.version_id == b.summary.version_id)
+        .map(|seeds| version(seeds, warnings))
+        .collect()
+}
+
+fn version(seeds: &[&ScoredRun], warnings: &mut Vec<String>) -> Result<Pooled, Error> {
+    let first = seeds[0];
+    for run in seeds {
+        check_run(run)?;
+    }
+    check_identity(seeds)?;
+    let tasks: Vec<Vec<&ProblemCount>> = seeds.iter().map(|run| sorted_tasks(run)).collect();
+    let task_scores = mean_scores(&tasks);
+    Ok(Pooled {
+        version_id: first.summary.version_id.clone(),
+        dataset_id: first.score.dataset_id.clone(),
+        algo: first.summary.algo.clone(),
+        parent: first.summary.parent.clone(),
+        change: first.summary.change.clone(),
+        seeds: seeds.iter().filter_map(|run| run.summary.seed).collect(),
+        created_at: seeds
+            .iter()
+            .map(|run| run.score.created_at.clone())
+            .max()
+            .unwrap_or_default(),
+        latency_ms: mean(seeds.iter().map(|run| run.score.latency_ms)),
+        num_samples: seeds.iter().map(|run| run.score.num_samples).sum(),
+        metrics: mean_metrics(seeds, warnings),
+        families: families(&tasks[0], &task_scores),
+        task_scores,
+        greedy: match tasks.as_slice() {
+            [only] => only.iter().map(|task| task.greedy_passed).collect(),
+            _ => None,
+        },
+        heads: mean_heads(seeds),
+        error_shares: mean_error_shares(seeds),
+        runs: seeds
+            .iter()
+            .map(|run| RunSource {
+                seed: run.summary.seed,
+                scores: run.id.clone(),
+                checkpoint: run.summary.checkpoint.clone(),
+            })
+            .collect(),
+    })
+}
+
+/// Checks what one run says about itself.
+fn check_run(run: &ScoredRun) -> Result<(), Error> {
+    let fault = |reason: String| {
+        Err(Error::Inconsistent {
+            label: run.label(),
+            id: run.id.clone(),
+            reason,
+        })
+    };
+    let id = &run.summary.version_id;
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    if id.is_empty() || id.starts_with('.') || !id.chars().all(plain) {
+        return fault(format!(
+            "the version id {id:?} is no plain name (letters, digits, . _ -)"
+        ));
+    }
+    if run.problems.is_empty() {
+        return fault("there are no tasks".to_owned());
+    }
+    let broken = run
+        .problems
+        .iter()
+        .find(|task| task.num_samples == 0 || task.num_passed > task.num_samples);
+    if let Some(task) = broken {
+        return fault(format!(
+            "task {} has {} of {} samples passing",
+            task.problem_id, task.num_passed, task.num_samples
+        ));
+    }
+    let tasks = sorted_tasks(run);
+    if let Some(pair) = tasks
+        .windows(2)
+        .find(|pair| pair[0].problem_id == pair[1].problem_id)
+    {
+        return fault(format!("task {} is listed twice", pair[0].problem_id));
+    }
+    let counted = mean(tasks.iter().map(|task| pass_rate(task)));
+    let stated = run
+        .score
+        .metrics
+        .iter()
+        .find(|metric| metric.name == PRIMARY_METRIC);
+    match stated {
+        Some(metric) if (metric.value - counted).abs() > TOLERANCE => fault(format!(
+            "{PRIMARY_METRIC} is stated as {} but its tasks give {counted}",
+            metric.value
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Checks that all seeds mean the same version.
+fn check_identity(seeds: &[&ScoredRun]) -> Result<(), Error> {
+    for pair in seeds.windows(2) {
+        let (a, b) = (&pair[0].summary, &pair[1].summary);
+        if a.seed == b.seed {
+            return Err(Error::Duplicate {
+                label: pair[0].label(),
+                first: pair[0].id.clone(),
+                second: pair[1].id.clone(),
+            });
+        }
+        let text = |value: &Option<String>| value.clone().unwrap_or_default();
+        let fields = [
+            ("algorithm", a.algo.clone(), b.algo.clone()),
+            ("parent", text(&a.parent), text(&b.parent)),
+            ("change", text(&a.change), text(&b.change)),
+        ];
+        for (what, one, other) in fields {
+            if one != other {
+                return Err(Error::Identity {
+                    version: a.version_id.clone(),
+                    what,
+                    one,
+                    other,
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
+fn sorted_tasks(run: &ScoredRun) -> Vec<&ProblemCount> {
+    let mut tasks: Vec<&ProblemCount> = run.problems.iter().collect();
+    tasks.sort_by(|a, b| a.problem_id.cmp(&b.problem_id));
+    tasks
+}
+
+fn pass_rate(task: &ProblemCount) -> f64 {
+    f64::from(task.num_passed) / f64::from(task.num_samples)
+}
+
+fn mean(values: impl Iterator<Item = f64>) -> f64 {
+    let (mut total, mut count) = (0.0, 0usize);
+    for value in values {
+        total += value;
+        count += 1;
+    }
+    total / count.max(1) as f64
+}
+
+fn mean_scores(tasks: &[Vec<&ProblemCount>]) -> Vec<f64> {
+    (0..tasks[0].len())
+        .map(|index| mean(tasks.iter().map(|seed| pass_rate(seed[index]))))
+        .collect()
+}
+
+fn families(tasks: &[&ProblemCount], scores: &[f64]) -> Vec<FamilyScore> {
+    let mut by_family: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
+    for (task, score) in tasks.iter().zip(scores) {
+        by_family.entry(&task.family).or_default().push(*score);
+    }
+    by_family
+        .into_iter()
+        .map(|(family, scores)| FamilyScore {
+            family: family.to_owned(),
+            num_tasks: scores.len(),
+            mean: mean(scores.into_iter()),
+        })
+        .collect()
+}
+
+/// Metrics of a run; a second metric of one name becomes `name__2`.
+fn unique_metrics(run: &ScoredRun) -> Vec<Metric> {
+    let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut unique = Vec::new();
+    for metric in &run.score.metrics {
+        let times = seen.entry(&metric.name).or_insert(0);
+        *times += 1;
+        let name = match times {
+            1 => metric.name.clone(),
+            times => format!("{}__{times}", metric.name),
+        };
+        unique.push(Metric {
+            name,
+            ..metric.clone()
+        });
+    }
+    unique
+}
+
+/// Means over seeds, in the order of the first run that has a metric. A metric that some seed lacks is left out
+/// with a warning: a mean over fewer seeds would not be comparable.
+fn mean_metrics(seeds: &[&ScoredRun], warnings: &mut Vec<String>) -> Vec<Metric> {
+    let per_seed: Vec<Vec<Metric>> = seeds.iter().map(|run| unique_metrics(run)).collect();
+    let mut pooled: Vec<Metric> = Vec::new();
+    for metric in per_seed.iter().flatten() {
+        if pooled.iter().any(|known| known.name == metric.name) {
+            continue;
+        }
+        let values: Vec<f64> = per_seed
+            .iter()
+            .filter_map(|metrics| metrics.iter().find(|m| m.name == metric.name))
+            .map(|m| m.value)
+            .collect();
+        if values.len() < seeds.len() {
+            let version = &seeds[0].summary.version_id;
+            let warning = format!(
+                "{version}: {} is missing in {} of {} seeds and left out",
+                metric.name,
+                seeds.len() - values.len(),
+                seeds.len()
+            );
+            if !warnings.contains(&warning) {
+                warnings.push(warning);
+            }
+            continue;
+        }
+        pooled.push(Metric {
+            value: mean(values.into_iter()),
+            ..metric.clone()
+        });
+    }
+    pooled
+}
+
+fn mean_heads(seeds: &[&ScoredRun]) -> Vec<HeadLoss> {
+    let same_of = |run: &&ScoredRun, horizon: u32| {
+        run.summary
+            .heads
+            .iter()
+            .find(|head| head.horizon == horizon)
+            .cloned()
+    };
+    let mut heads: Vec<HeadLoss> = seeds[0]
+        .summary
+        .heads
+        .iter()
+        .map(|head| {
+            let all: Vec<HeadLoss> = seeds
+                .iter()
+                .filter_map(|run| same_of(run, head.horizon))
+                .collect();
+            HeadLoss {
+                horizon: head.horizon,
+                ce_nats: mean(all.iter().map(|h| h.ce_nats)),
+                accuracy: mean(all.iter().map(|h| h.accuracy)),
+                num_targets: all.iter().map(|h| h.num_targets).sum(),
+            }
+        })
+        .collect();
+    heads.sort_by_key(|head| head.horizon);
+    heads
+}
+
+fn mean_error_shares(seeds: &[&ScoredRun]) -> BTreeMap<ErrorClass, f64> {
+    let mut shares = BTreeMap::new();
+    for run in seeds {
+        for (class, share) in &run.summary.error_shares {
+            *shares.entry(*class).or_insert(0.0) += share / seeds.len() as f64;
+        }
+    }
+    shares
+}

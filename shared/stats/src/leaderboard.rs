@@ -1,0 +1,208 @@
+//! `leaderboard.json`: what build-leaderboard writes and the site reads.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use wmtp_records::{ErrorClass, HeadLoss, Metric, Split};
+
+use crate::{Difference, Estimate, Resolution};
+
+/// Name of the metric that orders a leaderboard.
+pub const PRIMARY_METRIC: &str = "pass_at_1";
+
+/// Seeds that a claim of improvement needs on both sides.
+pub const SEEDS_FOR_A_CLAIM: usize = 3;
+
+/// Paths inside a leaderboard artifact; one place for writer and readers.
+pub mod files {
+    /// The founding table.
+    pub const CSV: &str = "leaderboard.csv";
+    /// [`super::Leaderboard`].
+    pub const JSON: &str = "leaderboard.json";
+    /// The table with ranks, intervals and differences.
+    pub const PARQUET: &str = "leaderboard.parquet";
+
+    /// Folder of one version, as `artifact_relpath` names it.
+    pub fn version_dir(version_id: &str) -> String {
+        format!("versions/{version_id}")
+    }
+
+    /// The computed analysis of one version.
+    pub fn analysis(version_id: &str) -> String {
+        format!("versions/{version_id}/result-analysis.md")
+    }
+}
+
+/// All versions on one evaluation set, best first.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Leaderboard {
+    /// Evaluation set, for example `micropy-test`.
+    pub dataset_id: String,
+    /// Evaluated split.
+    pub split: Split,
+    /// Metric that orders the rows.
+    pub primary_metric: String,
+    /// Its direction.
+    pub higher_is_better: bool,
+    /// Time of the newest score, ISO 8601, UTC.
+    pub created_at: String,
+    /// Processed-data artifact of the problems.
+    pub data: String,
+    /// Number of tasks.
+    pub num_tasks: usize,
+    /// Sampling settings and limits, the same for every row.
+    pub protocol: BTreeMap<String, String>,
+    /// What the sandbox could enforce: layer to state.
+    pub sandbox: BTreeMap<String, String>,
+    /// What this set of tasks can resolve, from the two best trained versions.
+    pub resolution: Option<Resolution>,
+    /// One row per version.
+    pub rows: Vec<LeaderboardRow>,
+    /// What a reader must know: missing metrics, missing controls.
+    pub warnings: Vec<String>,
+}
+
+/// One version with its seeds pooled.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LeaderboardRow {
+    /// `v001`, or `base`.
+    pub version_id: String,
+    /// Evaluation set.
+    pub dataset_id: String,
+    /// Time of the newest of its scores.
+    pub created_at: String,
+    /// Mean wall time of one generated sample in milliseconds.
+    pub latency_ms: f64,
+    /// Folder of the version beside the table.
+    pub artifact_relpath: String,
+    /// Means over seeds.
+    pub metrics: Vec<Metric>,
+    /// Rank that the noise allows; `None` without the primary metric.
+    pub rank: Option<u32>,
+    /// Algorithm key of the recipe, or `base`.
+    pub algo: String,
+    /// Version that this one was derived from.
+    pub parent: Option<String>,
+    /// The one change against the parent, in words.
+    pub change: Option<String>,
+    /// Training seeds, rising; empty for the base.
+    pub seeds: Vec<u64>,
+    /// Graded samples of all seeds.
+    pub num_samples: u64,
+    /// The primary metric with its interval over tasks.
+    pub estimate: Option<Estimate>,
+    /// Paired difference to the first row.
+    pub against_leader: Option<Comparison>,
+    /// Paired difference to the parent.
+    pub against_parent: Option<Comparison>,
+    /// Paired difference to the unweighted baseline that it descends from.
+    pub against_baseline: Option<Comparison>,
+    /// Paired differences to the control versions.
+    pub against_controls: Vec<Comparison>,
+    /// Prediction heads on the reference solutions, means over seeds.
+    pub heads: Vec<HeadLoss>,
+    /// Share of sampled programs per error class, means over seeds.
+    pub error_shares: BTreeMap<ErrorClass, f64>,
+    /// Mean pass rate per problem family.
+    pub families: Vec<FamilyScore>,
+    /// Where the numbers come from, one per seed.
+    pub runs: Vec<RunSource>,
+}
+
+impl LeaderboardRow {
+    /// The value of a metric.
+    pub fn metric(&self, name: &str) -> Option<f64> {
+        self.metrics
+            .iter()
+            .find(|m| m.name == name)
+            .map(|m| m.value)
+    }
+
+    /// Whether the version is the untrained model.
+    pub fn is_base(&self) -> bool {
+        self.algo == "base"
+    }
+
+    /// Whether the version is a control: weights that say nothing about the tokens.
+    pub fn is_control(&self) -> bool {
+        matches!(self.algo.as_str(), "random_matched" | "shuffled")
+    }
+
+    /// Whether the version weights tokens by a scorer that is meant to matter.
+    pub fn is_weighted(&self) -> bool {
+        matches!(self.algo.as_str(), "verifiable" | "rho1")
+    }
+}
+
+/// Mean pass rate on the tasks of one family.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct FamilyScore {
+    /// Problem family; empty where the data set has none.
+    pub family: String,
+    /// Tasks in it.
+    pub num_tasks: usize,
+    /// Mean over its tasks.
+    pub mean: f64,
+}
+
+/// Artifacts behind one seed of a version.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunSource {
+    /// Training seed; `None` for the base.
+    pub seed: Option<u64>,
+    /// Scores artifact.
+    pub scores: String,
+    /// Checkpoint (or base model) artifact.
+    pub checkpoint: String,
+}
+
+/// One version against another, over the same tasks.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Comparison {
+    /// The other version.
+    pub other: String,
+    /// This minus the other.
+    pub difference: Difference,
+    /// Holm-corrected p-value; only for comparisons with the leader.
+    pub p_holm: Option<f64>,
+    /// Exact McNemar on the greedy samples; only with one seed on both sides.
+    pub greedy: Option<Discordance>,
+    /// What may be said.
+    pub verdict: Verdict,
+    /// Why no more may be said, or what the verdict rests on.
+    pub reason: String,
+}
+
+/// Tasks on which two versions disagree.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Discordance {
+    /// Solved by this version alone.
+    pub only_this: u64,
+    /// Solved by the other alone.
+    pub only_other: u64,
+    /// Exact two-sided McNemar p-value.
+    pub p_value: f64,
+}
+
+/// What the evidence allows to say about a difference.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// An improvement that meets the rule for claims.
+    Better,
+    /// A loss, by the same rule.
+    Worse,
+    /// Anything less.
+    NoDifference,
+}
+
+impl Verdict {
+    /// The words of report and site.
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Better => "better",
+            Self::Worse => "worse",
+            Self::NoDifference => "no difference detected",
+        }
+    }
+}
