@@ -1,0 +1,54 @@
+//! What can go wrong around grading; what goes wrong inside a program is a verdict.
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::SandboxReport;
+
+/// Why grading could not start or a file could not be graded.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// No usable CPython on this machine.
+    #[error("no CPython 3.9 or newer with ctypes found; tried {}", if tried.is_empty() { "nothing".to_owned() } else { tried.join("; ") })]
+    Interpreter {
+        /// Each interpreter with the reason against it.
+        tried: Vec<String>,
+    },
+    /// The platform lacks something without which no program can be held.
+    #[error("generated programs cannot be held on this machine: {what}")]
+    Unsupported {
+        /// What is missing.
+        what: String,
+    },
+    /// The fork server did not come up.
+    #[error("the grading server did not start: {what}")]
+    Start {
+        /// What it said, or what the system said.
+        what: String,
+    },
+    /// Layers of the sandbox are missing, and nobody accepted that.
+    #[error("the sandbox is degraded on this machine: {report}")]
+    Degraded {
+        /// What is enforced and what is not.
+        report: SandboxReport,
+    },
+    /// A file could not be read or written.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A row is not what its file promises.
+    #[error("{}, line {line}: {what}", path.display())]
+    Row {
+        /// The file.
+        path: PathBuf,
+        /// 1-based line number.
+        line: usize,
+        /// What was found and what was expected.
+        what: String,
+    },
+}

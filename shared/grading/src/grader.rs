@@ -1,0 +1,351 @@
+//! The pool: one thread and one fork server per worker.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::thread::JoinHandle;
+
+use wmtp_records::{ErrorClass, Verdict};
+
+use crate::confine::{self, Confinement, SPARE_ID};
+use crate::interpreter::Interpreter;
+use crate::server::{Launch, Request, Server};
+use crate::verdict::{judge, not_run};
+use crate::{Error, GraderConfig, Limits, Program, SandboxReport, Tier};
+
+/// Share of the CPU limit from which a program that met the wall limit counts as computing, not waiting.
+const COMPUTING_SHARE: f64 = 0.25;
+
+/// A pool of sandboxed interpreters. Dropping it ends every process it started.
+#[derive(Debug)]
+pub struct Grader {
+    jobs: Option<Sender<Job>>,
+    workers: Vec<JoinHandle<()>>,
+    report: SandboxReport,
+}
+
+/// One program on its way to a worker.
+#[derive(Debug)]
+struct Job {
+    index: usize,
+    source: String,
+    done: Sender<(usize, Verdict)>,
+}
+
+impl Grader {
+    /// Starts the workers and lets a first program try the usual ways out.
+    ///
+    /// # Errors
+    /// [`Error::Degraded`] where a layer of the sandbox is missing and the configuration does not accept
+    /// that; [`Error::Unsupported`] where programs could not be held at all; [`Error::Interpreter`] and
+    /// [`Error::Start`] where Python does not run.
+    pub fn start(config: GraderConfig) -> Result<Self, Error> {
+        if !confine::has_seccomp() {
+            let what = "the kernel does not filter system calls (seccomp)".to_owned();
+            return Err(Error::Unsupported { what });
+        }
+        let is_root = confine::is_root();
+        let python = Interpreter::find(config.python.as_deref(), is_root)?;
+        let landlock_abi = confine::landlock_abi();
+        let walls = Confinement::new(&python.roots, landlock_abi, &config.limits)?;
+        let mut launch = Launch {
+            drop_user: is_root && python.is_public(),
+            python: python.executable.clone(),
+            walls: Arc::new(walls),
+        };
+        try_out(&mut launch)?;
+
+        let mut report = report(&python, landlock_abi, is_root, launch.drop_user);
+        let (jobs, workers) = hire(&config, &launch);
+        let mut grader = Self {
+            jobs: Some(jobs),
+            workers,
+            report: report.clone(),
+        };
+        let check = grader.grade(&Program {
+            source: include_str!("self_check.py").to_owned(),
+        });
+        match check.class {
+            ErrorClass::Passed => report.self_check = "nothing reached".to_owned(),
+            ErrorClass::Infrastructure => {
+                return Err(Error::Start {
+                    what: check.message,
+                });
+            }
+            _ => {
+                report.self_check = check.message;
+                report.tier = Tier::Degraded;
+            }
+        }
+        if report.tier == Tier::Degraded && !config.accept_degraded {
+            return Err(Error::Degraded { report });
+        }
+        grader.report = report;
+        Ok(grader)
+    }
+
+    /// What the sandbox enforces on this machine.
+    pub fn sandbox(&self) -> &SandboxReport {
+        &self.report
+    }
+
+    /// Grades one program; blocks until a worker has done so. May be called from many threads.
+    ///
+    /// A program that meets the wall limit, and one whose server died, runs once more with no other
+    /// program beside it. After that a program that met the wall limit again is [`ErrorClass::WallTimeout`]
+    /// if it hardly computed (it waits for something), and [`ErrorClass::Infrastructure`] if it did (the
+    /// machine did not let it run): the latter says nothing about the program and is not to be counted.
+    pub fn grade(&self, program: &Program) -> Verdict {
+        let mut verdicts = self.grade_all(std::slice::from_ref(program), |_, _| {});
+        verdicts.remove(0)
+    }
+
+    /// Grades programs on all workers; verdicts come in the order of the programs.
+    ///
+    /// `on_done` is called on this thread with each index and verdict, in order of completion.
+    pub fn grade_all(
+        &self,
+        programs: &[Program],
+        mut on_done: impl FnMut(usize, &Verdict),
+    ) -> Vec<Verdict> {
+        let (done, results) = channel();
+        for (index, program) in programs.iter().enumerate() {
+            let job = Job {
+                index,
+                source: program.source.clone(),
+                done: done.clone(),
+            };
+            if self
+                .jobs
+                .as_ref()
+                .is_none_or(|jobs| jobs.send(job).is_err())
+            {
+                break;
+            }
+        }
+        drop(done);
+        let mut verdicts = vec![None; programs.len()];
+        for (index, verdict) in results {
+            on_done(index, &verdict);
+            verdicts[index] = Some(verdict);
+        }
+        verdicts
+            .into_iter()
+            .map(|verdict| verdict.unwrap_or_else(|| not_run("no grading worker is left")))
+            .collect()
+    }
+}
+
+impl Drop for Grader {
+    fn drop(&mut self) {
+        self.jobs = None;
+        for worker in self.workers.drain(..) {
+            let _ = worker.join();
+        }
+    }
+}
+
+/// Starts a first server; where the platform refuses the change of user, goes on without it.
+fn try_out(launch: &mut Launch) -> Result<(), Error> {
+    let mut started = Server::start(launch);
+    if started.is_err() && launch.drop_user {
+        launch.drop_user = false;
+        started = Server::start(launch);
+    }
+    started.map(drop).map_err(|error| Error::Start {
+        what: error.to_string(),
+    })
+}
+
+fn report(
+    python: &Interpreter,
+    landlock_abi: u32,
+    is_root: bool,
+    drop_user: bool,
+) -> SandboxReport {
+    let uid_drop = match (is_root, drop_user) {
+        (false, _) => "not root".to_owned(),
+        (true, true) => format!("to {SPARE_ID}"),
+        (true, false) => "refused: programs run as root".to_owned(),
+    };
+    let is_full = landlock_abi > 0 && is_root == drop_user;
+    SandboxReport {
+        landlock_abi,
+        seccomp: "allow-list".to_owned(),
+        uid_drop,
+        network: "no sockets".to_owned(),
+        python: python.version.clone(),
+        self_check: "not run".to_owned(),
+        tier: if is_full { Tier::Full } else { Tier::Degraded },
+    }
+}
+
+/// Starts the worker threads; they share one queue.
+fn hire(config: &GraderConfig, launch: &Launch) -> (Sender<Job>, Vec<JoinHandle<()>>) {
+    let (jobs, queue) = channel();
+    let queue = Arc::new(Mutex::new(queue));
+    let alone = Arc::new(RwLock::new(()));
+    let workers = (0..config.workers.get())
+        .map(|_| {
+            let queue = Arc::clone(&queue);
+            let mut worker = Worker {
+                launch: launch.clone(),
+                limits: config.limits,
+                alone: Arc::clone(&alone),
+                server: None,
+            };
+            std::thread::spawn(move || worker.serve(&queue))
+        })
+        .collect();
+    (jobs, workers)
+}
+
+/// Owns one server for as long as its thread lives, see [`Server::start`].
+struct Worker {
+    launch: Launch,
+    limits: Limits,
+    /// Held shared while grading, exclusively while a program runs alone.
+    alone: Arc<RwLock<()>>,
+    server: Option<Server>,
+}
+
+impl Worker {
+    fn serve(&mut self, queue: &Mutex<Receiver<Job>>) {
+        loop {
+            let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
+            let Ok(job) = next else { return };
+            let verdict = self.grade(&job.source);
+            // Whoever asked may have gone; then nobody wants the verdict.
+            let _ = job.done.send((job.index, verdict));
+        }
+    }
+
+    fn grade(&mut self, source: &str) -> Verdict {
+        let alone = Arc::clone(&self.alone);
+        let first = {
+            let _shared = alone.read().unwrap_or_else(PoisonError::into_inner);
+            self.attempt(source)
+        };
+        match first {
+            Ok(verdict)
+                if !matches!(
+                    verdict.class,
+                    ErrorClass::WallTimeout | ErrorClass::Infrastructure
+                ) =>
+            {
+                verdict
+            }
+            _ => {
+                let _alone = alone.write().unwrap_or_else(PoisonError::into_inner);
+                self.attempt(source)
+                    .map(|verdict| self.judge_waiting(verdict))
+                    .unwrap_or_else(|error| not_run(&format!("grading server: {error}")))
+            }
+        }
+    }
+
+    /// Runs a program on a live server; on an error the server is gone and the next attempt starts one.
+    fn attempt(&mut self, source: &str) -> io::Result<Verdict> {
+        let mut server = match self.server.take() {
+            Some(server) => server,
+            None => Server::start(&self.launch)?,
+        };
+        let token = new_token()?;
+        let reply = server.run(&Request {
+            source,
+            token: &token,
+            cpu_secs: self.limits.cpu_secs,
+            wall_secs: self.limits.wall_secs,
+            memory_bytes: self.limits.memory_bytes,
+            output_bytes: self.limits.output_bytes,
+        })?;
+        self.server = Some(server);
+        Ok(judge(&reply, &token, &self.limits))
+    }
+
+    /// Tells waiting from starving after the run alone, see [`Grader::grade`].
+    fn judge_waiting(&self, mut verdict: Verdict) -> Verdict {
+        let computing = verdict.cpu_secs >= COMPUTING_SHARE * self.limits.cpu_secs as f64;
+        if verdict.class == ErrorClass::WallTimeout && computing {
+            verdict.class = ErrorClass::Infrastructure;
+        }
+        verdict
+    }
+}
+
+/// 128 random bits from the system; they never reach a result.
+fn new_token() -> io::Result<String> {
+    let mut bytes = [0; 16];
+    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(format!("{:032x}", u128::from_ne_bytes(bytes)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn worker(limits: Limits) -> Worker {
+        let python = Interpreter::find(None, confine::is_root()).unwrap();
+        let abi = confine::landlock_abi();
+        let walls = Confinement::new(&python.roots, abi, &limits).unwrap();
+        Worker {
+            launch: Launch {
+                drop_user: confine::is_root() && python.is_public(),
+                python: python.executable,
+                walls: Arc::new(walls),
+            },
+            limits,
+            alone: Arc::default(),
+            server: None,
+        }
+    }
+
+    /// Kills by the id of a process that the test started.
+    fn kill(id: u32) {
+        let status = std::process::Command::new("kill")
+            .args(["-9", &id.to_string()])
+            .status();
+        assert!(status.is_ok_and(|status| status.success()));
+    }
+
+    #[test]
+    fn a_killed_server_costs_one_retry_and_no_verdict() {
+        let mut worker = worker(Limits::default());
+        assert!(worker.grade("assert True").passed);
+        let first = worker.server.as_ref().unwrap().process_id();
+        kill(first);
+        assert!(worker.grade("assert True").passed);
+        assert_ne!(worker.server.as_ref().unwrap().process_id(), first);
+    }
+
+    #[test]
+    fn a_program_that_waits_is_a_wall_timeout_and_one_that_starves_is_not_judged() {
+        let limits = Limits {
+            cpu_secs: 4,
+            wall_secs: 1,
+            ..Limits::default()
+        };
+        let mut worker = worker(limits);
+        let waiting = worker.grade("import time\ntime.sleep(60)");
+        assert_eq!(waiting.class, ErrorClass::WallTimeout, "{waiting:?}");
+        let computed = Verdict {
+            cpu_secs: 2.0,
+            ..waiting
+        };
+        let starved = worker.judge_waiting(computed);
+        assert_eq!(starved.class, ErrorClass::Infrastructure);
+        assert!(!starved.passed);
+    }
+
+    #[test]
+    fn without_landlock_files_open_for_reading_only() {
+        let mut worker = worker(Limits::default());
+        let walls = Confinement::new(&[], 0, &worker.limits).unwrap();
+        worker.launch.walls = Arc::new(walls);
+        let source = "for flags in ('w', 'a', 'x', 'r+'):\n    try:\n        open('/dev/null', flags)\n    \
+                      except PermissionError:\n        continue\n    raise RuntimeError(flags)\nopen('/dev/null')";
+        let verdict = worker.grade(source);
+        assert!(verdict.passed, "{verdict:?}");
+    }
+}

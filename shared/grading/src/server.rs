@@ -1,0 +1,190 @@
+//! One fork server: its process and its protocol.
+
+use std::io::{self, Read, Write};
+use std::net::Shutdown;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::confine::{Confinement, SPARE_ID};
+
+const SOURCE: &str = include_str!("server.py");
+/// Replies hold a report and the end of a stream; more is a broken server.
+const MAX_FRAME_BYTES: u32 = 1 << 20;
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+/// What a server gets beyond the program's wall limit before it counts as stuck.
+const GRACE: Duration = Duration::from_secs(15);
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How servers are started; the same for every worker and restart.
+#[derive(Debug, Clone)]
+pub(crate) struct Launch {
+    pub(crate) python: PathBuf,
+    pub(crate) walls: Arc<Confinement>,
+    /// Change to the spare user.
+    pub(crate) drop_user: bool,
+}
+
+/// One program with its limits, as the server reads it.
+#[derive(Debug, Serialize)]
+pub(crate) struct Request<'a> {
+    pub(crate) source: &'a str,
+    /// Random per program; a report without it is not the server's.
+    pub(crate) token: &'a str,
+    pub(crate) cpu_secs: u64,
+    pub(crate) wall_secs: u64,
+    pub(crate) memory_bytes: u64,
+    pub(crate) output_bytes: u64,
+}
+
+/// How a fork ended.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub(crate) struct Reply {
+    /// Wait status.
+    pub(crate) status: i32,
+    /// Whether the server killed it at the wall limit.
+    pub(crate) timed_out: bool,
+    pub(crate) cpu_secs: f64,
+    pub(crate) wall_secs: f64,
+    /// What the fork wrote into its private file: `token kind`, then the message from the second line on.
+    pub(crate) report: String,
+    pub(crate) stderr: String,
+}
+
+#[derive(Serialize)]
+struct Hello {
+    fork_filter: String,
+}
+
+#[derive(Deserialize)]
+struct Ready {
+    ready: bool,
+}
+
+/// A running fork server. Dropping it ends the process and whatever it was running.
+#[derive(Debug)]
+pub(crate) struct Server {
+    child: Child,
+    control: UnixStream,
+}
+
+impl Server {
+    /// Starts a server behind its walls and waits until it is warm.
+    ///
+    /// Must be called on the thread that will own it: the kernel kills the server when that thread ends.
+    pub(crate) fn start(launch: &Launch) -> io::Result<Self> {
+        let (control, theirs) = UnixStream::pair()?;
+        let mut command = Command::new(&launch.python);
+        // `-I` is `-E -P -s`; with an emptied environment and the search path cleaned by the server only
+        // `-s` is left to ask for, and without `-E` the hash seed can be fixed: verdicts repeat.
+        command
+            .args(["-s", "-S", "-B", "-c", SOURCE])
+            .env_clear()
+            .envs([
+                ("LANG", "C.UTF-8"),
+                ("PATH", "/usr/bin:/bin"),
+                ("PYTHONHASHSEED", "0"),
+                ("TZ", "UTC"),
+            ])
+            .current_dir("/")
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        if launch.drop_user {
+            command.uid(SPARE_ID).gid(SPARE_ID);
+        }
+        launch.walls.apply(&mut command);
+        let child = command.spawn()?;
+        // The kernel's choice when memory runs out should be a program, never the job; best effort.
+        let _ = std::fs::write(format!("/proc/{}/oom_score_adj", child.id()), "900");
+        let mut server = Self { child, control };
+        server.greet(&launch.walls).map_err(|error| {
+            let said = server.last_words();
+            io::Error::new(error.kind(), format!("{error}; it said: {said}"))
+        })?;
+        Ok(server)
+    }
+
+    fn greet(&mut self, walls: &Confinement) -> io::Result<()> {
+        self.set_patience(START_TIMEOUT)?;
+        self.send(&Hello {
+            fork_filter: walls.fork_filter_hex(),
+        })?;
+        let Ready { ready } = self.receive()?;
+        if ready {
+            Ok(())
+        } else {
+            Err(io::Error::other("the server is not ready"))
+        }
+    }
+
+    /// Ends a server that did not come up and returns the last line of its standard error.
+    fn last_words(&mut self) -> String {
+        let _ = self.child.kill();
+        let mut said = String::new();
+        if let Some(stderr) = self.child.stderr.take() {
+            let _ = stderr.take(1 << 16).read_to_string(&mut said);
+        }
+        said.lines().last().unwrap_or("nothing").to_owned()
+    }
+
+    /// Runs one program. An error means that the server is broken or stuck and must be replaced.
+    pub(crate) fn run(&mut self, request: &Request<'_>) -> io::Result<Reply> {
+        self.set_patience(Duration::from_secs(request.wall_secs) + GRACE)?;
+        self.send(request)?;
+        self.receive()
+    }
+
+    fn set_patience(&self, patience: Duration) -> io::Result<()> {
+        self.control.set_read_timeout(Some(patience))?;
+        self.control.set_write_timeout(Some(patience))
+    }
+
+    fn send<T: Serialize>(&mut self, value: &T) -> io::Result<()> {
+        let body = serde_json::to_vec(value)?;
+        let length = u32::try_from(body.len())
+            .map_err(|_| io::Error::other("a program of more than 4 GiB"))?;
+        self.control.write_all(&length.to_le_bytes())?;
+        self.control.write_all(&body)
+    }
+
+    fn receive<T: DeserializeOwned>(&mut self) -> io::Result<T> {
+        let mut length = [0; 4];
+        self.control.read_exact(&mut length)?;
+        let length = u32::from_le_bytes(length);
+        if length > MAX_FRAME_BYTES {
+            return Err(io::Error::other("a reply over the size limit"));
+        }
+        let mut body = vec![0; length as usize];
+        self.control.read_exact(&mut body)?;
+        Ok(serde_json::from_slice(&body)?)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn process_id(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+impl Drop for Server {
+    /// Hangs up, on which the server kills and reaps its fork and leaves; one that does not is killed.
+    fn drop(&mut self) {
+        let _ = self.control.shutdown(Shutdown::Both);
+        let asked = Instant::now();
+        while asked.elapsed() < LEAVE_TIMEOUT {
+            match self.child.try_wait() {
+                Ok(None) => std::thread::sleep(Duration::from_millis(2)),
+                Ok(Some(_)) | Err(_) => return,
+            }
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,224 @@
+//! Known programs get their known verdicts: references pass, real model samples agree with OpenAI's evaluator.
+//!
+//! The data sets lie outside the repository (`../shared/datasets`, or the folder that `WMTP_DATASETS`
+//! names); where they are absent, each test says so and ends.
+
+use std::fs;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use serde_json::{Value, json};
+use wmtp_grading::files::{FileSummary, grade_files};
+use wmtp_grading::{Grader, GraderConfig, Limits, Program};
+use wmtp_records::Verdict;
+
+const STOPS: [&str; 5] = ["\nclass", "\ndef", "\n#", "\nif", "\nprint"];
+
+/// Says something on standard error, also when output is captured per test.
+#[expect(
+    clippy::print_stderr,
+    reason = "a skipped test must be loud; figures are for the reader"
+)]
+fn say(text: &str) {
+    eprintln!("{text}");
+}
+
+/// A file of the data sets, or `None` and a notice.
+fn dataset(name: &str) -> Option<PathBuf> {
+    let root = std::env::var_os("WMTP_DATASETS").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/datasets"),
+        PathBuf::from,
+    );
+    let path = root.join(name);
+    if !path.is_file() {
+        say(&format!("SKIPPED: {} is not there", path.display()));
+        return None;
+    }
+    Some(path)
+}
+
+fn read_rows(path: &Path) -> Vec<Value> {
+    let text = if path.extension().is_some_and(|extension| extension == "gz") {
+        let script = "import gzip, sys; sys.stdout.buffer.write(gzip.open(sys.argv[1]).read())";
+        let output = Command::new("python3")
+            .args(["-c", script])
+            .arg(path)
+            .output();
+        String::from_utf8(output.unwrap().stdout).unwrap()
+    } else {
+        fs::read_to_string(path).unwrap()
+    };
+    text.lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+fn write_rows(path: &Path, rows: &[Value]) {
+    let lines: Vec<String> = rows.iter().map(Value::to_string).collect();
+    fs::write(path, lines.join("\n")).unwrap();
+}
+
+fn start(limits: Limits) -> Grader {
+    Grader::start(GraderConfig {
+        workers: NonZeroUsize::new(2).unwrap(),
+        limits,
+        ..GraderConfig::default()
+    })
+    .unwrap()
+}
+
+fn text<'a>(row: &'a Value, field: &str) -> &'a str {
+    row[field].as_str().unwrap()
+}
+
+/// Grades every problem's own solution through the file mode; returns the rows written and the summary.
+fn grade_references(
+    problems: &[Value],
+    solution: &str,
+    limits: Limits,
+) -> (Vec<Value>, FileSummary) {
+    let folder = tempfile::tempdir().unwrap();
+    let [problem_file, sample_file, out] =
+        ["p.jsonl", "s.jsonl", "r.jsonl"].map(|name| folder.path().join(name));
+    let samples: Vec<Value> = problems
+        .iter()
+        .map(|row| json!({"task_id": row["task_id"], "completion": row[solution], "note": [1]}))
+        .collect();
+    write_rows(&problem_file, problems);
+    write_rows(&sample_file, &samples);
+    let grader = start(limits);
+    let mut num_done = 0;
+    let summary = grade_files(&grader, &problem_file, &sample_file, &out, |done, total| {
+        num_done = done;
+        assert_eq!(total, samples.len());
+    })
+    .unwrap();
+    assert_eq!(num_done, samples.len());
+    let results = read_rows(&out);
+    for (result, sample) in results.iter().zip(&samples) {
+        assert_eq!(
+            result["task_id"], sample["task_id"],
+            "the order of the samples"
+        );
+        assert_eq!(result["note"], json!([1]), "fields of the sample");
+    }
+    (results, summary)
+}
+
+fn assert_all_pass(results: &[Value], summary: &FileSummary, expected: usize) {
+    assert_eq!(results.len(), expected);
+    for result in results {
+        assert_eq!(result["result"], "passed", "{result}");
+        assert_eq!(result["passed"], true);
+    }
+    assert_eq!(summary.tasks.len(), expected);
+    assert!(
+        summary
+            .tasks
+            .iter()
+            .all(|task| (task.num_samples, task.num_passed) == (1, 1))
+    );
+}
+
+#[test]
+fn human_eval_references_pass() {
+    let Some(path) = dataset("humaneval/HumanEval.000-081.jsonl.gz") else {
+        return;
+    };
+    let (results, summary) =
+        grade_references(&read_rows(&path), "canonical_solution", Limits::default());
+    assert_all_pass(&results, &summary, 82);
+}
+
+#[test]
+fn mbpp_references_pass_with_the_set_up_after_the_candidate() {
+    let Some(path) = dataset("mbpp/mbpp.shared.jsonl") else {
+        return;
+    };
+    let limits = Limits {
+        cpu_secs: 10,
+        wall_secs: 60,
+        ..Limits::default()
+    };
+    let (results, summary) = grade_references(&read_rows(&path), "code", limits);
+    assert_all_pass(&results, &summary, 824);
+}
+
+#[test]
+fn a_wrong_completion_fails_with_its_reason() {
+    let problem = json!({
+        "task_id": "T/0", "prompt": "def one():\n", "entry_point": "one",
+        "test": "def check(f):\n    assert f() == 1, 'not one'\n", "answer": "    return 2\n",
+    });
+    let (results, summary) = grade_references(&[problem], "answer", Limits::default());
+    assert_eq!(results[0]["passed"], false);
+    assert_eq!(results[0]["result"], "failed: AssertionError: not one");
+    assert_eq!(summary.tasks[0].num_passed, 0);
+    assert_eq!(summary.num_ungraded(), 0);
+}
+
+/// Grades the first `per_task` CodeGen samples of every task against the recorded verdicts.
+fn codegen_samples_agree(per_task: usize) {
+    let files = [
+        "humaneval/HumanEval.000-081.jsonl.gz",
+        "model_samples/humaneval_codegen16b_t0.8_n100.000-081.jsonl.gz",
+        "model_samples/humaneval_codegen16b.expected.000-081.jsonl",
+    ];
+    let Some(paths) = files.into_iter().map(dataset).collect::<Option<Vec<_>>>() else {
+        return;
+    };
+    let (problems, samples) = (read_rows(&paths[0]), read_rows(&paths[1]));
+    let expected = &read_rows(&paths[2])[1..];
+    let mut programs = Vec::new();
+    let mut labels = Vec::new();
+    for ((problem, sample), verdicts) in problems.iter().zip(&samples).zip(expected) {
+        assert_eq!(problem["task_id"], sample["task_id"]);
+        assert_eq!(problem["task_id"], verdicts["task_id"]);
+        let recorded = text(verdicts, "passed").bytes();
+        let completions = sample["samples"].as_array().unwrap();
+        for (completion, label) in completions.iter().zip(recorded).take(per_task) {
+            let raw = completion.as_str().unwrap();
+            let end = STOPS.iter().filter_map(|stop| raw.find(stop)).min();
+            programs.push(Program::human_eval(
+                text(sample, "prompt"),
+                &raw[..end.unwrap_or(raw.len())],
+                text(problem, "test"),
+                text(problem, "entry_point"),
+            ));
+            labels.push((text(problem, "task_id"), label == b'1'));
+        }
+    }
+    let grader = start(Limits::default());
+    let started = Instant::now();
+    let verdicts = grader.grade_all(&programs, |_, _| {});
+    report_speed(&verdicts, started);
+    let differing: Vec<_> = verdicts
+        .iter()
+        .zip(&labels)
+        .filter(|(verdict, (_, label))| verdict.passed != *label)
+        .collect();
+    assert!(differing.is_empty(), "{differing:#?}");
+}
+
+fn report_speed(verdicts: &[Verdict], started: Instant) {
+    let count = verdicts.len() as f64;
+    let cpu_secs: f64 = verdicts.iter().map(|verdict| verdict.cpu_secs).sum();
+    say(&format!(
+        "{count} programs: {:.1} programs/s, {:.2} CPU ms per program",
+        count / started.elapsed().as_secs_f64(),
+        1000.0 * cpu_secs / count,
+    ));
+}
+
+#[test]
+fn codegen_samples_get_the_verdicts_of_openais_evaluator() {
+    codegen_samples_agree(5);
+}
+
+#[test]
+#[ignore = "8,200 programs take minutes"]
+fn all_codegen_samples_get_the_verdicts_of_openais_evaluator() {
+    codegen_samples_agree(100);
+}
