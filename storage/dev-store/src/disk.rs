@@ -1,0 +1,222 @@
+//! The folder on disk: its layout, its exclusive lock, and the few durable file operations all else is built from.
+//!
+//! ```text
+//! ROOT/lock                        held while a server runs
+//! ROOT/keys.json                   access and secret key, 0600
+//! ROOT/buckets/<bucket>/<sha256 of the key>.json
+//! ROOT/uploads/<upload id>/upload.json, 00001.json, ...
+//! ROOT/segments/<random id>        immutable data
+//! ```
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use crate::error::{AtPath, Error};
+
+/// Names of files that are not yet published; removed at start.
+const TEMPORARY: &str = ".tmp-";
+
+/// Free bytes that must remain after a write, so that records still fit.
+const RESERVE_BYTES: u64 = 4 << 20;
+
+/// The root folder, locked for this process.
+#[derive(Debug)]
+pub(crate) struct Disk {
+    root: PathBuf,
+    sync: bool,
+    _lock: File,
+}
+
+impl Disk {
+    /// Opens or creates the root and takes its lock.
+    pub(crate) fn open(root: &Path, sync: bool) -> Result<Self, Error> {
+        fs::create_dir_all(root).at(root)?;
+        let path = root.join("lock");
+        let lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+            .at(&path)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(fs::TryLockError::WouldBlock) => {
+                return Err(Error::RootHeld {
+                    root: root.to_owned(),
+                });
+            }
+            Err(fs::TryLockError::Error(source)) => return Err(Error::Io { path, source }),
+        }
+        let disk = Self {
+            root: root.to_owned(),
+            sync,
+            _lock: lock,
+        };
+        for folder in [disk.buckets(), disk.uploads(), disk.segments()] {
+            disk.create_dir(&folder)?;
+        }
+        Ok(disk)
+    }
+
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub(crate) fn buckets(&self) -> PathBuf {
+        self.root.join("buckets")
+    }
+
+    pub(crate) fn uploads(&self) -> PathBuf {
+        self.root.join("uploads")
+    }
+
+    pub(crate) fn segments(&self) -> PathBuf {
+        self.root.join("segments")
+    }
+
+    /// Creates a folder and makes its name durable; an existing one is fine.
+    pub(crate) fn create_dir(&self, path: &Path) -> Result<(), Error> {
+        fs::create_dir_all(path).at(path)?;
+        path.parent().map_or(Ok(()), |parent| self.sync_dir(parent))
+    }
+
+    /// Puts `bytes` at `path` so that a reader sees the old file or the new one, never a part of either.
+    ///
+    /// The new name is durable after [`Disk::sync_dir`] on the parent.
+    pub(crate) fn replace_file(&self, path: &Path, bytes: &[u8]) -> Result<(), Error> {
+        let folder = path.parent().unwrap_or(&self.root);
+        let temporary = folder.join(format!("{TEMPORARY}{}", random_name()));
+        let written = self
+            .write_new(&temporary, bytes)
+            .and_then(|()| fs::rename(&temporary, path).at(path));
+        if written.is_err() {
+            // Best effort: what stays is removed at the next start.
+            let _ = fs::remove_file(&temporary);
+        }
+        written
+    }
+
+    fn write_new(&self, path: &Path, bytes: &[u8]) -> Result<(), Error> {
+        let mut file = OpenOptions::new()
+            .create_new(true)
+            .write(true)
+            .mode(0o600)
+            .open(path)
+            .at(path)?;
+        file.write_all(bytes).at(path)?;
+        self.sync_file(&file, path)
+    }
+
+    pub(crate) fn sync_file(&self, file: &File, path: &Path) -> Result<(), Error> {
+        if self.sync {
+            file.sync_all().at(path)
+        } else {
+            Ok(())
+        }
+    }
+
+    pub(crate) fn sync_dir(&self, path: &Path) -> Result<(), Error> {
+        if self.sync {
+            File::open(path)
+                .and_then(|folder| folder.sync_all())
+                .at(path)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Removes a file; `false` when there was none.
+    pub(crate) fn remove_file(&self, path: &Path) -> Result<bool, Error> {
+        match fs::remove_file(path) {
+            Ok(()) => path
+                .parent()
+                .map_or(Ok(true), |parent| self.sync_dir(parent).map(|()| true)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error).at(path),
+        }
+    }
+
+    /// Refuses a write of `bytes` that the disk has no room for.
+    pub(crate) fn require_space(&self, bytes: u64) -> Result<(), Error> {
+        let stat = rustix::fs::statvfs(&self.root)
+            .map_err(io::Error::from)
+            .at(&self.root)?;
+        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+        if free < bytes.saturating_add(RESERVE_BYTES) {
+            Err(Error::NoSpace {
+                path: self.root.clone(),
+            })
+        } else {
+            Ok(())
+        }
+    }
+}
+
+/// The entries of a folder in name order, without temporary files, which are removed on the way.
+pub(crate) fn entries(folder: &Path) -> Result<Vec<PathBuf>, Error> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).at(folder)? {
+        let path = entry.at(folder)?.path();
+        if file_name(&path).starts_with(TEMPORARY) {
+            fs::remove_file(&path).at(&path)?;
+        } else {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// The last component as text; empty when it is not UTF-8, which none of ours is.
+pub(crate) fn file_name(path: &Path) -> &str {
+    path.file_name()
+        .and_then(|name| name.to_str())
+        .unwrap_or_default()
+}
+
+/// 128 random bits in hex.
+pub(crate) fn random_name() -> String {
+    format!("{:032x}", rand::random::<u128>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Disk, entries};
+    use crate::error::Error;
+
+    #[test]
+    fn a_second_lock_on_the_same_root_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = Disk::open(folder.path(), false).unwrap();
+        assert!(matches!(
+            Disk::open(folder.path(), false),
+            Err(Error::RootHeld { .. })
+        ));
+        drop(first);
+        Disk::open(folder.path(), false).unwrap();
+    }
+
+    #[test]
+    fn more_than_the_disk_holds_is_no_space() {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = Disk::open(folder.path(), false).unwrap();
+        assert!(matches!(
+            disk.require_space(1 << 60),
+            Err(Error::NoSpace { .. })
+        ));
+    }
+
+    #[test]
+    fn temporaries_are_removed_and_not_listed() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join(".tmp-1"), b"half").unwrap();
+        std::fs::write(folder.path().join("kept"), b"whole").unwrap();
+        assert_eq!(
+            entries(folder.path()).unwrap(),
+            vec![folder.path().join("kept")]
+        );
+        assert!(!folder.path().join(".tmp-1").exists());
+    }
+}

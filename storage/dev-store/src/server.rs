@@ -1,0 +1,276 @@
+//! The server: a loopback listener in front of the S3 service, its keys, its clean stop, and its form for tests.
+
+use std::future::Future;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::Path;
+use std::pin::pin;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper_util::rt::TokioIo;
+use s3s::service::{S3Service, S3ServiceBuilder};
+use tokio::net::TcpStream;
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinSet;
+
+use crate::auth::Keys;
+use crate::backend::{Backend, StartReport};
+use crate::disk::Disk;
+use crate::error::Error;
+use crate::service::Service;
+use crate::{BUCKET, REGION};
+
+/// How long a stop waits for requests under way.
+const STOP_GRACE: Duration = Duration::from_secs(5);
+
+/// How often uploads are looked through for old ones.
+const SWEEP_PERIOD: Duration = Duration::from_secs(3600);
+
+/// How a server is to run.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// Loopback port; 0 lets the system choose one.
+    pub port: u16,
+    /// Wait for the disk before answering a write. Without it a kill of the server loses nothing, a power cut may.
+    pub sync: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            port: 0,
+            sync: true,
+        }
+    }
+}
+
+/// A server that listens and holds its root, ready to run.
+#[derive(Debug)]
+pub struct Server {
+    listener: TcpListener,
+    address: SocketAddr,
+    backend: Arc<Backend>,
+    keys: Keys,
+    report: StartReport,
+}
+
+impl Server {
+    /// Takes the root, makes its keys and the bucket `wmtp` where they are missing, and listens on loopback.
+    pub fn bind(root: &Path, options: Options) -> Result<Self, Error> {
+        let (backend, report) = Backend::open(root, options.sync)?;
+        let keys = Keys::of_root(&backend.disk)?;
+        match backend.create_bucket(BUCKET) {
+            Ok(()) | Err(Error::BucketExists(_)) => {}
+            Err(error) => return Err(error),
+        }
+        let listening =
+            TcpListener::bind((Ipv4Addr::LOCALHOST, options.port)).and_then(|listener| {
+                listener.set_nonblocking(true)?;
+                let address = listener.local_addr()?;
+                Ok((listener, address))
+            });
+        let (listener, address) = listening.map_err(|source| Error::Listen {
+            port: options.port,
+            source,
+        })?;
+        Ok(Self {
+            listener,
+            address,
+            backend: Arc::new(backend),
+            keys,
+            report,
+        })
+    }
+
+    /// The address for `AWS_ENDPOINT_URL_S3`.
+    pub fn endpoint(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// The access key of this root.
+    pub fn access_key(&self) -> &str {
+        &self.keys.access_key
+    }
+
+    /// The secret key of this root.
+    pub fn secret_key(&self) -> &str {
+        &self.keys.secret_key
+    }
+
+    /// What was found at start.
+    pub fn report(&self) -> &StartReport {
+        &self.report
+    }
+
+    /// Writes the environment that leads a client here as lines of `export NAME=value`, atomically, readable by the
+    /// owner only.
+    pub fn write_env_file(&self, path: &Path) -> Result<(), Error> {
+        let text = format!(
+            "export AWS_ENDPOINT_URL_S3={}\nexport AWS_ACCESS_KEY_ID={}\nexport AWS_SECRET_ACCESS_KEY={}\nexport AWS_REGION={REGION}\n",
+            self.endpoint(),
+            self.access_key(),
+            self.secret_key(),
+        );
+        let disk: &Disk = &self.backend.disk;
+        disk.replace_file(path, text.as_bytes())
+    }
+
+    /// Serves until `stop` is done, then lets requests under way finish for a few seconds.
+    pub async fn run(self, stop: impl Future<Output = ()>) -> Result<(), Error> {
+        let port = self.address.port();
+        let listener = tokio::net::TcpListener::from_std(self.listener)
+            .map_err(|source| Error::Listen { port, source })?;
+        let mut builder = S3ServiceBuilder::new(Service::new(Arc::clone(&self.backend)));
+        builder.set_auth(self.keys.checker());
+        let service = builder.build();
+        let (stopping, watcher) = watch::channel(());
+        let mut connections = JoinSet::new();
+        let mut sweep = tokio::time::interval(SWEEP_PERIOD);
+        let mut stop = pin!(stop);
+        loop {
+            tokio::select! {
+                () = &mut stop => break,
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, _)) => { connections.spawn(serve(stream, service.clone(), watcher.clone())); }
+                    Err(error) => {
+                        // Usually too many open files; the pause lets some close.
+                        tracing::warn!(%error, "a connection was not accepted");
+                        tokio::time::sleep(Duration::from_millis(50)).await;
+                    }
+                },
+                Some(_) = connections.join_next() => {}
+                _ = sweep.tick() => sweep_uploads(Arc::clone(&self.backend)),
+            }
+        }
+        drop(stopping);
+        let all_done = async { while connections.join_next().await.is_some() {} };
+        if tokio::time::timeout(STOP_GRACE, all_done).await.is_err() {
+            tracing::warn!("requests under way were cut off");
+        }
+        Ok(())
+    }
+}
+
+/// Serves one connection until it closes, or until the server stops and its request under way is answered.
+async fn serve(stream: TcpStream, service: S3Service, mut stopping: watch::Receiver<()>) {
+    // Small answers must not wait for more data to send.
+    let _ = stream.set_nodelay(true);
+    let mut connection =
+        pin!(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
+    let served = tokio::select! {
+        served = connection.as_mut() => served,
+        _ = stopping.changed() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = served {
+        tracing::debug!(%error, "connection ended");
+    }
+}
+
+fn sweep_uploads(backend: Arc<Backend>) {
+    tokio::task::spawn_blocking(move || match backend.abort_old_uploads() {
+        Ok(0) => {}
+        Ok(count) => tracing::info!(count, "uploads older than seven days aborted"),
+        Err(error) => tracing::warn!(%error, "old uploads were not aborted"),
+    });
+}
+
+/// A server for the tests of other crates: runs on its own thread and stops when dropped. It does not wait for the
+/// disk (`sync` off), which a test never needs.
+///
+/// ```
+/// let root = tempfile::tempdir().unwrap();
+/// let server = dev_store::TestServer::start(root.path());
+/// assert!(server.endpoint().starts_with("http://127.0.0.1:"));
+/// ```
+#[derive(Debug)]
+pub struct TestServer {
+    endpoint: String,
+    access_key: String,
+    secret_key: String,
+    report: StartReport,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl TestServer {
+    /// Starts a server on `root`, with the bucket `wmtp` in it. A second start on the same folder finds what the first
+    /// one stored, under the same keys.
+    ///
+    /// # Panics
+    /// If the root is held by another server or cannot be used: a test has no use for a server that did not start.
+    pub fn start(root: &Path) -> Self {
+        let server = Server::bind(
+            root,
+            Options {
+                port: 0,
+                sync: false,
+            },
+        )
+        .expect("a usable root for the test server");
+        let (stop, stopped) = oneshot::channel();
+        let (endpoint, keys, report) = (
+            server.endpoint(),
+            server.keys.clone(),
+            server.report.clone(),
+        );
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build();
+        let runtime = runtime.expect("threads for the test server");
+        let thread = thread::spawn(move || {
+            let stopped = async { drop(stopped.await) };
+            if let Err(error) = runtime.block_on(server.run(stopped)) {
+                tracing::error!(%error, "test server failed");
+            }
+        });
+        Self {
+            endpoint,
+            access_key: keys.access_key,
+            secret_key: keys.secret_key,
+            report,
+            stop: Some(stop),
+            thread: Some(thread),
+        }
+    }
+
+    /// The address for `AWS_ENDPOINT_URL_S3`.
+    pub fn endpoint(&self) -> &str {
+        &self.endpoint
+    }
+
+    /// The access key.
+    pub fn access_key(&self) -> &str {
+        &self.access_key
+    }
+
+    /// The secret key.
+    pub fn secret_key(&self) -> &str {
+        &self.secret_key
+    }
+
+    /// The region that requests are signed for.
+    pub fn region(&self) -> &'static str {
+        REGION
+    }
+
+    /// What was found at start.
+    pub fn report(&self) -> &StartReport {
+        &self.report
+    }
+}
+
+impl Drop for TestServer {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            // A panic of the server has been reported by its thread.
+            let _ = thread.join();
+        }
+    }
+}

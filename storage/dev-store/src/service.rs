@@ -1,0 +1,1059 @@
+//! The S3 operations: requests to backend calls, backend results and errors to responses.
+//!
+//! What is not here (versioning, tagging, lifecycle, ACL, the old listing) is answered 501 by `s3s`.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use futures::StreamExt as _;
+use hyper::HeaderMap;
+use s3s::dto::{
+    AbortMultipartUploadInput, AbortMultipartUploadOutput, Bucket as BucketEntry,
+    ChecksumAlgorithm, ChecksumType, CommonPrefix, CompleteMultipartUploadInput,
+    CompleteMultipartUploadOutput, CopyObjectInput, CopyObjectOutput, CopyObjectResult, CopySource,
+    CreateBucketInput, CreateBucketOutput, CreateMultipartUploadInput, CreateMultipartUploadOutput,
+    DeleteObjectInput, DeleteObjectOutput, DeleteObjectsInput, DeleteObjectsOutput, DeletedObject,
+    ETag, ETagCondition, EncodingType, Error as ErrorEntry, GetObjectInput, GetObjectOutput,
+    HeadBucketInput, HeadBucketOutput, HeadObjectInput, HeadObjectOutput, ListBucketsInput,
+    ListBucketsOutput, ListMultipartUploadsInput, ListMultipartUploadsOutput, ListObjectsV2Input,
+    ListObjectsV2Output, ListPartsInput, ListPartsOutput, Metadata, MetadataDirective,
+    MultipartUpload, Object as ObjectEntry, Part as PartEntry, PutObjectInput, PutObjectOutput,
+    Range as RangeHeader, StreamingBlob, Timestamp, UploadPartInput, UploadPartOutput,
+};
+use s3s::{S3, S3Error, S3ErrorCode, S3Request, S3Response, S3Result, TrailingHeaders, s3_error};
+
+use crate::REGION;
+use crate::backend::listing::{Query, Start};
+use crate::backend::multipart::{MAX_PART_NUMBER, NamedPart};
+use crate::backend::record::{Headers, ObjectRecord, SegmentEntry, UploadRecord, new_etag};
+use crate::backend::segment::{self, Received, blocking};
+use crate::backend::{Backend, Condition, Object, etag_matches};
+use crate::checksums::{Algorithm, Checksums, Expected, Sums};
+use crate::disk::random_name;
+use crate::error::Error;
+
+/// Entries per page of any listing, as in S3.
+const PAGE_LIMIT: i32 = 1000;
+
+/// The type of an object whose client named none.
+const DEFAULT_TYPE: &str = "binary/octet-stream";
+
+/// The checksum values that a request carries in its five fields.
+macro_rules! sent_sums {
+    ($input:expr) => {{
+        let values = [
+            (Algorithm::Crc32, $input.checksum_crc32.clone()),
+            (Algorithm::Crc32c, $input.checksum_crc32c.clone()),
+            (Algorithm::Crc64nvme, $input.checksum_crc64nvme.clone()),
+            (Algorithm::Sha1, $input.checksum_sha1.clone()),
+            (Algorithm::Sha256, $input.checksum_sha256.clone()),
+        ];
+        values
+            .into_iter()
+            .filter_map(|(algorithm, value)| Some((algorithm, value?)))
+            .collect::<Sums>()
+    }};
+}
+
+/// Fills the five checksum fields of a response.
+macro_rules! set_sums {
+    ($output:expr, $sums:expr) => {{
+        let sums: &Sums = $sums;
+        $output.checksum_crc32 = sums.get(&Algorithm::Crc32).cloned();
+        $output.checksum_crc32c = sums.get(&Algorithm::Crc32c).cloned();
+        $output.checksum_crc64nvme = sums.get(&Algorithm::Crc64nvme).cloned();
+        $output.checksum_sha1 = sums.get(&Algorithm::Sha1).cloned();
+        $output.checksum_sha256 = sums.get(&Algorithm::Sha256).cloned();
+    }};
+}
+
+/// The headers that a request attaches to an object.
+macro_rules! attached_headers {
+    ($input:expr) => {
+        Headers {
+            content_type: $input.content_type.clone(),
+            content_encoding: $input.content_encoding.as_deref().and_then(stored_encoding),
+            content_disposition: $input.content_disposition.clone(),
+            content_language: $input.content_language.clone(),
+            cache_control: $input.cache_control.clone(),
+            metadata: $input
+                .metadata
+                .clone()
+                .unwrap_or_default()
+                .into_iter()
+                .collect(),
+        }
+    };
+}
+
+/// Fills what GET and HEAD have in common.
+macro_rules! describe {
+    ($output:expr, $object:expr, $selection:expr, $with_sums:expr) => {{
+        let (record, selection): (&ObjectRecord, &Selection) = (&$object.record, $selection);
+        let headers = &record.headers;
+        $output.accept_ranges = Some("bytes".to_owned());
+        $output.content_length = Some((selection.bytes.end - selection.bytes.start) as i64);
+        $output.content_range = selection.content_range(record.size);
+        $output.parts_count = selection.of_part.then_some(record.segments.len() as i32);
+        $output.e_tag = Some(ETag::Strong(record.etag.clone()));
+        $output.last_modified = Some(timestamp(record.modified));
+        $output.content_type = Some(
+            headers
+                .content_type
+                .clone()
+                .unwrap_or_else(|| DEFAULT_TYPE.to_owned()),
+        );
+        $output.content_encoding = headers.content_encoding.clone();
+        $output.content_disposition = headers.content_disposition.clone();
+        $output.content_language = headers.content_language.clone();
+        $output.cache_control = headers.cache_control.clone();
+        $output.metadata = Some(headers.metadata.clone().into_iter().collect::<Metadata>());
+        if $with_sums && !selection.partial {
+            set_sums!($output, &record.checksums.sums);
+            $output.checksum_type = Some(checksum_type(record.checksums.composite));
+        }
+    }};
+}
+
+/// The S3 face of a backend.
+#[derive(Clone, Debug)]
+pub(crate) struct Service {
+    backend: Arc<Backend>,
+}
+
+impl Service {
+    pub(crate) fn new(backend: Arc<Backend>) -> Self {
+        Self { backend }
+    }
+
+    /// Takes a body in and holds it against everything the client said about it.
+    async fn receive(
+        &self,
+        body: Option<StreamingBlob>,
+        length: Option<i64>,
+        expected: Expected,
+        also: Option<Algorithm>,
+        trailers: Option<TrailingHeaders>,
+    ) -> Result<Received, Error> {
+        self.backend
+            .disk
+            .require_space(length.unwrap_or_default().unsigned_abs())?;
+        let body = body.map_or_else(|| futures::stream::empty().boxed(), StreamExt::boxed);
+        let received =
+            segment::receive(self.backend.disk.segments(), body, expected.hasher(also)).await?;
+        if length.is_some_and(|length| length.unsigned_abs() != received.size) {
+            return Err(Error::Body(format!(
+                "{} bytes came, {} were announced",
+                received.size,
+                length.unwrap_or_default()
+            )));
+        }
+        let trailing = trailers
+            .and_then(|trailers| trailers.read(trailing_sums))
+            .unwrap_or_default();
+        expected.check(&received.digests, &trailing)?;
+        Ok(received)
+    }
+}
+
+#[async_trait::async_trait]
+impl S3 for Service {
+    async fn list_buckets(
+        &self,
+        _: S3Request<ListBucketsInput>,
+    ) -> S3Result<S3Response<ListBucketsOutput>> {
+        let buckets = self
+            .backend
+            .buckets()
+            .into_iter()
+            .map(|(name, bucket)| BucketEntry {
+                name: Some(name),
+                creation_date: Some(Timestamp::from(bucket.created())),
+                ..BucketEntry::default()
+            });
+        respond(ListBucketsOutput {
+            buckets: Some(buckets.collect()),
+            ..ListBucketsOutput::default()
+        })
+    }
+
+    async fn create_bucket(
+        &self,
+        request: S3Request<CreateBucketInput>,
+    ) -> S3Result<S3Response<CreateBucketOutput>> {
+        let (backend, name) = (Arc::clone(&self.backend), request.input.bucket);
+        let location = Some(format!("/{name}"));
+        blocking(move || backend.create_bucket(&name)).await?;
+        respond(CreateBucketOutput { location })
+    }
+
+    async fn head_bucket(
+        &self,
+        request: S3Request<HeadBucketInput>,
+    ) -> S3Result<S3Response<HeadBucketOutput>> {
+        self.backend.bucket(&request.input.bucket)?;
+        respond(HeadBucketOutput {
+            bucket_region: Some(REGION.to_owned()),
+            ..HeadBucketOutput::default()
+        })
+    }
+
+    async fn put_object(
+        &self,
+        request: S3Request<PutObjectInput>,
+    ) -> S3Result<S3Response<PutObjectOutput>> {
+        let S3Request {
+            input,
+            headers,
+            trailing_headers,
+            ..
+        } = request;
+        let bucket = self.backend.bucket(&input.bucket)?;
+        let expected = Expected {
+            sums: sent_sums!(input),
+            trailers: announced_trailers(&headers),
+            md5: input.content_md5.clone(),
+        };
+        let attached = attached_headers!(input);
+        let condition = Condition {
+            if_match: input.if_match,
+            if_none_match: input.if_none_match,
+        };
+        let received = self
+            .receive(
+                input.body,
+                input.content_length,
+                expected,
+                None,
+                trailing_headers,
+            )
+            .await?;
+        let record = ObjectRecord {
+            key: input.key,
+            size: received.size,
+            etag: new_etag(1),
+            modified: jiff::Timestamp::now(),
+            headers: attached,
+            checksums: Checksums {
+                composite: false,
+                sums: received.digests.sums.clone(),
+            },
+            segments: vec![SegmentEntry {
+                name: received.segment.name().to_owned(),
+                size: received.size,
+            }],
+        };
+        let backend = Arc::clone(&self.backend);
+        let object = blocking(move || {
+            received.sync(&backend.disk)?;
+            let object = Object {
+                record,
+                segments: vec![received.segment],
+            };
+            backend.put(&bucket, object, &condition)
+        })
+        .await?;
+        let mut output = PutObjectOutput {
+            e_tag: Some(ETag::Strong(object.record.etag.clone())),
+            checksum_type: Some(checksum_type(false)),
+            ..PutObjectOutput::default()
+        };
+        set_sums!(output, &object.record.checksums.sums);
+        respond(output)
+    }
+
+    async fn get_object(
+        &self,
+        request: S3Request<GetObjectInput>,
+    ) -> S3Result<S3Response<GetObjectOutput>> {
+        let input = request.input;
+        let object = self.backend.bucket(&input.bucket)?.get(&input.key)?;
+        let conditions = ReadConditions {
+            if_match: input.if_match,
+            if_none_match: input.if_none_match,
+            if_modified_since: input.if_modified_since,
+            if_unmodified_since: input.if_unmodified_since,
+        };
+        conditions.check(&object.record)?;
+        let selection = Selection::of(&object.record, input.range, input.part_number)?;
+        let spans = object.spans(selection.bytes.start, selection.bytes.end);
+        let spans = blocking(move || segment::check(&spans).map(|()| spans)).await?;
+        let mut output = GetObjectOutput {
+            body: Some(StreamingBlob::wrap(segment::read(spans))),
+            ..Default::default()
+        };
+        describe!(output, object, &selection, input.checksum_mode.is_some());
+        respond(output)
+    }
+
+    async fn head_object(
+        &self,
+        request: S3Request<HeadObjectInput>,
+    ) -> S3Result<S3Response<HeadObjectOutput>> {
+        let input = request.input;
+        let object = self.backend.bucket(&input.bucket)?.get(&input.key)?;
+        let conditions = ReadConditions {
+            if_match: input.if_match,
+            if_none_match: input.if_none_match,
+            if_modified_since: input.if_modified_since,
+            if_unmodified_since: input.if_unmodified_since,
+        };
+        conditions.check(&object.record)?;
+        let selection = Selection::of(&object.record, input.range, input.part_number)?;
+        let mut output = HeadObjectOutput::default();
+        describe!(output, object, &selection, input.checksum_mode.is_some());
+        respond(output)
+    }
+
+    async fn copy_object(
+        &self,
+        request: S3Request<CopyObjectInput>,
+    ) -> S3Result<S3Response<CopyObjectOutput>> {
+        let input = request.input;
+        let CopySource::Bucket {
+            bucket: from_bucket,
+            key: from_key,
+            version_id: None,
+        } = &input.copy_source
+        else {
+            return Err(s3_error!(
+                NotImplemented,
+                "a copy source is a bucket and a key, without a version"
+            ));
+        };
+        let source = self.backend.bucket(from_bucket)?.get(from_key)?;
+        let conditions = ReadConditions {
+            if_match: input.copy_source_if_match.clone(),
+            if_none_match: input.copy_source_if_none_match.clone(),
+            if_modified_since: input.copy_source_if_modified_since.clone(),
+            if_unmodified_since: input.copy_source_if_unmodified_since.clone(),
+        };
+        conditions
+            .check(&source.record)
+            .map_err(|_| Error::PreconditionFailed("x-amz-copy-source-if-*"))?;
+        let mut record = source.record.clone();
+        record.key.clone_from(&input.key);
+        record.etag = new_etag(record.segments.len());
+        record.modified = jiff::Timestamp::now();
+        if input
+            .metadata_directive
+            .as_ref()
+            .is_some_and(|directive| directive.as_str() == MetadataDirective::REPLACE)
+        {
+            record.headers = attached_headers!(input);
+        }
+        let bucket = self.backend.bucket(&input.bucket)?;
+        let backend = Arc::clone(&self.backend);
+        let object = blocking(move || {
+            let object = Object {
+                record,
+                segments: source.segments.clone(),
+            };
+            backend.put(&bucket, object, &Condition::default())
+        })
+        .await?;
+        let mut result = CopyObjectResult {
+            e_tag: Some(ETag::Strong(object.record.etag.clone())),
+            last_modified: Some(timestamp(object.record.modified)),
+            checksum_type: Some(checksum_type(object.record.checksums.composite)),
+            ..CopyObjectResult::default()
+        };
+        set_sums!(result, &object.record.checksums.sums);
+        respond(CopyObjectOutput {
+            copy_object_result: Some(result),
+            ..CopyObjectOutput::default()
+        })
+    }
+
+    async fn delete_object(
+        &self,
+        request: S3Request<DeleteObjectInput>,
+    ) -> S3Result<S3Response<DeleteObjectOutput>> {
+        let input = request.input;
+        let (backend, bucket) = (
+            Arc::clone(&self.backend),
+            self.backend.bucket(&input.bucket)?,
+        );
+        let condition = Condition {
+            if_match: input.if_match,
+            if_none_match: None,
+        };
+        blocking(move || backend.delete(&bucket, &input.key, &condition)).await?;
+        respond(DeleteObjectOutput::default())
+    }
+
+    async fn delete_objects(
+        &self,
+        request: S3Request<DeleteObjectsInput>,
+    ) -> S3Result<S3Response<DeleteObjectsOutput>> {
+        let input = request.input;
+        let (backend, bucket) = (
+            Arc::clone(&self.backend),
+            self.backend.bucket(&input.bucket)?,
+        );
+        let quiet = input.delete.quiet.unwrap_or_default();
+        let (deleted, errors) = blocking(move || {
+            let (mut deleted, mut errors) = (Vec::new(), Vec::new());
+            for object in input.delete.objects {
+                let condition = Condition {
+                    if_match: object.e_tag.map(ETagCondition::ETag),
+                    if_none_match: None,
+                };
+                match backend.delete(&bucket, &object.key, &condition) {
+                    Ok(()) => deleted.push(DeletedObject {
+                        key: Some(object.key),
+                        ..DeletedObject::default()
+                    }),
+                    Err(error) => errors.push(error_entry(object.key, error)),
+                }
+            }
+            Ok((deleted, errors))
+        })
+        .await?;
+        respond(DeleteObjectsOutput {
+            deleted: (!quiet).then_some(deleted),
+            errors: (!errors.is_empty()).then_some(errors),
+            ..DeleteObjectsOutput::default()
+        })
+    }
+
+    async fn list_objects_v2(
+        &self,
+        request: S3Request<ListObjectsV2Input>,
+    ) -> S3Result<S3Response<ListObjectsV2Output>> {
+        let input = request.input;
+        let limit = page_limit(input.max_keys)?;
+        let start = match (&input.continuation_token, &input.start_after) {
+            (Some(token), _) => decode_token(token)?,
+            (None, Some(key)) => Start::AfterKey(key.clone()),
+            (None, None) => Start::Beginning,
+        };
+        let query = Query {
+            prefix: input.prefix.clone().unwrap_or_default(),
+            delimiter: input.delimiter.clone(),
+            start,
+            limit: limit as usize,
+        };
+        let page = self.backend.bucket(&input.bucket)?.list(&query);
+        let encode = KeyEncoding::of(input.encoding_type.as_ref());
+        let contents: Vec<ObjectEntry> = page
+            .objects
+            .iter()
+            .map(|object| entry(&object.record, encode))
+            .collect();
+        let prefixes: Vec<CommonPrefix> = page
+            .prefixes
+            .iter()
+            .map(|prefix| CommonPrefix {
+                prefix: Some(encode.apply(prefix)),
+            })
+            .collect();
+        respond(ListObjectsV2Output {
+            name: Some(input.bucket),
+            prefix: input.prefix.map(|text| encode.apply(&text)),
+            delimiter: input.delimiter.map(|text| encode.apply(&text)),
+            start_after: input.start_after.map(|text| encode.apply(&text)),
+            max_keys: Some(limit),
+            key_count: Some((contents.len() + prefixes.len()) as i32),
+            continuation_token: input.continuation_token,
+            is_truncated: Some(page.next.is_some()),
+            next_continuation_token: page.next.as_ref().map(encode_token),
+            contents: Some(contents),
+            common_prefixes: Some(prefixes),
+            encoding_type: input.encoding_type,
+            ..ListObjectsV2Output::default()
+        })
+    }
+
+    async fn create_multipart_upload(
+        &self,
+        request: S3Request<CreateMultipartUploadInput>,
+    ) -> S3Result<S3Response<CreateMultipartUploadOutput>> {
+        let input = request.input;
+        self.backend.bucket(&input.bucket)?;
+        let algorithm = match &input.checksum_algorithm {
+            Some(name) => {
+                Some(Algorithm::from_name(name.as_str()).ok_or_else(|| unknown_algorithm(name))?)
+            }
+            None => None,
+        };
+        let record = UploadRecord {
+            id: random_name(),
+            bucket: input.bucket.clone(),
+            key: input.key.clone(),
+            initiated: jiff::Timestamp::now(),
+            headers: attached_headers!(input),
+            algorithm,
+            composite: is_composite(algorithm, input.checksum_type.as_ref()),
+        };
+        let output = CreateMultipartUploadOutput {
+            bucket: Some(input.bucket),
+            key: Some(input.key),
+            upload_id: Some(record.id.clone()),
+            checksum_algorithm: input.checksum_algorithm,
+            checksum_type: algorithm.map(|_| checksum_type(record.composite)),
+            ..CreateMultipartUploadOutput::default()
+        };
+        let backend = Arc::clone(&self.backend);
+        blocking(move || backend.create_upload(record)).await?;
+        respond(output)
+    }
+
+    async fn upload_part(
+        &self,
+        request: S3Request<UploadPartInput>,
+    ) -> S3Result<S3Response<UploadPartOutput>> {
+        let S3Request {
+            input,
+            headers,
+            trailing_headers,
+            ..
+        } = request;
+        let number = u16::try_from(input.part_number)
+            .ok()
+            .filter(|&number| number > 0 && i32::from(number) <= MAX_PART_NUMBER)
+            .ok_or_else(|| {
+                s3_error!(
+                    InvalidArgument,
+                    "part numbers run from 1 to {MAX_PART_NUMBER}"
+                )
+            })?;
+        let upload = self
+            .backend
+            .upload(&input.upload_id, &input.bucket, &input.key)?;
+        let expected = Expected {
+            sums: sent_sums!(input),
+            trailers: announced_trailers(&headers),
+            md5: input.content_md5,
+        };
+        let also = upload.record.algorithm;
+        let received = self
+            .receive(
+                input.body,
+                input.content_length,
+                expected,
+                also,
+                trailing_headers,
+            )
+            .await?;
+        let backend = Arc::clone(&self.backend);
+        let part = blocking(move || backend.add_part(&upload, number, received)).await?;
+        let mut output = UploadPartOutput {
+            e_tag: Some(ETag::Strong(part.etag)),
+            ..UploadPartOutput::default()
+        };
+        set_sums!(output, &part.sums);
+        respond(output)
+    }
+
+    async fn complete_multipart_upload(
+        &self,
+        request: S3Request<CompleteMultipartUploadInput>,
+    ) -> S3Result<S3Response<CompleteMultipartUploadOutput>> {
+        let input = request.input;
+        let upload = self
+            .backend
+            .upload(&input.upload_id, &input.bucket, &input.key)?;
+        let sent = sent_sums!(input);
+        let condition = Condition {
+            if_match: input.if_match,
+            if_none_match: input.if_none_match,
+        };
+        let named: Vec<NamedPart> = input
+            .multipart_upload
+            .and_then(|list| list.parts)
+            .unwrap_or_default()
+            .into_iter()
+            .map(|part| NamedPart {
+                number: part.part_number.unwrap_or_default(),
+                sums: sent_sums!(part),
+                etag: part.e_tag.map(ETag::into_value),
+            })
+            .collect();
+        let backend = Arc::clone(&self.backend);
+        let object =
+            blocking(move || backend.complete_upload(&upload, &named, &sent, &condition)).await?;
+        let mut output = CompleteMultipartUploadOutput {
+            location: Some(format!("/{}/{}", input.bucket, input.key)),
+            bucket: Some(input.bucket),
+            key: Some(input.key),
+            e_tag: Some(ETag::Strong(object.record.etag.clone())),
+            checksum_type: Some(checksum_type(object.record.checksums.composite)),
+            ..CompleteMultipartUploadOutput::default()
+        };
+        set_sums!(output, &object.record.checksums.sums);
+        respond(output)
+    }
+
+    async fn abort_multipart_upload(
+        &self,
+        request: S3Request<AbortMultipartUploadInput>,
+    ) -> S3Result<S3Response<AbortMultipartUploadOutput>> {
+        let input = request.input;
+        let upload = self
+            .backend
+            .upload(&input.upload_id, &input.bucket, &input.key)?;
+        let backend = Arc::clone(&self.backend);
+        blocking(move || backend.abort_upload(&upload)).await?;
+        respond(AbortMultipartUploadOutput::default())
+    }
+
+    async fn list_parts(
+        &self,
+        request: S3Request<ListPartsInput>,
+    ) -> S3Result<S3Response<ListPartsOutput>> {
+        let input = request.input;
+        let limit = page_limit(input.max_parts)?;
+        let upload = self
+            .backend
+            .upload(&input.upload_id, &input.bucket, &input.key)?;
+        let after = input.part_number_marker.unwrap_or_default();
+        let mut rest = upload
+            .parts()
+            .into_iter()
+            .filter(|part| i32::from(part.number) > after);
+        let parts: Vec<PartEntry> = rest
+            .by_ref()
+            .take(limit as usize)
+            .map(|part| {
+                let mut entry = PartEntry {
+                    part_number: Some(i32::from(part.number)),
+                    e_tag: Some(ETag::Strong(part.etag)),
+                    size: Some(part.segment.size as i64),
+                    last_modified: Some(timestamp(part.modified)),
+                    ..PartEntry::default()
+                };
+                set_sums!(entry, &part.sums);
+                entry
+            })
+            .collect();
+        let more = rest.next().is_some();
+        let record = &upload.record;
+        respond(ListPartsOutput {
+            bucket: Some(input.bucket),
+            key: Some(input.key),
+            upload_id: Some(input.upload_id),
+            part_number_marker: Some(after),
+            max_parts: Some(limit),
+            is_truncated: Some(more),
+            next_part_number_marker: parts
+                .last()
+                .filter(|_| more)
+                .and_then(|part| part.part_number),
+            checksum_algorithm: record
+                .algorithm
+                .map(|algorithm| ChecksumAlgorithm::from_static(algorithm.name())),
+            checksum_type: record.algorithm.map(|_| checksum_type(record.composite)),
+            parts: Some(parts),
+            ..ListPartsOutput::default()
+        })
+    }
+
+    async fn list_multipart_uploads(
+        &self,
+        request: S3Request<ListMultipartUploadsInput>,
+    ) -> S3Result<S3Response<ListMultipartUploadsOutput>> {
+        let input = request.input;
+        if input
+            .delimiter
+            .as_ref()
+            .is_some_and(|delimiter| !delimiter.is_empty())
+        {
+            return Err(s3_error!(
+                NotImplemented,
+                "uploads are listed by prefix, without a delimiter"
+            ));
+        }
+        self.backend.bucket(&input.bucket)?;
+        let limit = page_limit(input.max_uploads)?;
+        let encode = KeyEncoding::of(input.encoding_type.as_ref());
+        let prefix = input.prefix.clone().unwrap_or_default();
+        let uploads = self.backend.uploads_of(&input.bucket);
+        let mut rest = uploads
+            .iter()
+            .filter(|record| record.key.starts_with(&prefix))
+            .filter(|record| {
+                let Some(key) = &input.key_marker else {
+                    return true;
+                };
+                input
+                    .upload_id_marker
+                    .as_ref()
+                    .map_or(record.key > *key, |id| {
+                        (&record.key, &record.id) > (key, id)
+                    })
+            });
+        let page: Vec<&UploadRecord> = rest.by_ref().take(limit as usize).collect();
+        let last = page.last().filter(|_| rest.next().is_some());
+        let entries = page.iter().map(|record| MultipartUpload {
+            key: Some(encode.apply(&record.key)),
+            upload_id: Some(record.id.clone()),
+            initiated: Some(timestamp(record.initiated)),
+            ..MultipartUpload::default()
+        });
+        respond(ListMultipartUploadsOutput {
+            uploads: Some(entries.collect()),
+            is_truncated: Some(last.is_some()),
+            next_key_marker: last.map(|record| encode.apply(&record.key)),
+            next_upload_id_marker: last.map(|record| record.id.clone()),
+            bucket: Some(input.bucket),
+            prefix: input.prefix.map(|text| encode.apply(&text)),
+            key_marker: input.key_marker.map(|text| encode.apply(&text)),
+            upload_id_marker: input.upload_id_marker,
+            max_uploads: Some(limit),
+            encoding_type: input.encoding_type,
+            ..ListMultipartUploadsOutput::default()
+        })
+    }
+}
+
+fn respond<T>(output: T) -> S3Result<S3Response<T>> {
+    Ok(S3Response::new(output))
+}
+
+/// The part of an object that a read asks for.
+struct Selection {
+    bytes: Range<u64>,
+    /// Less than the whole was asked for, by range or by part.
+    partial: bool,
+    of_part: bool,
+}
+
+impl Selection {
+    fn of(record: &ObjectRecord, range: Option<RangeHeader>, part: Option<i32>) -> S3Result<Self> {
+        match (range, part) {
+            (None, None) => Ok(Self {
+                bytes: 0..record.size,
+                partial: false,
+                of_part: false,
+            }),
+            (Some(range), None) => {
+                let bytes = range
+                    .check(record.size)
+                    .map_err(|_| S3Error::new(S3ErrorCode::InvalidRange))?;
+                Ok(Self {
+                    bytes,
+                    partial: true,
+                    of_part: false,
+                })
+            }
+            (None, Some(number)) => {
+                let index = usize::try_from(number)
+                    .ok()
+                    .and_then(|number| number.checked_sub(1));
+                let entry = index
+                    .and_then(|index| record.segments.get(index))
+                    .zip(index);
+                let (entry, index) = entry
+                    .ok_or_else(|| s3_error!(InvalidRange, "the object has no part {number}"))?;
+                let begin: u64 = record.segments[..index]
+                    .iter()
+                    .map(|entry| entry.size)
+                    .sum();
+                Ok(Self {
+                    bytes: begin..begin + entry.size,
+                    partial: true,
+                    of_part: true,
+                })
+            }
+            (Some(_), Some(_)) => Err(s3_error!(
+                InvalidRequest,
+                "a range and a part number exclude each other"
+            )),
+        }
+    }
+
+    fn content_range(&self, size: u64) -> Option<String> {
+        let wanted = self.partial && !self.bytes.is_empty();
+        wanted.then(|| format!("bytes {}-{}/{size}", self.bytes.start, self.bytes.end - 1))
+    }
+}
+
+/// The conditions of a read.
+struct ReadConditions {
+    if_match: Option<ETagCondition>,
+    if_none_match: Option<ETagCondition>,
+    if_modified_since: Option<Timestamp>,
+    if_unmodified_since: Option<Timestamp>,
+}
+
+impl ReadConditions {
+    /// An ETag condition, where there is one, decides over the matching time condition (RFC 9110, 13.2.2).
+    fn check(&self, record: &ObjectRecord) -> S3Result<()> {
+        let modified = whole_seconds(record.modified);
+        let unwanted = match (&self.if_match, &self.if_unmodified_since) {
+            (Some(wanted), _) => !etag_matches(wanted, &record.etag),
+            (None, Some(time)) => modified > *time,
+            (None, None) => false,
+        };
+        if unwanted {
+            return Err(Error::PreconditionFailed("If-Match or If-Unmodified-Since").into());
+        }
+        let known = match (&self.if_none_match, &self.if_modified_since) {
+            (Some(known), _) => etag_matches(known, &record.etag),
+            (None, Some(time)) => modified <= *time,
+            (None, None) => false,
+        };
+        if known {
+            Err(S3Error::new(S3ErrorCode::NotModified))
+        } else {
+            Ok(())
+        }
+    }
+}
+
+/// How keys are written into a listing: plain, or percent-encoded for clients that ask, since XML cannot hold all of them.
+#[derive(Clone, Copy)]
+enum KeyEncoding {
+    Plain,
+    Url,
+}
+
+impl KeyEncoding {
+    fn of(asked: Option<&EncodingType>) -> Self {
+        if asked.is_some_and(|asked| asked.as_str() == EncodingType::URL) {
+            Self::Url
+        } else {
+            Self::Plain
+        }
+    }
+
+    fn apply(self, key: &str) -> String {
+        match self {
+            Self::Plain => key.to_owned(),
+            Self::Url => key.bytes().fold(String::new(), |mut text, byte| {
+                match byte {
+                    b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' | b'/' => {
+                        text.push(byte.into())
+                    }
+                    _ => text.push_str(&format!("%{byte:02X}")),
+                }
+                text
+            }),
+        }
+    }
+}
+
+fn entry(record: &ObjectRecord, encode: KeyEncoding) -> ObjectEntry {
+    let algorithms = record
+        .checksums
+        .sums
+        .keys()
+        .map(|each| ChecksumAlgorithm::from_static(each.name()));
+    ObjectEntry {
+        key: Some(encode.apply(&record.key)),
+        size: Some(record.size as i64),
+        e_tag: Some(ETag::Strong(record.etag.clone())),
+        last_modified: Some(timestamp(record.modified)),
+        checksum_algorithm: Some(algorithms.collect()),
+        checksum_type: Some(checksum_type(record.checksums.composite)),
+        ..ObjectEntry::default()
+    }
+}
+
+fn error_entry(key: String, error: Error) -> ErrorEntry {
+    let error = S3Error::from(error);
+    ErrorEntry {
+        key: Some(key),
+        code: Some(error.code().as_str().to_owned()),
+        message: error.message().map(str::to_owned),
+        ..ErrorEntry::default()
+    }
+}
+
+fn page_limit(asked: Option<i32>) -> S3Result<i32> {
+    match asked.unwrap_or(PAGE_LIMIT) {
+        negative if negative < 0 => Err(s3_error!(
+            InvalidArgument,
+            "a page cannot have {negative} entries"
+        )),
+        limit => Ok(limit.min(PAGE_LIMIT)),
+    }
+}
+
+fn encode_token(start: &Start) -> String {
+    let text = match start {
+        Start::Beginning => String::new(),
+        Start::AfterKey(key) => format!("k{key}"),
+        Start::AfterPrefix(prefix) => format!("p{prefix}"),
+    };
+    URL_SAFE_NO_PAD.encode(text)
+}
+
+fn decode_token(token: &str) -> S3Result<Start> {
+    let bytes = URL_SAFE_NO_PAD.decode(token).ok();
+    let text = bytes
+        .and_then(|bytes| String::from_utf8(bytes).ok())
+        .unwrap_or_default();
+    match (text.strip_prefix('k'), text.strip_prefix('p')) {
+        (Some(key), _) => Ok(Start::AfterKey(key.to_owned())),
+        (_, Some(prefix)) => Ok(Start::AfterPrefix(prefix.to_owned())),
+        _ => Err(s3_error!(
+            InvalidArgument,
+            "the continuation token is not one of ours"
+        )),
+    }
+}
+
+/// `aws-chunked` describes the transfer, not the object.
+fn stored_encoding(sent: &str) -> Option<String> {
+    let kept: Vec<&str> = sent
+        .split(',')
+        .map(str::trim)
+        .filter(|name| !matches!(*name, "" | "aws-chunked"))
+        .collect();
+    (!kept.is_empty()).then(|| kept.join(", "))
+}
+
+fn announced_trailers(headers: &HeaderMap) -> Vec<Algorithm> {
+    let announced = headers
+        .get("x-amz-trailer")
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default();
+    let names: Vec<String> = announced
+        .split(',')
+        .map(|name| name.trim().to_ascii_lowercase())
+        .collect();
+    Algorithm::ALL
+        .into_iter()
+        .filter(|algorithm| names.iter().any(|name| name == algorithm.header()))
+        .collect()
+}
+
+fn trailing_sums(trailers: &HeaderMap) -> Sums {
+    let value = |algorithm: Algorithm| {
+        trailers
+            .get(algorithm.header())?
+            .to_str()
+            .ok()
+            .map(|text| text.trim().to_owned())
+    };
+    Algorithm::ALL
+        .into_iter()
+        .filter_map(|algorithm| Some((algorithm, value(algorithm)?)))
+        .collect()
+}
+
+/// The kind of checksum a multipart object gets: what the client asks for, else what S3 defaults to.
+fn is_composite(algorithm: Option<Algorithm>, asked: Option<&ChecksumType>) -> bool {
+    match (algorithm, asked) {
+        (None | Some(Algorithm::Crc64nvme), _) => false,
+        (Some(_), Some(kind)) => kind.as_str() == ChecksumType::COMPOSITE,
+        (Some(_), None) => true,
+    }
+}
+
+fn checksum_type(composite: bool) -> ChecksumType {
+    ChecksumType::from_static(if composite {
+        ChecksumType::COMPOSITE
+    } else {
+        ChecksumType::FULL_OBJECT
+    })
+}
+
+fn unknown_algorithm(name: &ChecksumAlgorithm) -> S3Error {
+    s3_error!(
+        InvalidArgument,
+        "unknown checksum algorithm {}",
+        name.as_str()
+    )
+}
+
+fn timestamp(time: jiff::Timestamp) -> Timestamp {
+    Timestamp::from(SystemTime::from(time))
+}
+
+/// HTTP dates have whole seconds, so conditions compare those.
+fn whole_seconds(time: jiff::Timestamp) -> Timestamp {
+    timestamp(jiff::Timestamp::from_second(time.as_second()).unwrap_or(time))
+}
+
+impl From<Error> for S3Error {
+    fn from(error: Error) -> Self {
+        let code = match &error {
+            Error::NoSpace { .. } => S3ErrorCode::ServiceUnavailable,
+            Error::NoSuchBucket(_) => S3ErrorCode::NoSuchBucket,
+            Error::BucketExists(_) => S3ErrorCode::BucketAlreadyOwnedByYou,
+            Error::NoSuchKey(_) => S3ErrorCode::NoSuchKey,
+            Error::NoSuchUpload(_) => S3ErrorCode::NoSuchUpload,
+            Error::PreconditionFailed(_) => S3ErrorCode::PreconditionFailed,
+            Error::BadDigest { .. } => S3ErrorCode::BadDigest,
+            Error::Body(_) => S3ErrorCode::IncompleteBody,
+            Error::InvalidPart { .. } => S3ErrorCode::InvalidPart,
+            Error::InvalidPartOrder => S3ErrorCode::InvalidPartOrder,
+            Error::PartTooSmall { .. } => S3ErrorCode::EntityTooSmall,
+            Error::Invalid(_) => S3ErrorCode::InvalidRequest,
+            Error::Io { .. }
+            | Error::RootHeld { .. }
+            | Error::Listen { .. }
+            | Error::Damaged { .. }
+            | Error::Internal(_) => {
+                tracing::error!(%error, "request failed");
+                S3ErrorCode::InternalError
+            }
+        };
+        Self::with_message(code, error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{KeyEncoding, Selection, decode_token, encode_token, stored_encoding};
+    use crate::backend::listing::Start;
+    use crate::error::Error;
+    use s3s::S3Error;
+    use std::path::PathBuf;
+
+    #[test]
+    fn a_full_disk_is_503_with_a_plain_message() {
+        let error = S3Error::from(Error::NoSpace {
+            path: PathBuf::from("/store"),
+        });
+        assert_eq!(error.status_code().map(|status| status.as_u16()), Some(503));
+        assert_eq!(
+            error.message(),
+            Some("no space left on the disk under /store")
+        );
+    }
+
+    #[test]
+    fn tokens_read_back_and_foreign_ones_are_refused() {
+        for start in [
+            Start::AfterKey("a/ü".to_owned()),
+            Start::AfterPrefix("k/".to_owned()),
+        ] {
+            assert_eq!(decode_token(&encode_token(&start)).unwrap(), start);
+        }
+        decode_token("nonsense").unwrap_err();
+    }
+
+    #[test]
+    fn the_transfer_encoding_is_not_stored() {
+        assert_eq!(stored_encoding("aws-chunked"), None);
+        assert_eq!(
+            stored_encoding("aws-chunked, gzip"),
+            Some("gzip".to_owned())
+        );
+    }
+
+    #[test]
+    fn keys_are_percent_encoded_by_byte() {
+        assert_eq!(KeyEncoding::Url.apply("a b/ü~"), "a%20b/%C3%BC~");
+    }
+
+    #[test]
+    fn an_empty_part_has_no_content_range() {
+        assert_eq!(
+            Selection {
+                bytes: 0..0,
+                partial: true,
+                of_part: true
+            }
+            .content_range(0),
+            None
+        );
+    }
+}
