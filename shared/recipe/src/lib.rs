@@ -1,1 +1,42 @@
-//! Recipe and environment schema, precedence, versions and user rules.
+//! Recipes: the settings of an experiment, where each comes from, and which of them hashes hold.
+//!
+//! A recipe is YAML, may extend another and holds only what differs from the defaults. [`Sources`] resolves it
+//! with the precedence `--set` > `WMTP_SET_*` > `WMTP_CONFIG` > recipe > default. Unknown keys, wrong types and
+//! broken rules are errors that name the key and its source.
+//!
+//! ```
+//! use wmtp_recipe::{Algo, Sources};
+//!
+//! let sources = Sources {
+//!     recipe: Some("v002.yaml".to_owned()),
+//!     assignments: vec!["optim.lr=2e-3".to_owned()],
+//!     ..Sources::default()
+//! };
+//! let resolved = sources.resolve_with(&|_| {
+//!     Ok("version: {id: v002, parent: v001, change: verifiable weights}\nexperiment: {algo: verifiable}".into())
+//! })?;
+//! assert_eq!(resolved.recipe.experiment.algo, Algo::Verifiable);
+//! assert_eq!(resolved.recipe.optim.lr, 2e-3);
+//! # Ok::<(), wmtp_recipe::Error>(())
+//! ```
+
+mod digest;
+mod error;
+mod layer;
+mod resolve;
+mod schema;
+pub mod seed;
+mod setting;
+mod validate;
+
+pub use error::Error;
+pub use resolve::{CONFIG_VARIABLE, Loader, Origin, Resolved, SETTING_PREFIX, Sources};
+pub use schema::{
+    Algo, Data, DataSource, Dtype, Evaluation, ExcessScore, Experiment, Model, Optim, Recipe,
+    Reference, Rho1, Rho1Weighting, Score, Stage1, ValueHeadKind, ValueObjective, Version, Weights,
+    leaves,
+};
+pub use setting::{Affects, Leaf, Shape};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,312 @@
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::digest::at;
+use crate::{Affects, Algo, Error, Leaf, Origin, Recipe, Resolved, Shape, Sources, leaves};
+
+const MINIMAL: &str = "version: {id: v001}\n";
+
+/// Resolves recipes held in memory; the first is the one asked for.
+fn resolve(files: &[(&str, &str)], assignments: &[&str]) -> Result<Resolved, Error> {
+    resolve_in(files, assignments, &[])
+}
+
+fn resolve_in(
+    files: &[(&str, &str)],
+    assignments: &[&str],
+    environment: &[(&str, &str)],
+) -> Result<Resolved, Error> {
+    let texts: BTreeMap<&str, &str> = files.iter().copied().collect();
+    let sources = Sources {
+        recipe: files.first().map(|(name, _)| (*name).to_owned()),
+        assignments: assignments
+            .iter()
+            .map(|given| (*given).to_owned())
+            .collect(),
+        environment: environment
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+            .collect(),
+    };
+    sources.resolve_with(&|name| {
+        texts
+            .get(name)
+            .map(|text| (*text).to_owned())
+            .ok_or_else(|| "no such file".into())
+    })
+}
+
+fn message(result: Result<Resolved, Error>) -> String {
+    result.expect_err("the recipe is broken").to_string()
+}
+
+/// Another valid value for a leaf, as `--set` would take it, with the settings that must change along with it.
+fn changed(leaf: &Leaf, recipe: &Recipe) -> Vec<String> {
+    let tree = recipe.to_json();
+    let current = at(&tree, leaf.key);
+    let value = match (leaf.key, leaf.shape) {
+        ("version.parent", _) => {
+            return vec!["version.parent=v000".into(), "version.change=x".into()];
+        }
+        ("version.change", _) => {
+            return vec!["version.parent=v000".into(), "version.change=y".into()];
+        }
+        ("optim.batch_sequences", _) => "120".to_owned(),
+        ("optim.micro_batch_sequences", _) => "6".to_owned(),
+        ("evaluation.ks", _) => "[1, 2]".to_owned(),
+        ("stage1.objective", _) => "bce".to_owned(),
+        (_, Shape::Text | Shape::OptionalText) => "other".to_owned(),
+        (_, Shape::Count) => (current.as_u64().expect("a count") + 1).to_string(),
+        (_, Shape::OptionalCount) => "7".to_owned(),
+        (_, Shape::Number) => (current.as_f64().expect("a number") * 0.5 + 0.001).to_string(),
+        (_, Shape::Flag) => (!current.as_bool().expect("a flag")).to_string(),
+        (_, Shape::Choice(words)) => words
+            .iter()
+            .find(|word| Some(**word) != current.as_str())
+            .expect("two words at least")
+            .to_string(),
+        (_, Shape::Counts) => unreachable!("evaluation.ks is the only list"),
+    };
+    if leaf.key == "weights.w_max" {
+        return vec!["weights.w_max=2".into()];
+    }
+    vec![format!("{}={value}", leaf.key)]
+}
+
+fn scored() -> [(&'static str, &'static str); 1] {
+    [(
+        "r.yaml",
+        "version: {id: v001}\nexperiment: {algo: verifiable}\n",
+    )]
+}
+
+#[test]
+fn the_table_of_leaves_is_the_recipe() {
+    let mut of_struct = BTreeSet::new();
+    collect(&Recipe::default().to_json(), "", &mut of_struct);
+    let of_table: BTreeSet<String> = leaves().map(|leaf| leaf.key.to_owned()).collect();
+    assert_eq!(of_struct, of_table);
+    assert!(leaves().all(|leaf| !leaf.doc.trim().is_empty()));
+}
+
+fn collect(tree: &Value, prefix: &str, keys: &mut BTreeSet<String>) {
+    for (name, value) in tree.as_object().expect("sections are objects") {
+        let key = format!("{prefix}{name}");
+        if value.is_object() {
+            collect(value, &format!("{key}."), keys);
+        } else {
+            keys.insert(key);
+        }
+    }
+}
+
+#[test]
+fn every_leaf_changes_the_resolved_recipe_and_names_its_origin() {
+    let before = resolve(&scored(), &[]).expect("valid").recipe;
+    for leaf in leaves() {
+        let assignments = changed(leaf, &before);
+        let given: Vec<&str> = assignments.iter().map(String::as_str).collect();
+        let after =
+            resolve(&scored(), &given).unwrap_or_else(|error| panic!("{}: {error}", leaf.key));
+        assert_ne!(
+            at(&before.to_json(), leaf.key),
+            at(&after.recipe.to_json(), leaf.key),
+            "{} is ignored",
+            leaf.key
+        );
+        assert_ne!(
+            before.digest(),
+            after.recipe.digest(),
+            "{} is not hashed",
+            leaf.key
+        );
+        assert_eq!(after.origin(leaf.key), Some(&Origin::Flag), "{}", leaf.key);
+    }
+}
+
+#[test]
+fn output_settings_change_the_options_of_their_section_and_runtime_settings_do_not() {
+    let before = resolve(&scored(), &[]).expect("valid").recipe;
+    for leaf in leaves() {
+        let section = leaf.key.split('.').next().expect("a first part");
+        let assignments = changed(leaf, &before);
+        let given: Vec<&str> = assignments.iter().map(String::as_str).collect();
+        let after = resolve(&scored(), &given).expect("valid").recipe;
+        let differ = before.section_options(&[section]) != after.section_options(&[section]);
+        assert_eq!(differ, leaf.affects == Affects::Output, "{}", leaf.key);
+    }
+}
+
+#[test]
+fn the_shared_digest_ignores_what_is_compared_and_nothing_else() {
+    let before = resolve(&scored(), &[]).expect("valid").recipe;
+    let compared = [
+        "version.",
+        "seed",
+        "experiment.algo",
+        "stage1.",
+        "reference.",
+        "score.",
+        "rho1.",
+        "weights.",
+    ];
+    for leaf in leaves() {
+        let assignments = changed(leaf, &before);
+        let given: Vec<&str> = assignments.iter().map(String::as_str).collect();
+        let after = resolve(&scored(), &given).expect("valid").recipe;
+        let is_compared = compared.iter().any(|name| leaf.key.starts_with(name));
+        let same = before.shared_digest() == after.shared_digest();
+        assert_eq!(same, is_compared, "{}", leaf.key);
+    }
+}
+
+#[test]
+fn options_hold_numbers_as_decimal_strings() {
+    let recipe = resolve(&[("r.yaml", MINIMAL)], &["optim.lr=2e-3"])
+        .expect("valid")
+        .recipe;
+    let options = recipe.section_options(&["optim", "seed", "experiment.algo"]);
+    assert_eq!(options["optim.lr"], json!("0.002"));
+    assert_eq!(options["optim.eps"], json!("0.00000001"));
+    assert_eq!(options["optim.batch_sequences"], json!("96"));
+    assert_eq!(options["seed"], json!("42"));
+    assert_eq!(options["experiment.algo"], json!("baseline"));
+    assert_eq!(options.get("experiment.dataset"), None);
+}
+
+#[test]
+fn stronger_sources_win() {
+    let files = [
+        ("dir/v002.yaml", "extends: v001.yaml\noptim: {lr: 0.02}\n"),
+        (
+            "dir/v001.yaml",
+            "version: {id: v001}\noptim: {lr: 0.01, beta1: 0.5, beta2: 0.6, eps: 1e-6, weight_decay: 0.1}\n",
+        ),
+    ];
+    let environment = [
+        (
+            "WMTP_CONFIG",
+            r#"{"optim": {"beta2": 0.7, "eps": 1e-5, "weight_decay": 0.2}}"#,
+        ),
+        ("WMTP_SET_OPTIM__EPS", "1e-4"),
+        ("WMTP_SET_OPTIM__WEIGHT_DECAY", "0.3"),
+        ("WMTP_STORE", "s3://not-a-setting"),
+    ];
+    let resolved = resolve_in(&files, &["optim.weight_decay=0.4"], &environment).expect("valid");
+    let optim = &resolved.recipe.optim;
+    assert_eq!(
+        [
+            optim.grad_clip,
+            optim.beta1,
+            optim.lr,
+            optim.beta2,
+            optim.eps,
+            optim.weight_decay
+        ],
+        [1.0, 0.5, 0.02, 0.7, 1e-4, 0.4]
+    );
+    let origins = [
+        "optim.grad_clip",
+        "optim.beta1",
+        "optim.lr",
+        "optim.beta2",
+        "optim.eps",
+        "optim.weight_decay",
+    ]
+    .map(|key| resolved.origin(key).expect("a leaf").to_string());
+    assert_eq!(
+        origins,
+        [
+            "default",
+            "dir/v001.yaml",
+            "dir/v002.yaml",
+            "WMTP_CONFIG",
+            "WMTP_SET_OPTIM__EPS",
+            "--set"
+        ]
+    );
+}
+
+#[test]
+fn broken_recipes_are_named_with_key_and_source() {
+    let broken = |text: &str| message(resolve(&[("r.yaml", text)], &[]));
+    let set = |given: &str| message(resolve(&[("r.yaml", MINIMAL)], &[given]));
+    let messages = [
+        broken("version: {id: v001}\noptim: {learning_rat: 1}\n"),
+        broken("version: {id: v001}\noptim: {lrr: 1}\n"),
+        broken("version: {id: v001}\nweights: {gamma: 1}\n"),
+        broken("version: {id: v001}\noptin: {lr: 1}\n"),
+        broken("version: {id: v001}\noptim: {lr: fast}\n"),
+        broken("version: {id: v001}\noptim: {batch_sequences: 2.5}\n"),
+        broken("version: {id: v001}\noptim: 3\n"),
+        broken("version: {id: v001}\nexperiment: {algo: rho2}\n"),
+        broken("optim: {lr: 0.1}\n"),
+        broken("version: {id: v001}\nweights: {w_max: 2}\n"),
+        broken("extends: r.yaml\n"),
+        broken("extends: absent.yaml\n"),
+        broken("just a text\n"),
+        set("optim.lr"),
+        set("optim.lr=-1"),
+        set("evaluation.ks=[10, 5]"),
+        set("evaluation.ks=[50]"),
+        set("optim.micro_batch_sequences=7"),
+        set("stage1.objective=pairwise"),
+        set("data.validation_share=0.9"),
+    ];
+    insta::assert_snapshot!(messages.join("\n"));
+}
+
+#[test]
+fn a_duplicate_key_is_an_error() {
+    let text = "version: {id: v001}\noptim: {lr: 0.1, lr: 0.2}\n";
+    let said = message(resolve(&[("r.yaml", text)], &[]));
+    assert!(said.contains("r.yaml") && said.contains("lr"), "{said}");
+}
+
+#[test]
+fn the_resolved_tree_reads_back() {
+    let recipe = resolve(&scored(), &[]).expect("valid").recipe;
+    let text = recipe.to_json().to_string();
+    assert_eq!(
+        serde_json::from_str::<Recipe>(&text).expect("its own JSON"),
+        recipe
+    );
+}
+
+#[test]
+fn shipped_recipes_differ_from_their_parent_in_the_algorithm_alone() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../storage/recipes");
+    for set in ["micropy", "mbpp"] {
+        let read = |version: &str| {
+            let path = folder.join(set).join(format!("{version}.yaml"));
+            let sources = Sources {
+                recipe: Some(path.display().to_string()),
+                ..Sources::default()
+            };
+            sources
+                .resolve()
+                .unwrap_or_else(|error| panic!("{set}/{version}: {error}"))
+                .recipe
+        };
+        let parent = read("v001");
+        assert_eq!(parent.experiment.algo, Algo::Baseline);
+        let algos = [
+            Algo::Verifiable,
+            Algo::Rho1,
+            Algo::RandomMatched,
+            Algo::Shuffled,
+        ];
+        for (version, algo) in ["v002", "v003", "v004", "v005"].into_iter().zip(algos) {
+            let child = read(version);
+            assert_eq!(child.experiment.algo, algo);
+            assert_eq!(child.version.parent.as_deref(), Some("v001"));
+            let mut same = child.clone();
+            same.version = parent.version.clone();
+            same.experiment.algo = Algo::Baseline;
+            assert_eq!(same, parent, "{set}/{version}");
+            assert_eq!(child.shared_digest(), parent.shared_digest());
+        }
+    }
+}

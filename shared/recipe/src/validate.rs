@@ -1,0 +1,229 @@
+//! Rules between settings (specification 3.4).
+
+use crate::Error;
+use crate::resolve::{Origin, Resolved};
+use crate::schema::{Algo, Recipe, ValueObjective};
+
+impl Recipe {
+    /// Checks every rule that the settings alone can break.
+    ///
+    /// # Errors
+    /// [`Error::Rule`] names the first setting that breaks one.
+    pub fn validate(&self) -> Result<(), Error> {
+        self.validate_version()?;
+        self.validate_data()?;
+        self.validate_training()?;
+        self.validate_weights()?;
+        self.validate_evaluation()
+    }
+
+    fn validate_version(&self) -> Result<(), Error> {
+        let id = &self.version.id;
+        let is_name = |text: &str| {
+            !text.is_empty()
+                && text
+                    .bytes()
+                    .all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+        };
+        if !is_name(id) {
+            let rule = "a version has a name of letters, digits, `-`, `_` and `.`, such as v001";
+            return Err(Error::rule("version.id", format!("\"{id}\""), rule));
+        }
+        if self.version.parent.as_deref() == Some(id) {
+            return Err(Error::rule(
+                "version.parent",
+                id,
+                "a version is not its own parent",
+            ));
+        }
+        if self.version.parent.is_some() != self.version.change.is_some() {
+            let rule = "a parent and the one change against it are given together or not at all";
+            let given = self.version.change.as_deref().unwrap_or("null");
+            return Err(Error::rule("version.change", given, rule));
+        }
+        Ok(())
+    }
+
+    fn validate_data(&self) -> Result<(), Error> {
+        at_least("model.horizon", self.model.horizon, 1)?;
+        at_least("data.max_length", self.data.max_length, 8)?;
+        at_least("data.num_problems", self.data.num_problems, 1)?;
+        at_least(
+            "data.solutions_per_problem",
+            self.data.solutions_per_problem,
+            2,
+        )?;
+        // 256 bytes, begin and end.
+        at_least("data.vocab_size", self.data.vocab_size, 258)?;
+        share("data.validation_share", self.data.validation_share)?;
+        share("data.test_share", self.data.test_share)?;
+        let held_out = self.data.validation_share + self.data.test_share;
+        if held_out >= 1.0 {
+            let rule = "validation and test together leave something to train on";
+            return Err(Error::rule("data.test_share", self.data.test_share, rule));
+        }
+        Ok(())
+    }
+
+    fn validate_training(&self) -> Result<(), Error> {
+        let optim = &self.optim;
+        positive("optim.epochs", optim.epochs)?;
+        positive("optim.lr", optim.lr)?;
+        positive("optim.eps", optim.eps)?;
+        positive("optim.grad_clip", optim.grad_clip)?;
+        for (key, beta) in [("optim.beta1", optim.beta1), ("optim.beta2", optim.beta2)] {
+            ensure(key, beta, (0.0..1.0).contains(&beta), "0 <= beta < 1")?;
+        }
+        let decay = optim.weight_decay;
+        ensure("optim.weight_decay", decay, decay >= 0.0, "at least 0")?;
+        share("optim.warmup_ratio", optim.warmup_ratio)?;
+        share("optim.min_lr_ratio", optim.min_lr_ratio)?;
+        at_least("optim.batch_sequences", optim.batch_sequences, 1)?;
+        at_least("optim.eval_every_steps", optim.eval_every_steps, 1)?;
+        at_least(
+            "optim.checkpoint_every_steps",
+            optim.checkpoint_every_steps,
+            1,
+        )?;
+        at_least(
+            "optim.micro_batch_sequences",
+            optim.micro_batch_sequences,
+            1,
+        )?;
+        let whole = optim
+            .batch_sequences
+            .is_multiple_of(optim.micro_batch_sequences);
+        let rule = format!(
+            "it divides optim.batch_sequences, {}",
+            optim.batch_sequences
+        );
+        ensure(
+            "optim.micro_batch_sequences",
+            optim.micro_batch_sequences,
+            whole,
+            rule,
+        )?;
+
+        positive("stage1.epochs", self.stage1.epochs)?;
+        positive("stage1.lr_trunk", self.stage1.lr_trunk)?;
+        positive("stage1.lr_head", self.stage1.lr_head)?;
+        at_least("stage1.batch_sequences", self.stage1.batch_sequences, 1)?;
+        share("stage1.gate", self.stage1.gate)?;
+        let objective = self.stage1.objective;
+        let built = matches!(objective, ValueObjective::MseMc | ValueObjective::Bce);
+        let rule = "this release trains with mse_mc or bce";
+        ensure("stage1.objective", objective, built, rule)?;
+        positive("reference.epochs", self.reference.epochs)?;
+        positive("reference.lr", self.reference.lr)?;
+        at_least(
+            "reference.batch_sequences",
+            self.reference.batch_sequences,
+            1,
+        )
+    }
+
+    fn validate_weights(&self) -> Result<(), Error> {
+        share("score.gamma", self.score.gamma)?;
+        share("score.lambda_gae", self.score.lambda_gae)?;
+        let ratio = self.rho1.ratio;
+        ensure(
+            "rho1.ratio",
+            ratio,
+            ratio > 0.0 && ratio <= 1.0,
+            "0 < ratio <= 1",
+        )?;
+        let diff = self.rho1.min_ce_diff;
+        ensure("rho1.min_ce_diff", diff, diff >= 0.0, "at least 0 nats")?;
+        let weights = &self.weights;
+        positive("weights.temperature", weights.temperature)?;
+        let eps_holds = weights.eps > 0.0 && weights.eps <= 1.0;
+        ensure("weights.eps", weights.eps, eps_holds, "0 < eps <= 1")?;
+        ensure(
+            "weights.w_max",
+            weights.w_max,
+            weights.w_max >= 1.0,
+            "at least 1",
+        )?;
+        share("weights.entropy_floor", weights.entropy_floor)?;
+        share("weights.blend", weights.blend)
+    }
+
+    fn validate_evaluation(&self) -> Result<(), Error> {
+        let evaluation = &self.evaluation;
+        let temperature = evaluation.temperature;
+        ensure(
+            "evaluation.temperature",
+            temperature,
+            temperature >= 0.0,
+            "at least 0",
+        )?;
+        let top_p = evaluation.top_p;
+        ensure(
+            "evaluation.top_p",
+            top_p,
+            top_p > 0.0 && top_p <= 1.0,
+            "0 < top_p <= 1",
+        )?;
+        at_least("evaluation.num_samples", evaluation.num_samples as usize, 1)?;
+        at_least("evaluation.max_new_tokens", evaluation.max_new_tokens, 1)?;
+        at_least("evaluation.batch_size", evaluation.batch_size, 1)?;
+        positive("evaluation.cpu_secs", evaluation.cpu_secs)?;
+        positive("evaluation.wall_secs", evaluation.wall_secs)?;
+        at_least("evaluation.memory_mib", evaluation.memory_mib as usize, 16)?;
+        if let Some(limit) = evaluation.max_problems {
+            at_least("evaluation.max_problems", limit, 1)?;
+        }
+        let samples = evaluation.num_samples;
+        let ks_hold = !evaluation.ks.is_empty()
+            && evaluation.ks.iter().all(|k| (1..=samples).contains(k))
+            && evaluation.ks.is_sorted_by(|a, b| a < b);
+        let rule = format!("rising numbers from 1 to evaluation.num_samples, {samples}");
+        ensure(
+            "evaluation.ks",
+            format!("{:?}", evaluation.ks),
+            ks_hold,
+            rule,
+        )
+    }
+}
+
+/// A baseline has no scores: settings of them in its recipe are a mistake.
+pub(crate) fn origins(resolved: &Resolved) -> Result<(), Error> {
+    if resolved.recipe.experiment.algo != Algo::Baseline {
+        return Ok(());
+    }
+    let stray = resolved.origins.iter().find(|(key, origin)| {
+        *origin != Origin::Default
+            && ["score.", "rho1.", "weights."]
+                .iter()
+                .any(|section| key.starts_with(section))
+    });
+    stray.map_or(Ok(()), |(key, origin)| {
+        let rule = "the baseline weighs every token the same, so its recipe sets no scores";
+        Err(Error::rule(key, format!("set by {origin}"), rule))
+    })
+}
+
+fn ensure(
+    key: &str,
+    value: impl ToString,
+    holds: bool,
+    rule: impl Into<String>,
+) -> Result<(), Error> {
+    if holds {
+        return Ok(());
+    }
+    Err(Error::rule(key, value, rule))
+}
+
+fn at_least(key: &str, value: usize, least: usize) -> Result<(), Error> {
+    ensure(key, value, value >= least, format!("at least {least}"))
+}
+
+fn positive(key: &str, value: f64) -> Result<(), Error> {
+    ensure(key, value, value > 0.0, "more than 0")
+}
+
+fn share(key: &str, value: f64) -> Result<(), Error> {
+    ensure(key, value, (0.0..=1.0).contains(&value), "from 0 to 1")
+}
