@@ -1,1 +1,116 @@
-//! Trains the value model and stores advantages, or tunes the reference and stores its cross-entropies.
+//! Stage 1: the models that later tell which tokens matter.
+//!
+//! `--objective value` trains a value model on correct and incorrect rows and stores the advantages of every
+//! correct row. `--objective reference` tunes a next-token model on the correct rows and stores its
+//! cross-entropies. Both are frozen from then on, so that stage 2 is deterministic and can resume.
+
+mod reference;
+mod value;
+
+use std::fmt;
+
+use wmtp_job_kit::{Job, JobError, Kind, Output, Plan, PlanCx, Run};
+use wmtp_recipe::{Recipe, ValueObjective};
+use wmtp_training::session::check_tokenizers;
+
+/// Settings that both objectives share with stage 2.
+const SHARED: [&str; 9] = [
+    "seed",
+    "model.dtype",
+    "optim.beta1",
+    "optim.beta2",
+    "optim.eps",
+    "optim.weight_decay",
+    "optim.grad_clip",
+    "optim.warmup_ratio",
+    "optim.min_lr_ratio",
+];
+
+/// Settings of batches and validation that can change a byte.
+const BATCHES: [&str; 2] = ["optim.micro_batch_sequences", "optim.eval_every_steps"];
+
+/// What stage 1 makes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Objective {
+    /// A value model and the advantages that it gives.
+    Value,
+    /// A tuned reference and its cross-entropies, for Rho-1.
+    Reference,
+}
+
+impl fmt::Display for Objective {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Value => "value",
+            Self::Reference => "reference",
+        })
+    }
+}
+
+/// Trains the value model and stores advantages, or tunes the reference and stores its cross-entropies.
+#[derive(Debug, clap::Args)]
+pub struct TrainStage1 {
+    /// What to make.
+    #[arg(long, value_enum)]
+    objective: Objective,
+    /// The data set: a name, or an id.
+    #[arg(long, value_name = "DATA")]
+    data: String,
+    /// The model to start from: a name, or an id.
+    #[arg(long, value_name = "MODEL")]
+    base: String,
+}
+
+impl TrainStage1 {
+    fn check(&self, recipe: &Recipe) -> Result<(), JobError> {
+        match (self.objective, recipe.stage1.objective) {
+            (Objective::Reference, _)
+            | (Objective::Value, ValueObjective::MseMc | ValueObjective::Bce) => Ok(()),
+            (Objective::Value, other) => {
+                let error = format!("stage1.objective {other} is not available yet");
+                Err(JobError::usage(error).hint("use mse_mc or bce"))
+            }
+        }
+    }
+}
+
+impl Job for TrainStage1 {
+    type Work = Objective;
+
+    const NAME: &'static str = "train-stage1";
+    const ABOUT: &'static str = "Trains the value model and stores advantages, or tunes the reference and stores its cross-entropies.";
+    const EXAMPLES: &'static str = "\
+train-stage1 --objective value --data micropy --base micro-mtp --recipe recipe.yaml --store s3://bucket/wmtp --name v002
+train-stage1 --objective reference --data micropy --base micro-ref --recipe recipe.yaml --store s3://bucket/wmtp --name v003";
+    const VERSION: u32 = 1;
+
+    fn plan(&self, cx: &mut PlanCx<'_>) -> Result<Plan<Objective>, JobError> {
+        let recipe = cx.recipe()?.clone();
+        self.check(&recipe)?;
+        let data = cx.input("data", Kind::ProcessedData, &self.data)?;
+        let base = cx.input("base", Kind::BaseModel, &self.base)?;
+        check_tokenizers(("data", &data), ("base", &base))?;
+        let plan = Plan::new(self.objective).option("objective", self.objective.to_string());
+        let mut settings = [SHARED.as_slice(), &BATCHES].concat();
+        Ok(match self.objective {
+            Objective::Value => {
+                settings.extend(["stage1", "score"]);
+                plan.options(recipe.section_options(&settings))
+                    .output("value-model", Kind::ValueModel)
+                    .output("advantages", Kind::Advantages)
+            }
+            Objective::Reference => {
+                settings.push("reference");
+                plan.options(recipe.section_options(&settings))
+                    .output("reference-ce", Kind::ReferenceCe)
+            }
+        })
+    }
+
+    fn run(work: &Objective, run: &mut Run) -> Result<Vec<Output>, JobError> {
+        match work {
+            Objective::Value => value::run(run),
+            Objective::Reference => reference::run(run),
+        }
+    }
+}

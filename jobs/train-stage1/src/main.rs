@@ -1,3 +1,7 @@
-//! Trains the value model and stores advantages, or tunes the reference and stores its cross-entropies.
+//! Reads: a data set and a base model. Writes: a value model and advantages, or a reference's cross-entropies.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    wmtp_job_kit::main::<train_stage1::TrainStage1>()
+}

@@ -1,3 +1,7 @@
-//! Trains the policy with weighted multi-token prediction.
+//! Reads: a data set, a base model, advantages or reference cross-entropies. Writes: a checkpoint.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    wmtp_job_kit::main::<train_stage2::TrainStage2>()
+}

@@ -1,0 +1,277 @@
+//! The value model and the advantages that it gives.
+
+use std::path::Path;
+
+use candle_core::Device;
+use serde::Serialize;
+use wmtp_artifacts::Digest;
+use wmtp_data_sets::TokenFile;
+use wmtp_job_kit::{JobError, Kind, Output, Run};
+use wmtp_model::{HeadKind, ParamStore, Params};
+use wmtp_recipe::seed::stream;
+use wmtp_recipe::{Recipe, ValueHeadKind, ValueObjective};
+use wmtp_records::{Record, Split, data_files, jsonl};
+use wmtp_training::session::{
+    TOKENIZER_SHA256, check_vocabulary, drive, dtype, load_bundle, load_tokens, write_text,
+};
+use wmtp_training::{
+    Error, Judged, Objective, OptimSettings, Rows, Trainer, ValueParameters, ValueQuality,
+    ValueSettings, ValueTrainer, advantages, balanced_rows,
+};
+use wmtp_weighting::Whitening;
+
+/// The reward of a row that passes its tests.
+const REWARD: f64 = 1.0;
+
+/// `summary.json` of the value model.
+#[derive(Serialize)]
+struct Summary {
+    objective: ValueObjective,
+    head: ValueHeadKind,
+    train_rows: usize,
+    steps: u64,
+    best_step: u64,
+    best_validation_loss: Option<f64>,
+    gate: f64,
+    gate_passed: Option<bool>,
+    #[serde(flatten)]
+    validation: ValueQuality,
+}
+
+/// `advantages.json` beside the advantages.
+#[derive(Serialize)]
+struct Description<'a> {
+    mean: f64,
+    std: f64,
+    gamma: f64,
+    lambda: f64,
+    /// SHA-256 of the value model's trunk.
+    value_model: &'a str,
+}
+
+/// One split: token ids and the problem of every row.
+struct Labelled {
+    tokens: TokenFile,
+    problems: Vec<String>,
+}
+
+impl Labelled {
+    fn load(dir: &Path, split: Split) -> Result<Self, JobError> {
+        let path = dir.join(data_files::records(split));
+        let records: Vec<Record> = jsonl::read(&path)?;
+        let tokens = load_tokens(dir, split)?;
+        if records.len() != tokens.len() {
+            return Err(JobError::bad_input(format!(
+                "the {split} split has {} records but token ids of {} rows",
+                records.len(),
+                tokens.len()
+            )));
+        }
+        let problems = records
+            .into_iter()
+            .map(|record| record.problem_id)
+            .collect();
+        Ok(Self { tokens, problems })
+    }
+}
+
+pub(crate) fn run(run: &Run) -> Result<Vec<Output>, JobError> {
+    let recipe = run.recipe();
+    let data_dir = run.input("data")?;
+    let train = Labelled::load(&data_dir, Split::Train)?;
+    let validation = Labelled::load(&data_dir, Split::Validation)?;
+    let (params, store) = parameters(run, recipe)?;
+    let balance = stream(recipe.seed, "stage1/balance");
+    let train_rows = balanced_rows(&train.tokens, &train.problems, balance);
+    let train_count = train_rows.len();
+    let mut trainer = ValueTrainer::new(
+        &params,
+        &store,
+        Rows {
+            file: &train.tokens,
+            rows: train_rows,
+        },
+        Rows {
+            file: &validation.tokens,
+            rows: validation.tokens.labelled_rows(),
+        },
+        settings(recipe)?,
+    )?;
+    drive(
+        &mut trainer,
+        run,
+        "value model",
+        recipe.optim.checkpoint_every_steps,
+    )?;
+    let best_step = trainer.finish()?;
+    let quality = judge(&trainer, &validation)?;
+    let gate_passed = gate(run, recipe, &quality)?;
+
+    let summary = Summary {
+        objective: recipe.stage1.objective,
+        head: recipe.stage1.head,
+        train_rows: train_count,
+        steps: trainer.total_steps(),
+        best_step,
+        best_validation_loss: trainer.best_loss(),
+        gate: recipe.stage1.gate,
+        gate_passed,
+        validation: quality,
+    };
+    let model = write_model(run, &params, &store, trainer.metrics(), &summary)?;
+    let weights = Digest::of_file(&model.dir.join("model.safetensors"))?.to_string();
+    let advantages = write_advantages(run, &trainer, &train.tokens, &weights)?;
+    Ok(vec![model, advantages])
+}
+
+fn parameters(run: &Run, recipe: &Recipe) -> Result<(Params, ValueParameters), JobError> {
+    let dtype = dtype(recipe.model.dtype);
+    let (params, base) = load_bundle(&run.input("base")?, dtype)?;
+    check_vocabulary(&params, run.manifest("data")?)?;
+    let seed = stream(recipe.seed, "stage1/value-head");
+    let bias = objective(recipe)?.bias();
+    let trunk = ParamStore::value_trunk_from(&params, &base).map_err(Error::from)?;
+    let head = ParamStore::init_value_head(head(recipe), &params, seed, bias, dtype, &Device::Cpu)
+        .map_err(Error::from)?;
+    Ok((params, ValueParameters { trunk, head }))
+}
+
+fn objective(recipe: &Recipe) -> Result<Objective, JobError> {
+    match recipe.stage1.objective {
+        ValueObjective::MseMc => Ok(Objective::MseMc),
+        ValueObjective::Bce => Ok(Objective::Bce),
+        other => Err(JobError::usage(format!(
+            "stage1.objective {other} is not available yet"
+        ))),
+    }
+}
+
+fn head(recipe: &Recipe) -> HeadKind {
+    match recipe.stage1.head {
+        ValueHeadKind::Linear => HeadKind::Linear,
+        ValueHeadKind::Mlp => HeadKind::Mlp,
+    }
+}
+
+fn settings(recipe: &Recipe) -> Result<ValueSettings, JobError> {
+    let (stage1, optim) = (&recipe.stage1, &recipe.optim);
+    Ok(ValueSettings {
+        objective: objective(recipe)?,
+        head: head(recipe),
+        lr_trunk: stage1.lr_trunk,
+        lr_head: stage1.lr_head,
+        optim: OptimSettings::of(optim),
+        epochs: stage1.epochs,
+        batch_sequences: stage1.batch_sequences,
+        micro_batch_sequences: optim.micro_batch_sequences,
+        eval_every_steps: optim.eval_every_steps,
+        order_seed: stream(recipe.seed, "stage1/order"),
+    })
+}
+
+fn judge(trainer: &ValueTrainer<'_>, split: &Labelled) -> Result<ValueQuality, JobError> {
+    let rows = split.tokens.labelled_rows();
+    let values = trainer.values(&split.tokens, &rows)?;
+    let judged: Vec<Judged> = rows
+        .iter()
+        .zip(values)
+        .map(|(&row, values)| Judged {
+            problem: split.problems[row].clone(),
+            correct: split.tokens.row(row).is_correct == Some(true),
+            values,
+        })
+        .collect();
+    Ok(ValueQuality::of(&judged))
+}
+
+/// Whether the value model is good enough; `None` where the data cannot say.
+fn gate(run: &Run, recipe: &Recipe, quality: &ValueQuality) -> Result<Option<bool>, JobError> {
+    let gate = recipe.stage1.gate;
+    let passed = quality.pairwise_accuracy.map(|accuracy| accuracy >= gate);
+    let found = match quality.pairwise_accuracy {
+        Some(accuracy) => format!(
+            "held-out pairwise accuracy {accuracy:.3} over {} pairs (gate {gate})",
+            quality.pairs
+        ),
+        None => format!("no held-out problem has both labels: the gate {gate} cannot be checked"),
+    };
+    match passed {
+        Some(true) => run.log(found),
+        _ if recipe.stage1.enforce_gate => {
+            return Err(JobError::refused(found).hint(
+                "train longer, or set stage1.enforce_gate to false to go on with this value model",
+            ));
+        }
+        _ => run.warning(found),
+    }
+    Ok(passed)
+}
+
+fn write_model(
+    run: &Run,
+    params: &Params,
+    store: &ValueParameters,
+    metrics: &str,
+    summary: &Summary,
+) -> Result<Output, JobError> {
+    let dir = run.output_dir("value-model")?;
+    store
+        .trunk
+        .save(&dir.join("model.safetensors"))
+        .map_err(Error::from)?;
+    store
+        .head
+        .save(&dir.join("value_head.safetensors"))
+        .map_err(Error::from)?;
+    params.save(&dir.join("params.json")).map_err(Error::from)?;
+    write_text(&dir.join("metrics.jsonl"), metrics)?;
+    jsonl::write_json(&dir.join("summary.json"), summary)?;
+    let figure =
+        |value: Option<f64>| value.map_or_else(|| "none".to_owned(), |x| format!("{x:.6}"));
+    Ok(Output::new("value-model", Kind::ValueModel, dir)
+        .attribute(TOKENIZER_SHA256, run.attribute("data", TOKENIZER_SHA256)?)
+        .attribute("data", &run.manifest("data")?.id)
+        .attribute(
+            "pairwise_accuracy",
+            figure(summary.validation.pairwise_accuracy),
+        )
+        .attribute(
+            "explained_variance",
+            figure(summary.validation.explained_variance),
+        ))
+}
+
+fn write_advantages(
+    run: &Run,
+    trainer: &ValueTrainer<'_>,
+    train: &TokenFile,
+    value_model: &str,
+) -> Result<Output, JobError> {
+    let score = &run.recipe().score;
+    let rows = train.correct_rows();
+    run.log(format!("advantages of {} correct rows", rows.len()));
+    let values = trainer.values(train, &rows)?;
+    let scores = advantages(&rows, &values, REWARD, score.gamma, score.lambda_gae);
+    let flat: Vec<f64> = scores
+        .values()
+        .iter()
+        .map(|&value| f64::from(value))
+        .collect();
+    let Whitening { mean, std } = Whitening::of(&flat);
+
+    let dir = run.output_dir("advantages")?;
+    scores.save(&dir.join("advantages.safetensors"), "advantage")?;
+    let description = Description {
+        mean,
+        std,
+        gamma: score.gamma,
+        lambda: score.lambda_gae,
+        value_model,
+    };
+    jsonl::write_json(&dir.join("advantages.json"), &description)?;
+    Ok(Output::new("advantages", Kind::Advantages, dir)
+        .attribute(TOKENIZER_SHA256, run.attribute("data", TOKENIZER_SHA256)?)
+        .attribute("data", &run.manifest("data")?.id)
+        .attribute("rows", scores.rows())
+        .attribute("tokens", flat.len()))
+}

@@ -1,0 +1,228 @@
+//! Numbers of one tensor on the host, and their files.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
+use safetensors::tensor::{Dtype, SafeTensors, View};
+use std::borrow::Cow;
+
+use crate::error::{Error, Result};
+
+/// Numbers of one tensor, in the precision of the parameters.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Buffer {
+    /// Single precision.
+    F32(Vec<f32>),
+    /// Double precision.
+    F64(Vec<f64>),
+}
+
+impl Buffer {
+    /// Zeros for a tensor of this kind.
+    pub fn zeros(dtype: DType, len: usize) -> Result<Self> {
+        match dtype {
+            DType::F32 => Ok(Self::F32(vec![0.0; len])),
+            DType::F64 => Ok(Self::F64(vec![0.0; len])),
+            other => Err(Error::BadData(format!(
+                "parameters are trained in f32 or f64, not in {}",
+                other.as_str()
+            ))),
+        }
+    }
+
+    /// Copies a tensor.
+    pub fn of(tensor: &Tensor) -> Result<Self> {
+        let mut buffer = Self::zeros(tensor.dtype(), tensor.elem_count())?;
+        buffer.add(tensor)?;
+        Ok(buffer)
+    }
+
+    /// The numbers as a tensor of the given shape.
+    pub fn to_tensor(&self, shape: &[usize], device: &Device) -> Result<Tensor> {
+        Ok(match self {
+            Self::F32(values) => Tensor::from_slice(values, shape, device)?,
+            Self::F64(values) => Tensor::from_slice(values, shape, device)?,
+        })
+    }
+
+    /// How many numbers there are.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::F32(values) => values.len(),
+            Self::F64(values) => values.len(),
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Sets every number to zero.
+    pub fn clear(&mut self) {
+        match self {
+            Self::F32(values) => values.fill(0.0),
+            Self::F64(values) => values.fill(0.0),
+        }
+    }
+
+    /// Adds a tensor of the same kind and size.
+    pub fn add(&mut self, tensor: &Tensor) -> Result<()> {
+        let tensor = tensor.contiguous()?;
+        if !tensor.device().is_cpu() {
+            return self.add(&tensor.to_device(&Device::Cpu)?);
+        }
+        let (storage, layout) = tensor.storage_and_layout();
+        let range = layout.start_offset()..layout.start_offset() + tensor.elem_count();
+        match (self, &*storage) {
+            (Self::F32(sum), Storage::Cpu(CpuStorage::F32(values))) if sum.len() == range.len() => {
+                for (sum, value) in sum.iter_mut().zip(&values[range]) {
+                    *sum += value;
+                }
+                Ok(())
+            }
+            (Self::F64(sum), Storage::Cpu(CpuStorage::F64(values))) if sum.len() == range.len() => {
+                for (sum, value) in sum.iter_mut().zip(&values[range]) {
+                    *sum += value;
+                }
+                Ok(())
+            }
+            _ => Err(Error::BadData(format!(
+                "a gradient has kind {} and {} elements, its parameter differs",
+                tensor.dtype().as_str(),
+                tensor.elem_count()
+            ))),
+        }
+    }
+
+    /// Sum of squares in double precision; the order of additions depends on the length alone.
+    pub fn sum_of_squares(&self) -> f64 {
+        match self {
+            Self::F32(values) => sum_of_squares(values),
+            Self::F64(values) => sum_of_squares(values),
+        }
+    }
+
+    fn dtype(&self) -> Dtype {
+        match self {
+            Self::F32(_) => Dtype::F32,
+            Self::F64(_) => Dtype::F64,
+        }
+    }
+
+    fn to_bytes(&self) -> Vec<u8> {
+        match self {
+            Self::F32(values) => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
+            Self::F64(values) => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        }
+    }
+}
+
+fn sum_of_squares<T: Copy + Into<f64>>(values: &[T]) -> f64 {
+    const LANES: usize = 8;
+    let mut lanes = [0.0f64; LANES];
+    let mut chunks = values.chunks_exact(LANES);
+    for chunk in &mut chunks {
+        for (lane, &value) in lanes.iter_mut().zip(chunk) {
+            let value: f64 = value.into();
+            *lane += value * value;
+        }
+    }
+    for (lane, &value) in lanes.iter_mut().zip(chunks.remainder()) {
+        let value: f64 = value.into();
+        *lane += value * value;
+    }
+    lanes.iter().sum()
+}
+
+/// A named host tensor on its way into a file.
+struct Named<'a> {
+    shape: &'a [usize],
+    values: &'a Buffer,
+}
+
+impl View for Named<'_> {
+    fn dtype(&self) -> Dtype {
+        self.values.dtype()
+    }
+
+    fn shape(&self) -> &[usize] {
+        self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        Cow::Owned(self.values.to_bytes())
+    }
+
+    fn data_len(&self) -> usize {
+        self.values.len() * self.values.dtype().bitsize() / 8
+    }
+}
+
+/// Writes tensors; the same tensors give the same bytes.
+pub fn save<'a>(
+    path: &Path,
+    tensors: impl IntoIterator<Item = (String, &'a [usize], &'a Buffer)>,
+) -> Result<()> {
+    let views = tensors
+        .into_iter()
+        .map(|(name, shape, values)| (name, Named { shape, values }));
+    let bytes = safetensors::serialize(views, None).map_err(|error| bad_file(path, error))?;
+    write(path, &bytes)
+}
+
+/// Reads a file of f32 and f64 tensors.
+pub fn load(path: &Path) -> Result<BTreeMap<String, (Vec<usize>, Buffer)>> {
+    let bytes = read(path)?;
+    let file = SafeTensors::deserialize(&bytes).map_err(|error| bad_file(path, error))?;
+    let mut tensors = BTreeMap::new();
+    for (name, view) in file.tensors() {
+        let buffer = match view.dtype() {
+            Dtype::F32 => Buffer::F32(numbers(view.data(), f32::from_le_bytes)),
+            Dtype::F64 => Buffer::F64(numbers(view.data(), f64::from_le_bytes)),
+            other => {
+                return Err(bad_file(
+                    path,
+                    format!("{name} is {other:?}, not f32 or f64"),
+                ));
+            }
+        };
+        tensors.insert(name, (view.shape().to_vec(), buffer));
+    }
+    Ok(tensors)
+}
+
+/// Splits little-endian bytes into numbers.
+pub(crate) fn numbers<T, const N: usize>(bytes: &[u8], decode: fn([u8; N]) -> T) -> Vec<T> {
+    let (chunks, _) = bytes.as_chunks::<N>();
+    chunks.iter().map(|&chunk| decode(chunk)).collect()
+}
+
+/// Reads a whole file.
+pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
+    std::fs::read(path).map_err(|source| Error::Io {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// Writes a whole file, creating the parent folder.
+pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    let io = |source| Error::Io {
+        path: path.to_owned(),
+        source,
+    };
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent).map_err(io)?;
+    }
+    std::fs::write(path, bytes).map_err(io)
+}
+
+/// An error that names a file.
+pub(crate) fn bad_file(path: &Path, reason: impl ToString) -> Error {
+    Error::BadFile {
+        path: path.to_owned(),
+        reason: reason.to_string(),
+    }
+}

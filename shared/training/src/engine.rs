@@ -1,0 +1,353 @@
+//! What every training run shares: applying gradients, falling back, keeping the best, resuming.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use wmtp_records::jsonl;
+
+use crate::buffer::{self, Buffer};
+use crate::error::{Error, Result};
+use crate::optimizer::{
+    AdamW, AdamWSettings, Gradients, Parameter, assign, clip_coefficient, take,
+};
+use crate::schedule::Schedule;
+
+/// After so many bad steps in a row, training stops.
+pub const MAX_BAD_STEPS: u32 = 3;
+
+/// Names of files in a resume checkpoint.
+mod files {
+    pub(super) const PARAMETERS: &str = "parameters.safetensors";
+    pub(super) const BEST: &str = "best.safetensors";
+    pub(super) const OPTIMIZER: &str = "optimizer.safetensors";
+    pub(super) const STATE: &str = "engine.json";
+    pub(super) const METRICS: &str = "metrics.jsonl";
+}
+
+/// Settings of the optimiser that all runs share.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct OptimSettings {
+    /// Constants of AdamW.
+    pub adamw: AdamWSettings,
+    /// Largest norm of the gradient.
+    pub grad_clip: f64,
+    /// Share of the steps that warm up.
+    pub warmup_ratio: f64,
+    /// Learning rate of the last step as a share of the peak.
+    pub min_lr_ratio: f64,
+}
+
+impl OptimSettings {
+    /// The optimiser section of a recipe.
+    pub fn of(optim: &wmtp_recipe::Optim) -> Self {
+        Self {
+            adamw: AdamWSettings {
+                beta1: optim.beta1,
+                beta2: optim.beta2,
+                eps: optim.eps,
+                weight_decay: optim.weight_decay,
+            },
+            grad_clip: optim.grad_clip,
+            warmup_ratio: optim.warmup_ratio,
+            min_lr_ratio: optim.min_lr_ratio,
+        }
+    }
+}
+
+/// What became of the gradients of one step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Update {
+    /// The parameters moved.
+    Applied {
+        /// Learning rate of the first parameter.
+        lr: f64,
+        /// Norm before clipping.
+        grad_norm: f64,
+    },
+    /// Loss or gradient was not finite: nothing moved and the learning rate was halved for good.
+    Skipped {
+        /// Bad steps in a row, this one included.
+        in_a_row: u32,
+        /// What the schedule is multiplied with from now on.
+        lr_factor: f64,
+    },
+}
+
+/// One optimizer step as callers see it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StepReport {
+    /// 1-based number of the step.
+    pub step: u64,
+    /// Tokens that went through the model, padding not counted.
+    pub tokens: u64,
+    /// What became of the gradients.
+    pub update: Update,
+    /// Numbers for curves, in a fixed order.
+    pub metrics: Vec<(String, f64)>,
+}
+
+impl StepReport {
+    /// A metric by name.
+    pub fn metric(&self, name: &str) -> Option<f64> {
+        let found = self.metrics.iter().find(|(key, _)| key == name);
+        found.map(|(_, value)| *value)
+    }
+}
+
+/// A run that goes step by step and can stop between any two of them.
+pub trait Trainer {
+    /// Steps done.
+    fn step(&self) -> u64;
+    /// Steps in all.
+    fn total_steps(&self) -> u64;
+    /// Does the next step.
+    fn advance(&mut self) -> Result<StepReport>;
+    /// Writes everything that continuing needs.
+    fn save(&self, dir: &Path) -> Result<()>;
+    /// Continues from what [`Trainer::save`] wrote: the rest of the run is the same bit for bit.
+    fn restore(&mut self, dir: &Path) -> Result<()>;
+    /// Smallest validation loss so far.
+    fn best_loss(&self) -> Option<f64>;
+}
+
+/// Weights of the step with the smallest validation loss.
+#[derive(Debug, Clone)]
+struct Best {
+    step: u64,
+    loss: f64,
+    values: Vec<Buffer>,
+}
+
+/// Numbers of the state file. Floats travel as text, since JSON parsers may round the last bit.
+#[derive(Debug, Serialize, Deserialize)]
+struct EngineState {
+    step: u64,
+    updates: u64,
+    bad_in_a_row: u32,
+    lr_factor: String,
+    best: Option<(u64, String)>,
+}
+
+/// Optimizer, schedule, fallback, best weights and the metrics written so far.
+#[derive(Debug)]
+pub struct Engine {
+    optimizer: AdamW,
+    schedule: Schedule,
+    grad_clip: f64,
+    total: u64,
+    step: u64,
+    bad_in_a_row: u32,
+    lr_factor: f64,
+    best: Option<Best>,
+    metrics: String,
+}
+
+impl Engine {
+    /// Starts a run of `total` steps over these parameters.
+    pub fn new(parameters: Vec<Parameter>, settings: &OptimSettings, total: u64) -> Result<Self> {
+        Ok(Self {
+            optimizer: AdamW::new(parameters, settings.adamw)?,
+            schedule: Schedule::new(total, settings.warmup_ratio, settings.min_lr_ratio),
+            grad_clip: settings.grad_clip,
+            total,
+            step: 0,
+            bad_in_a_row: 0,
+            lr_factor: 1.0,
+            best: None,
+            metrics: String::new(),
+        })
+    }
+
+    /// Steps done.
+    pub fn step(&self) -> u64 {
+        self.step
+    }
+
+    /// Steps in all.
+    pub fn total(&self) -> u64 {
+        self.total
+    }
+
+    /// The trainable tensors in their order.
+    pub fn parameters(&self) -> &[Parameter] {
+        self.optimizer.parameters()
+    }
+
+    /// Smallest validation loss so far.
+    pub fn best_loss(&self) -> Option<f64> {
+        self.best.as_ref().map(|best| best.loss)
+    }
+
+    /// The step after which the best weights were seen.
+    pub fn best_step(&self) -> Option<u64> {
+        self.best.as_ref().map(|best| best.step)
+    }
+
+    /// Metrics as JSON lines, one per step.
+    pub fn metrics(&self) -> &str {
+        &self.metrics
+    }
+
+    /// Clips and applies the gradients of one step, or skips it when they are not finite.
+    ///
+    /// # Errors
+    /// [`Error::Numeric`] at the third bad step in a row; [`Error::NoGradient`] when `all_needed` and some
+    /// parameter was left out by the backward pass.
+    pub fn apply(&mut self, loss: f64, gradients: &Gradients, all_needed: bool) -> Result<Update> {
+        let grad_norm = gradients.norm();
+        let step = self.step + 1;
+        if !(loss.is_finite() && grad_norm.is_finite()) {
+            return self.skip();
+        }
+        if all_needed && let Some(index) = gradients.first_untouched() {
+            let name = self.parameters()[index].name.clone();
+            return Err(Error::NoGradient { name, step });
+        }
+        let factor = self.schedule.factor(self.step) * self.lr_factor;
+        let scale = clip_coefficient(grad_norm, self.grad_clip);
+        self.optimizer.update(gradients, scale, factor)?;
+        self.bad_in_a_row = 0;
+        self.step = step;
+        let peak = self.parameters().first().map_or(0.0, |first| first.lr);
+        Ok(Update::Applied {
+            lr: peak * factor,
+            grad_norm,
+        })
+    }
+
+    fn skip(&mut self) -> Result<Update> {
+        self.bad_in_a_row += 1;
+        if self.bad_in_a_row >= MAX_BAD_STEPS {
+            return Err(Error::Numeric {
+                step: self.step + 1,
+                in_a_row: self.bad_in_a_row,
+            });
+        }
+        self.step += 1;
+        self.lr_factor /= 2.0;
+        Ok(Update::Skipped {
+            in_a_row: self.bad_in_a_row,
+            lr_factor: self.lr_factor,
+        })
+    }
+
+    /// Keeps the present weights if this validation loss is the smallest so far.
+    pub fn offer_best(&mut self, loss: f64) -> Result<()> {
+        if loss.is_finite() && self.best.as_ref().is_none_or(|best| loss < best.loss) {
+            let values = self.values()?;
+            self.best = Some(Best {
+                step: self.step,
+                loss,
+                values,
+            });
+        }
+        Ok(())
+    }
+
+    /// Puts the best weights into the parameters; without any, the present ones stay.
+    pub fn adopt_best(&mut self) -> Result<()> {
+        if let Some(best) = &self.best {
+            for (parameter, values) in self.parameters().iter().zip(&best.values) {
+                assign(parameter, values)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Appends one line of metrics: the step, then the numbers that are finite.
+    pub fn log(&mut self, metrics: &[(String, f64)]) {
+        let mut line = serde_json::Map::new();
+        line.insert("step".to_owned(), self.step.into());
+        for (name, value) in metrics {
+            if value.is_finite() {
+                line.insert(name.clone(), (*value).into());
+            }
+        }
+        self.metrics
+            .push_str(&serde_json::Value::Object(line).to_string());
+        self.metrics.push('\n');
+    }
+
+    /// Writes everything that continuing needs.
+    pub fn save(&self, dir: &Path) -> Result<()> {
+        self.save_tensors(&dir.join(files::PARAMETERS), &self.values()?)?;
+        if let Some(best) = &self.best {
+            self.save_tensors(&dir.join(files::BEST), &best.values)?;
+        }
+        self.optimizer.save(&dir.join(files::OPTIMIZER))?;
+        buffer::write(&dir.join(files::METRICS), self.metrics.as_bytes())?;
+        let state = EngineState {
+            step: self.step,
+            updates: self.optimizer.updates(),
+            bad_in_a_row: self.bad_in_a_row,
+            lr_factor: self.lr_factor.to_string(),
+            best: self
+                .best
+                .as_ref()
+                .map(|best| (best.step, best.loss.to_string())),
+        };
+        Ok(jsonl::write_json(&dir.join(files::STATE), &state)?)
+    }
+
+    /// Continues from what [`Engine::save`] wrote.
+    pub fn restore(&mut self, dir: &Path) -> Result<()> {
+        let state_path = dir.join(files::STATE);
+        let state: EngineState = jsonl::read_json(&state_path)?;
+        let number = |text: &str| {
+            text.parse::<f64>()
+                .map_err(|_| buffer::bad_file(&state_path, format!("{text:?} is no number")))
+        };
+        if state.step > self.total {
+            let reason = format!(
+                "step {} lies beyond the run's {} steps",
+                state.step, self.total
+            );
+            return Err(buffer::bad_file(&state_path, reason));
+        }
+        let values = self.load_tensors(&dir.join(files::PARAMETERS))?;
+        for (parameter, values) in self.parameters().iter().zip(&values) {
+            assign(parameter, values)?;
+        }
+        self.best = match state.best {
+            None => None,
+            Some((step, loss)) => Some(Best {
+                step,
+                loss: number(&loss)?,
+                values: self.load_tensors(&dir.join(files::BEST))?,
+            }),
+        };
+        self.optimizer
+            .restore(&dir.join(files::OPTIMIZER), state.updates)?;
+        let metrics_path = dir.join(files::METRICS);
+        self.metrics = String::from_utf8(buffer::read(&metrics_path)?)
+            .map_err(|error| buffer::bad_file(&metrics_path, error))?;
+        self.lr_factor = number(&state.lr_factor)?;
+        self.bad_in_a_row = state.bad_in_a_row;
+        self.step = state.step;
+        Ok(())
+    }
+
+    fn values(&self) -> Result<Vec<Buffer>> {
+        self.parameters()
+            .iter()
+            .map(|p| Buffer::of(&p.var))
+            .collect()
+    }
+
+    fn save_tensors(&self, path: &Path, values: &[Buffer]) -> Result<()> {
+        let named = self.parameters().iter().zip(values);
+        buffer::save(
+            path,
+            named.map(|(p, values)| (p.name.clone(), p.var.dims(), values)),
+        )
+    }
+
+    fn load_tensors(&self, path: &Path) -> Result<Vec<Buffer>> {
+        let mut file = buffer::load(path)?;
+        let like = |p: &Parameter| Buffer::zeros(p.var.dtype(), 0);
+        self.parameters()
+            .iter()
+            .map(|p| take(&mut file, path, &p.name, p.var.dims(), &like(p)?))
+            .collect()
+    }
+}

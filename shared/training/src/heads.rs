@@ -1,0 +1,201 @@
+//! Which position of which head predicts which token, and the loss over heads.
+
+use candle_core::{Device, Tensor, Var};
+use wmtp_data_sets::{PaddedBatch, TokenFile};
+use wmtp_model::loss::{cross_entropy, select_rows, weighted_cross_entropy};
+use wmtp_model::{Horizon, MtpModel};
+
+use crate::error::Result;
+use crate::optimizer::{Gradients, Parameter};
+use crate::scorer::Scorer;
+
+/// A response token that some head has to predict.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Target {
+    /// Position of its row within the optimizer step.
+    pub slot: usize,
+    /// Its number within the response, from 0.
+    pub index: usize,
+}
+
+/// Everything that one head has to predict in one micro-batch.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HeadTargets {
+    /// Positions that predict, in the flattened batch.
+    pub sources: Vec<u32>,
+    /// Tokens that should be predicted.
+    pub ids: Vec<u32>,
+    /// Which response token each one is.
+    pub targets: Vec<Target>,
+}
+
+impl HeadTargets {
+    /// Targets of one head. Head k at position j - k predicts token j, for every response token j >= k;
+    /// the first ones are predicted from within the prompt. `first_slot` is the position of the batch's
+    /// first row within the optimizer step.
+    pub fn of(batch: &PaddedBatch, horizon: Horizon, first_slot: usize) -> Self {
+        let k = horizon.get();
+        let mut found = Self::default();
+        for (row, (&length, &prompt)) in batch.lengths.iter().zip(&batch.prompt_lens).enumerate() {
+            let start = row * batch.width;
+            for j in prompt.max(k)..length {
+                found.sources.push((start + j - k) as u32);
+                found.ids.push(batch.ids[start + j]);
+                found.targets.push(Target {
+                    slot: first_slot + row,
+                    index: j - prompt,
+                });
+            }
+        }
+        found
+    }
+}
+
+/// Number of targets per head over the rows of one optimizer step: the divisors of the loss.
+pub fn target_counts(file: &TokenFile, rows: &[usize], horizons: &[Horizon]) -> Vec<usize> {
+    let count = |horizon: &Horizon| {
+        let of_row = |&row: &usize| {
+            let row = file.row(row);
+            row.ids
+                .len()
+                .saturating_sub(row.prompt_len.max(horizon.get()))
+        };
+        rows.iter().map(of_row).sum()
+    };
+    horizons.iter().map(count).collect()
+}
+
+/// Sums of one head over the targets of one optimizer step.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct HeadSums {
+    /// Sum of weight times cross-entropy.
+    pub weighted: f64,
+    /// Sum of cross-entropy.
+    pub unweighted: f64,
+    /// Number of targets.
+    pub count: usize,
+}
+
+impl HeadSums {
+    fn mean(self, sum: f64) -> Option<f64> {
+        (self.count > 0).then(|| sum / self.count as f64)
+    }
+
+    /// Mean unweighted cross-entropy, where there are targets.
+    pub fn cross_entropy(self) -> Option<f64> {
+        self.mean(self.unweighted)
+    }
+}
+
+/// Loss of one optimizer step: per head the weighted sum over the *number* of targets, then the mean
+/// over the heads that have any.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StepLoss {
+    /// One entry per head, in the order of horizons.
+    pub heads: Vec<HeadSums>,
+}
+
+impl StepLoss {
+    /// Empty sums with the step's divisors.
+    pub fn new(counts: &[usize]) -> Self {
+        let sums = |&count: &usize| HeadSums {
+            count,
+            ..HeadSums::default()
+        };
+        Self {
+            heads: counts.iter().map(sums).collect(),
+        }
+    }
+
+    /// Number of heads with at least one target.
+    pub fn active(&self) -> usize {
+        self.heads.iter().filter(|head| head.count > 0).count()
+    }
+
+    /// The loss that is minimised.
+    pub fn weighted(&self) -> f64 {
+        self.mean(|head| head.mean(head.weighted))
+    }
+
+    /// The same with every weight 1, comparable over experiments.
+    pub fn unweighted(&self) -> f64 {
+        self.mean(HeadSums::cross_entropy)
+    }
+
+    fn mean(&self, of: impl Fn(HeadSums) -> Option<f64>) -> f64 {
+        let sum: f64 = self.heads.iter().filter_map(|&head| of(head)).sum();
+        sum / self.active() as f64
+    }
+}
+
+/// A padded batch as token ids `[rows, width]`.
+pub fn ids_tensor(batch: &PaddedBatch, device: &Device) -> Result<Tensor> {
+    let shape = (batch.rows, batch.width);
+    Ok(Tensor::from_slice(&batch.ids, shape, device)?)
+}
+
+/// Adds loss and gradients of one micro-batch to those of its optimizer step.
+///
+/// The trunk runs once. Its output is cut off the graph, the heads run one after another upon it, each
+/// with its own backward pass, so that only one head's activations are alive at a time; then their
+/// summed gradient goes through the trunk. Returns `false` when a cross-entropy is not finite: the sums
+/// then say so and the gradients are of no use.
+pub fn accumulate(
+    model: &MtpModel,
+    parameters: &[Parameter],
+    batch: &PaddedBatch,
+    first_slot: usize,
+    scorer: &mut dyn Scorer,
+    loss: &mut StepLoss,
+    gradients: &mut Gradients,
+) -> Result<bool> {
+    let device = model.unembedding().device().clone();
+    let trunk = model.trunk(&ids_tensor(batch, &device)?)?;
+    let cut = Var::from_tensor(&trunk.detach())?;
+    let active = loss.active() as f64;
+    let mut trunk_gradient: Option<Tensor> = None;
+    for (horizon, sums) in model.params().horizons().zip(&mut loss.heads) {
+        let targets = HeadTargets::of(batch, horizon, first_slot);
+        if targets.ids.is_empty() {
+            continue;
+        }
+        let hidden = select_rows(&model.head_hidden(horizon, &cut)?, &targets.sources)?;
+        let policy_ce = if scorer.needs_policy_ce() {
+            let ce = cross_entropy(
+                &hidden.detach(),
+                &model.unembedding().detach(),
+                &targets.ids,
+            )?;
+            if !ce.iter().all(|ce| ce.is_finite()) {
+                sums.weighted = f64::NAN;
+                return Ok(false);
+            }
+            Some(ce)
+        } else {
+            None
+        };
+        let weights = scorer.weigh(horizon, &targets.targets, policy_ce.as_deref())?;
+        let result = weighted_cross_entropy(&hidden, model.unembedding(), &targets.ids, &weights)?;
+        for (weight, ce) in weights.iter().zip(&result.ce) {
+            sums.weighted += weight * ce;
+            sums.unweighted += ce;
+        }
+        if !sums.weighted.is_finite() {
+            return Ok(false);
+        }
+        let share = (&result.sum / (sums.count as f64 * active))?;
+        let store = share.backward()?;
+        gradients.add(parameters, &store)?;
+        if let Some(gradient) = store.get(&cut) {
+            trunk_gradient = Some(match trunk_gradient {
+                Some(sum) => (sum + gradient)?.detach(),
+                None => gradient.detach(),
+            });
+        }
+    }
+    if let Some(gradient) = trunk_gradient {
+        let store = (&trunk * gradient)?.sum_all()?.backward()?;
+        gradients.add(parameters, &store)?;
+    }
+    Ok(true)
+}

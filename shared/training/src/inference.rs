@@ -1,0 +1,95 @@
+//! Passing rows through a frozen model: cross-entropies and values per response target.
+
+use wmtp_data_sets::{TokenFile, pad_batch};
+use wmtp_model::loss::{cross_entropy, select_rows};
+use wmtp_model::{Horizon, MtpModel, ValueModel};
+
+use crate::buffer::Buffer;
+use crate::error::Result;
+use crate::heads::{HeadTargets, ids_tensor};
+
+/// Groups positions of `rows` into batches of similar length, so that little is spent on padding.
+fn batches(file: &TokenFile, rows: &[usize], size: usize) -> Vec<Vec<usize>> {
+    let mut positions: Vec<usize> = (0..rows.len()).collect();
+    positions.sort_by_key(|&position| (file.row(rows[position]).ids.len(), position));
+    positions
+        .chunks(size.max(1))
+        .map(<[usize]>::to_vec)
+        .collect()
+}
+
+/// Calls `of_batch` for every batch of rows and puts its answers, one per row, back into their order.
+fn by_row(
+    file: &TokenFile,
+    rows: &[usize],
+    size: usize,
+    mut of_batch: impl FnMut(&[usize]) -> Result<Vec<Vec<f64>>>,
+) -> Result<Vec<Vec<f64>>> {
+    let mut answers = vec![Vec::new(); rows.len()];
+    for positions in batches(file, rows, size) {
+        let batch: Vec<usize> = positions.iter().map(|&position| rows[position]).collect();
+        for (position, answer) in positions.into_iter().zip(of_batch(&batch)?) {
+            answers[position] = answer;
+        }
+    }
+    Ok(answers)
+}
+
+/// Unweighted cross-entropy of one head per response target, one entry per row.
+///
+/// For head k a row lacks its targets before position k, if there are any.
+pub fn head_cross_entropies(
+    model: &MtpModel,
+    file: &TokenFile,
+    rows: &[usize],
+    size: usize,
+    horizon: Horizon,
+) -> Result<Vec<Vec<f64>>> {
+    by_row(file, rows, size, |rows| {
+        let batch = pad_batch(file, rows);
+        let mut answers = vec![Vec::new(); rows.len()];
+        let targets = HeadTargets::of(&batch, horizon, 0);
+        if targets.ids.is_empty() {
+            return Ok(answers);
+        }
+        let trunk = model.trunk(&ids_tensor(&batch, model.unembedding().device())?)?;
+        let hidden = select_rows(&model.head_hidden(horizon, &trunk)?, &targets.sources)?;
+        let losses = cross_entropy(&hidden, model.unembedding(), &targets.ids)?;
+        for (target, loss) in targets.targets.iter().zip(losses) {
+            answers[target.slot].push(loss);
+        }
+        Ok(answers)
+    })
+}
+
+/// Raw output of the value head at the value positions p - 1 ..= T - 2, one entry per row: as many
+/// numbers as the row has response targets.
+pub fn raw_values(
+    model: &ValueModel,
+    device: &candle_core::Device,
+    file: &TokenFile,
+    rows: &[usize],
+    size: usize,
+) -> Result<Vec<Vec<f64>>> {
+    by_row(file, rows, size, |rows| {
+        let batch = pad_batch(file, rows);
+        let values = model.values(&ids_tensor(&batch, device)?)?;
+        let values = match Buffer::of(&values)? {
+            Buffer::F32(values) => values.into_iter().map(f64::from).collect(),
+            Buffer::F64(values) => values,
+        };
+        let of_row = |(row, (&length, &prompt)): (usize, (&usize, &usize))| {
+            let start = row * batch.width;
+            values[start + prompt - 1..start + length - 1].to_vec()
+        };
+        let bounds = batch.lengths.iter().zip(&batch.prompt_lens);
+        Ok(bounds.enumerate().map(of_row).collect())
+    })
+}
+
+/// Mean over all numbers of all rows, in their order.
+pub fn mean(rows: &[Vec<f64>]) -> Option<f64> {
+    let count: usize = rows.iter().map(Vec::len).sum();
+    let sum: f64 = rows.iter().flatten().sum();
+    (count > 0).then(|| sum / count as f64)
+}

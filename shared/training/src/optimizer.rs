@@ -1,0 +1,466 @@
+//! AdamW with decoupled decay, exact state and a fixed order of parameters.
+//!
+//! candle-nn's optimizer keeps its moments to itself, so a run could not be resumed, and passes over a
+//! parameter without a gradient in silence. This one owns its moments by name and runs as one fused loop
+//! over the parameter's own memory.
+
+use std::cell::RefCell;
+use std::path::Path;
+
+use candle_core::backprop::GradStore;
+use candle_core::{CpuStorage, InplaceOp1, Layout, Var};
+use rayon::prelude::*;
+use wmtp_model::ParamStore;
+
+use crate::buffer::{self, Buffer};
+use crate::error::{Error, Result};
+
+/// Constants of AdamW.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AdamWSettings {
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the denominator.
+    pub eps: f64,
+    /// Decoupled decay of the parameters that decay.
+    pub weight_decay: f64,
+}
+
+/// One trainable tensor with the rules that hold for it.
+#[derive(Debug, Clone)]
+pub struct Parameter {
+    /// Name as in the model's file.
+    pub name: String,
+    /// The tensor that the model computes with.
+    pub var: Var,
+    /// Peak learning rate.
+    pub lr: f64,
+    /// Whether it decays.
+    pub decays: bool,
+}
+
+/// The tensors of a store, all with one peak learning rate. Matrices decay; vectors (norm weights and
+/// biases) do not, since decay would pull a norm weight to zero, not to one.
+pub fn parameters(store: &ParamStore, lr: f64) -> Vec<Parameter> {
+    store
+        .iter()
+        .map(|(name, var)| Parameter {
+            name: name.to_owned(),
+            var: var.clone(),
+            lr,
+            decays: var.rank() >= 2 && !name.ends_with(".bias"),
+        })
+        .collect()
+}
+
+/// Sums of gradients over the micro-batches of one optimizer step, in the order of the parameters.
+#[derive(Debug)]
+pub struct Gradients {
+    sums: Vec<Buffer>,
+    touched: Vec<bool>,
+}
+
+impl Gradients {
+    /// Zeros for these parameters.
+    pub fn zeros(parameters: &[Parameter]) -> Result<Self> {
+        let sums = parameters
+            .iter()
+            .map(|p| Buffer::zeros(p.var.dtype(), p.var.elem_count()))
+            .collect::<Result<_>>()?;
+        Ok(Self {
+            sums,
+            touched: vec![false; parameters.len()],
+        })
+    }
+
+    /// Back to zero, for the next optimizer step.
+    pub fn clear(&mut self) {
+        for (sum, touched) in self.sums.iter_mut().zip(&mut self.touched) {
+            if *touched {
+                sum.clear();
+            }
+            *touched = false;
+        }
+    }
+
+    /// Adds what a backward pass left for these parameters; other entries of the store are ignored.
+    pub fn add(&mut self, parameters: &[Parameter], store: &GradStore) -> Result<()> {
+        for (index, parameter) in parameters.iter().enumerate() {
+            if let Some(gradient) = store.get(&parameter.var) {
+                self.sums[index].add(gradient)?;
+                self.touched[index] = true;
+            }
+        }
+        Ok(())
+    }
+
+    /// Norm of all gradients as one vector, in double precision and a fixed order.
+    pub fn norm(&self) -> f64 {
+        let squares: Vec<f64> = self.sums.par_iter().map(Buffer::sum_of_squares).collect();
+        squares.iter().sum::<f64>().sqrt()
+    }
+
+    /// Index of the first parameter that got no gradient.
+    pub fn first_untouched(&self) -> Option<usize> {
+        self.touched.iter().position(|touched| !touched)
+    }
+
+    /// The gradient of the parameter at this index.
+    pub fn get(&self, index: usize) -> &Buffer {
+        &self.sums[index]
+    }
+}
+
+/// Factor that brings a gradient of this norm to at most `max_norm`, as PyTorch computes it.
+pub fn clip_coefficient(norm: f64, max_norm: f64) -> f64 {
+    (max_norm / (norm + 1e-6)).min(1.0)
+}
+
+/// First and second moment of one parameter.
+#[derive(Debug, Clone, PartialEq)]
+struct Moments {
+    first: Buffer,
+    second: Buffer,
+}
+
+/// The optimizer: parameters, their moments and the number of updates so far.
+#[derive(Debug)]
+pub struct AdamW {
+    settings: AdamWSettings,
+    parameters: Vec<Parameter>,
+    moments: Vec<Moments>,
+    updates: u64,
+}
+
+impl AdamW {
+    /// Starts with zero moments.
+    pub fn new(parameters: Vec<Parameter>, settings: AdamWSettings) -> Result<Self> {
+        let moments = parameters
+            .iter()
+            .map(|p| {
+                let zeros = Buffer::zeros(p.var.dtype(), p.var.elem_count())?;
+                Ok(Moments {
+                    first: zeros.clone(),
+                    second: zeros,
+                })
+            })
+            .collect::<Result<_>>()?;
+        Ok(Self {
+            settings,
+            parameters,
+            moments,
+            updates: 0,
+        })
+    }
+
+    /// The parameters in their order.
+    pub fn parameters(&self) -> &[Parameter] {
+        &self.parameters
+    }
+
+    /// Number of updates so far.
+    pub fn updates(&self) -> u64 {
+        self.updates
+    }
+
+    /// One update: gradients times `scale` (clipping), learning rates times `lr_factor` (schedule).
+    pub fn update(&mut self, gradients: &Gradients, scale: f64, lr_factor: f64) -> Result<()> {
+        self.updates += 1;
+        let (settings, updates) = (self.settings, self.updates);
+        self.parameters
+            .par_iter()
+            .zip(&mut self.moments)
+            .zip(&gradients.sums)
+            .try_for_each(|((parameter, moments), gradient)| {
+                let lr = parameter.lr * lr_factor;
+                let step = Step::new(&settings, updates, lr, parameter.decays, scale);
+                let fused = Fused {
+                    step,
+                    gradient,
+                    moments: RefCell::new(moments),
+                };
+                parameter.var.inplace_op1(&fused)
+            })?;
+        Ok(())
+    }
+
+    /// Writes the moments.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        let named = self.parameters.iter().zip(&self.moments);
+        let tensors = named.flat_map(|(parameter, moments)| {
+            let shape = parameter.var.dims();
+            [
+                (format!("first.{}", parameter.name), shape, &moments.first),
+                (format!("second.{}", parameter.name), shape, &moments.second),
+            ]
+        });
+        buffer::save(path, tensors)
+    }
+
+    /// Reads moments that [`AdamW::save`] wrote after `updates` updates.
+    pub fn restore(&mut self, path: &Path, updates: u64) -> Result<()> {
+        let mut file = buffer::load(path)?;
+        for (parameter, moments) in self.parameters.iter().zip(&mut self.moments) {
+            for (prefix, moment) in [
+                ("first", &mut moments.first),
+                ("second", &mut moments.second),
+            ] {
+                let name = format!("{prefix}.{}", parameter.name);
+                *moment = take(&mut file, path, &name, parameter.var.dims(), moment)?;
+            }
+        }
+        if let Some(name) = file.keys().next() {
+            return Err(buffer::bad_file(path, format!("unexpected tensor {name}")));
+        }
+        self.updates = updates;
+        Ok(())
+    }
+}
+
+/// Takes a tensor out of a file that was read, checking shape and kind against `like`.
+pub(crate) fn take(
+    file: &mut std::collections::BTreeMap<String, (Vec<usize>, Buffer)>,
+    path: &Path,
+    name: &str,
+    shape: &[usize],
+    like: &Buffer,
+) -> Result<Buffer> {
+    let (found, values) = file
+        .remove(name)
+        .ok_or_else(|| buffer::bad_file(path, format!("tensor {name} is missing")))?;
+    let same_kind = std::mem::discriminant(&values) == std::mem::discriminant(like);
+    if found != shape || !same_kind {
+        return Err(buffer::bad_file(
+            path,
+            format!("{name} has shape {found:?}, expected {shape:?} in the run's precision"),
+        ));
+    }
+    Ok(values)
+}
+
+/// Constants of one update of one parameter.
+#[derive(Debug, Clone, Copy)]
+struct Step {
+    keep: f64,
+    beta1: f64,
+    beta2: f64,
+    step_size: f64,
+    root_correction2: f64,
+    eps: f64,
+    scale: f64,
+}
+
+impl Step {
+    fn new(settings: &AdamWSettings, updates: u64, lr: f64, decays: bool, scale: f64) -> Self {
+        let power = i32::try_from(updates).unwrap_or(i32::MAX);
+        let decay = if decays { settings.weight_decay } else { 0.0 };
+        Self {
+            keep: 1.0 - lr * decay,
+            beta1: settings.beta1,
+            beta2: settings.beta2,
+            step_size: lr / (1.0 - settings.beta1.powi(power)),
+            root_correction2: (1.0 - settings.beta2.powi(power)).sqrt(),
+            eps: settings.eps,
+            scale,
+        }
+    }
+}
+
+/// The update as one pass over parameter, gradient and moments.
+struct Fused<'a> {
+    step: Step,
+    gradient: &'a Buffer,
+    moments: RefCell<&'a mut Moments>,
+}
+
+macro_rules! fused_loop {
+    ($ty:ty, $step:expr, $parameter:expr, $gradient:expr, $first:expr, $second:expr) => {{
+        let step = $step;
+        let (keep, beta1, beta2) = (step.keep as $ty, step.beta1 as $ty, step.beta2 as $ty);
+        let (fresh1, fresh2) = ((1.0 - step.beta1) as $ty, (1.0 - step.beta2) as $ty);
+        let (step_size, eps) = (step.step_size as $ty, step.eps as $ty);
+        let (root, scale) = (step.root_correction2 as $ty, step.scale as $ty);
+        let state = $first.iter_mut().zip($second.iter_mut());
+        for ((value, gradient), (first, second)) in $parameter.iter_mut().zip($gradient).zip(state)
+        {
+            let gradient = gradient * scale;
+            *first = beta1 * *first + fresh1 * gradient;
+            *second = beta2 * *second + fresh2 * gradient * gradient;
+            *value = *value * keep - step_size * *first / (second.sqrt() / root + eps);
+        }
+    }};
+}
+
+impl InplaceOp1 for Fused<'_> {
+    fn name(&self) -> &'static str {
+        "adamw"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
+        let Some((start, end)) = layout.contiguous_offsets() else {
+            candle_core::bail!("adamw: the parameter is not contiguous");
+        };
+        let moments = &mut **self.moments.borrow_mut();
+        match (
+            storage,
+            self.gradient,
+            &mut moments.first,
+            &mut moments.second,
+        ) {
+            (CpuStorage::F32(p), Buffer::F32(g), Buffer::F32(m), Buffer::F32(v)) => {
+                fused_loop!(f32, self.step, p[start..end], g, m, v);
+            }
+            (CpuStorage::F64(p), Buffer::F64(g), Buffer::F64(m), Buffer::F64(v)) => {
+                fused_loop!(f64, self.step, p[start..end], g, m, v);
+            }
+            _ => candle_core::bail!("adamw: parameter, gradient and moments differ in kind"),
+        }
+        Ok(())
+    }
+}
+
+/// Sets a parameter to the numbers of a buffer.
+pub(crate) fn assign(parameter: &Parameter, values: &Buffer) -> Result<()> {
+    let tensor = values.to_tensor(parameter.var.dims(), parameter.var.device())?;
+    parameter.var.set(&tensor).map_err(Error::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{Device, Tensor};
+
+    const SETTINGS: AdamWSettings = AdamWSettings {
+        beta1: 0.9,
+        beta2: 0.95,
+        eps: 1e-8,
+        weight_decay: 0.1,
+    };
+
+    fn parameter(name: &str, values: &[f64], decays: bool) -> Parameter {
+        let tensor = Tensor::new(values, &Device::Cpu).unwrap();
+        Parameter {
+            name: name.to_owned(),
+            var: Var::from_tensor(&tensor).unwrap(),
+            lr: 0.01,
+            decays,
+        }
+    }
+
+    fn gradient_of(parameters: &[Parameter], factors: &[f64]) -> Gradients {
+        let mut gradients = Gradients::zeros(parameters).unwrap();
+        let factors = Tensor::new(factors, &Device::Cpu).unwrap();
+        for parameter in parameters {
+            let loss = (parameter.var.as_tensor() * &factors)
+                .unwrap()
+                .sum_all()
+                .unwrap();
+            gradients
+                .add(parameters, &loss.backward().unwrap())
+                .unwrap();
+        }
+        gradients
+    }
+
+    /// Independent transcription of the published algorithm, one number at a time.
+    fn by_hand(mut value: f64, gradients: &[f64], decay: f64) -> f64 {
+        let (mut first, mut second) = (0.0, 0.0);
+        for (index, gradient) in gradients.iter().enumerate() {
+            let t = (index + 1) as i32;
+            value -= 0.01 * decay * value;
+            first = 0.9 * first + 0.1 * gradient;
+            second = 0.95 * second + 0.05 * gradient * gradient;
+            let first_hat = first / (1.0 - 0.9f64.powi(t));
+            let second_hat = second / (1.0 - 0.95f64.powi(t));
+            value -= 0.01 * first_hat / (second_hat.sqrt() + 1e-8);
+        }
+        value
+    }
+
+    #[test]
+    fn three_updates_match_the_algorithm_by_hand() {
+        let values = [0.5, -1.25, 3.0];
+        let steps = [[0.3, -2.0, 1e-4], [-0.1, -1.5, 0.0], [0.7, 0.2, -5.0]];
+        for decays in [true, false] {
+            let parameters = vec![parameter("w", &values, decays)];
+            let mut optimizer = AdamW::new(parameters, SETTINGS).unwrap();
+            for factors in &steps {
+                let gradients = gradient_of(optimizer.parameters(), factors);
+                optimizer.update(&gradients, 1.0, 1.0).unwrap();
+            }
+            let found = optimizer.parameters()[0].var.to_vec1::<f64>().unwrap();
+            for (index, value) in values.iter().enumerate() {
+                let series: Vec<f64> = steps.iter().map(|step| step[index]).collect();
+                let expected = by_hand(*value, &series, if decays { 0.1 } else { 0.0 });
+                assert!(
+                    (found[index] - expected).abs() < 1e-14,
+                    "{} {expected}",
+                    found[index]
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn the_clip_coefficient_is_pytorchs() {
+        assert!((clip_coefficient(5.0, 1.0) - 1.0 / 5.000_001).abs() < 1e-15);
+        assert!((clip_coefficient(0.5, 1.0) - 1.0).abs() < 1e-15);
+        assert!((clip_coefficient(0.0, 1.0) - 1.0).abs() < 1e-15);
+    }
+
+    #[test]
+    fn the_norm_runs_over_all_parameters() {
+        let parameters = vec![
+            parameter("a", &[1.0, 1.0], true),
+            parameter("b", &[1.0, 1.0], true),
+        ];
+        let gradients = gradient_of(&parameters, &[3.0, 4.0]);
+        assert!((gradients.norm() - 50.0f64.sqrt()).abs() < 1e-12);
+        assert_eq!(gradients.first_untouched(), None);
+    }
+
+    #[test]
+    fn saved_moments_continue_bit_for_bit() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("optimizer.safetensors");
+        let steps = [[0.3, -2.0], [0.1, 0.4], [-1.0, 2.0]];
+        let run = |resume_at: Option<usize>| {
+            let mut optimizer =
+                AdamW::new(vec![parameter("w", &[1.0, 2.0], true)], SETTINGS).unwrap();
+            for (index, factors) in steps.iter().enumerate() {
+                if resume_at == Some(index) {
+                    optimizer.save(&path).unwrap();
+                    let mut fresh = AdamW::new(optimizer.parameters().to_vec(), SETTINGS).unwrap();
+                    fresh.restore(&path, optimizer.updates()).unwrap();
+                    optimizer = fresh;
+                }
+                let gradients = gradient_of(optimizer.parameters(), factors);
+                optimizer.update(&gradients, 0.5, 0.7).unwrap();
+            }
+            optimizer.parameters()[0].var.to_vec1::<f64>().unwrap()
+        };
+        assert_eq!(run(None), run(Some(2)));
+    }
+
+    #[test]
+    fn foreign_moments_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("optimizer.safetensors");
+        AdamW::new(vec![parameter("w", &[1.0, 2.0], true)], SETTINGS)
+            .unwrap()
+            .save(&path)
+            .unwrap();
+        let mut other = AdamW::new(vec![parameter("w", &[1.0], true)], SETTINGS).unwrap();
+        assert!(matches!(
+            other.restore(&path, 1),
+            Err(Error::BadFile { .. })
+        ));
+        let mut other = AdamW::new(vec![parameter("x", &[1.0, 2.0], true)], SETTINGS).unwrap();
+        assert!(matches!(
+            other.restore(&path, 1),
+            Err(Error::BadFile { .. })
+        ));
+    }
+}

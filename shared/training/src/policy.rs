@@ -1,0 +1,426 @@
+//! Training a policy: multi-token prediction with weighted targets.
+//!
+//! The tuned reference of Rho-1 is the same thing with one head and every weight 1.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use wmtp_data_sets::{BatchPlan, TokenFile, pad_batch};
+use wmtp_model::{Horizon, MtpModel, ParamStore, Params};
+use wmtp_records::jsonl;
+use wmtp_weighting::{Histogram, WeightStats};
+
+use crate::buffer;
+use crate::engine::{Engine, OptimSettings, StepReport, Trainer, Update};
+use crate::error::{Error, Result};
+use crate::heads::{StepLoss, Target, accumulate, target_counts};
+use crate::inference::{head_cross_entropies, mean};
+use crate::optimizer::{Gradients, parameters};
+use crate::scorer::{Scorer, StepRow, StepStats};
+
+/// Bins of the weight histogram.
+const BINS: usize = 60;
+
+/// Rows whose weights are shown to readers.
+const SHOWN_ROWS: usize = 6;
+
+mod files {
+    pub(super) const STATE: &str = "policy.json";
+    pub(super) const WEIGHTS: &str = "weights.jsonl";
+}
+
+/// Settings of a policy run.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct PolicySettings {
+    /// Peak learning rate.
+    pub lr: f64,
+    /// The optimiser.
+    pub optim: OptimSettings,
+    /// Passes over the training rows; fractions are fine.
+    pub epochs: f64,
+    /// Sequences per optimizer step.
+    pub batch_sequences: usize,
+    /// Sequences that go through the model at once.
+    pub micro_batch_sequences: usize,
+    /// Validate after so many steps, and after the last; 0 means only after the last.
+    pub eval_every_steps: usize,
+    /// Upper end of the weight histogram.
+    pub w_max: f64,
+    /// Seed of the order of rows.
+    pub order_seed: u64,
+}
+
+/// Rows that a run learns from or is validated on.
+#[derive(Debug, Clone)]
+pub struct Rows<'a> {
+    /// The file.
+    pub file: &'a TokenFile,
+    /// Which of its rows.
+    pub rows: Vec<usize>,
+}
+
+impl<'a> Rows<'a> {
+    /// The correct rows of a file.
+    pub fn correct(file: &'a TokenFile) -> Self {
+        Self {
+            file,
+            rows: file.correct_rows(),
+        }
+    }
+}
+
+/// A policy in training.
+pub struct PolicyTrainer<'a> {
+    engine: Engine,
+    gradients: Gradients,
+    params: &'a Params,
+    store: &'a ParamStore,
+    model: MtpModel,
+    train: Rows<'a>,
+    validation: Rows<'a>,
+    plan: Vec<Vec<usize>>,
+    scorer: Box<dyn Scorer>,
+    settings: PolicySettings,
+    record: WeightRecord,
+}
+
+/// What is kept of the weights.
+#[derive(Debug)]
+struct WeightRecord {
+    lines: String,
+    histogram: Histogram,
+    shown: BTreeMap<usize, Vec<f64>>,
+}
+
+/// One line of `weights.jsonl`.
+#[derive(Serialize)]
+struct WeightLine<'a> {
+    step: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    head: Option<usize>,
+    #[serde(flatten)]
+    stats: &'a WeightStats,
+}
+
+/// Resume state beyond the engine's.
+#[derive(Serialize, Deserialize)]
+struct PolicyState {
+    scorer: serde_json::Value,
+    histogram: Vec<u64>,
+    shown: BTreeMap<usize, Vec<f64>>,
+}
+
+/// Weights of one optimizer step while they are being collected.
+#[derive(Default)]
+struct StepWeights {
+    all: Vec<f64>,
+    by_row: BTreeMap<usize, Vec<f64>>,
+}
+
+/// Passes every question on to the scorer and notes what it answered.
+struct Listening<'a> {
+    scorer: &'a mut dyn Scorer,
+    rows: &'a [usize],
+    shown: &'a BTreeMap<usize, Vec<f64>>,
+    heard: StepWeights,
+}
+
+impl Scorer for Listening<'_> {
+    fn begin_step(&mut self, step: u64, rows: &[StepRow]) -> Result<()> {
+        self.scorer.begin_step(step, rows)
+    }
+
+    fn needs_policy_ce(&self) -> bool {
+        self.scorer.needs_policy_ce()
+    }
+
+    fn weigh(
+        &mut self,
+        horizon: Horizon,
+        targets: &[Target],
+        policy_ce: Option<&[f64]>,
+    ) -> Result<Vec<f64>> {
+        let weights = self.scorer.weigh(horizon, targets, policy_ce)?;
+        if weights.len() != targets.len() {
+            let (found, expected) = (weights.len(), targets.len());
+            let reason = format!("the scorer gave {found} weights for {expected} targets");
+            return Err(Error::BadData(reason));
+        }
+        self.heard.all.extend(&weights);
+        if horizon.get() == 1 {
+            for (target, weight) in targets.iter().zip(&weights) {
+                let row = self.rows[target.slot];
+                if self.shown.contains_key(&row) {
+                    self.heard
+                        .by_row
+                        .entry(row)
+                        .or_default()
+                        .push(round(*weight));
+                }
+            }
+        }
+        Ok(weights)
+    }
+
+    fn end_step(&mut self) -> Vec<StepStats> {
+        self.scorer.end_step()
+    }
+}
+
+/// Four decimals are plenty for display, and such a number survives JSON exactly.
+fn round(weight: f64) -> f64 {
+    (weight * 1e4).round() / 1e4
+}
+
+impl<'a> PolicyTrainer<'a> {
+    /// Prepares a run; nothing is computed yet.
+    ///
+    /// # Errors
+    /// [`Error::BadData`] when there are no training rows.
+    pub fn new(
+        params: &'a Params,
+        store: &'a ParamStore,
+        train: Rows<'a>,
+        validation: Rows<'a>,
+        scorer: Box<dyn Scorer>,
+        settings: PolicySettings,
+    ) -> Result<Self> {
+        if train.rows.is_empty() {
+            let reason = "the training split holds no row that is known to be correct";
+            return Err(Error::BadData(reason.to_owned()));
+        }
+        let plan = plan(
+            &train,
+            settings.epochs,
+            settings.batch_sequences,
+            settings.order_seed,
+        );
+        let total = plan.len() as u64;
+        let engine = Engine::new(parameters(store, settings.lr), &settings.optim, total)?;
+        let shown = shown_rows(&train.rows);
+        Ok(Self {
+            gradients: Gradients::zeros(engine.parameters())?,
+            model: MtpModel::new(params, store)?,
+            record: WeightRecord {
+                lines: String::new(),
+                histogram: Histogram::new(0.0, settings.w_max, BINS),
+                shown: shown.into_iter().map(|row| (row, Vec::new())).collect(),
+            },
+            engine,
+            params,
+            store,
+            train,
+            validation,
+            plan,
+            scorer,
+            settings,
+        })
+    }
+
+    /// Sums of the loss over one optimizer step; its gradients are left in `self.gradients`.
+    fn step_loss(&mut self, rows: &[usize]) -> Result<(StepLoss, StepWeights)> {
+        let horizons: Vec<Horizon> = self.params.horizons().collect();
+        let mut loss = StepLoss::new(&target_counts(self.train.file, rows, &horizons));
+        let targets = |&row: &usize| StepRow {
+            row,
+            targets: self.train.file.row(row).response_len(),
+        };
+        let step_rows: Vec<StepRow> = rows.iter().map(targets).collect();
+        let mut scorer = Listening {
+            scorer: self.scorer.as_mut(),
+            rows,
+            shown: &self.record.shown,
+            heard: StepWeights::default(),
+        };
+        scorer.begin_step(self.engine.step(), &step_rows)?;
+        self.gradients.clear();
+        let mut first_slot = 0;
+        for micro in rows.chunks(self.settings.micro_batch_sequences.max(1)) {
+            let finite = accumulate(
+                &self.model,
+                self.engine.parameters(),
+                &pad_batch(self.train.file, micro),
+                first_slot,
+                &mut scorer,
+                &mut loss,
+                &mut self.gradients,
+            )?;
+            if !finite {
+                break;
+            }
+            first_slot += micro.len();
+        }
+        Ok((loss, scorer.heard))
+    }
+
+    fn record_weights(&mut self, heard: StepWeights) {
+        self.record.histogram.add(&heard.all);
+        self.record.shown.extend(heard.by_row);
+        for StepStats { head, stats } in self.scorer.end_step() {
+            let line = WeightLine {
+                step: self.engine.step(),
+                head,
+                stats: &stats,
+            };
+            self.record
+                .lines
+                .push_str(&serde_json::json!(line).to_string());
+            self.record.lines.push('\n');
+        }
+    }
+
+    fn validation_due(&self) -> bool {
+        let (step, every) = (self.engine.step(), self.settings.eval_every_steps as u64);
+        step == self.engine.total() || (every > 0 && step.is_multiple_of(every))
+    }
+
+    /// Unweighted cross-entropy of head 1 over the validation rows; `None` when there are none.
+    pub fn validate(&self) -> Result<Option<f64>> {
+        let model = MtpModel::frozen(self.params, self.store)?;
+        let Some(first) = self.params.horizons().next() else {
+            return Ok(None);
+        };
+        let size = self.settings.micro_batch_sequences;
+        let (file, rows) = (self.validation.file, &self.validation.rows);
+        Ok(mean(&head_cross_entropies(
+            &model, file, rows, size, first,
+        )?))
+    }
+
+    /// Puts the best weights into the store and tells the step that they come from.
+    pub fn finish(&mut self) -> Result<u64> {
+        self.engine.adopt_best()?;
+        Ok(self.engine.best_step().unwrap_or(self.engine.step()))
+    }
+
+    /// Metrics as JSON lines, one per step.
+    pub fn metrics(&self) -> &str {
+        self.engine.metrics()
+    }
+
+    /// Weight statistics as JSON lines, one per step (Rho-1: one per step and head).
+    pub fn weight_lines(&self) -> &str {
+        &self.record.lines
+    }
+
+    /// All weights of the run in equal bins.
+    pub fn histogram(&self) -> &Histogram {
+        &self.record.histogram
+    }
+
+    /// A few rows with the weights that their response tokens had last, rounded to four decimals.
+    pub fn shown_weights(&self) -> impl Iterator<Item = (usize, &[f64])> {
+        let shown = self.record.shown.iter();
+        shown
+            .filter(|(_, weights)| !weights.is_empty())
+            .map(|(&row, weights)| (row, weights.as_slice()))
+    }
+}
+
+impl Trainer for PolicyTrainer<'_> {
+    fn step(&self) -> u64 {
+        self.engine.step()
+    }
+
+    fn total_steps(&self) -> u64 {
+        self.engine.total()
+    }
+
+    fn advance(&mut self) -> Result<StepReport> {
+        let index = self.engine.step() as usize;
+        let Some(rows) = self.plan.get(index).cloned() else {
+            return Err(Error::BadData(format!("the run has only {index} steps")));
+        };
+        let (loss, heard) = self.step_loss(&rows)?;
+        let all_needed = loss.active() == loss.heads.len();
+        let update = self
+            .engine
+            .apply(loss.weighted(), &self.gradients, all_needed)?;
+        let mut metrics = vec![
+            ("train_loss".to_owned(), loss.weighted()),
+            ("train_loss_unweighted".to_owned(), loss.unweighted()),
+        ];
+        for (head, sums) in loss.heads.iter().enumerate() {
+            if let Some(ce) = sums.cross_entropy() {
+                metrics.push((format!("ce_head_{}", head + 1), ce));
+            }
+        }
+        match update {
+            Update::Applied { lr, grad_norm } => {
+                metrics.push(("lr".to_owned(), lr));
+                metrics.push(("grad_norm".to_owned(), grad_norm));
+                self.record_weights(heard);
+            }
+            Update::Skipped { lr_factor, .. } => metrics.push(("lr_factor".to_owned(), lr_factor)),
+        }
+        if self.validation_due()
+            && let Some(loss) = self.validate()?
+        {
+            self.engine.offer_best(loss)?;
+            metrics.push(("validation_loss".to_owned(), loss));
+        }
+        self.engine.log(&metrics);
+        let tokens = rows
+            .iter()
+            .map(|&row| self.train.file.row(row).ids.len() as u64)
+            .sum();
+        Ok(StepReport {
+            step: self.engine.step(),
+            tokens,
+            update,
+            metrics,
+        })
+    }
+
+    fn save(&self, dir: &Path) -> Result<()> {
+        self.engine.save(dir)?;
+        buffer::write(&dir.join(files::WEIGHTS), self.record.lines.as_bytes())?;
+        let state = PolicyState {
+            scorer: self.scorer.state(),
+            histogram: self.record.histogram.counts.clone(),
+            shown: self.record.shown.clone(),
+        };
+        Ok(jsonl::write_json(&dir.join(files::STATE), &state)?)
+    }
+
+    fn restore(&mut self, dir: &Path) -> Result<()> {
+        self.engine.restore(dir)?;
+        let path = dir.join(files::WEIGHTS);
+        self.record.lines = String::from_utf8(buffer::read(&path)?)
+            .map_err(|error| buffer::bad_file(&path, error))?;
+        let path = dir.join(files::STATE);
+        let state: PolicyState = jsonl::read_json(&path)?;
+        if state.histogram.len() != BINS {
+            return Err(buffer::bad_file(
+                &path,
+                "the histogram has another number of bins",
+            ));
+        }
+        self.record.histogram.counts = state.histogram;
+        self.record.shown = state.shown;
+        if !state.scorer.is_null() {
+            self.scorer.restore(&state.scorer)?;
+        }
+        Ok(())
+    }
+
+    fn best_loss(&self) -> Option<f64> {
+        self.engine.best_loss()
+    }
+}
+
+/// Rows of every optimizer step of a run, at least one step.
+pub(crate) fn plan(rows: &Rows<'_>, epochs: f64, batch: usize, seed: u64) -> Vec<Vec<usize>> {
+    let plan = BatchPlan::new(rows.file, rows.rows.clone(), batch, seed);
+    let steps = (epochs * plan.steps_per_epoch() as f64).round() as usize;
+    plan.first_steps(steps.max(1))
+}
+
+/// A few rows spread evenly over those given.
+fn shown_rows(rows: &[usize]) -> Vec<usize> {
+    let count = SHOWN_ROWS.min(rows.len());
+    (0..count)
+        .map(|index| rows[index * rows.len() / count])
+        .collect()
+}

@@ -1,0 +1,227 @@
+//! A training run within a job: inputs, progress, checkpoints, signals, exit codes.
+
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device};
+use wmtp_artifacts::fault;
+use wmtp_data_sets::TokenFile;
+use wmtp_job_kit::{JobError, Manifest, Run};
+use wmtp_model::{ParamStore, Params};
+use wmtp_recipe::Dtype;
+use wmtp_records::{Split, data_files, jsonl};
+
+use crate::engine::{MAX_BAD_STEPS, Trainer, Update};
+use crate::error::{Error, Result};
+
+/// Paths inside a model bundle.
+pub mod bundle {
+    /// The weights.
+    pub const WEIGHTS: &str = "safetensors/model.safetensors";
+    /// The configuration.
+    pub const PARAMS: &str = "configs/params.json";
+    /// The tokenizer.
+    pub const TOKENIZER: &str = "tokenizer/tokenizer.json";
+}
+
+/// Attribute that data sets, bundles and everything made from them carry.
+pub const TOKENIZER_SHA256: &str = "tokenizer_sha256";
+
+/// Precision that a recipe asks for.
+pub fn dtype(dtype: Dtype) -> DType {
+    match dtype {
+        Dtype::F32 => DType::F32,
+        Dtype::F64 => DType::F64,
+    }
+}
+
+/// Model configuration and weights of a fetched bundle, on the CPU.
+pub fn load_bundle(dir: &Path, dtype: DType) -> Result<(Params, ParamStore)> {
+    let params = Params::load(&dir.join(bundle::PARAMS))?;
+    let store = ParamStore::load(&dir.join(bundle::WEIGHTS), &params, dtype, &Device::Cpu)?;
+    Ok((params, store))
+}
+
+/// Token ids of one split of a fetched data set.
+pub fn load_tokens(dir: &Path, split: Split) -> Result<TokenFile> {
+    Ok(TokenFile::load(&dir.join(data_files::tokens(split)))?)
+}
+
+/// Checks that a data set's token ids fit a model's embedding.
+pub fn check_vocabulary(params: &Params, data: &Manifest) -> Result<(), JobError> {
+    let Some(size) = data.attribute("vocab_size") else {
+        return Ok(());
+    };
+    match size.parse::<usize>() {
+        Ok(size) if size <= params.vocab_size => Ok(()),
+        _ => Err(JobError::bad_input(format!(
+            "the data set's vocabulary has {size} tokens, the model's {}",
+            params.vocab_size
+        ))),
+    }
+}
+
+/// Checks that two inputs were made with the same tokenizer.
+pub fn check_tokenizers(one: (&str, &Manifest), other: (&str, &Manifest)) -> Result<(), JobError> {
+    let of = |(role, manifest): (&str, &Manifest)| {
+        manifest
+            .attribute(TOKENIZER_SHA256)
+            .map(str::to_owned)
+            .ok_or_else(|| {
+                JobError::bad_input(format!(
+                    "the input {role} does not say which tokenizer it is for"
+                ))
+            })
+    };
+    if of(one)? == of(other)? {
+        return Ok(());
+    }
+    let error = format!(
+        "the inputs {} and {} are for different tokenizers",
+        one.0, other.0
+    );
+    Err(JobError::bad_input(error)
+        .hint("token ids mean nothing under another tokenizer: make both from the same data set"))
+}
+
+/// Runs a trainer to its end.
+///
+/// Goes on from the run's last checkpoint, saves one every `checkpoint_every` steps (0: never), stops
+/// between two steps on a signal, and keeps the state when the numeric fallbacks are used up.
+///
+/// # Errors
+/// Preempted (143) after a signal, numeric (78) at the third bad step in a row.
+pub fn drive(
+    trainer: &mut dyn Trainer,
+    run: &Run,
+    label: &str,
+    checkpoint_every: usize,
+) -> Result<(), JobError> {
+    if let Some((step, dir)) = run.latest_checkpoint()? {
+        trainer.restore(&dir)?;
+        run.log(format!("{label}: going on after step {step}"));
+    }
+    let (total, every) = (trainer.total_steps(), checkpoint_every as u64);
+    let progress = run.progress(label, "step", total);
+    progress.set(trainer.step());
+    let (started, mut tokens) = (run.elapsed(), 0);
+    while trainer.step() < total {
+        if run.should_stop() {
+            save(trainer, run)?;
+            return Err(JobError::preempted());
+        }
+        let report = match trainer.advance() {
+            Ok(report) => report,
+            Err(error @ Error::Numeric { .. }) => {
+                save(trainer, run)?;
+                return Err(error.into());
+            }
+            Err(error) => return Err(error.into()),
+        };
+        if let Update::Skipped {
+            in_a_row,
+            lr_factor,
+        } = report.update
+        {
+            run.warning(format!(
+                "step {}: loss or gradient is not finite ({in_a_row} of {MAX_BAD_STEPS} in a row); the step \
+                 is skipped and the learning rate is now {lr_factor} of the schedule's",
+                report.step
+            ));
+        }
+        tokens += report.tokens;
+        let seconds = (run.elapsed().saturating_sub(started))
+            .as_secs_f64()
+            .max(1e-9);
+        let rate = tokens as f64 / seconds;
+        let mut metrics: Vec<(&str, f64)> = report
+            .metrics
+            .iter()
+            .map(|(name, value)| (name.as_str(), *value))
+            .collect();
+        metrics.push(("tokens_per_second", rate));
+        run.metrics(report.step, &metrics);
+        let loss = report.metric("train_loss").unwrap_or(f64::NAN);
+        progress.detail(format!("loss {loss:.3}, {rate:.0} tokens/s"));
+        progress.set(report.step);
+        fault::point("train:step");
+        if every > 0 && report.step.is_multiple_of(every) && report.step < total {
+            save(trainer, run)?;
+        }
+    }
+    progress.finish();
+    Ok(())
+}
+
+/// Saves what continuing needs.
+fn save(trainer: &dyn Trainer, run: &Run) -> Result<(), JobError> {
+    let dir = fresh_dir(run.scratch().join("resume"))?;
+    trainer.save(&dir)?;
+    run.save_checkpoint(trainer.step(), &dir, trainer.best_loss())
+}
+
+fn fresh_dir(dir: PathBuf) -> Result<PathBuf, JobError> {
+    if dir.exists() {
+        std::fs::remove_dir_all(&dir)?;
+    }
+    std::fs::create_dir_all(&dir)?;
+    Ok(dir)
+}
+
+impl From<Error> for JobError {
+    fn from(error: Error) -> Self {
+        use wmtp_model::Error as Model;
+        match error {
+            Error::Io { source, path } => {
+                Self::from(source).context(format!("cannot access {}", path.display()))
+            }
+            Error::Model(Model::Io { source, path }) => {
+                Self::from(source).context(format!("cannot access {}", path.display()))
+            }
+            Error::Rows(error) => Self::from(error),
+            Error::Model(Model::Candle(_))
+            | Error::Tensor(_)
+            | Error::NoGradient { .. }
+            | Error::Weighting(wmtp_weighting::Error::Invariant(_)) => Self::internal(error),
+            Error::Weighting(wmtp_weighting::Error::Setting { .. }) => Self::usage(error),
+            Error::Data(ref data) if !data.is_bad_input() => Self::internal(error),
+            Error::Model(_) | Error::Data(_) | Error::Weighting(_) => Self::bad_input(error),
+            Error::BadFile { .. } | Error::BadData(_) => Self::bad_input(error),
+            Error::Numeric { .. } => Self::numeric(error)
+                .hint("lower optim.lr or raise optim.warmup_ratio; the last state is kept"),
+        }
+    }
+}
+
+/// Writes text that is already made, creating the parent folder.
+pub fn write_text(path: &Path, text: &str) -> Result<()> {
+    crate::buffer::write(path, text.as_bytes())
+}
+
+/// The resolved recipe, cut down to the settings that were hashed: the same key gives the same bytes.
+pub fn write_recipe(
+    path: &Path,
+    recipe: &wmtp_recipe::Recipe,
+    options: &serde_json::Value,
+) -> Result<()> {
+    let mut kept = serde_json::Map::new();
+    let tree = recipe.to_json();
+    for key in options
+        .as_object()
+        .into_iter()
+        .flat_map(serde_json::Map::keys)
+    {
+        let Some(value) = tree.pointer(&format!("/{}", key.replace('.', "/"))) else {
+            continue;
+        };
+        match key.split_once('.') {
+            None => {
+                kept.insert(key.clone(), value.clone());
+            }
+            Some((section, leaf)) => {
+                let section = kept.entry(section).or_insert_with(|| serde_json::json!({}));
+                section[leaf] = value.clone();
+            }
+        }
+    }
+    Ok(jsonl::write_json(path, &kept)?)
+}

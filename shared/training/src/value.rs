@@ -1,0 +1,385 @@
+//! Training the value model: at each response position, how likely is this solution to be correct?
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use candle_core::Tensor;
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+use wmtp_data_sets::{TokenFile, pad_batch};
+use wmtp_model::loss::select_rows;
+use wmtp_model::{HeadKind, ParamStore, Params, ValueModel};
+use wmtp_weighting::{gae, td_errors};
+
+use crate::buffer::Buffer;
+use crate::engine::{Engine, OptimSettings, StepReport, Trainer, Update};
+use crate::error::{Error, Result};
+use crate::heads::ids_tensor;
+use crate::inference::{mean, raw_values};
+use crate::optimizer::{Gradients, parameters};
+use crate::policy::{Rows, plan};
+use crate::scores::TokenScores;
+
+/// What the head's output means and what it is trained with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Objective {
+    /// The output is the value; squared distance to the reward.
+    MseMc,
+    /// The output is a logit, its sigmoid the value; binary cross-entropy with the reward.
+    Bce,
+}
+
+impl Objective {
+    /// From the head's output to a value.
+    pub fn value(self, output: f64) -> f64 {
+        match self {
+            Self::MseMc => output,
+            Self::Bce => 1.0 / (1.0 + (-output).exp()),
+        }
+    }
+
+    /// Loss of one output and its derivative.
+    pub fn loss(self, output: f64, reward: f64) -> (f64, f64) {
+        match self {
+            Self::MseMc => {
+                let distance = output - reward;
+                (distance * distance, 2.0 * distance)
+            }
+            Self::Bce => {
+                let softplus = output.max(0.0) + (-output.abs()).exp().ln_1p();
+                (softplus - reward * output, self.value(output) - reward)
+            }
+        }
+    }
+
+    /// Where the head's bias starts: an even chance.
+    pub fn bias(self) -> f64 {
+        match self {
+            Self::MseMc => 0.5,
+            Self::Bce => 0.0,
+        }
+    }
+}
+
+/// Settings of a value run.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ValueSettings {
+    /// The objective.
+    pub objective: Objective,
+    /// The head.
+    pub head: HeadKind,
+    /// Peak learning rate of the trunk; 0 freezes it.
+    pub lr_trunk: f64,
+    /// Peak learning rate of the head.
+    pub lr_head: f64,
+    /// The optimiser.
+    pub optim: OptimSettings,
+    /// Passes over the training rows; fractions are fine.
+    pub epochs: f64,
+    /// Sequences per optimizer step.
+    pub batch_sequences: usize,
+    /// Sequences that go through the model at once.
+    pub micro_batch_sequences: usize,
+    /// Validate after so many steps, and after the last; 0 means only after the last.
+    pub eval_every_steps: usize,
+    /// Seed of the order of rows.
+    pub order_seed: u64,
+}
+
+/// Parameters of a value model: a trunk of its own and a head.
+#[derive(Debug)]
+pub struct ValueParameters {
+    /// Embedding, trunk blocks and norm.
+    pub trunk: ParamStore,
+    /// The head.
+    pub head: ParamStore,
+}
+
+/// A value model in training.
+pub struct ValueTrainer<'a> {
+    engine: Engine,
+    gradients: Gradients,
+    params: &'a Params,
+    store: &'a ValueParameters,
+    model: ValueModel,
+    train: Rows<'a>,
+    validation: Rows<'a>,
+    plan: Vec<Vec<usize>>,
+    settings: ValueSettings,
+}
+
+impl<'a> ValueTrainer<'a> {
+    /// Prepares a run; nothing is computed yet.
+    ///
+    /// # Errors
+    /// [`Error::BadData`] when there are no labelled training rows.
+    pub fn new(
+        params: &'a Params,
+        store: &'a ValueParameters,
+        train: Rows<'a>,
+        validation: Rows<'a>,
+        settings: ValueSettings,
+    ) -> Result<Self> {
+        if train.rows.is_empty() {
+            let reason = "the training split holds no row with a label";
+            return Err(Error::BadData(reason.to_owned()));
+        }
+        let plan = plan(
+            &train,
+            settings.epochs,
+            settings.batch_sequences,
+            settings.order_seed,
+        );
+        let (model, mut trainable) = if settings.lr_trunk > 0.0 {
+            let model = ValueModel::new(params, settings.head, &store.trunk, &store.head)?;
+            (model, parameters(&store.trunk, settings.lr_trunk))
+        } else {
+            let model = ValueModel::frozen_trunk(params, settings.head, &store.trunk, &store.head)?;
+            (model, Vec::new())
+        };
+        trainable.extend(parameters(&store.head, settings.lr_head));
+        let engine = Engine::new(trainable, &settings.optim, plan.len() as u64)?;
+        Ok(Self {
+            gradients: Gradients::zeros(engine.parameters())?,
+            engine,
+            params,
+            store,
+            model,
+            train,
+            validation,
+            plan,
+            settings,
+        })
+    }
+
+    /// Mean loss over the value positions of one optimizer step; gradients are left in `self.gradients`.
+    fn step_loss(&mut self, rows: &[usize]) -> Result<f64> {
+        let file = self.train.file;
+        let count: usize = rows.iter().map(|&row| file.row(row).response_len()).sum();
+        self.gradients.clear();
+        let mut sum = 0.0;
+        for micro in rows.chunks(self.settings.micro_batch_sequences.max(1)) {
+            sum += self.accumulate(micro, count)?;
+        }
+        Ok(sum / count as f64)
+    }
+
+    /// Sum of the loss over one micro-batch. The derivative for each output is computed on the host and
+    /// goes back through the model as a plain tensor.
+    fn accumulate(&mut self, rows: &[usize], count: usize) -> Result<f64> {
+        let batch = pad_batch(self.train.file, rows);
+        let (mut positions, mut rewards) = (Vec::new(), Vec::new());
+        for (slot, &row) in rows.iter().enumerate() {
+            let start = slot * batch.width;
+            let (prompt, length) = (batch.prompt_lens[slot], batch.lengths[slot]);
+            let reward = label(self.train.file, row)?;
+            positions.extend((prompt - 1..length - 1).map(|t| (start + t) as u32));
+            rewards.extend((prompt..length).map(|_| reward));
+        }
+        let device = self.store.head.device().clone();
+        let outputs = self.model.values(&ids_tensor(&batch, &device)?)?;
+        let outputs = select_rows(&outputs.reshape((batch.rows * batch.width, 1))?, &positions)?;
+        let (mut sum, mut derivatives) = (0.0, Vec::with_capacity(rewards.len()));
+        for (output, reward) in host(&outputs)?.into_iter().zip(rewards) {
+            let (loss, derivative) = self.settings.objective.loss(output, reward);
+            sum += loss;
+            derivatives.push(derivative / count as f64);
+        }
+        let derivatives = Tensor::from_vec(derivatives, outputs.dims(), &device)?;
+        let surrogate = (&outputs * derivatives.to_dtype(outputs.dtype())?)?.sum_all()?;
+        self.gradients
+            .add(self.engine.parameters(), &surrogate.backward()?)?;
+        Ok(sum)
+    }
+
+    /// Mean loss over the value positions of the validation rows; `None` when there are none.
+    pub fn validate(&self) -> Result<Option<f64>> {
+        let (file, rows) = (self.validation.file, &self.validation.rows);
+        let mut losses = self.outputs(file, rows)?;
+        for (row, outputs) in rows.iter().zip(&mut losses) {
+            let reward = label(file, *row)?;
+            for output in outputs {
+                *output = self.settings.objective.loss(*output, reward).0;
+            }
+        }
+        Ok(mean(&losses))
+    }
+
+    fn outputs(&self, file: &TokenFile, rows: &[usize]) -> Result<Vec<Vec<f64>>> {
+        let ValueParameters { trunk, head } = self.store;
+        let model = ValueModel::frozen(self.params, self.settings.head, trunk, head)?;
+        let size = self.settings.micro_batch_sequences;
+        raw_values(&model, head.device(), file, rows, size)
+    }
+
+    /// Values at the value positions p - 1 ..= T - 2 of each row, with the present weights.
+    pub fn values(&self, file: &TokenFile, rows: &[usize]) -> Result<Vec<Vec<f64>>> {
+        let mut values = self.outputs(file, rows)?;
+        for output in values.iter_mut().flatten() {
+            *output = self.settings.objective.value(*output);
+        }
+        Ok(values)
+    }
+
+    /// Puts the best weights into the stores and tells the step that they come from.
+    pub fn finish(&mut self) -> Result<u64> {
+        self.engine.adopt_best()?;
+        Ok(self.engine.best_step().unwrap_or(self.engine.step()))
+    }
+
+    /// Metrics as JSON lines, one per step.
+    pub fn metrics(&self) -> &str {
+        self.engine.metrics()
+    }
+}
+
+impl Trainer for ValueTrainer<'_> {
+    fn step(&self) -> u64 {
+        self.engine.step()
+    }
+
+    fn total_steps(&self) -> u64 {
+        self.engine.total()
+    }
+
+    fn advance(&mut self) -> Result<StepReport> {
+        let index = self.engine.step() as usize;
+        let Some(rows) = self.plan.get(index).cloned() else {
+            return Err(Error::BadData(format!("the run has only {index} steps")));
+        };
+        let loss = self.step_loss(&rows)?;
+        // A head that starts at zero gives the trunk a gradient of zero at first, yet it does give one.
+        let update = self.engine.apply(loss, &self.gradients, true)?;
+        let mut metrics = vec![("train_loss".to_owned(), loss)];
+        match update {
+            Update::Applied { lr, grad_norm } => {
+                metrics.push(("lr".to_owned(), lr));
+                metrics.push(("grad_norm".to_owned(), grad_norm));
+            }
+            Update::Skipped { lr_factor, .. } => metrics.push(("lr_factor".to_owned(), lr_factor)),
+        }
+        let (step, every) = (self.engine.step(), self.settings.eval_every_steps as u64);
+        let due = step == self.engine.total() || (every > 0 && step.is_multiple_of(every));
+        if due && let Some(loss) = self.validate()? {
+            self.engine.offer_best(loss)?;
+            metrics.push(("validation_loss".to_owned(), loss));
+        }
+        self.engine.log(&metrics);
+        let tokens = rows
+            .iter()
+            .map(|&row| self.train.file.row(row).ids.len() as u64)
+            .sum();
+        Ok(StepReport {
+            step,
+            tokens,
+            update,
+            metrics,
+        })
+    }
+
+    fn save(&self, dir: &Path) -> Result<()> {
+        self.engine.save(dir)
+    }
+
+    fn restore(&mut self, dir: &Path) -> Result<()> {
+        self.engine.restore(dir)
+    }
+
+    fn best_loss(&self) -> Option<f64> {
+        self.engine.best_loss()
+    }
+}
+
+fn label(file: &TokenFile, row: usize) -> Result<f64> {
+    match file.row(row).is_correct {
+        Some(correct) => Ok(f64::from(u8::from(correct))),
+        None => Err(Error::BadData(format!("row {row} has no label"))),
+    }
+}
+
+fn host(tensor: &Tensor) -> Result<Vec<f64>> {
+    Ok(match Buffer::of(tensor)? {
+        Buffer::F32(values) => values.into_iter().map(f64::from).collect(),
+        Buffer::F64(values) => values,
+    })
+}
+
+/// Labelled rows with as many correct as incorrect ones of each problem, drawn by the seed.
+///
+/// A problem with one label only is left out, since it says nothing about what makes a solution right.
+/// Where no problem has both labels (a data set of reference solutions alone), every labelled row stays.
+pub fn balanced_rows(file: &TokenFile, problems: &[String], seed: u64) -> Vec<usize> {
+    let mut by_problem: BTreeMap<&str, [Vec<usize>; 2]> = BTreeMap::new();
+    for row in file.labelled_rows() {
+        let label = usize::from(file.row(row).is_correct == Some(true));
+        by_problem.entry(&problems[row]).or_default()[label].push(row);
+    }
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let mut rows = Vec::new();
+    for sides in by_problem.values_mut() {
+        let count = sides[0].len().min(sides[1].len());
+        for side in sides {
+            side.shuffle(&mut rng);
+            rows.extend(&side[..count]);
+        }
+    }
+    if rows.is_empty() {
+        return file.labelled_rows();
+    }
+    rows.sort_unstable();
+    rows
+}
+
+/// Advantages of the response tokens of correct rows, from the values before each of them.
+pub fn advantages(
+    rows: &[usize],
+    values: &[Vec<f64>],
+    reward: f64,
+    gamma: f64,
+    lambda: f64,
+) -> TokenScores {
+    let of = |values: &Vec<f64>| {
+        let advantages = gae(&td_errors(values, reward, gamma), gamma, lambda);
+        advantages
+            .into_iter()
+            .map(|advantage| advantage as f32)
+            .collect()
+    };
+    TokenScores::new(rows.iter().copied().zip(values.iter().map(of)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn worked_losses() {
+        assert_eq!(Objective::MseMc.loss(0.5, 1.0), (0.25, -1.0));
+        let (loss, derivative) = Objective::Bce.loss(0.0, 1.0);
+        assert!((loss - 2f64.ln()).abs() < 1e-15 && (derivative + 0.5).abs() < 1e-15);
+        let (loss, _) = Objective::Bce.loss(800.0, 0.0);
+        assert!((loss - 800.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn the_worked_advantages_are_stored_by_row() {
+        let scores = advantages(&[4], &[vec![0.5, 0.55, 0.4, 0.7]], 1.0, 1.0, 0.95);
+        let expected = [0.435_462, 0.405_750, 0.585_000, 0.300_000];
+        for (found, expected) in scores.of_row(4, 4).unwrap().iter().zip(expected) {
+            assert!((f64::from(*found) - expected).abs() < 1e-6);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn derivatives_match_differences(output in -6.0f64..6.0, reward in prop::sample::select(vec![0.0, 1.0])) {
+            for objective in [Objective::MseMc, Objective::Bce] {
+                let h = 1e-6;
+                let slope = (objective.loss(output + h, reward).0 - objective.loss(output - h, reward).0) / (2.0 * h);
+                prop_assert!((objective.loss(output, reward).1 - slope).abs() < 1e-6);
+            }
+        }
+    }
+}

@@ -1,0 +1,407 @@
+//! The policy trainer on a tiny model.
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor};
+use support::{counting, settings, some_scores, store, tiny};
+use wmtp_data_sets::{TokenFile, pad_batch};
+use wmtp_model::{Horizon, MtpModel, ParamStore, Params};
+use wmtp_training::heads::{HeadTargets, StepLoss, accumulate, target_counts};
+use wmtp_training::optimizer::{Gradients, Parameter, parameters};
+use wmtp_training::scorer::StepRow;
+use wmtp_training::{
+    Buffer, Error, PolicySettings, PolicyTrainer, Rho1Scorer, Rho1Settings, Rho1Weighting, Rows,
+    Scorer, StepScorer, Trainer, Update,
+};
+use wmtp_weighting::rho1::ExcessMode;
+use wmtp_weighting::{WeightSettings, Whitening};
+
+const WHITENING: Whitening = Whitening {
+    mean: 0.1,
+    std: 0.7,
+};
+
+fn scorer(name: &str, file: &TokenFile) -> Box<dyn Scorer> {
+    let weights = WeightSettings::default();
+    let scores = Arc::new(some_scores(file));
+    let seeds: BTreeMap<usize, u64> = (0..file.len()).map(|row| (row, row as u64)).collect();
+    let rho1 = Rho1Settings {
+        mode: ExcessMode::SignedExcess,
+        weighting: Rho1Weighting::Continuous,
+        ratio: 0.6,
+        min_ce_diff: 0.01,
+    };
+    match name {
+        "baseline" => Box::new(StepScorer::baseline(weights)),
+        "verifiable" => Box::new(StepScorer::verifiable(scores, WHITENING, weights)),
+        "random_matched" => Box::new(StepScorer::random_matched(scores, WHITENING, weights, 3)),
+        "shuffled" => Box::new(StepScorer::shuffled(scores, WHITENING, weights, seeds)),
+        "rho1" => Box::new(Rho1Scorer::new(scores, rho1, weights)),
+        other => panic!("no scorer {other}"),
+    }
+}
+
+/// Loss and gradients of some rows in micro-batches of the given size.
+fn loss_and_gradients(
+    params: &Params,
+    store: &ParamStore,
+    file: &TokenFile,
+    rows: &[usize],
+    micro: usize,
+) -> (StepLoss, Vec<Parameter>, Gradients) {
+    let model = MtpModel::new(params, store).unwrap();
+    let parameters = parameters(store, 1.0);
+    let mut gradients = Gradients::zeros(&parameters).unwrap();
+    let horizons: Vec<Horizon> = params.horizons().collect();
+    let mut loss = StepLoss::new(&target_counts(file, rows, &horizons));
+    let mut scorer = scorer("verifiable", file);
+    let targets = |&row: &usize| StepRow {
+        row,
+        targets: file.row(row).response_len(),
+    };
+    scorer
+        .begin_step(0, &rows.iter().map(targets).collect::<Vec<_>>())
+        .unwrap();
+    let mut first_slot = 0;
+    for chunk in rows.chunks(micro) {
+        let batch = pad_batch(file, chunk);
+        let finite = accumulate(
+            &model,
+            &parameters,
+            &batch,
+            first_slot,
+            scorer.as_mut(),
+            &mut loss,
+            &mut gradients,
+        );
+        assert!(finite.unwrap());
+        first_slot += chunk.len();
+    }
+    (loss, parameters, gradients)
+}
+
+fn numbers(buffer: &Buffer) -> Vec<f64> {
+    match buffer {
+        Buffer::F32(values) => values.iter().map(|&value| f64::from(value)).collect(),
+        Buffer::F64(values) => values.clone(),
+    }
+}
+
+fn trainer<'a>(
+    params: &'a Params,
+    store: &'a ParamStore,
+    file: &'a TokenFile,
+    algo: &str,
+    settings: PolicySettings,
+) -> PolicyTrainer<'a> {
+    let validation = Rows {
+        file,
+        rows: file.correct_rows().into_iter().take(9).collect(),
+    };
+    PolicyTrainer::new(
+        params,
+        store,
+        Rows::correct(file),
+        validation,
+        scorer(algo, file),
+        settings,
+    )
+    .unwrap()
+}
+
+#[test]
+fn every_trainable_tensor_gets_a_gradient_that_matches_finite_differences() {
+    let params = tiny(2);
+    let store = store(&params, DType::F64);
+    let file = counting(6);
+    let rows = [4, 0, 1];
+    let (_, parameters, gradients) = loss_and_gradients(&params, &store, &file, &rows, 2);
+    assert_eq!(parameters.len(), store.len());
+    let loss_at = |parameter: &Parameter, values: &[f64]| {
+        let moved = Tensor::from_slice(values, parameter.var.dims(), &Device::Cpu).unwrap();
+        parameter.var.set(&moved).unwrap();
+        loss_and_gradients(&params, &store, &file, &rows, 3)
+            .0
+            .weighted()
+    };
+    let h = 1e-5;
+    for (index, parameter) in parameters.iter().enumerate() {
+        let found = numbers(gradients.get(index));
+        assert!(
+            found.iter().any(|x| *x != 0.0),
+            "{} has no gradient",
+            parameter.name
+        );
+        let values = parameter
+            .var
+            .flatten_all()
+            .unwrap()
+            .to_vec1::<f64>()
+            .unwrap();
+        let largest = (0..found.len()).max_by(|&a, &b| found[a].abs().total_cmp(&found[b].abs()));
+        for element in [largest.unwrap(), found.len() / 3, found.len() - 1] {
+            let moved = |by: f64| {
+                let mut values = values.clone();
+                values[element] += by;
+                values
+            };
+            let slope =
+                (loss_at(parameter, &moved(h)) - loss_at(parameter, &moved(-h))) / (2.0 * h);
+            let error = (slope - found[element]).abs();
+            let name = &parameter.name;
+            assert!(
+                error < 1e-8 + 1e-6 * slope.abs(),
+                "{name}[{element}]: {} {slope}",
+                found[element]
+            );
+        }
+        loss_at(parameter, &values);
+    }
+}
+
+#[test]
+fn the_divisor_is_the_number_of_targets_of_the_whole_step() {
+    let params = tiny(2);
+    let store = store(&params, DType::F64);
+    let file = counting(9);
+    let rows = [0, 5, 2, 8];
+    let (loss, _, gradients) = loss_and_gradients(&params, &store, &file, &rows, 4);
+    let targets: usize = rows.iter().map(|&row| file.row(row).response_len()).sum();
+    assert_eq!(
+        loss.heads.iter().map(|head| head.count).collect::<Vec<_>>(),
+        [targets, targets]
+    );
+    let by_hand: f64 = loss
+        .heads
+        .iter()
+        .map(|head| head.weighted / targets as f64)
+        .sum();
+    assert!((loss.weighted() - by_hand / 2.0).abs() < 1e-12);
+
+    let (split, parameters, split_gradients) = loss_and_gradients(&params, &store, &file, &rows, 1);
+    assert!((split.weighted() - loss.weighted()).abs() < 1e-12);
+    for index in 0..parameters.len() {
+        let pairs = numbers(gradients.get(index))
+            .into_iter()
+            .zip(numbers(split_gradients.get(index)));
+        for (one, other) in pairs {
+            assert!((one - other).abs() < 1e-12, "{}", parameters[index].name);
+        }
+    }
+}
+
+#[test]
+fn heads_predict_from_within_the_prompt_and_never_before_the_sequence() {
+    let mut file = TokenFile::default();
+    let ids = vec![1, 5, 6, 7, 2];
+    file.push(
+        &wmtp_tokens::TokenizedSample { ids, prompt_len: 1 },
+        Some(true),
+    );
+    let batch = pad_batch(&file, &[0]);
+    let third = HeadTargets::of(&batch, Horizon::new(3).unwrap(), 4);
+    assert_eq!((third.sources, third.ids), (vec![0, 1], vec![7, 2]));
+    assert_eq!(
+        third
+            .targets
+            .iter()
+            .map(|t| (t.slot, t.index))
+            .collect::<Vec<_>>(),
+        [(4, 2), (4, 3)]
+    );
+    let horizons: Vec<Horizon> = (1..=5).filter_map(Horizon::new).collect();
+    assert_eq!(target_counts(&file, &[0], &horizons), [4, 3, 2, 1, 0]);
+}
+
+#[test]
+fn heads_without_targets_do_not_enter_the_mean() {
+    let mut loss = StepLoss::new(&[2, 0]);
+    loss.heads[0].weighted = 3.0;
+    loss.heads[0].unweighted = 5.0;
+    assert!((loss.weighted() - 1.5).abs() < 1e-15);
+    assert!((loss.unweighted() - 2.5).abs() < 1e-15);
+}
+
+#[test]
+fn training_lowers_the_loss_for_every_algorithm() {
+    let file = counting(40);
+    for algo in [
+        "baseline",
+        "verifiable",
+        "random_matched",
+        "shuffled",
+        "rho1",
+    ] {
+        let params = tiny(2);
+        let store = store(&params, DType::F32);
+        let mut trainer = trainer(&params, &store, &file, algo, settings());
+        let before = trainer.validate().unwrap().unwrap();
+        let first = trainer
+            .advance()
+            .unwrap()
+            .metric("train_loss_unweighted")
+            .unwrap();
+        let mut last = first;
+        while trainer.step() < trainer.total_steps() {
+            last = trainer
+                .advance()
+                .unwrap()
+                .metric("train_loss_unweighted")
+                .unwrap();
+        }
+        trainer.finish().unwrap();
+        let after = trainer.validate().unwrap().unwrap();
+        assert!(
+            after < 0.8 * before,
+            "{algo}: validation {before} -> {after}"
+        );
+        assert!(last < 0.8 * first, "{algo}: training {first} -> {last}");
+        assert!(
+            (after - trainer.best_loss().unwrap()).abs() < 1e-12,
+            "best weights are adopted"
+        );
+        assert!(trainer.histogram().total() > 0);
+        assert_eq!(
+            trainer.metrics().lines().count() as u64,
+            trainer.total_steps()
+        );
+        assert_eq!(trainer.shown_weights().count(), 6);
+    }
+}
+
+/// Bytes of everything that a finished run leaves.
+fn finished(trainer: &mut PolicyTrainer<'_>, store: &ParamStore) -> Vec<Vec<u8>> {
+    while trainer.step() < trainer.total_steps() {
+        trainer.advance().unwrap();
+    }
+    let dir = tempfile::tempdir().unwrap();
+    trainer.save(dir.path()).unwrap();
+    trainer.finish().unwrap();
+    store.save(&dir.path().join("model.safetensors")).unwrap();
+    let mut paths: Vec<_> = std::fs::read_dir(dir.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    paths.sort();
+    assert_eq!(paths.len(), 8);
+    paths
+        .iter()
+        .map(|path| std::fs::read(path).unwrap())
+        .collect()
+}
+
+#[test]
+fn a_resumed_run_equals_the_uninterrupted_one_bit_for_bit() {
+    let file = counting(40);
+    let params = tiny(2);
+    for algo in [
+        "baseline",
+        "verifiable",
+        "random_matched",
+        "shuffled",
+        "rho1",
+    ] {
+        let whole_store = store(&params, DType::F32);
+        let mut whole = trainer(&params, &whole_store, &file, algo, settings());
+        let expected = finished(&mut whole, &whole_store);
+        for stop in [1, 7] {
+            let dir = tempfile::tempdir().unwrap();
+            let first_store = store(&params, DType::F32);
+            let mut first = trainer(&params, &first_store, &file, algo, settings());
+            for _ in 0..stop {
+                first.advance().unwrap();
+            }
+            first.save(dir.path()).unwrap();
+            let store = store(&params, DType::F32);
+            let mut second = trainer(&params, &store, &file, algo, settings());
+            second.restore(dir.path()).unwrap();
+            assert_eq!(second.step(), stop);
+            assert_eq!(
+                finished(&mut second, &store),
+                expected,
+                "{algo} after step {stop}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_damaged_checkpoint_is_refused() {
+    let file = counting(12);
+    let params = tiny(2);
+    let store = store(&params, DType::F32);
+    let mut trainer = trainer(&params, &store, &file, "rho1", settings());
+    trainer.advance().unwrap();
+    for name in [
+        "parameters.safetensors",
+        "optimizer.safetensors",
+        "engine.json",
+        "policy.json",
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        trainer.save(dir.path()).unwrap();
+        let path = dir.path().join(name);
+        let bytes = std::fs::read(&path).unwrap();
+        std::fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+        let error = trainer.restore(dir.path()).unwrap_err();
+        assert!(
+            matches!(error, Error::BadFile { .. } | Error::Rows(_)),
+            "{name}: {error}"
+        );
+    }
+}
+
+#[test]
+fn three_steps_that_are_not_finite_end_the_run() {
+    let file = counting(24);
+    let params = tiny(2);
+    for algo in ["baseline", "rho1"] {
+        let store = store(&params, DType::F32);
+        let mut trainer = trainer(&params, &store, &file, algo, settings());
+        let norm = store.get("norm.weight").unwrap();
+        norm.set(&(norm.as_tensor() * f64::NAN).unwrap()).unwrap();
+        let expected = [(1, 0.5), (2, 0.25)];
+        for (in_a_row, lr_factor) in expected {
+            let update = trainer.advance().unwrap().update;
+            assert_eq!(
+                update,
+                Update::Skipped {
+                    in_a_row,
+                    lr_factor
+                }
+            );
+        }
+        assert!(matches!(
+            trainer.advance(),
+            Err(Error::Numeric {
+                step: 3,
+                in_a_row: 3
+            })
+        ));
+    }
+}
+
+#[test]
+fn a_split_without_correct_rows_is_bad_data() {
+    let mut file = TokenFile::default();
+    let sample = wmtp_tokens::TokenizedSample {
+        ids: vec![1, 4, 5, 2],
+        prompt_len: 2,
+    };
+    file.push(&sample, Some(false));
+    let params = tiny(2);
+    let store = store(&params, DType::F32);
+    let rows = Rows::correct(&file);
+    let made = PolicyTrainer::new(
+        &params,
+        &store,
+        rows.clone(),
+        rows,
+        scorer("baseline", &file),
+        settings(),
+    );
+    assert!(matches!(made, Err(Error::BadData(_))));
+}

@@ -1,0 +1,81 @@
+//! A tiny model and toy sequences, shared by the tests of this crate.
+
+use candle_core::{DType, Device};
+use wmtp_data_sets::TokenFile;
+use wmtp_model::{ParamStore, Params};
+use wmtp_tokens::TokenizedSample;
+use wmtp_training::{AdamWSettings, OptimSettings, PolicySettings, TokenScores};
+
+/// Two trunk blocks and two heads of width 16.
+pub fn tiny(n_future_tokens: usize) -> Params {
+    Params {
+        dim: 16,
+        n_layers: 2 + n_future_tokens,
+        n_heads: 2,
+        n_kv_heads: 2,
+        vocab_size: 23,
+        multiple_of: 8,
+        ffn_dim_multiplier: 1.0,
+        norm_eps: 1e-5,
+        rope_theta: 10_000.0,
+        n_future_tokens,
+    }
+}
+
+pub fn store(params: &Params, dtype: DType) -> ParamStore {
+    ParamStore::init(params, 7, dtype, &Device::Cpu).expect("the tiny model is valid")
+}
+
+/// Prompts that name a start and a stride, responses that count by it; two labels per problem.
+pub fn counting(rows: usize) -> TokenFile {
+    let mut file = TokenFile::default();
+    for row in 0..rows {
+        let (start, stride) = (row % 5, 1 + row % 3);
+        let correct = row % 4 != 3;
+        let mut ids = vec![1, 3 + start as u32, 10 + stride as u32];
+        let prompt_len = ids.len();
+        for index in 0..4 + row % 4 {
+            let wrong = usize::from(!correct && index > 1) * 2;
+            ids.push(3 + ((start + index * stride + wrong) % 20) as u32);
+        }
+        ids.push(2);
+        file.push(&TokenizedSample { ids, prompt_len }, Some(correct));
+    }
+    file
+}
+
+/// Some advantage for every response token of the correct rows.
+pub fn some_scores(file: &TokenFile) -> TokenScores {
+    let of = |row: usize| {
+        let score = |index: usize| ((row * 5 + index * 3) % 7) as f32 / 3.0 - 1.0;
+        (row, (0..file.row(row).response_len()).map(score).collect())
+    };
+    TokenScores::new(file.correct_rows().into_iter().map(of))
+}
+
+pub fn optim() -> OptimSettings {
+    OptimSettings {
+        adamw: AdamWSettings {
+            beta1: 0.9,
+            beta2: 0.95,
+            eps: 1e-8,
+            weight_decay: 0.01,
+        },
+        grad_clip: 1.0,
+        warmup_ratio: 0.1,
+        min_lr_ratio: 0.05,
+    }
+}
+
+pub fn settings() -> PolicySettings {
+    PolicySettings {
+        lr: 1e-2,
+        optim: optim(),
+        epochs: 4.0,
+        batch_sequences: 8,
+        micro_batch_sequences: 3,
+        eval_every_steps: 4,
+        w_max: 3.0,
+        order_seed: 5,
+    }
+}

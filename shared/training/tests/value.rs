@@ -1,0 +1,175 @@
+//! The value trainer on a tiny model.
+
+mod support;
+
+use candle_core::{DType, Device};
+use support::{counting, optim, store, tiny};
+use wmtp_data_sets::TokenFile;
+use wmtp_model::{HeadKind, ParamStore, Params};
+use wmtp_training::{
+    Judged, Objective, Rows, Trainer, ValueParameters, ValueQuality, ValueSettings, ValueTrainer,
+    balanced_rows,
+};
+
+fn settings(objective: Objective, head: HeadKind, lr_trunk: f64) -> ValueSettings {
+    ValueSettings {
+        objective,
+        head,
+        lr_trunk,
+        lr_head: 1e-2,
+        optim: optim(),
+        epochs: 12.0,
+        batch_sequences: 8,
+        micro_batch_sequences: 3,
+        eval_every_steps: 5,
+        order_seed: 3,
+    }
+}
+
+fn parameters(params: &Params, objective: Objective, head: HeadKind) -> ValueParameters {
+    let base = store(params, DType::F32);
+    let (seed, bias) = (11, objective.bias());
+    ValueParameters {
+        trunk: ParamStore::value_trunk_from(params, &base).unwrap(),
+        head: ParamStore::init_value_head(head, params, seed, bias, DType::F32, &Device::Cpu)
+            .unwrap(),
+    }
+}
+
+fn trainer<'a>(
+    params: &'a Params,
+    store: &'a ValueParameters,
+    file: &'a TokenFile,
+    settings: ValueSettings,
+) -> ValueTrainer<'a> {
+    let rows = || Rows {
+        file,
+        rows: file.labelled_rows(),
+    };
+    ValueTrainer::new(params, store, rows(), rows(), settings).unwrap()
+}
+
+fn quality(trainer: &ValueTrainer<'_>, file: &TokenFile) -> ValueQuality {
+    let rows = file.labelled_rows();
+    let judged: Vec<Judged> = rows
+        .iter()
+        .zip(trainer.values(file, &rows).unwrap())
+        .map(|(&row, values)| {
+            assert_eq!(values.len(), file.row(row).response_len());
+            let correct = file.row(row).is_correct == Some(true);
+            Judged {
+                problem: "p".to_owned(),
+                correct,
+                values,
+            }
+        })
+        .collect();
+    ValueQuality::of(&judged)
+}
+
+#[test]
+fn values_learn_to_tell_right_from_wrong() {
+    let file = counting(60);
+    let params = tiny(2);
+    for (objective, head) in [
+        (Objective::MseMc, HeadKind::Linear),
+        (Objective::Bce, HeadKind::Mlp),
+    ] {
+        let store = parameters(&params, objective, head);
+        let mut trainer = trainer(&params, &store, &file, settings(objective, head, 5e-3));
+        let before = trainer.validate().unwrap().unwrap();
+        while trainer.step() < trainer.total_steps() {
+            trainer.advance().unwrap();
+        }
+        trainer.finish().unwrap();
+        let quality = quality(&trainer, &file);
+        assert!(trainer.validate().unwrap().unwrap() < before);
+        assert!(
+            quality.pairwise_accuracy.unwrap() > 0.8,
+            "{objective:?}: {quality:?}"
+        );
+        assert!(
+            quality.explained_variance.unwrap() > 0.05,
+            "{objective:?}: {quality:?}"
+        );
+        assert!(quality.std_value.unwrap() > 0.0);
+    }
+}
+
+#[test]
+fn a_frozen_trunk_stays_as_it_was() {
+    let file = counting(16);
+    let params = tiny(2);
+    let store = parameters(&params, Objective::MseMc, HeadKind::Linear);
+    let embedding = || {
+        let tensor = store.trunk.get("tok_embeddings.weight").unwrap();
+        tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+    };
+    let before = embedding();
+    let mut trainer = trainer(
+        &params,
+        &store,
+        &file,
+        settings(Objective::MseMc, HeadKind::Linear, 0.0),
+    );
+    let first = trainer.validate().unwrap().unwrap();
+    while trainer.step() < trainer.total_steps() {
+        trainer.advance().unwrap();
+    }
+    assert_eq!(embedding(), before);
+    assert!(trainer.validate().unwrap().unwrap() < first);
+}
+
+#[test]
+fn a_resumed_run_equals_the_uninterrupted_one_bit_for_bit() {
+    let file = counting(24);
+    let params = tiny(2);
+    let settings = settings(Objective::MseMc, HeadKind::Linear, 5e-3);
+    let run = |stop: Option<u64>| {
+        let dir = tempfile::tempdir().unwrap();
+        let store = parameters(&params, settings.objective, settings.head);
+        let mut one = trainer(&params, &store, &file, settings);
+        if let Some(stop) = stop {
+            let store = parameters(&params, settings.objective, settings.head);
+            let mut first = trainer(&params, &store, &file, settings);
+            while first.step() < stop {
+                first.advance().unwrap();
+            }
+            first.save(dir.path()).unwrap();
+            one.restore(dir.path()).unwrap();
+        }
+        while one.step() < one.total_steps() {
+            one.advance().unwrap();
+        }
+        one.finish().unwrap();
+        let path = dir.path().join("model.safetensors");
+        store.trunk.save(&path).unwrap();
+        (
+            std::fs::read(&path).unwrap(),
+            one.metrics().to_owned(),
+            one.values(&file, &[0, 3]).unwrap(),
+        )
+    };
+    let whole = run(None);
+    assert_eq!(run(Some(6)), whole);
+}
+
+#[test]
+fn balanced_rows_hold_both_labels_of_each_problem_alike() {
+    let file = counting(40);
+    let problems: Vec<String> = (0..40).map(|row| format!("p{}", row / 10)).collect();
+    let rows = balanced_rows(&file, &problems, 1);
+    for problem in ["p0", "p1", "p2", "p3"] {
+        let of = |correct| {
+            let matching = |&&row: &&usize| {
+                problems[row] == problem && file.row(row).is_correct == Some(correct)
+            };
+            rows.iter().filter(matching).count()
+        };
+        assert_eq!(of(true), of(false));
+        assert!(of(true) >= 2);
+    }
+    assert_ne!(rows, balanced_rows(&file, &problems, 2));
+    let single: Vec<String> = (0..40).map(|row| format!("q{row}")).collect();
+    assert_eq!(balanced_rows(&file, &single, 1), file.labelled_rows());
+}
