@@ -20,9 +20,15 @@ const COMPUTING_SHARE: f64 = 0.25;
 /// A pool of sandboxed interpreters. Dropping it ends every process it started.
 #[derive(Debug)]
 pub struct Grader {
+    pool: Pool,
+    report: SandboxReport,
+}
+
+/// The worker threads and their queue. Dropping it closes the queue and waits for them.
+#[derive(Debug)]
+struct Pool {
     jobs: Option<Sender<Job>>,
     workers: Vec<JoinHandle<()>>,
-    report: SandboxReport,
 }
 
 /// One program on its way to a worker.
@@ -54,13 +60,15 @@ impl Grader {
             python: python.executable.clone(),
             walls: Arc::new(walls),
         };
-        try_out(&mut launch)?;
-
+        let mut pool = Pool::start(&config, &launch);
+        if pool.is_err() && launch.drop_user {
+            // The platform may refuse a change of user: containers can lack the capability.
+            launch.drop_user = false;
+            pool = Pool::start(&config, &launch);
+        }
         let mut report = report(&python, landlock_abi, is_root, launch.drop_user);
-        let (jobs, workers) = hire(&config, &launch);
         let mut grader = Self {
-            jobs: Some(jobs),
-            workers,
+            pool: pool?,
             report: report.clone(),
         };
         let check = grader.grade(&Program {
@@ -137,25 +145,53 @@ impl Grader {
     }
 }
 
-impl Drop for Grader {
+impl Pool {
+    /// Starts every worker and waits until all servers are warm.
+    fn start(config: &GraderConfig, launch: &Launch) -> Result<Self, Error> {
+        let (jobs, queue) = channel();
+        let queue = Arc::new(Mutex::new(queue));
+        let alone = Arc::new(RwLock::new(()));
+        let (started, starts) = channel();
+        let workers = (0..config.workers.get())
+            .map(|_| {
+                let (queue, started) = (Arc::clone(&queue), started.clone());
+                let mut worker = Worker {
+                    launch: launch.clone(),
+                    limits: config.limits,
+                    alone: Arc::clone(&alone),
+                    server: None,
+                };
+                std::thread::spawn(move || worker.serve(&queue, &started))
+            })
+            .collect();
+        let pool = Self {
+            jobs: Some(jobs),
+            workers,
+        };
+        drop(started);
+        for start in starts {
+            start.map_err(|error| Error::Start {
+                what: error.to_string(),
+            })?;
+        }
+        Ok(pool)
+    }
+
+    /// Queues a job; false when no worker is left.
+    fn send(&self, job: Job) -> bool {
+        self.jobs
+            .as_ref()
+            .is_some_and(|jobs| jobs.send(job).is_ok())
+    }
+}
+
+impl Drop for Pool {
     fn drop(&mut self) {
         self.jobs = None;
         for worker in self.workers.drain(..) {
             let _ = worker.join();
         }
     }
-}
-
-/// Starts a first server; where the platform refuses the change of user, goes on without it.
-fn try_out(launch: &mut Launch) -> Result<(), Error> {
-    let mut started = Server::start(launch);
-    if started.is_err() && launch.drop_user {
-        launch.drop_user = false;
-        started = Server::start(launch);
-    }
-    started.map(drop).map_err(|error| Error::Start {
-        what: error.to_string(),
-    })
 }
 
 fn report(
@@ -181,26 +217,6 @@ fn report(
     }
 }
 
-/// Starts the worker threads; they share one queue.
-fn hire(config: &GraderConfig, launch: &Launch) -> (Sender<Job>, Vec<JoinHandle<()>>) {
-    let (jobs, queue) = channel();
-    let queue = Arc::new(Mutex::new(queue));
-    let alone = Arc::new(RwLock::new(()));
-    let workers = (0..config.workers.get())
-        .map(|_| {
-            let queue = Arc::clone(&queue);
-            let mut worker = Worker {
-                launch: launch.clone(),
-                limits: config.limits,
-                alone: Arc::clone(&alone),
-                server: None,
-            };
-            std::thread::spawn(move || worker.serve(&queue))
-        })
-        .collect();
-    (jobs, workers)
-}
-
 /// Owns one server for as long as its thread lives, see [`Server::start`].
 struct Worker {
     launch: Launch,
@@ -211,7 +227,13 @@ struct Worker {
 }
 
 impl Worker {
-    fn serve(&mut self, queue: &Mutex<Receiver<Job>>) {
+    /// Starts the server, says how that went, then works until the queue closes.
+    fn serve(&mut self, queue: &Mutex<Receiver<Job>>, started: &Sender<io::Result<()>>) {
+        let server = Server::start(&self.launch).map(|server| self.server = Some(server));
+        let failed = server.is_err();
+        if started.send(server).is_err() || failed {
+            return;
+        }
         loop {
             let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
             let Ok(job) = next else { return };

@@ -251,7 +251,7 @@ fn tricks_with_the_verdict_do_not_pass() {
         ),
         ("10 ** 10 ** 9", ErrorClass::CpuTimeout),
         (
-            "x = []\nwhile True: x.append('x' * (1 << 20))",
+            "x = []\nwhile True: x.append(bytearray(1 << 26))",
             ErrorClass::Memory,
         ),
         (
