@@ -1,1 +1,33 @@
 //! Stages model bundles and raw data sets, checks them and moves them to and from the store.
+//!
+//! | mode | reads | writes |
+//! |---|---|---|
+//! | `push` | a folder | a raw-data or base-model artifact |
+//! | `create` | a data set's tokenizer | a base-model artifact, seeded |
+//! | `pull` | any artifact | a folder |
+//!
+//! The layout of a base-model bundle is that of storage v2 (specification 2.1 to 2.4); [`bundle`] knows it.
+
+pub mod bundle;
+mod create;
+mod folder;
+mod header;
+mod pull;
+mod push;
+
+use wmtp_job_kit::Mode;
+
+/// Name of the program.
+pub const NAME: &str = "sync-storage";
+/// One sentence for `--help`.
+pub const ABOUT: &str =
+    "Stages model bundles and raw data sets, checks them and moves them to and from the store.";
+
+/// What the program can do.
+pub fn modes() -> Vec<Mode> {
+    vec![
+        Mode::job::<push::Push>("push"),
+        Mode::job::<create::Create>("create"),
+        Mode::tool::<pull::Pull>("pull"),
+    ]
+}

@@ -1,3 +1,12 @@
-//! Stages model bundles and raw data sets, checks them and moves them to and from the store.
+//! Reads: folders of raw data and model bundles, a data set's tokenizer. Writes: raw-data and base-model artifacts.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    wmtp_job_kit::main_with_modes(
+        sync_storage::NAME,
+        sync_storage::ABOUT,
+        sync_storage::modes(),
+        None,
+    )
+}

@@ -1,0 +1,164 @@
+//! `push`: a folder becomes an artifact.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use clap::ValueEnum;
+use serde_json::{Value, json};
+use wmtp_job_kit::{ArtifactId, Job, JobError, Kind, Output, Plan, PlanCx, Run, ToolCx};
+
+use crate::bundle::{self, Origin};
+use crate::folder::{self, Listing, SUMS};
+
+/// What a folder holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum PushKind {
+    /// Files as they came, any layout
+    RawData,
+    /// A model bundle in the layout of storage v2
+    BaseModel,
+}
+
+/// Flags of `push`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Push {
+    /// What the folder holds
+    #[arg(long, value_enum)]
+    kind: PushKind,
+    /// The folder
+    #[arg(long, value_name = "DIR")]
+    folder: PathBuf,
+    /// Model name for files that do not say it; the folder's name by default
+    #[arg(long, value_name = "TEXT")]
+    model_name: Option<String>,
+    /// Attention heads, for a bundle without params.json
+    #[arg(long, value_name = "N")]
+    heads: Option<usize>,
+    /// Read the stored artifact back and hash it
+    #[arg(long)]
+    verify: bool,
+}
+
+/// What a push copies.
+pub(crate) struct PushWork {
+    kind: PushKind,
+    folder: PathBuf,
+    listing: Listing,
+    origin: Origin,
+}
+
+const OUTPUT: &str = "artifact";
+
+impl Job for Push {
+    type Work = PushWork;
+    const NAME: &'static str = "sync-storage-push";
+    const ABOUT: &'static str = "Checks a folder and stores it as an artifact.";
+    const EXAMPLES: &'static str = "
+        sync-storage push --kind raw-data --folder data/mbpp --name mbpp
+        sync-storage push --kind base-model --folder models_v2/meta-llama-mtp --name meta-llama-mtp --verify";
+    const VERSION: u32 = 1;
+
+    fn plan(&self, _: &mut PlanCx<'_>) -> Result<Plan<PushWork>, JobError> {
+        let files = folder::files(&self.folder)?;
+        let listing = folder::digests(&self.folder, &files)?;
+        if self.kind == PushKind::RawData && listing.contains_key(SUMS) {
+            folder::check_sums(&self.folder.join(SUMS), &listing)?;
+        }
+        let origin = self.origin();
+        let plan_files: Value = json!(listing);
+        let (name, kind) = match self.kind {
+            PushKind::RawData => ("raw-data", Kind::RawData),
+            PushKind::BaseModel => ("base-model", Kind::BaseModel),
+        };
+        let mut plan = Plan::new(PushWork {
+            kind: self.kind,
+            folder: self.folder.clone(),
+            listing,
+            origin: origin.clone(),
+        })
+        .option("kind", name)
+        .option("files", plan_files)
+        .output(OUTPUT, kind)
+        .note(format!(
+            "copy and hash {} files of {}",
+            files.len(),
+            self.folder.display()
+        ));
+        if self.kind == PushKind::BaseModel {
+            let heads = origin.num_heads.map(|heads| heads.to_string());
+            plan = plan
+                .option("model_name", origin.model_name)
+                .option("heads", heads);
+        }
+        Ok(plan)
+    }
+
+    fn run(work: &PushWork, run: &mut Run) -> Result<Vec<Output>, JobError> {
+        let dir = run.output_dir(OUTPUT)?;
+        let progress = run.progress("copying", "files", work.listing.len() as u64);
+        folder::copy(&work.folder, &dir, &work.listing, &progress)?;
+        progress.finish();
+        let output = match work.kind {
+            PushKind::RawData => {
+                folder::write(&dir.join(SUMS), folder::sums(&work.listing).as_bytes())?;
+                Output::new(OUTPUT, Kind::RawData, dir).attribute("files", work.listing.len())
+            }
+            PushKind::BaseModel => {
+                let summary = bundle::complete(&dir, &work.origin)?;
+                bundle_output(dir, &summary)
+            }
+        };
+        Ok(vec![output])
+    }
+
+    fn deliver(
+        &self,
+        outputs: &BTreeMap<String, ArtifactId>,
+        cx: &mut ToolCx<'_>,
+    ) -> Result<(), JobError> {
+        if !self.verify {
+            return Ok(());
+        }
+        for id in outputs.values() {
+            let store = cx.store()?;
+            let manifest = store.manifest(id)?;
+            let dir = store.fetch(id)?;
+            let progress = cx.progress("verifying", "files", manifest.content.files.len() as u64);
+            folder::verify(&dir, &manifest, &progress)?;
+            progress.finish();
+            cx.log(format!("{id}: every file has the SHA-256 of its manifest"));
+        }
+        Ok(())
+    }
+}
+
+impl Push {
+    fn origin(&self) -> Origin {
+        let of_folder = || {
+            let folder = self
+                .folder
+                .canonicalize()
+                .unwrap_or_else(|_| self.folder.clone());
+            folder.file_name().map_or_else(
+                || "model".to_owned(),
+                |name| name.to_string_lossy().into_owned(),
+            )
+        };
+        Origin {
+            model_name: self.model_name.clone().unwrap_or_else(of_folder),
+            repo: "local folder".to_owned(),
+            revision: "unknown".to_owned(),
+            num_heads: self.heads,
+        }
+    }
+}
+
+/// A bundle with the attributes that readers look for.
+pub(crate) fn bundle_output(dir: PathBuf, summary: &bundle::Summary) -> Output {
+    Output::new(OUTPUT, Kind::BaseModel, dir)
+        .attribute("model_name", &summary.model_name)
+        .attribute("tokenizer_sha256", summary.tokenizer_sha256)
+        .attribute("n_params", summary.n_params)
+        .attribute("n_future_tokens", summary.n_future_tokens)
+        .attribute("vocab_size", summary.vocab_size)
+}

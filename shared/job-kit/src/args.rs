@@ -1,0 +1,59 @@
+//! Arguments that every job and tool takes.
+
+use std::path::PathBuf;
+
+/// Flags of the kit, the same in every mode.
+#[derive(Debug, Clone, Default, clap::Args)]
+#[command(next_help_heading = "Common options")]
+pub(crate) struct Common {
+    /// Recipe of the experiment (YAML)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) recipe: Option<String>,
+    /// Where artifacts and runs live
+    #[arg(
+        long,
+        value_name = "s3://BUCKET/PREFIX",
+        env = "WMTP_STORE",
+        hide_env_values = true
+    )]
+    pub(crate) store: Option<String>,
+    /// Second store that inputs are read from when the first does not have them
+    #[arg(
+        long,
+        value_name = "s3://BUCKET/PREFIX",
+        env = "WMTP_DATA_STORE",
+        hide_env_values = true
+    )]
+    pub(crate) data_store: Option<String>,
+    /// Overrides one setting of the recipe; may be repeated
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub(crate) assignments: Vec<String>,
+    /// Name given to the outputs
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<String>,
+    /// Print what would be read, computed and written; touch nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Print each setting with its source and why work is or is not needed; touch nothing
+    #[arg(long)]
+    pub(crate) explain: bool,
+    /// End stdout with one JSON object that holds the artifact ids
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Compute even when the result is there
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Folder for files that are being made
+    #[arg(long, value_name = "DIR", env = SCRATCH_VARIABLE, default_value = "./.wmtp/scratch")]
+    pub(crate) scratch: PathBuf,
+}
+
+/// Folder for files that are being made.
+const SCRATCH_VARIABLE: &str = "WMTP_SCRATCH";
+/// Folder of the local copies of artifacts.
+const CACHE_VARIABLE: &str = "WMTP_CACHE";
+
+/// Folder of the local copies of artifacts: `WMTP_CACHE`, else `./.wmtp/cache`.
+pub(crate) fn cache_folder() -> PathBuf {
+    std::env::var_os(CACHE_VARIABLE).map_or_else(|| PathBuf::from("./.wmtp/cache"), PathBuf::from)
+}

@@ -1,0 +1,472 @@
+//! The life of a run: settings, plan, cache, claim, work, publication, and every way to end.
+
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use serde_json::{Value, json};
+use tokio::runtime::Runtime;
+use wmtp_artifacts::{
+    ArtifactId, CacheEntry, CacheLookup, Claim, Digest, Draft, Input, Manifest, Outcome,
+    Provenance, RunId, RunRequest, RunResult, RunState, fault,
+};
+use wmtp_recipe::{CONFIG_VARIABLE, Resolved, Sources};
+
+use crate::args::Common;
+use crate::journal::Journal;
+use crate::report::{Reporter, duration};
+use crate::run::{Run, remove_folder};
+use crate::tool::{ToolCx, to_stdout};
+use crate::{Exit, Job, JobError, Output, Plan, PlanCx, StoreHandle, describe, logging, signals};
+
+/// One start of a program: its arguments and settings.
+pub(crate) struct Session {
+    pub(crate) common: Common,
+    pub(crate) resolved: Option<Resolved>,
+    pub(crate) reporter: Arc<Reporter>,
+    pub(crate) runtime: Arc<Runtime>,
+    pub(crate) stop: Arc<AtomicBool>,
+}
+
+impl Session {
+    fn start(name: &str, common: Common) -> Result<Self, JobError> {
+        logging::install();
+        one_thread_per_operation();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()?;
+        let resolved = resolve(&common)?;
+        Ok(Self {
+            stop: signals::listen(&runtime),
+            reporter: Reporter::new(name),
+            runtime: Arc::new(runtime),
+            resolved,
+            common,
+        })
+    }
+
+    /// Connects to the store of the arguments.
+    pub(crate) fn open_store(&self, reupload: bool) -> Result<StoreHandle, JobError> {
+        let uri = self.common.store.as_deref().ok_or_else(|| {
+            JobError::usage("no store given")
+                .hint("add --store s3://BUCKET/PREFIX or set WMTP_STORE")
+        })?;
+        let data_store = self.common.data_store.as_deref();
+        StoreHandle::open(
+            &self.runtime,
+            uri,
+            data_store,
+            reupload || self.common.force,
+        )
+    }
+
+    fn is_dry(&self) -> bool {
+        self.common.dry_run || self.common.explain
+    }
+}
+
+fn resolve(common: &Common) -> Result<Option<Resolved>, JobError> {
+    let environment: BTreeMap<String, String> = std::env::vars().collect();
+    if common.recipe.is_none() && !environment.contains_key(CONFIG_VARIABLE) {
+        if common.assignments.is_empty() {
+            return Ok(None);
+        }
+        return Err(
+            JobError::usage("--set changes a recipe, and none is given").hint("add --recipe FILE")
+        );
+    }
+    if let Some(uri) = common
+        .recipe
+        .as_deref()
+        .filter(|uri| uri.starts_with("s3://"))
+    {
+        return Err(
+            JobError::usage(format!("recipe {uri}: recipes are read from files"))
+                .hint("copy the recipe beside the job first"),
+        );
+    }
+    let sources = Sources {
+        recipe: common.recipe.clone(),
+        assignments: common.assignments.clone(),
+        environment,
+    };
+    Ok(Some(sources.resolve()?))
+}
+
+/// Tensor operations run on one thread each: their results do not depend on the number of cores, and small models
+/// lose more to hand-over than they gain.
+#[expect(
+    unsafe_code,
+    reason = "the environment can only be changed through an unsafe function"
+)]
+fn one_thread_per_operation() {
+    const VARIABLE: &str = "CANDLE_NUM_THREADS";
+    if std::env::var_os(VARIABLE).is_none() {
+        // SAFETY: called before the process starts its first thread, so nobody reads the environment meanwhile.
+        unsafe { std::env::set_var(VARIABLE, "1") };
+    }
+}
+
+static LAST_PANIC: Mutex<Option<String>> = Mutex::new(None);
+
+/// Runs a mode; a panic becomes an error with exit code 70.
+pub(crate) fn guarded(
+    name: &str,
+    common: Common,
+    body: impl FnOnce(Session) -> Result<(), JobError>,
+) -> Result<(), JobError> {
+    std::panic::set_hook(Box::new(|info| {
+        let message = info.to_string();
+        *LAST_PANIC.lock().unwrap_or_else(PoisonError::into_inner) = Some(message);
+    }));
+    caught(|| body(Session::start(name, common)?))
+}
+
+fn caught<T>(body: impl FnOnce() -> Result<T, JobError>) -> Result<T, JobError> {
+    catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|_| {
+        let message = LAST_PANIC
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+            .unwrap_or_else(|| "a panic without a message".to_owned());
+        Err(JobError::internal(message)
+            .context("the program made a mistake")
+            .hint("nothing was published; please report this with the command line"))
+    })
+}
+
+/// Prints an error for people.
+pub(crate) fn print_error(error: &JobError) {
+    crate::report::to_stderr(error.render().trim_end());
+}
+
+/// What determines a run, ready to look up, to claim and to record.
+pub(crate) struct Task<'a, W> {
+    pub(crate) job: &'static str,
+    pub(crate) version: u32,
+    pub(crate) plan: &'a Plan<W>,
+    pub(crate) inputs: Vec<Input>,
+    pub(crate) manifests: BTreeMap<String, Manifest>,
+    pub(crate) key: Digest,
+}
+
+/// Runs a job from its plan to its result.
+pub(crate) fn run_job<J: Job>(job: &J, session: &Session) -> Result<(), JobError> {
+    let mut store = session.open_store(false)?;
+    let mut cx = PlanCx {
+        resolved: session.resolved.as_ref(),
+        store: &store,
+        inputs: Vec::new(),
+    };
+    let mut plan = job.plan(&mut cx)?;
+    let registered = std::mem::take(&mut cx.inputs);
+    drop(cx);
+    let task = task::<J>(&mut plan, registered, &store)?;
+    let lookup = store.block_on(store.store().lookup(task.job, &task.key))?;
+
+    if session.is_dry() {
+        describe::print(session, &task, &lookup);
+        return Ok(());
+    }
+    let (outputs, run_id, cached) = match lookup {
+        CacheLookup::Hit(entry) if !session.common.force => {
+            say_done(session, &entry);
+            name_outputs(session, &store, entry.outputs.values())?;
+            (entry.outputs, entry.run_id, true)
+        }
+        lookup => {
+            if let CacheLookup::Damaged { reason, .. } = &lookup {
+                let message = format!("the stored result is damaged and made again: {reason}");
+                session.reporter.say("warning", &message);
+                store = session.open_store(true)?;
+            }
+            let (outputs, run_id) = compute::<J>(session, &store, &task)?;
+            (outputs, run_id, false)
+        }
+    };
+    let mut cx = ToolCx::new(session, Some(store));
+    job.deliver(&outputs, &mut cx)?;
+    if session.common.json {
+        let result =
+            json!({"job": task.job, "run_id": run_id, "cached": cached, "outputs": outputs});
+        to_stdout(&result.to_string());
+    }
+    Ok(())
+}
+
+fn task<'a, J: Job>(
+    plan: &'a mut Plan<J::Work>,
+    registered: Vec<(Input, Manifest)>,
+    store: &StoreHandle,
+) -> Result<Task<'a, J::Work>, JobError> {
+    let mut manifests = BTreeMap::new();
+    let mut inputs = Vec::new();
+    for (input, manifest) in registered {
+        manifests.insert(input.role.clone(), manifest);
+        inputs.push(input);
+    }
+    for (role, id) in std::mem::take(&mut plan.inputs) {
+        if !manifests.contains_key(&role) {
+            manifests.insert(role.clone(), store.manifest(&id)?);
+            inputs.push(Input { role, id });
+        }
+    }
+    inputs.sort_by(|a, b| a.role.cmp(&b.role));
+    if let Some(pair) = inputs.windows(2).find(|pair| pair[0].role == pair[1].role) {
+        return Err(JobError::internal(format!(
+            "the plan has two inputs {:?}",
+            pair[0].role
+        )));
+    }
+    let key = wmtp_artifacts::cache_key(J::NAME, J::VERSION, &inputs, &plan.options)?;
+    Ok(Task {
+        job: J::NAME,
+        version: J::VERSION,
+        plan,
+        inputs,
+        manifests,
+        key,
+    })
+}
+
+fn say_done(session: &Session, entry: &CacheEntry) {
+    let ids: Vec<String> = entry.outputs.values().map(ToString::to_string).collect();
+    let message = format!("already done: {} (run {})", ids.join(", "), entry.run_id);
+    session.reporter.say("info", &message);
+    session.reporter.event(
+        "cache_hit",
+        &json!({"run_id": entry.run_id, "outputs": entry.outputs}),
+    );
+}
+
+fn name_outputs<'a>(
+    session: &Session,
+    store: &StoreHandle,
+    ids: impl Iterator<Item = &'a ArtifactId>,
+) -> Result<(), JobError> {
+    let Some(name) = &session.common.name else {
+        return Ok(());
+    };
+    for id in ids {
+        // Names are numbered generations: an equal one need not be written again.
+        let present = store.block_on(store.store().name(id.kind(), name))?;
+        if present.as_ref() != Some(id) {
+            store.block_on(store.store().set_name(id.kind(), name, id))?;
+        }
+    }
+    Ok(())
+}
+
+type Outputs = BTreeMap<String, ArtifactId>;
+
+/// Claims the run, works, publishes.
+fn compute<J: Job>(
+    session: &Session,
+    store: &StoreHandle,
+    task: &Task<'_, J::Work>,
+) -> Result<(Outputs, RunId), JobError> {
+    store.block_on(store.store().preflight())?;
+    let mut run = claim(session, store, task)?;
+    fault::point("job:early");
+    let data =
+        json!({"inputs": task.inputs, "attempt": run.claim.attempt(), "cache_key": task.key});
+    session.reporter.event("started", &data);
+
+    let done = caught(|| {
+        clean(&run.scratch)?;
+        std::fs::create_dir_all(&run.scratch).map_err(|error| {
+            JobError::from(error).context(format!("creating {}", run.scratch.display()))
+        })?;
+        let outputs = J::run(&task.plan.work, &mut run)?;
+        publish(session, task, &run, &outputs)
+    });
+    let cleaned = clean(&run.scratch);
+    let state = match &done {
+        Ok(outputs) => {
+            let elapsed = duration(run.elapsed().as_secs_f64());
+            session.reporter.say("info", &summary(outputs, &elapsed));
+            session
+                .reporter
+                .event("completed", &json!({"outputs": outputs}));
+            RunState::Completed
+        }
+        Err(error) if error.exit() == Exit::Preempted => {
+            session
+                .reporter
+                .event("preempted", &json!({"message": error.to_string()}));
+            RunState::Preempted
+        }
+        Err(error) => {
+            let exit = error.exit();
+            if let Some(journal) = session.reporter.journal() {
+                journal.log("error", &error.to_string());
+            }
+            let data = json!({"class": exit.as_str(), "message": error.to_string(), "exit_code": exit.code()});
+            session.reporter.event("failed", &data);
+            RunState::Failed
+        }
+    };
+    if let Some(journal) = session.reporter.journal() {
+        journal.close(state);
+    }
+    let outputs = done?;
+    cleaned?;
+    Ok((outputs, run.claim.run_id().clone()))
+}
+
+fn summary(outputs: &Outputs, elapsed: &str) -> String {
+    let made: Vec<String> = outputs
+        .iter()
+        .map(|(role, id)| format!("{role} {id}"))
+        .collect();
+    format!("done in {elapsed}: {}", made.join(", "))
+}
+
+fn claim<W>(session: &Session, store: &StoreHandle, task: &Task<'_, W>) -> Result<Run, JobError> {
+    let recipe = session
+        .resolved
+        .as_ref()
+        .map(|resolved| resolved.recipe.clone());
+    let recipe_json = recipe
+        .as_ref()
+        .map_or(Value::Null, wmtp_recipe::Recipe::to_json);
+    let run_id = RunId::for_work(task.job, &task.key);
+    let started_at = jiff::Timestamp::now();
+    let labels = session
+        .common
+        .name
+        .iter()
+        .map(|name| ("name".to_owned(), name.clone()))
+        .collect();
+    let request = RunRequest {
+        run_id: run_id.clone(),
+        job: task.job.to_owned(),
+        cache_key: task.key,
+        inputs: task.inputs.clone(),
+        recipe: recipe_json.clone(),
+        code_version: env!("CARGO_PKG_VERSION").to_owned(),
+        host: host(),
+        labels,
+        started_at,
+    };
+    let claim = store.block_on(Claim::take(store.store(), &request))?;
+    let journal = Journal::start(claim.clone(), task.job, session.runtime.handle().clone());
+    session.reporter.attach(Arc::new(journal));
+    let scratch = scratch(session, &claim)?;
+    let provenance = Provenance {
+        job: task.job.to_owned(),
+        run_id,
+        attempt: claim.attempt(),
+        code_version: request.code_version,
+        recipe_version: task.version,
+        recipe: recipe_json,
+        options: task.plan.options.clone(),
+        inputs: task.inputs.clone(),
+        created_at: started_at,
+    };
+    Ok(Run {
+        recipe: recipe.unwrap_or_default(),
+        inputs: task.manifests.clone(),
+        fetched: std::cell::RefCell::default(),
+        store: store.clone(),
+        claim,
+        provenance,
+        reporter: Arc::clone(&session.reporter),
+        scratch,
+        stop: Arc::clone(&session.stop),
+        started: Instant::now(),
+        may_resume: !session.common.force,
+    })
+}
+
+/// The folder of this attempt.
+fn scratch(session: &Session, claim: &Claim) -> Result<PathBuf, JobError> {
+    let root = std::path::absolute(&session.common.scratch)?;
+    let attempt = format!("attempt-{}", claim.attempt());
+    Ok(root.join(claim.run_id().as_str()).join(attempt))
+}
+
+/// Removes what attempts of this run left on this disk: what counts is in the store.
+fn clean(scratch: &Path) -> Result<(), JobError> {
+    remove_folder(scratch.parent().unwrap_or(scratch))
+}
+
+fn host() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .map_or_else(|_| "unknown".to_owned(), |name| name.trim().to_owned())
+}
+
+fn publish<W>(
+    session: &Session,
+    task: &Task<'_, W>,
+    run: &Run,
+    outputs: &[Output],
+) -> Result<Outputs, JobError> {
+    check_roles(&task.plan.outputs, outputs)?;
+    if session.stop.load(Ordering::SeqCst) {
+        run.log("publishing before the stop takes effect");
+    }
+    let store = run.store.store();
+    let mut published = Outputs::new();
+    for output in outputs {
+        let draft = Draft {
+            kind: output.kind,
+            root: output.dir.clone(),
+            attributes: output.attributes.clone(),
+        };
+        let manifest = run
+            .store
+            .block_on(store.publish(&draft, &run.provenance))
+            .map_err(|error| {
+                JobError::from(error).context(format!("publishing output {}", output.role))
+            })?;
+        published.insert(output.role.clone(), manifest.id);
+    }
+    run.store.block_on(run.claim.still_mine())?;
+    let finished_at = jiff::Timestamp::now();
+    let entry = CacheEntry {
+        outputs: published.clone(),
+        run_id: run.claim.run_id().clone(),
+        created_at: finished_at,
+    };
+    run.store
+        .block_on(store.record_cache(task.job, &task.key, &entry))?;
+    name_outputs(session, &run.store, published.values())?;
+    let result = RunResult {
+        outputs: published.clone(),
+        attempt: run.claim.attempt(),
+        finished_at,
+        summary: json!({"elapsed_secs": run.elapsed().as_secs()}),
+    };
+    if let Outcome::TheirsDifferent = run.store.block_on(run.claim.finish(&result))? {
+        run.warning("an earlier attempt of this run ended with other outputs; both are kept");
+    }
+    Ok(published)
+}
+
+/// Outputs are what the plan said: roles and kinds.
+fn check_roles(
+    planned: &[(String, wmtp_artifacts::Kind)],
+    outputs: &[Output],
+) -> Result<(), JobError> {
+    let mut planned: Vec<_> = planned
+        .iter()
+        .map(|(role, kind)| (role.as_str(), *kind))
+        .collect();
+    let mut made: Vec<_> = outputs
+        .iter()
+        .map(|output| (output.role.as_str(), output.kind))
+        .collect();
+    planned.sort_unstable();
+    made.sort_unstable();
+    if planned == made {
+        return Ok(());
+    }
+    Err(JobError::internal(format!(
+        "the job planned the outputs {planned:?} and made {made:?}"
+    )))
+}

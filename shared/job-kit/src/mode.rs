@@ -1,0 +1,160 @@
+//! The command line: one program, one or several modes.
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{ArgMatches, Args, Command, FromArgMatches};
+
+use crate::args::Common;
+use crate::life::{self, Session};
+use crate::{Exit, Job, JobError, Tool, ToolCx};
+
+/// One thing that a program can do.
+pub struct Mode {
+    name: &'static str,
+    about: &'static str,
+    examples: &'static str,
+    augment: fn(Command) -> Command,
+    run: fn(&ArgMatches, Session) -> Result<(), JobError>,
+}
+
+impl Mode {
+    /// A job as a mode.
+    pub fn job<J: Job>(name: &'static str) -> Self {
+        Self {
+            name,
+            about: J::ABOUT,
+            examples: J::EXAMPLES,
+            augment: J::augment_args,
+            run: |matches, session| {
+                let job = parsed::<J>(matches)?;
+                life::run_job(&job, &session)
+            },
+        }
+    }
+
+    /// A tool as a mode.
+    pub fn tool<T: Tool>(name: &'static str) -> Self {
+        Self {
+            name,
+            about: T::ABOUT,
+            examples: T::EXAMPLES,
+            augment: T::augment_args,
+            run: |matches, session| {
+                let tool = parsed::<T>(matches)?;
+                let mut cx = ToolCx::new(&session, None);
+                tool.run(&mut cx)?;
+                cx.end();
+                Ok(())
+            },
+        }
+    }
+
+    fn command(&self) -> Command {
+        self.extend(Command::new(self.name).about(self.about))
+    }
+
+    fn extend(&self, command: Command) -> Command {
+        let command = Common::augment_args((self.augment)(command));
+        command.after_help(format!("Examples:\n{}", indent(self.examples)))
+    }
+}
+
+fn parsed<T: FromArgMatches>(matches: &ArgMatches) -> Result<T, JobError> {
+    T::from_arg_matches(matches).map_err(JobError::usage)
+}
+
+fn indent(lines: &str) -> String {
+    let lines: Vec<String> = lines
+        .trim()
+        .lines()
+        .map(|line| format!("  {}", line.trim()))
+        .collect();
+    lines.join("\n")
+}
+
+/// Runs a program that is one job.
+pub fn main<J: Job>() -> ExitCode {
+    let mode = Mode::job::<J>(J::NAME);
+    main_with_modes(J::NAME, J::ABOUT, Vec::new(), Some(mode))
+}
+
+/// Runs a program with modes. The default mode takes its flags directly, the others are subcommands.
+pub fn main_with_modes(
+    name: &'static str,
+    about: &'static str,
+    modes: Vec<Mode>,
+    default: Option<Mode>,
+) -> ExitCode {
+    dispatch(name, about, &modes, default.as_ref(), std::env::args_os()).into()
+}
+
+/// The whole command line, for help and tests.
+pub(crate) fn command(
+    name: &'static str,
+    about: &'static str,
+    modes: &[Mode],
+    default: Option<&Mode>,
+) -> Command {
+    let mut command = Command::new(name)
+        .about(about)
+        .version(env!("CARGO_PKG_VERSION"))
+        .disable_help_subcommand(true)
+        .subcommands(modes.iter().map(Mode::command));
+    command = match default {
+        Some(mode) => mode
+            .extend(command)
+            .subcommand_negates_reqs(true)
+            .args_conflicts_with_subcommands(true),
+        None => command
+            .subcommand_required(true)
+            .arg_required_else_help(true),
+    };
+    command
+}
+
+fn dispatch(
+    name: &'static str,
+    about: &'static str,
+    modes: &[Mode],
+    default: Option<&Mode>,
+    args: impl Iterator<Item = OsString>,
+) -> Exit {
+    let matches = match command(name, about, modes, default).try_get_matches_from(args) {
+        Ok(matches) => matches,
+        Err(error) => {
+            // Help and version are what was asked for; a closed pipe is nothing to report.
+            let _ = error.print();
+            return if error.use_stderr() {
+                Exit::Usage
+            } else {
+                Exit::Done
+            };
+        }
+    };
+    let (mode, matches) = match matches.subcommand() {
+        Some((chosen, matches)) => (modes.iter().find(|mode| mode.name == chosen), matches),
+        None => (default, &matches),
+    };
+    let Some(mode) = mode else {
+        return Exit::Usage;
+    };
+    let is_default = default.is_some_and(|default| std::ptr::eq(default, mode));
+    let full_name = if is_default {
+        name.to_owned()
+    } else {
+        format!("{name} {}", mode.name)
+    };
+    let outcome = Common::from_arg_matches(matches)
+        .map_err(JobError::usage)
+        .and_then(|common| {
+            life::guarded(&full_name, common, |session| (mode.run)(matches, session))
+        });
+    match outcome {
+        Ok(()) => Exit::Done,
+        Err(error) => {
+            life::print_error(&error);
+            error.exit()
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! The store as jobs see it: blocking, with a local mirror, and with a second store for inputs.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio::runtime::Runtime;
+use wmtp_artifacts::{
+    ArtifactId, ExitClass, Kind, Manifest, Mirror, Store, StoreOptions, StoreUri,
+};
+
+use crate::JobError;
+
+/// A connected store. Inputs may come from a second one; outputs never go there.
+#[derive(Clone)]
+pub struct StoreHandle {
+    runtime: Arc<Runtime>,
+    store: Store,
+    data_store: Option<Store>,
+    mirror: PathBuf,
+}
+
+impl StoreHandle {
+    /// Connects and asks whether the store can be reached.
+    pub(crate) fn open(
+        runtime: &Arc<Runtime>,
+        store: &str,
+        data_store: Option<&str>,
+        force: bool,
+    ) -> Result<Self, JobError> {
+        let connect = |uri: &str| -> Result<Store, JobError> {
+            let uri: StoreUri = uri.parse()?;
+            let options = StoreOptions {
+                reupload: force,
+                ..StoreOptions::default()
+            };
+            let store = runtime.block_on(Store::connect(&uri, options))?;
+            runtime.block_on(store.reach())?;
+            Ok(store)
+        };
+        Ok(Self {
+            runtime: Arc::clone(runtime),
+            store: connect(store)?,
+            data_store: data_store.map(connect).transpose()?,
+            mirror: crate::args::cache_folder(),
+        })
+    }
+
+    /// The run store itself, for what this handle does not wrap; see [`StoreHandle::block_on`].
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Waits for an operation of [`StoreHandle::store`].
+    pub fn block_on<F: Future>(&self, operation: F) -> F::Output {
+        self.runtime.block_on(operation)
+    }
+
+    /// The artifact behind an id or a name.
+    pub fn resolve(&self, kind: Kind, reference: &str) -> Result<ArtifactId, JobError> {
+        self.first_that_has(|store| self.runtime.block_on(store.resolve(kind, reference)))
+    }
+
+    /// The manifest of an artifact.
+    pub fn manifest(&self, id: &ArtifactId) -> Result<Manifest, JobError> {
+        self.first_that_has(|store| self.runtime.block_on(store.manifest(id)))
+    }
+
+    /// All names of a kind in the run store, sorted.
+    pub fn names(&self, kind: Kind) -> Result<Vec<(String, ArtifactId)>, JobError> {
+        Ok(self.runtime.block_on(self.store.names(kind))?)
+    }
+
+    /// A read-only folder with the artifact's files, each one verified.
+    pub fn fetch(&self, id: &ArtifactId) -> Result<PathBuf, JobError> {
+        let mirror = Mirror::open(&self.mirror)?;
+        self.first_that_has(|store| self.runtime.block_on(store.fetch(id, &mirror)))
+    }
+
+    /// Asks the run store first, then, where it has nothing, the data store. No other failure falls through.
+    fn first_that_has<T>(
+        &self,
+        ask: impl Fn(&Store) -> Result<T, wmtp_artifacts::Error>,
+    ) -> Result<T, JobError> {
+        match (ask(&self.store), &self.data_store) {
+            (Err(error), Some(second)) if error.exit_class() == ExitClass::BadInput => {
+                ask(second).map_err(|_| error.into())
+            }
+            (answer, _) => Ok(answer?),
+        }
+    }
+}

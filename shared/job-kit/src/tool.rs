@@ -1,0 +1,136 @@
+//! What a tool works with: no claim, no cache, a store only where it asks for one.
+
+use std::cell::OnceCell;
+use std::io::Write;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use serde_json::Value;
+use wmtp_recipe::Recipe;
+
+use crate::life::Session;
+use crate::report::Progress;
+use crate::{JobError, StoreHandle};
+
+/// A mode that needs no claim and leaves no artifact.
+pub trait Tool: clap::Args + Sized {
+    /// One sentence for `--help`.
+    const ABOUT: &'static str;
+    /// Commands shown below the help, one a line.
+    const EXAMPLES: &'static str;
+
+    /// Does the work.
+    fn run(&self, cx: &mut ToolCx<'_>) -> Result<(), JobError>;
+}
+
+/// What a tool is given.
+pub struct ToolCx<'a> {
+    session: &'a Session,
+    store: OnceCell<StoreHandle>,
+    result: Option<Value>,
+}
+
+impl<'a> ToolCx<'a> {
+    pub(crate) fn new(session: &'a Session, store: Option<StoreHandle>) -> Self {
+        let cell = OnceCell::new();
+        if let Some(store) = store {
+            // A fresh cell takes its first value.
+            let _ = cell.set(store);
+        }
+        Self {
+            session,
+            store: cell,
+            result: None,
+        }
+    }
+
+    /// One line of data on stdout; with `--json` nothing, so that the last line stays the only one.
+    pub fn print(&mut self, line: impl AsRef<str>) {
+        if !self.is_json() {
+            to_stdout(line.as_ref());
+        }
+    }
+
+    /// The object that ends stdout under `--json`.
+    pub fn json_result(&mut self, value: Value) {
+        self.result = Some(value);
+    }
+
+    /// Whether `--json` was given.
+    pub fn is_json(&self) -> bool {
+        self.session.common.json
+    }
+
+    /// Whether `--dry-run` or `--explain` was given: print what would happen, touch nothing.
+    pub fn is_dry_run(&self) -> bool {
+        self.session.common.dry_run || self.session.common.explain
+    }
+
+    /// The name given with `--name`.
+    pub fn name(&self) -> Option<&str> {
+        self.session.common.name.as_deref()
+    }
+
+    /// Starts a part of the work; a total of 0 is unknown.
+    pub fn progress(&self, label: &str, unit: &str, total: u64) -> Progress {
+        Progress::new(&self.session.reporter, label, unit, total)
+    }
+
+    /// Tells people something that stops nothing.
+    pub fn warning(&self, message: impl Into<String>) {
+        self.session.reporter.say("warning", &message.into());
+    }
+
+    /// Tells people something.
+    pub fn log(&self, message: impl Into<String>) {
+        self.session.reporter.say("info", &message.into());
+    }
+
+    /// The resolved recipe.
+    ///
+    /// # Errors
+    /// Exit code 2 when there is no `--recipe`.
+    pub fn recipe(&self) -> Result<&Recipe, JobError> {
+        crate::plan::recipe(self.session.resolved.as_ref())
+    }
+
+    /// The store, connected with the first call.
+    ///
+    /// # Errors
+    /// Exit code 2 without `--store`, 69 when it cannot be reached.
+    pub fn store(&self) -> Result<&StoreHandle, JobError> {
+        if let Some(store) = self.store.get() {
+            return Ok(store);
+        }
+        let store = self.session.open_store(false)?;
+        Ok(self.store.get_or_init(|| store))
+    }
+
+    /// Folder for temporary files; the tool creates what it needs below.
+    pub fn scratch(&self) -> &Path {
+        &self.session.common.scratch
+    }
+
+    /// The present time.
+    pub fn now(&self) -> jiff::Timestamp {
+        jiff::Timestamp::now()
+    }
+
+    /// Rises when a signal asks to stop.
+    pub fn stop_flag(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.session.stop)
+    }
+
+    /// Prints the result of `--json`.
+    pub(crate) fn end(self) {
+        if let (true, Some(value)) = (self.session.common.json, self.result) {
+            to_stdout(&value.to_string());
+        }
+    }
+}
+
+/// A line on stdout; nobody left to read it is no reason to fail.
+pub(crate) fn to_stdout(line: &str) {
+    let _ = writeln!(std::io::stdout().lock(), "{line}");
+}

@@ -1,0 +1,367 @@
+//! The life of a run against a real store: cache, claims, signals, kills, exit codes.
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+
+use dev_store::TestServer;
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// A store and a working directory.
+struct Place {
+    folder: TempDir,
+    server: TestServer,
+}
+
+impl Place {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let server = TestServer::start(&folder.path().join("store"));
+        std::fs::create_dir(folder.path().join("work")).unwrap();
+        Self { folder, server }
+    }
+
+    fn work(&self) -> std::path::PathBuf {
+        self.folder.path().join("work")
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tiny-job"));
+        command
+            .args(args)
+            .current_dir(self.work())
+            .env_clear()
+            .env("AWS_ENDPOINT_URL_S3", self.server.endpoint())
+            .env("AWS_ACCESS_KEY_ID", self.server.access_key())
+            .env("AWS_SECRET_ACCESS_KEY", self.server.secret_key())
+            .env("AWS_REGION", self.server.region())
+            .env("WMTP_STORE", "s3://wmtp/test")
+            .stdin(Stdio::null());
+        command
+    }
+
+    fn run(&self, args: &[&str]) -> Ended {
+        Ended::of(self.command(args).output().unwrap())
+    }
+
+    fn file(&self, name: &str, text: &str) {
+        std::fs::write(self.work().join(name), text).unwrap();
+    }
+
+    /// Names of all files below the working directory and the store.
+    fn listing(&self) -> Vec<String> {
+        let mut files = Vec::new();
+        list(self.folder.path(), &mut files);
+        files.sort();
+        files
+    }
+}
+
+fn list(dir: &Path, files: &mut Vec<String>) {
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            list(&path, files);
+        } else {
+            files.push(path.display().to_string());
+        }
+    }
+}
+
+/// How a run ended and what it said.
+struct Ended {
+    code: Option<i32>,
+    stdout: String,
+    stderr: String,
+}
+
+impl Ended {
+    fn of(output: Output) -> Self {
+        Self {
+            code: output.status.code(),
+            stdout: String::from_utf8(output.stdout).unwrap(),
+            stderr: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+
+    fn result(&self) -> Value {
+        let line = self
+            .stdout
+            .lines()
+            .last()
+            .unwrap_or_else(|| panic!("no result: {}", self.stderr));
+        serde_json::from_str(line).unwrap()
+    }
+
+    fn id(&self) -> String {
+        self.result()["outputs"]["count"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    }
+
+    /// The error as people see it, without the JSON lines before it.
+    fn error(&self) -> String {
+        let start = self
+            .stderr
+            .find("error: ")
+            .unwrap_or_else(|| panic!("no error in {}", self.stderr));
+        self.stderr[start..].trim_end().to_owned()
+    }
+}
+
+/// Starts a job that waits in the middle of its work.
+fn waiting(place: &Place, args: &[&str]) -> (Child, BufReader<std::process::ChildStderr>) {
+    let mut args = args.to_vec();
+    args.extend(["--end", "wait"]);
+    let mut child = place
+        .command(&args)
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    while !line.contains("waiting for a signal") {
+        line.clear();
+        assert_ne!(
+            stderr.read_line(&mut line).unwrap(),
+            0,
+            "the job ended instead of waiting"
+        );
+    }
+    (child, stderr)
+}
+
+fn terminate(mut child: Child, stderr: BufReader<std::process::ChildStderr>) -> Option<i32> {
+    let pid = child.id().to_string();
+    assert!(
+        Command::new("kill")
+            .args(["-TERM", &pid])
+            .status()
+            .unwrap()
+            .success()
+    );
+    for line in stderr.lines() {
+        drop(line);
+    }
+    child.wait().unwrap().code()
+}
+
+#[test]
+fn the_second_call_does_no_work_and_says_why() {
+    let place = Place::new();
+    let first = place.run(&["--json", "--name", "ten"]);
+    assert_eq!(first.code, Some(0), "{}", first.stderr);
+    assert_eq!(first.result()["cached"], false);
+    let second = place.run(&["--json", "--name", "ten"]);
+    assert_eq!(second.code, Some(0), "{}", second.stderr);
+    assert_eq!(second.result()["cached"], true);
+    assert_eq!(second.id(), first.id());
+    assert!(
+        second.stderr.contains("already done: raw-data-"),
+        "{}",
+        second.stderr
+    );
+    // Another text is other work; the name of the first serves as input.
+    let third = place.run(&["--json", "--text", "other", "--data", "ten"]);
+    assert_eq!(third.result()["cached"], false, "{}", third.stderr);
+    assert_ne!(third.id(), first.id());
+    let forced = place.run(&["--json", "--force"]);
+    assert_eq!(forced.result()["cached"], false, "{}", forced.stderr);
+    assert_eq!(forced.id(), first.id());
+}
+
+#[test]
+fn a_dry_run_touches_nothing() {
+    let place = Place::new();
+    place.file("r.yaml", "version: {id: v001}\n");
+    let before = place.listing();
+    let dry = place.run(&["--dry-run"]);
+    assert_eq!(dry.code, Some(0), "{}", dry.stderr);
+    assert!(
+        dry.stdout.contains("would write:\n  count        raw-data"),
+        "{}",
+        dry.stdout
+    );
+    let explained = place.run(&["--explain", "--recipe", "r.yaml", "--set", "optim.lr=0.5"]);
+    assert_eq!(explained.code, Some(0), "{}", explained.stderr);
+    assert!(
+        explained.stdout.contains("work is needed"),
+        "{}",
+        explained.stdout
+    );
+    let has_line = |words: &[&str]| {
+        explained
+            .stdout
+            .lines()
+            .any(|line| line.split_whitespace().eq(words.iter().copied()))
+    };
+    assert!(
+        has_line(&["optim.lr", "0.5", "--set"]),
+        "{}",
+        explained.stdout
+    );
+    assert!(
+        has_line(&["version.id", "\"v001\"", "r.yaml"]),
+        "{}",
+        explained.stdout
+    );
+    assert_eq!(place.listing(), before);
+}
+
+#[test]
+fn every_failure_has_its_code_and_message() {
+    let place = Place::new();
+    let cases: [(&[&str], i32, &str); 6] = [
+        (&["--end", "panic"], 70, "planned panic"),
+        (&["--end", "numeric"], 78, "error: loss is NaN at step 4"),
+        (
+            &["--end", "refused"],
+            77,
+            "error: the gate is closed\n\nhint: open it",
+        ),
+        (&["--end", "full"], 73, "hint: free some space"),
+        (
+            &["--data", "absent"],
+            65,
+            "error: input data: raw-data \"absent\"",
+        ),
+        (&["--wrong-flag"], 2, "--wrong-flag"),
+    ];
+    for (args, code, message) in cases {
+        let ended = place.run(args);
+        assert_eq!(ended.code, Some(code), "{args:?}: {}", ended.stderr);
+        assert!(ended.stderr.contains(message), "{args:?}: {}", ended.stderr);
+        assert_eq!(ended.stdout, "", "{args:?}");
+    }
+    // None of them left a result: the work is still to do.
+    let after = place.run(&["--json"]);
+    assert_eq!(after.result()["cached"], false, "{}", after.stderr);
+}
+
+#[test]
+fn a_broken_recipe_is_usage_and_names_the_key() {
+    let place = Place::new();
+    let recipe = |text: &str| {
+        place.file("r.yaml", &format!("version: {{id: v001}}\n{text}\n"));
+        let ended = place.run(&["--recipe", "r.yaml"]);
+        assert_eq!(ended.code, Some(2), "{}", ended.stderr);
+        ended.error()
+    };
+    insta::assert_snapshot!(recipe("optim: {lrr: 1}"), @r"
+    error: unknown key `optim.lrr` in r.yaml; did you mean `optim.lr`?
+
+    hint: `--explain` lists every setting, its value and its source
+    ");
+    insta::assert_snapshot!(recipe("optim: {lr: fast}"), @r#"
+    error: `optim.lr` in r.yaml: found the text "fast", expected a number
+
+    hint: `--explain` lists every setting, its value and its source
+    "#);
+    let unset = Ended::of(
+        place
+            .command(&[])
+            .env_remove("WMTP_STORE")
+            .output()
+            .unwrap(),
+    );
+    assert_eq!(unset.code, Some(2));
+    insta::assert_snapshot!(unset.error(), @r"
+    error: no store given
+
+    hint: add --store s3://BUCKET/PREFIX or set WMTP_STORE
+    ");
+}
+
+#[test]
+fn a_store_that_refuses_or_is_silent_is_unavailable_and_no_secret_is_printed() {
+    let place = Place::new();
+    let wrong = Ended::of(
+        place
+            .command(&[])
+            .env("AWS_SECRET_ACCESS_KEY", "planted-wrong-secret")
+            .output()
+            .unwrap(),
+    );
+    assert_eq!(wrong.code, Some(69), "{}", wrong.stderr);
+    assert!(
+        !wrong.stderr.contains("planted-wrong-secret"),
+        "{}",
+        wrong.stderr
+    );
+    let silent = Ended::of(
+        place
+            .command(&[])
+            .env("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
+            .output()
+            .unwrap(),
+    );
+    assert_eq!(silent.code, Some(69), "{}", silent.stderr);
+}
+
+#[test]
+fn a_stopped_run_goes_on_where_it_was_and_ends_with_the_same_bytes() {
+    let place = Place::new();
+    let (child, stderr) = waiting(&place, &[]);
+    assert_eq!(terminate(child, stderr), Some(143));
+    let resumed = place.run(&["--json"]);
+    assert_eq!(resumed.code, Some(0), "{}", resumed.stderr);
+    assert!(
+        resumed.stderr.contains("counted from 5"),
+        "{}",
+        resumed.stderr
+    );
+    let elsewhere = Place::new();
+    assert_eq!(elsewhere.run(&["--json"]).id(), resumed.id());
+}
+
+#[test]
+fn work_that_another_process_holds_is_left_to_it() {
+    let place = Place::new();
+    let (child, stderr) = waiting(&place, &[]);
+    let second = place.run(&[]);
+    assert_eq!(second.code, Some(75), "{}", second.stderr);
+    assert_eq!(terminate(child, stderr), Some(143));
+}
+
+#[test]
+fn a_job_killed_anywhere_ends_with_the_same_bytes_when_run_again() {
+    let expected = Place::new().run(&["--json"]).id();
+    let points = [
+        "job:early",
+        "job:middle",
+        "publish:after-blob",
+        "publish:after-manifest",
+        "publish:after-cache",
+        "run:before-result",
+    ];
+    for point in points {
+        let place = Place::new();
+        let killed = Ended::of(
+            place
+                .command(&["--json"])
+                .env("WMTP_FAULT_POINT", point)
+                .output()
+                .unwrap(),
+        );
+        assert_eq!(
+            killed.code, None,
+            "{point} was not passed: {}",
+            killed.stderr
+        );
+        assert_eq!(killed.stdout, "");
+        let again = place.run(&["--json", "--name", "ten"]);
+        assert_eq!(again.code, Some(0), "{point}: {}", again.stderr);
+        assert_eq!(again.id(), expected, "{point}");
+    }
+}
+
+#[test]
+fn help_shows_flags_and_examples() {
+    let place = Place::new();
+    let help = place.run(&["--help"]);
+    assert_eq!(help.code, Some(0));
+    insta::assert_snapshot!(help.stdout);
+}
