@@ -1,1 +1,33 @@
-//! Trunk, prediction heads, value head, checkpoints and kernels.
+//! The model room: trunk, prediction heads, value head, parameters and the kernels that train them.
+//!
+//! In: `params.json` and safetensors under Meta's tensor names. Out: differentiable hidden states, the
+//! weighted cross-entropy, values. Rows are processed in parallel with a reduction order that depends on
+//! shapes alone, so 1 and 2 threads give the same bytes. Set `CANDLE_NUM_THREADS=1`: candle's own worker
+//! pool spins while it waits and gains nothing here.
+//!
+//! Shape letters: b batch, s sequence, d hidden, n query heads, g key/value heads, e head dim, f
+//! feed-forward width, v vocabulary.
+
+mod error;
+mod float;
+mod kernels;
+mod model;
+mod observer;
+mod params;
+mod rotary;
+mod store;
+mod value;
+
+pub mod loss;
+pub mod ops;
+
+#[cfg(test)]
+mod composed;
+
+pub use error::{Error, Result};
+pub use model::MtpModel;
+pub use observer::{Observer, Point, Site, Unobserved};
+pub use params::{Horizon, Params};
+pub use rotary::Rotary;
+pub use store::ParamStore;
+pub use value::{HeadKind, ValueModel};

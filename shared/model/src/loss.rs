@@ -1,0 +1,56 @@
+//! Cross-entropy of an unembedding with one weight per row, and the gather that selects rows for it.
+
+use candle_core::Tensor;
+
+use crate::{Error, Result, ops};
+
+/// A weighted sum of cross-entropies and its terms.
+#[derive(Debug, Clone)]
+pub struct WeightedLoss {
+    /// `Σ w_i · ce_i`, a scalar that differentiates to the hidden rows and the unembedding.
+    pub sum: Tensor,
+    /// Unweighted cross-entropy of each row, in nats; rows of weight 0 included.
+    pub ce: Vec<f64>,
+}
+
+/// `Σ w_i · ce_i` with `ce_i = −log softmax(hidden_i · unembeddingᵀ)[target_i]` (spec 1.3).
+///
+/// `hidden [n, d]`, `unembedding [v, d]`. The caller divides by its number of targets; weights carry no
+/// gradient and stay f64, since rounding them to f32 is visible in f64 comparisons. Logits live only in
+/// chunks of 256 rows.
+///
+/// ```
+/// use candle_core::{Device, Tensor};
+/// let hidden = Tensor::new(&[[0f64, 0.0]], &Device::Cpu)?;
+/// let unembedding = Tensor::new(&[[1f64, 2.0], [3.0, 4.0]], &Device::Cpu)?;
+/// let loss = wmtp_model::loss::weighted_cross_entropy(&hidden, &unembedding, &[1], &[3.0])?;
+/// assert!((loss.ce[0] - 2f64.ln()).abs() < 1e-12);
+/// assert!((loss.sum.to_scalar::<f64>()? - 3.0 * 2f64.ln()).abs() < 1e-12);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn weighted_cross_entropy(
+    hidden: &Tensor,
+    unembedding: &Tensor,
+    targets: &[u32],
+    weights: &[f64],
+) -> Result<WeightedLoss> {
+    let (sum, ce) = ops::linear_cross_entropy(hidden, unembedding, targets, weights)?;
+    Ok(WeightedLoss { sum, ce })
+}
+
+/// Cross-entropy of each row in nats, without a graph.
+pub fn cross_entropy(hidden: &Tensor, unembedding: &Tensor, targets: &[u32]) -> Result<Vec<f64>> {
+    let weights = vec![0.0; targets.len()];
+    let (_, ce) =
+        ops::linear_cross_entropy(&hidden.detach(), &unembedding.detach(), targets, &weights)?;
+    Ok(ce)
+}
+
+/// The rows `rows` of `x [.., d]`, counted over all dimensions before the last, as `[rows, d]`.
+pub fn select_rows(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
+    let Some((dim, before)) = x.dims().split_last() else {
+        return Err(Error::Shape("a scalar has no rows to select".to_owned()));
+    };
+    let flat = x.reshape((before.iter().product::<usize>(), *dim))?;
+    Ok(ops::embedding(&flat, rows)?)
+}

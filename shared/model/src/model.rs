@@ -1,0 +1,246 @@
+//! The MTP policy: a shared trunk and parallel prediction heads under one norm and unembedding.
+
+use std::sync::Arc;
+
+use candle_core::{DType, Tensor};
+
+use crate::kernels::HeadLayout;
+use crate::observer::{Observer, Point, Site, Unobserved};
+use crate::ops::{self, AttentionSetup};
+use crate::params::trunk_prefix;
+use crate::{Error, Horizon, ParamStore, Params, Result, Rotary};
+
+/// Whether a model's tensors take gradients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Tracking {
+    Trained,
+    Frozen,
+}
+
+impl Tracking {
+    /// A store's tensor as this model sees it. Either way storage is shared: an update of the variable
+    /// is seen by the model.
+    pub(crate) fn tensor(self, store: &ParamStore, name: &str) -> Result<Tensor> {
+        let var = store.require(name)?;
+        Ok(match self {
+            Self::Trained => var.as_tensor().clone(),
+            Self::Frozen => var.as_detached_tensor(),
+        })
+    }
+}
+
+/// One pre-norm block.
+#[derive(Debug, Clone)]
+struct Block {
+    attention_in: [Tensor; 4],
+    wo: Tensor,
+    feed_forward: [Tensor; 4],
+}
+
+impl Block {
+    fn new(store: &ParamStore, prefix: &str, tracking: Tracking) -> Result<Self> {
+        let get = |name: &str| tracking.tensor(store, &format!("{prefix}.{name}.weight"));
+        Ok(Self {
+            attention_in: [
+                get("attention_norm")?,
+                get("attention.wq")?,
+                get("attention.wk")?,
+                get("attention.wv")?,
+            ],
+            wo: get("attention.wo")?,
+            feed_forward: [
+                get("ffn_norm")?,
+                get("feed_forward.w1")?,
+                get("feed_forward.w3")?,
+                get("feed_forward.w2")?,
+            ],
+        })
+    }
+
+    fn forward<O: Observer>(
+        &self,
+        x: &Tensor,
+        setup: &AttentionSetup,
+        site: impl Fn(Point) -> Site,
+        observer: &mut O,
+    ) -> Result<Tensor> {
+        let heads = ops::attention_heads(x, &packed(&self.attention_in)?, setup)?;
+        let heads = observer.observe(site(Point::AttnHeads), heads)?;
+        let out = observer.observe(site(Point::AttnOut), ops::linear(&heads, &self.wo)?)?;
+        let middle = (x + out)?;
+        let resid = ops::feed_forward(&middle, &packed(&self.feed_forward)?, setup.eps)?;
+        observer.observe(site(Point::Resid), resid)
+    }
+}
+
+/// The weights of one fused operation behind each other. Copying them costs far less than the extra
+/// passes over activations that separate operations would need.
+fn packed(weights: &[Tensor]) -> Result<Tensor> {
+    let flat = weights
+        .iter()
+        .map(Tensor::flatten_all)
+        .collect::<candle_core::Result<Vec<_>>>()?;
+    Ok(Tensor::cat(&flat, 0)?)
+}
+
+/// Embeddings, trunk blocks and the final norm: what the policy and the value model have in common.
+#[derive(Debug, Clone)]
+pub(crate) struct Body {
+    embeddings: Tensor,
+    blocks: Vec<Block>,
+    norm: Tensor,
+    setup: AttentionSetup,
+}
+
+impl Body {
+    pub(crate) fn new(params: &Params, store: &ParamStore, tracking: Tracking) -> Result<Self> {
+        params.validate()?;
+        let blocks =
+            (0..params.num_trunk_blocks()).map(|i| Block::new(store, &trunk_prefix(i), tracking));
+        let layout = HeadLayout {
+            heads: params.n_heads,
+            kv_heads: params.n_kv_heads,
+            head_dim: params.head_dim(),
+        };
+        Ok(Self {
+            embeddings: tracking.tensor(store, "tok_embeddings.weight")?,
+            blocks: blocks.collect::<Result<_>>()?,
+            norm: tracking.tensor(store, "norm.weight")?,
+            setup: AttentionSetup {
+                layout,
+                eps: params.norm_eps,
+                rotary: Arc::new(Rotary::new(params)),
+            },
+        })
+    }
+
+    pub(crate) fn set_rotary(&mut self, rotary: Rotary) {
+        self.setup.rotary = Arc::new(rotary);
+    }
+
+    pub(crate) fn trunk<O: Observer>(&self, ids_bs: &Tensor, observer: &mut O) -> Result<Tensor> {
+        let (batch, sequence) = match ids_bs.dims() {
+            [b, s] if ids_bs.dtype() == DType::U32 => (*b, *s),
+            dims => {
+                return Err(Error::Shape(format!(
+                    "ids are {:?} {dims:?}, expected U32 [b, s]",
+                    ids_bs.dtype()
+                )));
+            }
+        };
+        let ids = ids_bs.flatten_all()?.to_vec1::<u32>()?;
+        let embedded = ops::embedding(&self.embeddings, &ids)?.reshape((
+            batch,
+            sequence,
+            self.embeddings.dim(1)?,
+        ))?;
+        let mut x = observer.observe(Site::Embed, embedded)?;
+        for (i, block) in self.blocks.iter().enumerate() {
+            x = block.forward(&x, &self.setup, |point| Site::Trunk(i, point), observer)?;
+        }
+        Ok(x)
+    }
+
+    pub(crate) fn normed(&self, x_bsd: &Tensor) -> Result<Tensor> {
+        Ok(ops::rms_norm(x_bsd, &self.norm, self.setup.eps)?)
+    }
+}
+
+/// A multi-token-prediction model under Meta's layout: every head takes the same trunk output.
+///
+/// `h = trunk(ids)`, `logits_k = output(norm(head_k(h)))` for k = 1…H.
+#[derive(Debug, Clone)]
+pub struct MtpModel {
+    params: Params,
+    body: Body,
+    heads: Vec<Block>,
+    output: Tensor,
+}
+
+impl MtpModel {
+    /// A model whose parameters take gradients; it shares the store's variables.
+    pub fn new(params: &Params, store: &ParamStore) -> Result<Self> {
+        Self::build(params, store, Tracking::Trained)
+    }
+
+    /// The same values without a graph: evaluation, reference losses.
+    pub fn frozen(params: &Params, store: &ParamStore) -> Result<Self> {
+        Self::build(params, store, Tracking::Frozen)
+    }
+
+    fn build(params: &Params, store: &ParamStore, tracking: Tracking) -> Result<Self> {
+        let heads = params
+            .horizons()
+            .map(|k| Block::new(store, &params.head_prefix(k), tracking));
+        Ok(Self {
+            params: params.clone(),
+            body: Body::new(params, store, tracking)?,
+            heads: heads.collect::<Result<_>>()?,
+            output: tracking.tensor(store, "output.weight")?,
+        })
+    }
+
+    /// Uses rotary tables from outside.
+    #[must_use]
+    pub fn with_rotary(mut self, rotary: Rotary) -> Self {
+        self.body.set_rotary(rotary);
+        self
+    }
+
+    /// The configuration.
+    pub fn params(&self) -> &Params {
+        &self.params
+    }
+
+    /// The shared trunk's output `[b, s, d]`, before the final norm, for `ids [b, s]` (u32).
+    pub fn trunk(&self, ids_bs: &Tensor) -> Result<Tensor> {
+        self.trunk_observed(ids_bs, &mut Unobserved)
+    }
+
+    /// [`Self::trunk`] with an observer at every site.
+    pub fn trunk_observed<O: Observer>(&self, ids_bs: &Tensor, observer: &mut O) -> Result<Tensor> {
+        self.body.trunk(ids_bs, observer)
+    }
+
+    /// Hidden state `[b, s, d]` of one head after the shared norm.
+    pub fn head_hidden(&self, horizon: Horizon, trunk_bsd: &Tensor) -> Result<Tensor> {
+        self.head_hidden_observed(horizon, trunk_bsd, &mut Unobserved)
+    }
+
+    /// [`Self::head_hidden`] with an observer at every site.
+    pub fn head_hidden_observed<O: Observer>(
+        &self,
+        horizon: Horizon,
+        trunk_bsd: &Tensor,
+        observer: &mut O,
+    ) -> Result<Tensor> {
+        let Some(block) = self.heads.get(horizon.get() - 1) else {
+            return Err(Error::Shape(format!(
+                "horizon {horizon} of a model with {}",
+                self.heads.len()
+            )));
+        };
+        let x = block.forward(
+            trunk_bsd,
+            &self.body.setup,
+            |point| Site::Head(horizon, point),
+            observer,
+        )?;
+        self.body.normed(&x)
+    }
+
+    /// The trunk's output after the shared norm: the input of a value head.
+    pub fn normed_trunk(&self, trunk_bsd: &Tensor) -> Result<Tensor> {
+        self.body.normed(trunk_bsd)
+    }
+
+    /// The unembedding `[v, d]`.
+    pub fn unembedding(&self) -> &Tensor {
+        &self.output
+    }
+
+    /// Logits `[b, s, v]` of normed hidden states. Training never needs them: see [`crate::loss`].
+    pub fn logits(&self, hidden_bsd: &Tensor) -> Result<Tensor> {
+        Ok(ops::linear(hidden_bsd, &self.output)?)
+    }
+}

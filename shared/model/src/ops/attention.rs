@@ -1,0 +1,293 @@
+//! The attention half of a block up to the output projection: norm, q/k/v, rotary, causal softmax.
+
+use std::sync::Arc;
+
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
+use rayon::prelude::*;
+
+use super::{
+    Saved, TASK_ROWS, add_partials, by_dtype, gradient, storage_of, tensor_values, values,
+    weight_gradient,
+};
+use crate::Rotary;
+use crate::float::Float;
+use crate::kernels::{
+    AttentionGrad, HeadLayout, Write, attention, attention_back, project, project_back, rms_norm,
+    rms_norm_again, rms_norm_back, rotate,
+};
+
+/// What an attention layer is, apart from its weights.
+#[derive(Debug, Clone)]
+pub(crate) struct AttentionSetup {
+    pub(crate) layout: HeadLayout,
+    pub(crate) eps: f64,
+    pub(crate) rotary: Arc<Rotary>,
+}
+
+/// Heads' outputs side by side, `[b, s, n·e]`, for `x [b, s, d]`. `packed` is the concatenation
+/// `[norm d | wq n·e·d | wk g·e·d | wv g·e·d]`.
+pub(crate) fn attention_heads(
+    x: &Tensor,
+    packed: &Tensor,
+    setup: &AttentionSetup,
+) -> Result<Tensor> {
+    let keep = x.track_op() || packed.track_op();
+    x.contiguous()?.apply_op2(
+        packed,
+        AttentionHeads {
+            setup: setup.clone(),
+            keep,
+            saved: Saved::new(),
+        },
+    )
+}
+
+struct AttentionHeads {
+    setup: AttentionSetup,
+    /// Whether backward will follow.
+    keep: bool,
+    saved: Saved,
+}
+
+struct Context<T> {
+    inverse: Vec<T>,
+    qkv: Vec<T>,
+    log_sums: Vec<T>,
+}
+
+/// Sizes of one call: tasks take whole sequences, at least [`TASK_ROWS`] rows of them.
+struct Sizes {
+    sequence: usize,
+    dim: usize,
+    packed: usize,
+    query: usize,
+    task_rows: usize,
+}
+
+/// The rotary table in the element type of the call.
+struct Angles<T> {
+    cos: Vec<T>,
+    sin: Vec<T>,
+    half: usize,
+}
+
+impl CustomOp2 for AttentionHeads {
+    fn name(&self) -> &'static str {
+        "attention-heads"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        w: &CpuStorage,
+        w_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        by_dtype!(x.dtype(), self.forward(x, x_layout, w, w_layout))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        res: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        by_dtype!(x.dtype(), self.backward(x, w, res, &grad.contiguous()?))
+    }
+}
+
+impl AttentionHeads {
+    fn sizes(&self, shape: &Shape, num_weights: usize) -> Result<Sizes> {
+        let (_, sequence, dim) = shape.dims3()?;
+        let layout = self.setup.layout;
+        let (packed, query) = (layout.packed(), layout.query());
+        if num_weights != dim + packed * dim {
+            return Err(candle_core::Error::msg(format!(
+                "attention: {num_weights} packed weights for width {dim}"
+            )));
+        }
+        if sequence == 0 || sequence > self.setup.rotary.positions() {
+            let most = self.setup.rotary.positions();
+            return Err(candle_core::Error::msg(format!(
+                "attention: {sequence} positions, between 1 and {most} are possible"
+            )));
+        }
+        if 2 * self.setup.rotary.half() != layout.head_dim {
+            return Err(candle_core::Error::msg(
+                "attention: the rotary table belongs to another head size",
+            ));
+        }
+        Ok(Sizes {
+            sequence,
+            dim,
+            packed,
+            query,
+            task_rows: TASK_ROWS.div_ceil(sequence) * sequence,
+        })
+    }
+
+    fn angles<T: Float>(&self, sequence: usize) -> Angles<T> {
+        let cast = |table: &[f64]| table.iter().map(|x| T::from_f64(*x)).collect();
+        let rotary = &self.setup.rotary;
+        Angles {
+            cos: cast(rotary.cos(sequence)),
+            sin: cast(rotary.sin(sequence)),
+            half: rotary.half(),
+        }
+    }
+
+    fn forward<T: Float>(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        w: &CpuStorage,
+        w_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let sizes = self.sizes(x_layout.shape(), w_layout.shape().elem_count())?;
+        let (batch, sequence, _) = x_layout.shape().dims3()?;
+        let (x, packed) = (values::<T>(x, x_layout)?, values::<T>(w, w_layout)?);
+        let (norm, weights) = packed.split_at(sizes.dim);
+        let angles = self.angles::<T>(sequence);
+        let (layout, rows) = (self.setup.layout, batch * sequence);
+        let mut out = vec![T::zero(); rows * sizes.query];
+        let mut inverse = vec![T::zero(); rows];
+        let mut log_sums = vec![T::zero(); rows * layout.heads];
+        let mut kept = vec![T::zero(); if self.keep { rows * sizes.packed } else { 0 }];
+        let task =
+            |out: &mut [T], x: &[T], inverse: &mut [T], log_sums: &mut [T], qkv: &mut [T]| {
+                let mut normed = vec![T::zero(); x.len()];
+                rms_norm(x, norm, self.setup.eps, &mut normed, inverse);
+                project(
+                    qkv,
+                    &normed,
+                    weights,
+                    sizes.packed,
+                    sizes.dim,
+                    Write::Replace,
+                );
+                let mut scores = Vec::new();
+                let sequences = qkv
+                    .chunks_exact_mut(sequence * sizes.packed)
+                    .zip(out.chunks_exact_mut(sequence * sizes.query))
+                    .zip(log_sums.chunks_exact_mut(sequence * layout.heads));
+                for ((qkv, out), log_sums) in sequences {
+                    let turned = layout.heads + layout.kv_heads;
+                    rotate(
+                        qkv,
+                        sizes.packed,
+                        turned,
+                        &angles.cos,
+                        &angles.sin,
+                        angles.half,
+                        T::one(),
+                    );
+                    attention(layout, qkv, out, log_sums, &mut scores);
+                }
+            };
+        let tasks = out
+            .par_chunks_mut(sizes.task_rows * sizes.query)
+            .zip(x.par_chunks(sizes.task_rows * sizes.dim))
+            .zip(inverse.par_chunks_mut(sizes.task_rows))
+            .zip(log_sums.par_chunks_mut(sizes.task_rows * layout.heads));
+        if self.keep {
+            tasks
+                .zip(kept.par_chunks_mut(sizes.task_rows * sizes.packed))
+                .for_each(|((((out, x), inverse), log_sums), qkv)| {
+                    task(out, x, inverse, log_sums, qkv)
+                });
+            self.saved.put(Context {
+                inverse,
+                qkv: kept,
+                log_sums,
+            })?;
+        } else {
+            tasks.for_each(|(((out, x), inverse), log_sums)| {
+                let mut qkv = vec![T::zero(); inverse.len() * sizes.packed];
+                task(out, x, inverse, log_sums, &mut qkv);
+            });
+        }
+        Ok((storage_of(out), Shape::from((batch, sequence, sizes.query))))
+    }
+
+    fn backward<T: Float>(
+        &self,
+        x: &Tensor,
+        packed: &Tensor,
+        res: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let context = self.saved.get::<Context<T>>()?;
+        let sizes = self.sizes(x.shape(), packed.elem_count())?;
+        let (sequence, layout, rows) = (sizes.sequence, self.setup.layout, context.inverse.len());
+        let (x_storage, x_layout) = x.storage_and_layout();
+        let (w_storage, w_layout) = packed.storage_and_layout();
+        let (res_storage, res_layout) = res.storage_and_layout();
+        let (grad_storage, grad_layout) = grad.storage_and_layout();
+        let x_values = tensor_values::<T>(&x_storage, x_layout)?;
+        let out = tensor_values::<T>(&res_storage, res_layout)?;
+        let grad = tensor_values::<T>(&grad_storage, grad_layout)?;
+        let (norm, weights) = tensor_values::<T>(&w_storage, w_layout)?.split_at(sizes.dim);
+        let angles = self.angles::<T>(sequence);
+
+        let mut dx = vec![T::zero(); x_values.len()];
+        let mut normed = vec![T::zero(); x_values.len()];
+        let mut d_qkv = vec![T::zero(); context.qkv.len()];
+        let mut partials = vec![T::zero(); rows.div_ceil(sizes.task_rows) * sizes.dim];
+        let given = x_values
+            .par_chunks(sizes.task_rows * sizes.dim)
+            .zip(grad.par_chunks(sizes.task_rows * sizes.query))
+            .zip(out.par_chunks(sizes.task_rows * sizes.query))
+            .zip(context.qkv.par_chunks(sizes.task_rows * sizes.packed))
+            .zip(context.inverse.par_chunks(sizes.task_rows))
+            .zip(context.log_sums.par_chunks(sizes.task_rows * layout.heads));
+        let made = dx
+            .par_chunks_mut(sizes.task_rows * sizes.dim)
+            .zip(normed.par_chunks_mut(sizes.task_rows * sizes.dim))
+            .zip(d_qkv.par_chunks_mut(sizes.task_rows * sizes.packed))
+            .zip(partials.par_chunks_mut(sizes.dim));
+        given.zip(made).for_each(
+            |((((((x, grad), out), qkv), inverse), log_sums), (((dx, normed), d_qkv), partial))| {
+                let (mut scores, mut d_scores) = (Vec::new(), Vec::new());
+                for (index, d_qkv) in d_qkv.chunks_exact_mut(sequence * sizes.packed).enumerate() {
+                    let part = |data, width: usize| sequence_part(data, index, sequence * width);
+                    let given = AttentionGrad {
+                        qkv: part(qkv, sizes.packed),
+                        log_sums: part(log_sums, layout.heads),
+                        out: part(out, sizes.query),
+                        grad: part(grad, sizes.query),
+                    };
+                    attention_back(layout, &given, d_qkv, &mut scores, &mut d_scores);
+                    let turned = layout.heads + layout.kv_heads;
+                    rotate(
+                        d_qkv,
+                        sizes.packed,
+                        turned,
+                        &angles.cos,
+                        &angles.sin,
+                        angles.half,
+                        -T::one(),
+                    );
+                }
+                rms_norm_again(x, norm, inverse, normed);
+                let mut d_normed = vec![T::zero(); x.len()];
+                project_back(&mut d_normed, d_qkv, weights, sizes.packed, sizes.dim);
+                rms_norm_back(&d_normed, x, norm, inverse, dx, partial);
+            },
+        );
+
+        let d_packed = packed.track_op().then(|| {
+            let mut d_packed = vec![T::zero(); packed.elem_count()];
+            let (d_norm, d_weights) = d_packed.split_at_mut(sizes.dim);
+            add_partials(d_norm, &partials);
+            weight_gradient(d_weights, &d_qkv, sizes.packed, &normed, sizes.dim);
+            gradient(d_packed, packed)
+        });
+        Ok((Some(gradient(dx, x)?), d_packed.transpose()?))
+    }
+}
+
+fn sequence_part<T>(data: &[T], index: usize, size: usize) -> &[T] {
+    &data[index * size..][..size]
+}

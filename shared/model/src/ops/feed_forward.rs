@@ -1,0 +1,204 @@
+//! The feed-forward half of a block: `y = x + w2 · (silu(w1 n) ⊙ w3 n)` with `n = rmsnorm(x)`.
+
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
+use rayon::prelude::*;
+
+use super::{
+    Saved, TASK_ROWS, add_partials, by_dtype, gradient, rows_and_width, storage_of, tensor_values,
+    values, weight_gradient,
+};
+use crate::float::Float;
+use crate::kernels::{
+    Write, project, project_back, rms_norm, rms_norm_again, rms_norm_back, swiglu, swiglu_back,
+};
+
+/// Norm, gated projection, down projection and residual in one. `packed` is the concatenation
+/// `[norm d | w1 f·d | w3 f·d | w2 d·f]`.
+pub(crate) fn feed_forward(x: &Tensor, packed: &Tensor, eps: f64) -> Result<Tensor> {
+    let keep = x.track_op() || packed.track_op();
+    x.contiguous()?.apply_op2(
+        packed,
+        FeedForward {
+            eps,
+            keep,
+            saved: Saved::new(),
+        },
+    )
+}
+
+struct FeedForward {
+    eps: f64,
+    /// Whether backward will follow.
+    keep: bool,
+    saved: Saved,
+}
+
+struct Context<T> {
+    inverse: Vec<T>,
+    gate_up: Vec<T>,
+}
+
+/// The weights inside the packed operand.
+struct Weights<'a, T> {
+    dim: usize,
+    ffn: usize,
+    norm: &'a [T],
+    gate_up: &'a [T],
+    down: &'a [T],
+}
+
+impl<'a, T> Weights<'a, T> {
+    fn split(packed: &'a [T], dim: usize) -> Result<Self> {
+        let ffn = packed.len().saturating_sub(dim) / (3 * dim);
+        if ffn == 0 || packed.len() != dim + 3 * dim * ffn {
+            return Err(candle_core::Error::msg(format!(
+                "feed-forward: {} packed weights for width {dim}",
+                packed.len()
+            )));
+        }
+        let (norm, rest) = packed.split_at(dim);
+        let (gate_up, down) = rest.split_at(2 * dim * ffn);
+        Ok(Self {
+            dim,
+            ffn,
+            norm,
+            gate_up,
+            down,
+        })
+    }
+}
+
+impl CustomOp2 for FeedForward {
+    fn name(&self) -> &'static str {
+        "feed-forward"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        w: &CpuStorage,
+        w_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        by_dtype!(x.dtype(), self.forward(x, x_layout, w, w_layout))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        _res: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        by_dtype!(x.dtype(), self.backward(x, w, &grad.contiguous()?))
+    }
+}
+
+impl FeedForward {
+    fn forward<T: Float>(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        w: &CpuStorage,
+        w_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (rows, dim) = rows_and_width(x_layout.shape())?;
+        let x = values::<T>(x, x_layout)?;
+        let weights = Weights::split(values::<T>(w, w_layout)?, dim)?;
+        let ffn = weights.ffn;
+        let mut out = x.to_vec();
+        let mut inverse = vec![T::zero(); rows];
+        let mut kept = vec![T::zero(); if self.keep { rows * 2 * ffn } else { 0 }];
+        let task = |out: &mut [T], x: &[T], inverse: &mut [T], gate_up: &mut [T]| {
+            let mut normed = vec![T::zero(); x.len()];
+            let mut act = vec![T::zero(); inverse.len() * ffn];
+            rms_norm(x, weights.norm, self.eps, &mut normed, inverse);
+            project(
+                gate_up,
+                &normed,
+                weights.gate_up,
+                2 * ffn,
+                dim,
+                Write::Replace,
+            );
+            swiglu(gate_up, ffn, &mut act);
+            project(out, &act, weights.down, dim, ffn, Write::Add);
+        };
+        let tasks = out
+            .par_chunks_mut(TASK_ROWS * dim)
+            .zip(x.par_chunks(TASK_ROWS * dim))
+            .zip(inverse.par_chunks_mut(TASK_ROWS));
+        if self.keep {
+            tasks
+                .zip(kept.par_chunks_mut(TASK_ROWS * 2 * ffn))
+                .for_each(|(((out, x), inverse), gate_up)| task(out, x, inverse, gate_up));
+            self.saved.put(Context {
+                inverse,
+                gate_up: kept,
+            })?;
+        } else {
+            tasks.for_each(|((out, x), inverse)| {
+                let mut gate_up = vec![T::zero(); inverse.len() * 2 * ffn];
+                task(out, x, inverse, &mut gate_up);
+            });
+        }
+        Ok((storage_of(out), x_layout.shape().clone()))
+    }
+
+    fn backward<T: Float>(
+        &self,
+        x: &Tensor,
+        packed: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let context = self.saved.get::<Context<T>>()?;
+        let (rows, dim) = rows_and_width(x.shape())?;
+        let (x_storage, x_layout) = x.storage_and_layout();
+        let (w_storage, w_layout) = packed.storage_and_layout();
+        let (grad_storage, grad_layout) = grad.storage_and_layout();
+        let x_values = tensor_values::<T>(&x_storage, x_layout)?;
+        let grad = tensor_values::<T>(&grad_storage, grad_layout)?;
+        let weights = Weights::split(tensor_values::<T>(&w_storage, w_layout)?, dim)?;
+        let ffn = weights.ffn;
+
+        let mut dx = grad.to_vec();
+        let mut normed = vec![T::zero(); rows * dim];
+        let mut act = vec![T::zero(); rows * ffn];
+        let mut d_gate_up = vec![T::zero(); rows * 2 * ffn];
+        let mut partials = vec![T::zero(); rows.div_ceil(TASK_ROWS) * dim];
+        let given = x_values
+            .par_chunks(TASK_ROWS * dim)
+            .zip(grad.par_chunks(TASK_ROWS * dim))
+            .zip(context.inverse.par_chunks(TASK_ROWS))
+            .zip(context.gate_up.par_chunks(TASK_ROWS * 2 * ffn));
+        let made = dx
+            .par_chunks_mut(TASK_ROWS * dim)
+            .zip(normed.par_chunks_mut(TASK_ROWS * dim))
+            .zip(act.par_chunks_mut(TASK_ROWS * ffn))
+            .zip(d_gate_up.par_chunks_mut(TASK_ROWS * 2 * ffn))
+            .zip(partials.par_chunks_mut(dim));
+        given.zip(made).for_each(
+            |((((x, grad), inverse), gate_up), ((((dx, normed), act), d_gate_up), partial))| {
+                let mut d_act = vec![T::zero(); act.len()];
+                project_back(&mut d_act, grad, weights.down, dim, ffn);
+                swiglu_back(gate_up, &d_act, ffn, d_gate_up, act);
+                rms_norm_again(x, weights.norm, inverse, normed);
+                let mut d_normed = vec![T::zero(); x.len()];
+                project_back(&mut d_normed, d_gate_up, weights.gate_up, 2 * ffn, dim);
+                rms_norm_back(&d_normed, x, weights.norm, inverse, dx, partial);
+            },
+        );
+
+        let d_packed = packed.track_op().then(|| {
+            let mut d_packed = vec![T::zero(); packed.elem_count()];
+            let (d_norm, rest) = d_packed.split_at_mut(dim);
+            let (d_weights, d_down) = rest.split_at_mut(2 * ffn * dim);
+            add_partials(d_norm, &partials);
+            weight_gradient(d_weights, &d_gate_up, 2 * ffn, &normed, dim);
+            weight_gradient(d_down, grad, dim, &act, ffn);
+            gradient(d_packed, packed)
+        });
+        Ok((Some(gradient(dx, x)?), d_packed.transpose()?))
+    }
+}

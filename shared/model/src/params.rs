@@ -1,0 +1,364 @@
+//! Model configuration as Meta's `params.json` states it, and the tensors it implies.
+
+use std::fmt;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+/// 1-based distance from a source position to the token it predicts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Horizon(usize);
+
+impl Horizon {
+    /// The horizon `k`, or `None` for 0.
+    pub fn new(k: usize) -> Option<Self> {
+        (k > 0).then_some(Self(k))
+    }
+
+    /// The distance `k`, at least 1.
+    pub fn get(self) -> usize {
+        self.0
+    }
+}
+
+impl fmt::Display for Horizon {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// The keys of `params.json` (spec 1.1). `n_layers` counts the prediction heads' blocks.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "RawParams")]
+pub struct Params {
+    /// Hidden size d.
+    pub dim: usize,
+    /// Blocks in total: trunk plus one per horizon.
+    pub n_layers: usize,
+    /// Query heads n.
+    pub n_heads: usize,
+    /// Key/value heads g; `n_heads` when absent.
+    pub n_kv_heads: usize,
+    /// Vocabulary size v.
+    pub vocab_size: usize,
+    /// The feed-forward width is rounded up to a multiple of this.
+    pub multiple_of: usize,
+    /// Factor on the feed-forward width before rounding; 1 when absent.
+    pub ffn_dim_multiplier: f64,
+    /// RMSNorm epsilon.
+    pub norm_eps: f64,
+    /// Rotary base; 10 000 when absent.
+    pub rope_theta: f64,
+    /// Number of horizons H; 1 when absent.
+    pub n_future_tokens: usize,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawParams {
+    dim: usize,
+    n_layers: usize,
+    n_heads: usize,
+    n_kv_heads: Option<usize>,
+    vocab_size: usize,
+    multiple_of: usize,
+    ffn_dim_multiplier: Option<f64>,
+    norm_eps: f64,
+    rope_theta: Option<f64>,
+    n_future_tokens: Option<usize>,
+}
+
+impl TryFrom<RawParams> for Params {
+    type Error = Error;
+
+    fn try_from(raw: RawParams) -> Result<Self> {
+        let params = Self {
+            dim: raw.dim,
+            n_layers: raw.n_layers,
+            n_heads: raw.n_heads,
+            n_kv_heads: raw.n_kv_heads.unwrap_or(raw.n_heads),
+            vocab_size: raw.vocab_size,
+            multiple_of: raw.multiple_of,
+            ffn_dim_multiplier: raw.ffn_dim_multiplier.unwrap_or(1.0),
+            norm_eps: raw.norm_eps,
+            rope_theta: raw.rope_theta.unwrap_or(10_000.0),
+            n_future_tokens: raw.n_future_tokens.unwrap_or(1),
+        };
+        params.validate()?;
+        Ok(params)
+    }
+}
+
+/// Names of the matrices of one block, in canonical order, without prefix and `.weight`.
+pub(crate) const BLOCK_TENSORS: [&str; 9] = [
+    "attention.wq",
+    "attention.wk",
+    "attention.wv",
+    "attention.wo",
+    "feed_forward.w1",
+    "feed_forward.w3",
+    "feed_forward.w2",
+    "attention_norm",
+    "ffn_norm",
+];
+
+impl Params {
+    /// The micro policy of the demo: 128 wide, 6 trunk blocks, 4 horizons, 4 heads.
+    pub fn micro_mtp(vocab_size: usize) -> Self {
+        Self {
+            dim: 128,
+            n_layers: 10,
+            n_heads: 4,
+            n_kv_heads: 4,
+            vocab_size,
+            multiple_of: 256,
+            ffn_dim_multiplier: 1.0,
+            norm_eps: 1e-5,
+            rope_theta: 10_000.0,
+            n_future_tokens: 4,
+        }
+    }
+
+    /// The micro reference: the same trunk with the next-token head alone.
+    pub fn micro_ref(vocab_size: usize) -> Self {
+        Self {
+            n_layers: 7,
+            n_future_tokens: 1,
+            ..Self::micro_mtp(vocab_size)
+        }
+    }
+
+    /// Reads and checks a `params.json`.
+    pub fn load(path: &Path) -> Result<Self> {
+        let bytes = std::fs::read(path).map_err(|source| Error::io(path, source))?;
+        serde_json::from_slice(&bytes).map_err(|reason| Error::corrupt(path, reason))
+    }
+
+    /// Parses `params.json` bytes.
+    pub fn from_json(bytes: &[u8]) -> Result<Self> {
+        serde_json::from_slice(bytes).map_err(|reason| Error::Params(reason.to_string()))
+    }
+
+    /// `params.json` bytes, keys in the order of the fields.
+    pub fn to_json(&self) -> Vec<u8> {
+        let mut bytes =
+            serde_json::to_vec_pretty(self).expect("numbers and names always serialize");
+        bytes.push(b'\n');
+        bytes
+    }
+
+    /// Writes `params.json`.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        std::fs::write(path, self.to_json()).map_err(|source| Error::io(path, source))
+    }
+
+    /// Checks what no layer could repair later.
+    pub fn validate(&self) -> Result<()> {
+        let fail = |reason: String| Err(Error::Params(reason));
+        let sizes = [
+            self.dim,
+            self.n_heads,
+            self.n_kv_heads,
+            self.vocab_size,
+            self.multiple_of,
+            self.n_future_tokens,
+        ];
+        if sizes.contains(&0) {
+            return fail("sizes must be positive".to_owned());
+        }
+        if self.n_layers <= self.n_future_tokens {
+            return fail(format!(
+                "n_layers {} counts the {} head blocks and leaves no trunk",
+                self.n_layers, self.n_future_tokens
+            ));
+        }
+        if !self.dim.is_multiple_of(self.n_heads) || !self.head_dim().is_multiple_of(2) {
+            return fail(format!(
+                "dim {} does not split into {} heads of even size",
+                self.dim, self.n_heads
+            ));
+        }
+        if !self.n_heads.is_multiple_of(self.n_kv_heads) {
+            return fail(format!(
+                "n_heads {} is no multiple of n_kv_heads {}",
+                self.n_heads, self.n_kv_heads
+            ));
+        }
+        let positive = |x: f64| x.is_finite() && x > 0.0;
+        if !positive(self.norm_eps)
+            || !positive(self.rope_theta)
+            || !positive(self.ffn_dim_multiplier)
+        {
+            return fail("norm_eps, rope_theta and ffn_dim_multiplier must be positive".to_owned());
+        }
+        Ok(())
+    }
+
+    /// Feed-forward width: `multiple_of · ⌈⌊mult·⌊8·dim/3⌋⌋ / multiple_of⌉`.
+    ///
+    /// ```
+    /// assert_eq!(wmtp_model::Params::micro_mtp(512).ffn_dim(), 512);
+    /// ```
+    pub fn ffn_dim(&self) -> usize {
+        let wanted = (self.ffn_dim_multiplier * (8 * self.dim / 3) as f64) as usize;
+        wanted.div_ceil(self.multiple_of) * self.multiple_of
+    }
+
+    /// Size e of one head.
+    pub fn head_dim(&self) -> usize {
+        self.dim / self.n_heads
+    }
+
+    /// Shared blocks before the heads.
+    pub fn num_trunk_blocks(&self) -> usize {
+        self.n_layers - self.n_future_tokens
+    }
+
+    /// Number of horizons H.
+    pub fn num_horizons(&self) -> usize {
+        self.n_future_tokens
+    }
+
+    /// The horizons 1 to H.
+    pub fn horizons(&self) -> impl Iterator<Item = Horizon> + use<> {
+        (1..=self.n_future_tokens).map(Horizon)
+    }
+
+    /// Number of scalars in all tensors.
+    pub fn num_params(&self) -> usize {
+        self.tensor_shapes()
+            .iter()
+            .map(|(_, shape)| shape.iter().product::<usize>())
+            .sum()
+    }
+
+    /// All tensors of the model with their shapes, in canonical order (Meta names).
+    pub fn tensor_shapes(&self) -> Vec<(String, Vec<usize>)> {
+        let mut shapes = vec![(
+            "tok_embeddings.weight".to_owned(),
+            vec![self.vocab_size, self.dim],
+        )];
+        for block in 0..=self.num_trunk_blocks() {
+            self.push_block(&mut shapes, &trunk_prefix(block));
+        }
+        for horizon in self.horizons().skip(1) {
+            self.push_block(&mut shapes, &self.head_prefix(horizon));
+        }
+        shapes.push(("norm.weight".to_owned(), vec![self.dim]));
+        shapes.push(("output.weight".to_owned(), vec![self.vocab_size, self.dim]));
+        shapes
+    }
+
+    /// The tensors of a value model's trunk: embeddings, trunk blocks and the norm.
+    pub fn value_trunk_shapes(&self) -> Vec<(String, Vec<usize>)> {
+        let mut shapes = vec![(
+            "tok_embeddings.weight".to_owned(),
+            vec![self.vocab_size, self.dim],
+        )];
+        for block in 0..self.num_trunk_blocks() {
+            self.push_block(&mut shapes, &trunk_prefix(block));
+        }
+        shapes.push(("norm.weight".to_owned(), vec![self.dim]));
+        shapes
+    }
+
+    /// Name prefix of the block that serves a horizon: head 1 is the last of `layers`.
+    pub fn head_prefix(&self, horizon: Horizon) -> String {
+        if horizon.get() == 1 {
+            trunk_prefix(self.num_trunk_blocks())
+        } else {
+            format!("extra_heads.{}", horizon.get() - 2)
+        }
+    }
+
+    fn push_block(&self, shapes: &mut Vec<(String, Vec<usize>)>, prefix: &str) {
+        let (dim, ffn) = (self.dim, self.ffn_dim());
+        let kv = self.n_kv_heads * self.head_dim();
+        for name in BLOCK_TENSORS {
+            let shape = match name {
+                "attention.wk" | "attention.wv" => vec![kv, dim],
+                "feed_forward.w1" | "feed_forward.w3" => vec![ffn, dim],
+                "feed_forward.w2" => vec![dim, ffn],
+                "attention_norm" | "ffn_norm" => vec![dim],
+                _ => vec![dim, dim],
+            };
+            shapes.push((format!("{prefix}.{name}.weight"), shape));
+        }
+    }
+}
+
+/// Name prefix of block `index` under `layers`.
+pub(crate) fn trunk_prefix(index: usize) -> String {
+    format!("layers.{index}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn meta_7b() -> Params {
+        Params {
+            dim: 4096,
+            n_layers: 32,
+            n_heads: 32,
+            n_kv_heads: 32,
+            vocab_size: 32_000,
+            multiple_of: 256,
+            ffn_dim_multiplier: 1.0,
+            norm_eps: 1e-5,
+            rope_theta: 10_000.0,
+            n_future_tokens: 4,
+        }
+    }
+
+    #[test]
+    fn the_7b_layout_has_291_tensors_and_the_known_parameter_count() {
+        let params = meta_7b();
+        assert_eq!(params.num_params(), 6_738_415_616);
+        assert_eq!(params.tensor_shapes().len(), 291);
+        assert_eq!(params.head_prefix(Horizon(1)), "layers.28");
+        assert_eq!(params.head_prefix(Horizon(4)), "extra_heads.2");
+    }
+
+    #[test]
+    fn ffn_width_follows_the_rounding_rule_of_the_spec() {
+        let width = |dim| Params { dim, ..meta_7b() }.ffn_dim();
+        assert_eq!(
+            [width(4096), width(512), width(384), width(256), width(128)],
+            [11_008, 1536, 1024, 768, 512]
+        );
+    }
+
+    #[test]
+    fn json_round_trips_and_fills_llama_defaults() {
+        let params = Params::micro_mtp(512);
+        assert_eq!(Params::from_json(&params.to_json()).unwrap(), params);
+        let short = br#"{"dim":64,"n_layers":3,"n_heads":4,"vocab_size":61,"multiple_of":8,"norm_eps":1e-5}"#;
+        let read = Params::from_json(short).unwrap();
+        assert_eq!((read.n_kv_heads, read.n_future_tokens), (4, 1));
+    }
+
+    #[test]
+    fn unknown_keys_and_models_without_a_trunk_are_refused() {
+        let unknown = br#"{"dim":64,"n_layers":3,"n_heads":4,"vocab_size":61,"multiple_of":8,"norm_eps":1e-5,"dimm":1}"#;
+        assert!(
+            Params::from_json(unknown)
+                .unwrap_err()
+                .to_string()
+                .contains("dimm")
+        );
+        let no_trunk = Params {
+            n_layers: 4,
+            ..Params::micro_mtp(512)
+        };
+        assert!(
+            no_trunk
+                .validate()
+                .unwrap_err()
+                .to_string()
+                .contains("no trunk")
+        );
+    }
+}

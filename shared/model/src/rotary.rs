@@ -1,0 +1,80 @@
+//! Rotary tables: the angle of position t and pair i is `t · theta^(-2i/e)`.
+
+use crate::{Error, Params, Result};
+
+/// Positions for which a model prepares its table: twice the longest sequence of the 7B model.
+const PREPARED_POSITIONS: usize = 4096;
+
+/// Cosines and sines `[positions, e/2]`, computed in f64. Pairs are interleaved: (2i, 2i+1).
+#[derive(Debug, Clone)]
+pub struct Rotary {
+    half: usize,
+    cos: Vec<f64>,
+    sin: Vec<f64>,
+}
+
+impl Rotary {
+    /// The table of a model for all positions it may meet.
+    pub fn new(params: &Params) -> Self {
+        let half = params.head_dim() / 2;
+        let angles = || {
+            (0..PREPARED_POSITIONS).flat_map(move |position| {
+                (0..half).map(move |pair| {
+                    position as f64 * params.rope_theta.powf(-(pair as f64) / half as f64)
+                })
+            })
+        };
+        Self {
+            half,
+            cos: angles().map(f64::cos).collect(),
+            sin: angles().map(f64::sin).collect(),
+        }
+    }
+
+    /// A table given from outside, `[positions, half]` each; the parity suite shares PyTorch's.
+    pub fn from_tables(half: usize, cos: Vec<f64>, sin: Vec<f64>) -> Result<Self> {
+        if half == 0 || cos.len() != sin.len() || !cos.len().is_multiple_of(half) {
+            return Err(Error::Shape(format!(
+                "rotary tables of {} and {} values do not hold rows of {half}",
+                cos.len(),
+                sin.len()
+            )));
+        }
+        Ok(Self { half, cos, sin })
+    }
+
+    /// Number of prepared positions.
+    pub fn positions(&self) -> usize {
+        self.cos.len() / self.half
+    }
+
+    /// Pairs per head, e/2.
+    pub fn half(&self) -> usize {
+        self.half
+    }
+
+    /// Cosines of the positions `0..count`, row-major.
+    pub fn cos(&self, count: usize) -> &[f64] {
+        &self.cos[..count * self.half]
+    }
+
+    /// Sines of the positions `0..count`, row-major.
+    pub fn sin(&self, count: usize) -> &[f64] {
+        &self.sin[..count * self.half]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn angles_follow_the_formula() {
+        let rotary = Rotary::new(&Params::micro_mtp(512));
+        let half = rotary.half();
+        assert_eq!((half, rotary.positions()), (16, 4096));
+        assert!((rotary.cos(4)[3 * half] - 3f64.cos()).abs() < 1e-15);
+        let angle = 3.0 * 10_000f64.powf(-2.0 / 32.0);
+        assert!((rotary.sin(4)[3 * half + 1] - angle.sin()).abs() < 1e-15);
+    }
+}

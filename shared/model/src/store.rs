@@ -1,0 +1,473 @@
+//! Ordered, named, trainable parameters: seeded creation, strict loading, deterministic saving.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor, Var};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, TensorView};
+
+use crate::value::head_shapes;
+use crate::{Error, HeadKind, Params, Result};
+
+/// Standard deviation of fresh matrices.
+const INIT_STD: f64 = 0.02;
+
+/// Meta's files may carry the rotary table; it is computed here and dropped.
+const TOLERATED: &str = "rope.freqs";
+
+/// Parameters in canonical order. Every reduction and file write follows this order.
+#[derive(Debug, Clone)]
+pub struct ParamStore {
+    entries: Vec<(String, Var)>,
+    index: BTreeMap<String, usize>,
+    dtype: DType,
+    device: Device,
+}
+
+impl ParamStore {
+    /// Fresh weights: normal with standard deviation 0.02, the projections that write to the residual
+    /// stream (`wo`, `w2`) divided by √(2·depth), norms 1. Each tensor draws from its own stream, so
+    /// another tensor more or less shifts none.
+    pub fn init(params: &Params, seed: u64, dtype: DType, device: &Device) -> Result<Self> {
+        let depth = params.num_trunk_blocks() + 1;
+        let residual = INIT_STD / (2.0 * depth as f64).sqrt();
+        let tensors = params.tensor_shapes().into_iter().map(|(name, shape)| {
+            let values = if shape.len() == 1 {
+                vec![1.0; shape[0]]
+            } else if name.ends_with("wo.weight") || name.ends_with("w2.weight") {
+                normal(seed, &name, &shape, residual)
+            } else {
+                normal(seed, &name, &shape, INIT_STD)
+            };
+            Ok((name, tensor(values, &shape, dtype, device)?))
+        });
+        Self::from_tensors(tensors.collect::<Result<_>>()?)
+    }
+
+    /// Reads the weights of a whole model. Names and shapes must be exactly those of `params`; stored
+    /// f16, bf16, f32 or f64 values are converted to `dtype`.
+    pub fn load(path: &Path, params: &Params, dtype: DType, device: &Device) -> Result<Self> {
+        Self::read(path, params.tensor_shapes(), dtype, device)
+    }
+
+    /// Copies embeddings, trunk blocks and norm of a base model: the start of a value model.
+    pub fn value_trunk_from(params: &Params, base: &Self) -> Result<Self> {
+        let copy = |name: String| {
+            let var = base.require(&name)?;
+            Ok((name, var.as_detached_tensor()))
+        };
+        let names = params.value_trunk_shapes().into_iter();
+        Self::from_tensors(names.map(|(name, _)| copy(name)).collect::<Result<_>>()?)
+    }
+
+    /// Reads a value model's trunk.
+    pub fn load_value_trunk(
+        path: &Path,
+        params: &Params,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Self> {
+        Self::read(path, params.value_trunk_shapes(), dtype, device)
+    }
+
+    /// A fresh value head whose output is `bias` everywhere: its last layer has zero weights.
+    pub fn init_value_head(
+        kind: HeadKind,
+        params: &Params,
+        seed: u64,
+        bias: f64,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Self> {
+        let shapes = head_shapes(kind, params.dim);
+        let last_weight = shapes.len() - 2;
+        let tensors = shapes.into_iter().enumerate().map(|(i, (name, shape))| {
+            let values = match i {
+                i if i == last_weight + 1 => vec![bias; shape[0]],
+                i if i == last_weight || shape.len() == 1 => vec![0.0; shape.iter().product()],
+                _ => normal(seed, &name, &shape, INIT_STD),
+            };
+            Ok((name, tensor(values, &shape, dtype, device)?))
+        });
+        Self::from_tensors(tensors.collect::<Result<_>>()?)
+    }
+
+    /// Reads a value head.
+    pub fn load_value_head(
+        path: &Path,
+        kind: HeadKind,
+        params: &Params,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Self> {
+        Self::read(path, head_shapes(kind, params.dim), dtype, device)
+    }
+
+    /// Copies tensors into trainable variables, keeping their order.
+    pub fn from_tensors(tensors: Vec<(String, Tensor)>) -> Result<Self> {
+        let (dtype, device) = match tensors.first() {
+            Some((_, first)) => (first.dtype(), first.device().clone()),
+            None => {
+                return Err(Error::Shape(
+                    "a parameter store needs at least one tensor".to_owned(),
+                ));
+            }
+        };
+        let mut index = BTreeMap::new();
+        let mut entries = Vec::with_capacity(tensors.len());
+        for (name, tensor) in tensors {
+            if tensor.dtype() != dtype {
+                return Err(Error::Shape(format!(
+                    "tensor {name} is {:?}, the first one {dtype:?}",
+                    tensor.dtype()
+                )));
+            }
+            if index.insert(name.clone(), entries.len()).is_some() {
+                return Err(Error::Shape(format!("tensor {name} appears twice")));
+            }
+            entries.push((name, Var::from_tensor(&tensor)?));
+        }
+        Ok(Self {
+            entries,
+            index,
+            dtype,
+            device,
+        })
+    }
+
+    /// Writes safetensors; the same values give the same bytes.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        let mut buffers = Vec::with_capacity(self.entries.len());
+        for (name, var) in &self.entries {
+            buffers.push((
+                name,
+                var.dims().to_vec(),
+                little_endian(&var.as_detached_tensor())?,
+            ));
+        }
+        let stored = if self.dtype == DType::F64 {
+            Dtype::F64
+        } else {
+            Dtype::F32
+        };
+        let views = buffers.iter().map(|(name, shape, bytes)| {
+            let view = TensorView::new(stored, shape.clone(), bytes)
+                .expect("the buffer was made for this shape");
+            (name.as_str(), view)
+        });
+        let bytes =
+            safetensors::serialize(views, None).map_err(|reason| Error::corrupt(path, reason))?;
+        std::fs::write(path, bytes).map_err(|source| Error::io(path, source))
+    }
+
+    /// Names and variables in canonical order.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Var)> {
+        self.entries.iter().map(|(name, var)| (name.as_str(), var))
+    }
+
+    /// One variable by name.
+    pub fn get(&self, name: &str) -> Option<&Var> {
+        self.index.get(name).map(|i| &self.entries[*i].1)
+    }
+
+    /// Number of tensors.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether there is no tensor; never true for a store that was built.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Number of scalars.
+    pub fn num_elements(&self) -> usize {
+        self.entries.iter().map(|(_, var)| var.elem_count()).sum()
+    }
+
+    /// Element type of all tensors.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Device of all tensors.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    pub(crate) fn require(&self, name: &str) -> Result<&Var> {
+        self.get(name).ok_or_else(|| Error::MissingTensor {
+            origin: "parameter store".to_owned(),
+            name: name.to_owned(),
+        })
+    }
+
+    fn read(
+        path: &Path,
+        shapes: Vec<(String, Vec<usize>)>,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Self> {
+        let bytes = std::fs::read(path).map_err(|source| Error::io(path, source))?;
+        let file =
+            SafeTensors::deserialize(&bytes).map_err(|reason| Error::corrupt(path, reason))?;
+        let origin = || path.display().to_string();
+        let mut names = file.names();
+        names.sort_unstable();
+        let known: BTreeSet<&str> = shapes.iter().map(|(name, _)| name.as_str()).collect();
+        if let Some(name) = names
+            .into_iter()
+            .find(|name| *name != TOLERATED && !known.contains(name))
+        {
+            return Err(Error::UnexpectedTensor {
+                origin: origin(),
+                name: name.to_owned(),
+            });
+        }
+        let mut tensors = Vec::with_capacity(shapes.len());
+        for (name, expected) in shapes {
+            let Ok(view) = file.tensor(&name) else {
+                return Err(Error::MissingTensor {
+                    origin: origin(),
+                    name,
+                });
+            };
+            if view.shape() != expected {
+                return Err(Error::TensorShape {
+                    origin: origin(),
+                    name,
+                    found: view.shape().to_vec(),
+                    expected,
+                });
+            }
+            let stored = match view.dtype() {
+                Dtype::F64 => DType::F64,
+                Dtype::F32 => DType::F32,
+                Dtype::F16 => DType::F16,
+                Dtype::BF16 => DType::BF16,
+                other => {
+                    return Err(Error::corrupt(
+                        path,
+                        format!("tensor {name} is stored as {other:?}"),
+                    ));
+                }
+            };
+            let tensor =
+                Tensor::from_raw_buffer(view.data(), stored, &expected, device)?.to_dtype(dtype)?;
+            if !is_finite(&tensor)? {
+                return Err(Error::NotFinite {
+                    origin: origin(),
+                    name,
+                });
+            }
+            tensors.push((name, tensor));
+        }
+        Self::from_tensors(tensors)
+    }
+}
+
+/// Whether every element is a number: a sum of x·0 is 0 exactly then.
+fn is_finite(tensor: &Tensor) -> Result<bool> {
+    let zero = tensor
+        .affine(0.0, 0.0)?
+        .sum_all()?
+        .to_dtype(DType::F64)?
+        .to_scalar::<f64>()?;
+    Ok(zero == 0.0)
+}
+
+fn tensor(values: Vec<f64>, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
+    Ok(Tensor::from_vec(values, shape, device)?.to_dtype(dtype)?)
+}
+
+fn little_endian(tensor: &Tensor) -> Result<Vec<u8>> {
+    let flat = tensor.flatten_all()?;
+    Ok(match flat.dtype() {
+        DType::F64 => flat
+            .to_vec1::<f64>()?
+            .into_iter()
+            .flat_map(f64::to_le_bytes)
+            .collect(),
+        _ => flat
+            .to_dtype(DType::F32)?
+            .to_vec1::<f32>()?
+            .into_iter()
+            .flat_map(f32::to_le_bytes)
+            .collect(),
+    })
+}
+
+/// Normal values from the stream of one tensor (Box and Muller 1958).
+fn normal(seed: u64, name: &str, shape: &[usize], std: f64) -> Vec<f64> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    rng.set_stream(fnv1a(name));
+    let count = shape.iter().product();
+    let mut values = Vec::with_capacity(count + 1);
+    while values.len() < count {
+        let radius = (-2.0 * (1.0 - rng.random::<f64>()).ln()).sqrt();
+        let (sin, cos) = (std::f64::consts::TAU * rng.random::<f64>()).sin_cos();
+        values.extend([std * radius * cos, std * radius * sin]);
+    }
+    values.truncate(count);
+    values
+}
+
+/// FNV-1a, 64 bits: a stable number for a stream name.
+fn fnv1a(name: &str) -> u64 {
+    name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn small() -> Params {
+        Params {
+            dim: 16,
+            n_layers: 4,
+            n_heads: 4,
+            n_kv_heads: 2,
+            vocab_size: 23,
+            multiple_of: 8,
+            n_future_tokens: 2,
+            ..Params::micro_mtp(23)
+        }
+    }
+
+    fn store(seed: u64) -> ParamStore {
+        ParamStore::init(&small(), seed, DType::F32, &Device::Cpu).unwrap()
+    }
+
+    #[test]
+    fn the_same_seed_gives_the_same_file_and_another_seed_another() {
+        let dir = tempfile::tempdir().unwrap();
+        let bytes = |seed: u64, name: &str| {
+            let path = dir.path().join(name);
+            store(seed).save(&path).unwrap();
+            std::fs::read(path).unwrap()
+        };
+        assert_eq!(bytes(42, "a"), bytes(42, "b"));
+        assert_ne!(bytes(42, "a"), bytes(43, "c"));
+    }
+
+    #[test]
+    fn a_saved_store_loads_with_equal_values_in_canonical_order() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("model.safetensors");
+        let saved = store(7);
+        saved.save(&path).unwrap();
+        let loaded = ParamStore::load(&path, &small(), DType::F32, &Device::Cpu).unwrap();
+        let names: Vec<_> = small()
+            .tensor_shapes()
+            .into_iter()
+            .map(|(name, _)| name)
+            .collect();
+        assert_eq!(
+            loaded
+                .iter()
+                .map(|(name, _)| name.to_owned())
+                .collect::<Vec<_>>(),
+            names
+        );
+        for ((_, a), (_, b)) in saved.iter().zip(loaded.iter()) {
+            let flat = |v: &Var| v.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            assert_eq!(flat(a), flat(b));
+        }
+        assert_eq!(loaded.num_elements(), small().num_params());
+    }
+
+    #[test]
+    fn fresh_matrices_have_the_stated_spread_and_norms_are_one() {
+        let store =
+            ParamStore::init(&Params::micro_mtp(512), 42, DType::F64, &Device::Cpu).unwrap();
+        let std = |name: &str| {
+            let values = store
+                .get(name)
+                .unwrap()
+                .flatten_all()
+                .unwrap()
+                .to_vec1::<f64>()
+                .unwrap();
+            (values.iter().map(|x| x * x).sum::<f64>() / values.len() as f64).sqrt()
+        };
+        assert!((std("tok_embeddings.weight") / 0.02 - 1.0).abs() < 0.02);
+        assert!((std("layers.0.attention.wo.weight") / (0.02 / 14f64.sqrt()) - 1.0).abs() < 0.02);
+        assert!((std("norm.weight") - 1.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn a_truncated_file_is_corrupt_and_names_the_path() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("model.safetensors");
+        store(1).save(&path).unwrap();
+        let bytes = std::fs::read(&path).unwrap();
+        std::fs::write(&path, &bytes[..bytes.len() - 5]).unwrap();
+        let error = ParamStore::load(&path, &small(), DType::F32, &Device::Cpu).unwrap_err();
+        assert!(
+            matches!(&error, Error::Corrupt { .. })
+                && error.to_string().contains("model.safetensors")
+        );
+    }
+
+    #[test]
+    fn missing_unknown_misshapen_and_non_finite_tensors_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("model.safetensors");
+        let load = || ParamStore::load(&path, &small(), DType::F32, &Device::Cpu).unwrap_err();
+        let with = |change: &dyn Fn(&mut Vec<(String, Tensor)>)| {
+            let mut tensors: Vec<_> = store(1)
+                .iter()
+                .map(|(n, v)| (n.to_owned(), v.as_detached_tensor()))
+                .collect();
+            change(&mut tensors);
+            ParamStore::from_tensors(tensors)
+                .unwrap()
+                .save(&path)
+                .unwrap();
+        };
+        with(&|tensors| drop(tensors.remove(0)));
+        assert!(
+            matches!(load(), Error::MissingTensor { name, .. } if name == "tok_embeddings.weight")
+        );
+        with(&|tensors| tensors[0].0 = "tok_embedding.weight".to_owned());
+        assert!(
+            matches!(load(), Error::UnexpectedTensor { name, .. } if name == "tok_embedding.weight")
+        );
+        with(&|tensors| tensors[0].1 = tensors[0].1.t().unwrap().contiguous().unwrap());
+        assert!(matches!(load(), Error::TensorShape { expected, .. } if expected == [23, 16]));
+        with(&|tensors| tensors[0].1 = tensors[0].1.affine(f64::NAN, 0.0).unwrap());
+        assert!(matches!(load(), Error::NotFinite { .. }));
+    }
+
+    #[test]
+    fn a_value_trunk_copies_the_base_and_drops_its_heads() {
+        let base = store(3);
+        let trunk = ParamStore::value_trunk_from(&small(), &base).unwrap();
+        assert_eq!(trunk.len(), 2 + 2 * 9);
+        assert!(
+            trunk.get("layers.2.attention.wq.weight").is_none()
+                && trunk.get("output.weight").is_none()
+        );
+        let name = "layers.1.attention.wq.weight";
+        trunk
+            .get(name)
+            .unwrap()
+            .set(&base.get(name).unwrap().zeros_like().unwrap())
+            .unwrap();
+        let sum = base
+            .get(name)
+            .unwrap()
+            .abs()
+            .unwrap()
+            .sum_all()
+            .unwrap()
+            .to_scalar::<f32>()
+            .unwrap();
+        assert!(sum > 0.0, "the copy shares no storage with its base");
+    }
+}

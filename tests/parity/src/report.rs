@@ -1,0 +1,413 @@
+//! The report: JSON for machines, Markdown for people (`spec/parity.md` 4.6).
+
+use std::fmt::Write;
+use std::path::Path;
+
+use serde::Serialize;
+
+use crate::compare::Comparison;
+use crate::{Case, Error, Precision, Values};
+
+/// Outcome of a stage or of the whole comparison.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Status {
+    /// Everything expected was compared and passed.
+    Pass,
+    /// Something differs, is missing, or nothing was compared.
+    Fail,
+    /// A stage after the first failing one: its result inherits the divergence.
+    AfterDivergence,
+}
+
+/// The key of a stage that is farthest from the golden.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Worst {
+    /// Golden key.
+    pub key: String,
+    /// `‖a−b‖ / ‖b‖`.
+    pub rel_l2: f64,
+    /// `max|a−b| / max|b|`.
+    pub scaled_max: f64,
+    /// `rel_l2` over the reference's own distance.
+    pub noise_ratio: Option<f64>,
+}
+
+impl Worst {
+    pub(crate) fn of(key: &str, comparison: &Comparison) -> Self {
+        Self {
+            key: key.to_owned(),
+            rel_l2: comparison.rel_l2,
+            scaled_max: comparison.scaled_max,
+            noise_ratio: comparison.noise_ratio,
+        }
+    }
+}
+
+/// One stage.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct StageReport {
+    /// Stage name.
+    pub name: &'static str,
+    /// Outcome.
+    pub status: Status,
+    /// Keys the golden expects.
+    pub keys: usize,
+    /// Keys whose values were compared.
+    pub compared: usize,
+    /// Keys that failed.
+    pub mismatched: usize,
+    /// Elements outside the gate, plus missing and unexpected keys and wrong shapes.
+    pub mismatch_count: usize,
+    /// The key farthest from the golden.
+    pub worst: Option<Worst>,
+}
+
+impl StageReport {
+    pub(crate) fn new(name: &'static str, keys: usize) -> Self {
+        Self {
+            name,
+            status: Status::Fail,
+            keys,
+            compared: 0,
+            mismatched: 0,
+            mismatch_count: 0,
+            worst: None,
+        }
+    }
+
+    pub(crate) fn consider(&mut self, candidate: Worst) {
+        let farther = self.worst.as_ref().is_none_or(|worst| {
+            // NaN counts as farthest.
+            candidate.rel_l2.is_nan() || candidate.rel_l2 > worst.rel_l2
+        });
+        if farther {
+            self.worst = Some(candidate);
+        }
+    }
+}
+
+/// An element near the first divergence.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Element {
+    /// Position in every dimension.
+    pub index: Vec<usize>,
+    /// Golden value.
+    pub expected: f64,
+    /// Our value.
+    pub actual: f64,
+}
+
+/// The first thing that differs: where, what, by how much.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Divergence {
+    /// Stage name.
+    pub stage: &'static str,
+    /// Golden file.
+    pub file: &'static str,
+    /// Golden key; absent when a whole stage compared nothing.
+    pub key: Option<String>,
+    /// `missing`, `unexpected`, a shape, or `values`.
+    pub reason: String,
+    /// First element outside the gate.
+    pub index: Option<Vec<usize>>,
+    /// Golden value there.
+    pub expected: Option<f64>,
+    /// Our value there.
+    pub actual: Option<f64>,
+    /// The distance that failed.
+    pub metric: Option<&'static str>,
+    /// Its value.
+    pub value: Option<f64>,
+    /// Its bound.
+    pub tolerance: Option<f64>,
+    /// Up to five elements around the first one outside the gate.
+    pub around: Vec<Element>,
+}
+
+impl Divergence {
+    pub(crate) fn of_stage(stage: &'static str, file: &'static str, reason: &str) -> Self {
+        Self {
+            stage,
+            file,
+            key: None,
+            reason: reason.to_owned(),
+            index: None,
+            expected: None,
+            actual: None,
+            metric: None,
+            value: None,
+            tolerance: None,
+            around: Vec::new(),
+        }
+    }
+
+    pub(crate) fn of_key(
+        stage: &'static str,
+        file: &'static str,
+        key: &str,
+        reason: String,
+    ) -> Self {
+        Self {
+            key: Some(key.to_owned()),
+            reason,
+            ..Self::of_stage(stage, file, "")
+        }
+    }
+
+    pub(crate) fn of_values(
+        stage: &'static str,
+        file: &'static str,
+        key: &str,
+        comparison: &Comparison,
+        expected: &Values,
+        actual: &Values,
+    ) -> Self {
+        let element = |i: usize| Element {
+            index: expected.index(i),
+            expected: expected.data[i],
+            actual: actual.data[i],
+        };
+        // A tensor can fail as a whole while each element passes: then the farthest one is shown.
+        let place = comparison
+            .first_mismatch
+            .unwrap_or_else(|| farthest(expected, actual));
+        let start = place
+            .saturating_sub(2)
+            .min(expected.data.len().saturating_sub(5));
+        let around = (start..expected.data.len().min(start + 5))
+            .map(element)
+            .collect();
+        let (metric, value, bound) = comparison.failed.unwrap_or(("elements", 0.0, 0.0));
+        Self {
+            index: Some(expected.index(place)),
+            expected: Some(expected.data[place]),
+            actual: Some(actual.data[place]),
+            metric: Some(metric),
+            value: Some(value),
+            tolerance: Some(bound),
+            around,
+            ..Self::of_key(stage, file, key, "values".to_owned())
+        }
+    }
+}
+
+fn farthest(expected: &Values, actual: &Values) -> usize {
+    let distance = |i: usize| (expected.data[i] - actual.data[i]).abs();
+    (0..expected.data.len()).fold(0, |best, i| {
+        if distance(i) > distance(best) {
+            i
+        } else {
+            best
+        }
+    })
+}
+
+/// What was compared with what.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Subject {
+    /// Crate under test.
+    #[serde(rename = "crate")]
+    pub name: &'static str,
+    /// Its commit, where the caller knows it.
+    pub commit: Option<String>,
+    /// Element type.
+    pub dtype: &'static str,
+    /// Device.
+    pub device: &'static str,
+}
+
+/// The whole comparison.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Report {
+    /// Layout of this file.
+    pub schema: &'static str,
+    /// Outcome.
+    pub status: Status,
+    /// Case name.
+    pub case: String,
+    /// SHA-256 of the golden file.
+    pub golden_sha256: String,
+    /// What was compared.
+    pub subject: Subject,
+    /// `chained`: every stage ran on our own upstream results.
+    pub mode: &'static str,
+    /// The first divergence, if any.
+    pub first_divergence: Option<Divergence>,
+    /// Sum over stages.
+    pub mismatch_count: usize,
+    /// Keys compared in all stages.
+    pub compared_count: usize,
+    /// Stages in order.
+    pub stages: Vec<StageReport>,
+    /// Golden keys that no stage of this program reads (the optimizer step and the trace).
+    pub not_compared: Vec<String>,
+    /// How to run this again.
+    pub rerun: String,
+}
+
+impl Report {
+    pub(crate) fn new(case: &Case, precision: Precision) -> Self {
+        let dtype = precision.name();
+        Self {
+            schema: "wmtp.parity-report/1",
+            status: Status::Pass,
+            case: case.name.clone(),
+            golden_sha256: case.golden_sha256.clone(),
+            subject: Subject {
+                name: "wmtp-model",
+                commit: None,
+                dtype,
+                device: "cpu",
+            },
+            mode: "chained",
+            first_divergence: None,
+            mismatch_count: 0,
+            compared_count: 0,
+            stages: Vec::new(),
+            not_compared: Vec::new(),
+            rerun: format!(
+                "cargo run -p parity -- --case {} --dtype {dtype} --goldens DIR",
+                case.name
+            ),
+        }
+    }
+
+    pub(crate) fn add(&mut self, stage: StageReport) {
+        self.mismatch_count += stage.mismatch_count;
+        self.compared_count += stage.compared;
+        if stage.status != Status::Pass {
+            self.status = Status::Fail;
+        }
+        self.stages.push(stage);
+    }
+
+    /// Process exit code: 0 pass, 1 divergence, 4 nothing compared.
+    pub fn exit_code(&self) -> u8 {
+        match self.status {
+            _ if self.compared_count == 0 => 4,
+            Status::Pass => 0,
+            _ => 1,
+        }
+    }
+
+    /// Writes `parity_report.json` and `parity_report.md` into a folder, which is made if need be.
+    pub fn write(&self, folder: &Path) -> Result<(), Error> {
+        let write_error = |path: &Path, source| Error::Write {
+            path: path.display().to_string(),
+            source,
+        };
+        std::fs::create_dir_all(folder).map_err(|source| write_error(folder, source))?;
+        let json =
+            serde_json::to_string_pretty(self).expect("a report has only names and numbers") + "\n";
+        for (name, text) in [
+            ("parity_report.json", json),
+            ("parity_report.md", self.markdown()),
+        ] {
+            let path = folder.join(name);
+            std::fs::write(&path, text).map_err(|source| write_error(&path, source))?;
+        }
+        Ok(())
+    }
+
+    /// One line per stage and, on failure, the elements around the first divergence.
+    pub fn markdown(&self) -> String {
+        let mut text = String::new();
+        self.write_markdown(&mut text)
+            .expect("writing to a string succeeds");
+        text
+    }
+
+    fn write_markdown(&self, out: &mut String) -> std::fmt::Result {
+        let verdict = if self.status == Status::Pass {
+            "pass"
+        } else {
+            "FAIL"
+        };
+        writeln!(
+            out,
+            "# Parity {}, {}: {verdict}\n",
+            self.case, self.subject.dtype
+        )?;
+        writeln!(
+            out,
+            "{} keys compared, {} mismatches.\n",
+            self.compared_count, self.mismatch_count
+        )?;
+        writeln!(
+            out,
+            "| stage | status | compared | mismatches | worst key | rel_l2 | noise ratio |"
+        )?;
+        writeln!(out, "|---|---|---|---|---|---|---|")?;
+        for stage in &self.stages {
+            let status = match stage.status {
+                Status::Pass => "pass",
+                Status::Fail => "FAIL",
+                Status::AfterDivergence => "after divergence",
+            };
+            let (key, rel_l2, noise) = match &stage.worst {
+                Some(worst) => (
+                    worst.key.as_str(),
+                    format!("{:.1e}", worst.rel_l2),
+                    worst
+                        .noise_ratio
+                        .map_or_else(|| "-".to_owned(), |r| format!("{r:.2}")),
+                ),
+                None => ("-", "-".to_owned(), "-".to_owned()),
+            };
+            let (name, compared, keys, mismatches) =
+                (stage.name, stage.compared, stage.keys, stage.mismatch_count);
+            writeln!(
+                out,
+                "| {name} | {status} | {compared}/{keys} | {mismatches} | {key} | {rel_l2} | {noise} |"
+            )?;
+        }
+        if let Some(divergence) = &self.first_divergence {
+            divergence.write_markdown(out)?;
+        }
+        if !self.not_compared.is_empty() {
+            writeln!(
+                out,
+                "\nNot compared by this program: {} golden keys of later stages.",
+                self.not_compared.len()
+            )?;
+        }
+        writeln!(out, "\nAgain: `{}`", self.rerun)
+    }
+}
+
+impl Divergence {
+    fn write_markdown(&self, out: &mut String) -> std::fmt::Result {
+        let key = self.key.as_deref().unwrap_or("(no key)");
+        writeln!(
+            out,
+            "\n## First divergence\n\nStage {}, {}, {key}: {}.",
+            self.stage, self.file, self.reason
+        )?;
+        if let (Some(metric), Some(value), Some(tolerance)) =
+            (self.metric, self.value, self.tolerance)
+        {
+            writeln!(
+                out,
+                "{metric} is {value:.3e}, the bound is {tolerance:.1e}.\n"
+            )?;
+            writeln!(
+                out,
+                "| index | expected | actual | difference |\n|---|---|---|---|"
+            )?;
+        }
+        for element in &self.around {
+            let Element {
+                index,
+                expected,
+                actual,
+            } = element;
+            writeln!(
+                out,
+                "| {index:?} | {expected:.9e} | {actual:.9e} | {:.2e} |",
+                actual - expected
+            )?;
+        }
+        Ok(())
+    }
+}
