@@ -1,3 +1,15 @@
-//! Renders the leaderboard and one page per version to static HTML.
+//! Reads: a leaderboard and everything it rests on. Writes: a folder of static pages.
 
-fn main() {}
+use std::process::ExitCode;
+
+use build_site::BuildSite;
+use wmtp_job_kit::{Mode, main_with_modes};
+
+fn main() -> ExitCode {
+    main_with_modes(
+        "build-site",
+        "Renders a leaderboard and one page per version to static HTML.",
+        vec![],
+        Some(Mode::tool::<BuildSite>("build")),
+    )
+}

@@ -1,0 +1,494 @@
+//! The pictures of the site.
+
+use std::fmt::Write;
+
+use wmtp_stats::Estimate;
+use wmtp_stats::leaderboard::{Leaderboard, LeaderboardRow};
+use wmtp_stats::wording::{level_range, percent};
+
+use crate::input::Histogram;
+use crate::marks;
+use crate::series::{Point, columns, ema, thinned};
+use crate::svg::{Scale, Svg, coordinate, polyline, ticks};
+
+/// Share of the width that y labels keep free of marks, in percent.
+const LABEL_ROOM: f64 = 9.0;
+/// Pixel columns of a curve.
+const COLUMNS: usize = 300;
+/// Curves with fewer points are drawn as they are.
+const SMOOTHED_FROM: usize = 30;
+/// Share of the past that a smoothed curve keeps.
+const DECAY: f64 = 0.9;
+
+/// The common scale of all pass rates: from 0 to a round value above every interval.
+pub fn rate_top(board: &Leaderboard) -> f64 {
+    let highest = board
+        .rows
+        .iter()
+        .filter_map(|row| row.estimate)
+        .map(|estimate| estimate.interval.high)
+        .fold(0.0, f64::max);
+    [0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8]
+        .into_iter()
+        .find(|top| highest <= top * 0.98)
+        .unwrap_or(1.0)
+}
+
+/// Versions in the order in which they came to be: the untrained model, then by name.
+pub fn lineage(board: &Leaderboard) -> Vec<&LeaderboardRow> {
+    let mut rows: Vec<&LeaderboardRow> = board.rows.iter().collect();
+    rows.sort_by_key(|row| (!row.is_base(), row.version_id.clone()));
+    rows
+}
+
+/// Pass rate of every version with its interval, and the best so far.
+pub fn progress(board: &Leaderboard, description: &str) -> String {
+    let rows: Vec<(&LeaderboardRow, Estimate)> = lineage(board)
+        .into_iter()
+        .filter_map(|row| Some((row, row.estimate?)))
+        .collect();
+    let top = rate_top(board);
+    let y = Scale {
+        from: 0.0,
+        to: top,
+        start: 100.0,
+        end: 0.0,
+    };
+    let x = |index: usize| {
+        LABEL_ROOM + (100.0 - LABEL_ROOM) * (index as f64 + 0.5) / rows.len().max(1) as f64
+    };
+    let mut svg = Svg::new(
+        296,
+        "Tasks solved with one try, version by version",
+        description,
+    );
+    svg.open(18, 236);
+    rate_grid(&mut svg, y, top);
+    svg.stretched((100.0, 100.0), &[("best", best_so_far(&rows, &x, y))]);
+    for (index, (row, estimate)) in rows.iter().enumerate() {
+        let mark = marks::of(&row.algo);
+        let (low, high) = (y.at(estimate.interval.low), y.at(estimate.interval.high));
+        svg.line(
+            &format!("bar {}", mark.class),
+            (x(index), low),
+            (x(index), high),
+        );
+        svg.shape((x(index), y.at(estimate.mean)), &mark.shape());
+        if rows.len() <= 12 {
+            svg.text(
+                "value",
+                (x(index), high),
+                -7,
+                "middle",
+                &percent(estimate.mean),
+            );
+        }
+    }
+    svg.close();
+    svg.open(262, 30);
+    let stride = rows.len().div_ceil(12).max(1);
+    for (index, (row, _)) in rows.iter().enumerate().step_by(stride) {
+        svg.text("label", (x(index), 0.0), 14, "middle", &row.version_id);
+    }
+    svg.close();
+    svg.finish()
+}
+
+fn rate_grid(svg: &mut Svg, y: Scale, top: f64) {
+    for tick in ticks(0.0, top, 4) {
+        let at = y.at(tick);
+        svg.line(
+            if tick == 0.0 { "axis" } else { "grid" },
+            (0.0, at),
+            (100.0, at),
+        );
+        let last = tick + top / 8.0 > top;
+        let label = format!(
+            "{}{}",
+            coordinate(tick * 100.0),
+            if last { "% solved" } else { "" }
+        );
+        svg.text("tick", (0.0, at), -4, "start", &label);
+    }
+}
+
+fn best_so_far(rows: &[(&LeaderboardRow, Estimate)], x: &dyn Fn(usize) -> f64, y: Scale) -> String {
+    let mut points: Vec<(f64, f64)> = Vec::new();
+    let mut best = 0.0f64;
+    for (index, (_, estimate)) in rows.iter().enumerate() {
+        if let Some(&(_, level)) = points.last() {
+            points.push((x(index), level));
+        }
+        best = best.max(estimate.mean);
+        points.push((x(index), y.at(best)));
+    }
+    if let Some(&(_, level)) = points.last() {
+        points.push((100.0, level));
+    }
+    polyline(&points)
+}
+
+/// The interval of one row on the common scale.
+pub fn interval(row: &LeaderboardRow, top: f64) -> String {
+    let Some(estimate) = row.estimate else {
+        return String::new();
+    };
+    let mark = marks::of(&row.algo);
+    let x = interval_scale(top);
+    let title = format!(
+        "{}: {} ({})",
+        row.version_id,
+        percent(estimate.mean),
+        level_range(&estimate.interval)
+    );
+    let mut svg = Svg::new(
+        24,
+        &title,
+        "Pass rate with its 95% interval on the scale of the table's head.",
+    );
+    for tick in ticks(0.0, top, 4) {
+        svg.line("grid", (x.at(tick), 0.0), (x.at(tick), 100.0));
+    }
+    let (low, high) = (x.at(estimate.interval.low), x.at(estimate.interval.high));
+    svg.line(&format!("bar {}", mark.class), (low, 50.0), (high, 50.0));
+    svg.shape((x.at(estimate.mean), 50.0), &mark.shape());
+    svg.finish()
+}
+
+/// The axis over the intervals.
+pub fn interval_axis(top: f64) -> String {
+    let x = interval_scale(top);
+    let mut svg = Svg::new(
+        16,
+        "Scale of the intervals",
+        "Per cent of tasks solved with one try.",
+    );
+    for tick in ticks(0.0, top, 4) {
+        svg.text(
+            "tick",
+            (x.at(tick), 100.0),
+            -3,
+            "middle",
+            &format!("{}%", coordinate(tick * 100.0)),
+        );
+    }
+    svg.finish()
+}
+
+fn interval_scale(top: f64) -> Scale {
+    Scale {
+        from: 0.0,
+        to: top,
+        start: 4.0,
+        end: 95.0,
+    }
+}
+
+/// One cell per task, pale for unsolved, darker with the pass rate; tasks in the order given.
+pub fn strip(title: &str, rates: &[f64]) -> String {
+    let solved = rates.iter().filter(|rate| **rate > 0.0).count();
+    let always = rates.iter().filter(|rate| **rate >= 1.0).count();
+    let description = format!(
+        "{solved} of {} tasks solved at least once, {always} every time.",
+        rates.len()
+    );
+    let mut paths: Vec<String> = vec![String::new(); 5];
+    for (index, rate) in rates.iter().enumerate() {
+        let level = match *rate {
+            rate if rate <= 0.0 => 0,
+            rate if rate < 0.25 => 1,
+            rate if rate < 0.75 => 2,
+            rate if rate < 1.0 => 3,
+            _ => 4,
+        };
+        let _ = write!(paths[level], "M{index}.1 0h.8v1h-.8z");
+    }
+    const CLASSES: [&str; 5] = ["cell t0", "cell t1", "cell t2", "cell t3", "cell t4"];
+    let paths: Vec<(&str, String)> = CLASSES
+        .into_iter()
+        .zip(paths)
+        .filter(|(_, path)| !path.is_empty())
+        .collect();
+    let mut svg = Svg::new(26, title, &description);
+    svg.stretched((rates.len().max(1) as f64, 1.0), &paths);
+    svg.finish()
+}
+
+/// Weights of a run as shares of all tokens per bin.
+pub fn histogram(histogram: &Histogram, class: &str, description: &str) -> String {
+    let total = histogram.counts.iter().sum::<u64>().max(1) as f64;
+    let shares: Vec<f64> = histogram
+        .counts
+        .iter()
+        .map(|count| *count as f64 / total)
+        .collect();
+    let highest = shares
+        .iter()
+        .copied()
+        .fold(0.0, f64::max)
+        .max(f64::MIN_POSITIVE);
+    let bins = shares.len().max(1) as f64;
+    let mut bars = String::new();
+    for (index, share) in shares.iter().enumerate().filter(|(_, share)| **share > 0.0) {
+        let left = index as f64 / bins * 100.0;
+        let height = (share / highest * 100.0).max(0.6);
+        let _ = write!(
+            bars,
+            "M{} 100v-{}h{}v{}z",
+            coordinate(left),
+            coordinate(height),
+            coordinate(100.0 / bins * 0.86),
+            coordinate(height)
+        );
+    }
+    let x = Scale {
+        from: histogram.low,
+        to: histogram.high,
+        start: 0.0,
+        end: 100.0,
+    };
+    let mut svg = Svg::new(196, "How the weights are spread", description);
+    svg.open(22, 144);
+    svg.line("grid", (0.0, 0.0), (100.0, 0.0));
+    svg.text(
+        "tick",
+        (100.0, 0.0),
+        -5,
+        "end",
+        &format!("{} of tokens in one bin", percent(highest)),
+    );
+    svg.line("one", (x.at(1.0), 0.0), (x.at(1.0), 100.0));
+    svg.text("tick", (x.at(1.0), 0.0), -5, "middle", "weight 1");
+    svg.stretched((100.0, 100.0), &[(&format!("fill {class}"), bars)]);
+    svg.line("axis", (0.0, 100.0), (100.0, 100.0));
+    svg.close();
+    svg.open(166, 28);
+    for tick in ticks(histogram.low, histogram.high, 6) {
+        let at = x.at(tick);
+        let anchor = if at < 1.0 {
+            "start"
+        } else if at > 99.0 {
+            "end"
+        } else {
+            "middle"
+        };
+        svg.text("tick", (at, 0.0), 16, anchor, &coordinate(tick));
+    }
+    svg.close();
+    svg.finish()
+}
+
+/// A curve over training steps, one line per seed, with the band of raw values.
+#[derive(Debug, Clone)]
+pub struct Curve<'a> {
+    /// Name of the picture.
+    pub title: &'a str,
+    /// What it shows, in words.
+    pub description: &'a str,
+    /// Class of the colour.
+    pub class: &'a str,
+    /// One series per seed.
+    pub seeds: &'a [Vec<Point>],
+    /// Smallest and largest value of the axis; the data's own when `None`.
+    pub range: Option<(f64, f64)>,
+    /// Height of the plot in pixels.
+    pub height: u32,
+}
+
+/// Smallest and largest value of several series; `None` without points.
+pub fn value_range<'a>(series: impl IntoIterator<Item = &'a Vec<Point>>) -> Option<(f64, f64)> {
+    series
+        .into_iter()
+        .flatten()
+        .map(|point| point.1)
+        .fold(None, |range, value| match range {
+            None => Some((value, value)),
+            Some((low, high)) => Some((f64::min(low, value), f64::max(high, value))),
+        })
+}
+
+impl Curve<'_> {
+    /// Draws the curve; empty without points.
+    pub fn draw(&self) -> String {
+        let Some((low, high)) = self.range.or_else(|| value_range(self.seeds)) else {
+            return String::new();
+        };
+        let pad = ((high - low) * 0.06).max(high.abs() * 1e-3).max(1e-9);
+        let y = Scale {
+            from: low - pad,
+            to: high + pad,
+            start: 100.0,
+            end: 0.0,
+        };
+        let last = self
+            .seeds
+            .iter()
+            .flatten()
+            .map(|point| point.0)
+            .fold(0.0, f64::max)
+            .max(1.0);
+        let x = Scale {
+            from: 0.0,
+            to: last,
+            start: 0.0,
+            end: 100.0,
+        };
+        let mut svg = Svg::new(self.height + 40, self.title, self.description);
+        svg.open(16, self.height);
+        for tick in ticks(y.from, y.to, 3) {
+            svg.line("grid", (0.0, y.at(tick)), (100.0, y.at(tick)));
+        }
+        svg.stretched((100.0, 100.0), &self.paths(x, y, last));
+        for tick in ticks(y.from, y.to, 3) {
+            svg.text("tick halo", (0.0, y.at(tick)), -4, "start", &number(tick));
+        }
+        svg.close();
+        svg.open(16 + self.height, 24);
+        svg.line("axis", (0.0, 0.0), (100.0, 0.0));
+        svg.text("tick", (0.0, 0.0), 16, "start", "step 0");
+        svg.text("tick", (100.0, 0.0), 16, "end", &number(last));
+        svg.close();
+        svg.finish()
+    }
+
+    fn paths(&self, x: Scale, y: Scale, last: f64) -> Vec<(&'static str, String)> {
+        let all: Vec<Point> = self.seeds.iter().flatten().copied().collect();
+        let smoothed = self.seeds.iter().any(|seed| seed.len() >= SMOOTHED_FROM);
+        let mut paths = Vec::new();
+        if smoothed {
+            let band = columns(&all, (0.0, last), COLUMNS);
+            let upper = band.iter().map(|c| (x.at(c.step), y.at(c.high)));
+            let lower = band.iter().rev().map(|c| (x.at(c.step), y.at(c.low)));
+            let outline: Vec<(f64, f64)> = upper.chain(lower).collect();
+            paths.push((band_class(self.class), polyline(&outline) + "Z"));
+        }
+        for seed in self.seeds.iter().filter(|seed| !seed.is_empty()) {
+            let line = if smoothed {
+                ema(seed, DECAY)
+            } else {
+                seed.clone()
+            };
+            let points: Vec<(f64, f64)> = thinned(&line, COLUMNS)
+                .iter()
+                .map(|p| (x.at(p.0), y.at(p.1)))
+                .collect();
+            paths.push((curve_class(self.class), polyline(&points)));
+        }
+        paths
+    }
+}
+
+fn band_class(class: &str) -> &'static str {
+    match class {
+        "a-baseline" => "band a-baseline",
+        "a-verifiable" => "band a-verifiable",
+        "a-rho1" => "band a-rho1",
+        "a-control" => "band a-control",
+        _ => "band a-base",
+    }
+}
+
+fn curve_class(class: &str) -> &'static str {
+    match class {
+        "a-baseline" => "curve a-baseline",
+        "a-verifiable" => "curve a-verifiable",
+        "a-rho1" => "curve a-rho1",
+        "a-control" => "curve a-control",
+        _ => "curve a-base",
+    }
+}
+
+/// A number with as many digits as a reader needs.
+pub fn number(value: f64) -> String {
+    let magnitude = value.abs();
+    let text = if magnitude == 0.0 || (magnitude.fract() == 0.0 && magnitude < 1e7) {
+        format!("{value:.0}")
+    } else if magnitude >= 100.0 {
+        format!("{value:.0}")
+    } else if magnitude >= 1.0 {
+        format!("{value:.2}")
+    } else if magnitude >= 0.01 {
+        format!("{value:.3}")
+    } else {
+        format!("{value:.1e}")
+    };
+    text.replace('-', "\u{2212}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_strip_draws_every_task_once() {
+        let drawn = strip("tasks", &[0.0, 0.1, 0.5, 0.9, 1.0, 1.0]);
+        assert_eq!(drawn.matches("h.8v1h-.8z").count(), 6);
+        assert!(
+            drawn.contains("5 of 6 tasks solved at least once, 2 every time."),
+            "{drawn}"
+        );
+    }
+
+    #[test]
+    fn numbers_are_short() {
+        let shown: Vec<String> = [0.0, 1200.0, 3.456, 0.1234, 0.0003, -2.5]
+            .map(number)
+            .to_vec();
+        assert_eq!(
+            shown,
+            [
+                "0",
+                "1200",
+                "3.46",
+                "0.123",
+                "3.0e\u{2212}4",
+                "\u{2212}2.50"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_curve_without_points_is_no_picture() {
+        let curve = Curve {
+            title: "t",
+            description: "d",
+            class: "a-rho1",
+            seeds: &[vec![]],
+            range: None,
+            height: 90,
+        };
+        assert_eq!(curve.draw(), "");
+    }
+
+    #[test]
+    fn a_long_curve_is_reduced_to_a_band_and_a_line() {
+        let points: Vec<Point> = (0..10_000)
+            .map(|i| (f64::from(i), f64::from(i % 7)))
+            .collect();
+        let curve = Curve {
+            title: "t",
+            description: "d",
+            class: "a-rho1",
+            seeds: &[points],
+            range: None,
+            height: 90,
+        };
+        let drawn = curve.draw();
+        assert_eq!(drawn.matches("<path").count(), 2);
+        assert!(drawn.len() < 16_000, "{}", drawn.len());
+    }
+
+    #[test]
+    fn a_histogram_is_one_path() {
+        let weights = Histogram {
+            low: 0.0,
+            high: 3.0,
+            counts: vec![0, 4, 10, 1, 0, 5],
+        };
+        insta::assert_snapshot!(histogram(
+            &weights,
+            "a-verifiable",
+            "Most weights lie near 1."
+        ));
+    }
+}
