@@ -358,7 +358,7 @@ mod tests {
             (r#"{"task_id": 7}"#, "", "line 1: neither field"),
             (r#"{"test_list": []}"#, "", "field `task_id` is missing"),
             (
-                &format!("{good}\n{good}"),
+                format!("{good}\n{good}").as_str(),
                 "",
                 "line 2: task_id 7 again, first in line 1",
             ),

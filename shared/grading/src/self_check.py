@@ -25,5 +25,6 @@ attempt("list /", lambda: os.listdir("/"))
 attempt("parent's environment", lambda: open(f"/proc/{os.getppid()}/environ", "rb").read())
 attempt("socket", lambda: socket.socket())
 attempt("signal", lambda: os.kill(os.getppid(), 0))
-attempt("environment", lambda: [][len(os.environ) <= 6])
+if set(os.environ) - {"LANG", "LC_CTYPE", "PATH", "PYTHONHASHSEED", "TZ"}:
+    reached.append("environment")
 assert not reached, ", ".join(reached)
