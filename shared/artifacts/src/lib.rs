@@ -1,1 +1,65 @@
-//! Artifacts over S3: digests, manifests, create-only commit, names, claims, cache and transfer.
+//! Artifacts over S3: immutable content, create-only manifests, names, cache entries, runs.
+//!
+//! Jobs hand work to each other only through artifacts. An artifact is a set of files named by their
+//! SHA-256 and a [`Manifest`] that lists them; it exists when its manifest exists, and the manifest is
+//! written last. Five rules hold everywhere:
+//!
+//! 1. Content is immutable and named by its digest.
+//! 2. The manifest is written last, create-only; a lost reply is read back before it is judged.
+//! 3. Everything mutable (names, cache entries, run states) is a hint: losing it costs time, never truth.
+//! 4. Claims save work; they are never needed for correctness.
+//! 5. A reader verifies what it uses and treats anything missing as a miss.
+//!
+//! ```no_run
+//! # async fn example() -> wmtp_artifacts::Result<()> {
+//! use wmtp_artifacts::{Kind, Mirror, Store, StoreOptions};
+//!
+//! let store = Store::connect(&"s3://research/wmtp".parse()?, StoreOptions::default()).await?;
+//! store.preflight().await?;
+//! let id = store.resolve(Kind::ProcessedData, "micropy").await?;
+//! let mirror = Mirror::open(std::path::Path::new(".cache/wmtp"))?;
+//! let folder = store.fetch(&id, &mirror).await?;
+//! # let _ = folder; Ok(()) }
+//! ```
+
+mod blob;
+mod cache;
+mod canonical;
+mod claim;
+mod client;
+mod commit;
+mod copy;
+mod digest;
+mod error;
+pub mod fault;
+mod fetch;
+mod generations;
+mod holder;
+mod kind;
+mod layout;
+mod manifest;
+mod mirror;
+mod names;
+mod preflight;
+mod publish;
+mod run;
+mod scan;
+mod store;
+mod uri;
+
+pub use cache::{CacheEntry, CacheLookup};
+pub use canonical::{cache_key, canonical_json, decimals_as_strings};
+pub use claim::Claim;
+pub use client::{Credentials, StoreOptions};
+pub use commit::Outcome;
+pub use copy::{CopyReport, CopyScope};
+pub use digest::Digest;
+pub use error::{Error, ExitClass, Result};
+pub use kind::{ArtifactId, Kind, RunId};
+pub use manifest::{Content, FileEntry, Input, Manifest, Parts, Provenance};
+pub use mirror::Mirror;
+pub use publish::Draft;
+pub use run::{CheckpointEntry, RunProgress, RunRequest, RunResult, RunState, RunView, Status};
+pub use scan::Crc64;
+pub use store::Store;
+pub use uri::StoreUri;

@@ -1,0 +1,85 @@
+//! Named points at which a test kills the process, to prove that a kill anywhere does no harm.
+//!
+//! `WMTP_FAULT_POINT=publish:after-blobs` aborts the process when it passes that point; a number at the
+//! end (`train:step:7`) means its n-th passage. Without the variable a point does nothing.
+//!
+//! Points of this crate, in the order in which a job passes them:
+//!
+//! | point | passed |
+//! |---|---|
+//! | `run:after-claim` | when the attempt is claimed |
+//! | `publish:before-blobs` | when all files are hashed, nothing uploaded |
+//! | `publish:after-blob` | after each uploaded blob |
+//! | `publish:after-blobs` | when all blobs are there, the manifest is not |
+//! | `publish:after-manifest` | when the artifact is committed |
+//! | `publish:after-cache` | when the cache entry is committed |
+//! | `publish:after-name` | when a name points to the artifact |
+//! | `run:before-result` | before the run's result is written |
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Name of the environment variable.
+pub const VARIABLE: &str = "WMTP_FAULT_POINT";
+
+/// A point at which the process shall die.
+#[derive(Debug)]
+struct Target {
+    name: String,
+    passage: u64,
+    passed: AtomicU64,
+}
+
+impl Target {
+    fn parse(text: &str) -> Self {
+        let (name, passage) = match text.rsplit_once(':') {
+            Some((name, number)) if number.parse::<u64>().is_ok() => {
+                (name, number.parse().unwrap_or(1))
+            }
+            _ => (text, 1),
+        };
+        Self {
+            name: name.to_owned(),
+            passage,
+            passed: AtomicU64::new(0),
+        }
+    }
+
+    /// Counts a passage; true when it is the one to die at.
+    fn is_hit(&self, name: &str) -> bool {
+        self.name == name && self.passed.fetch_add(1, Ordering::Relaxed) + 1 == self.passage
+    }
+}
+
+/// Aborts the process if the environment asks for it at this point.
+pub fn point(name: &str) {
+    static TARGET: OnceLock<Option<Target>> = OnceLock::new();
+    let target = TARGET.get_or_init(|| {
+        std::env::var(VARIABLE)
+            .ok()
+            .map(|text| Target::parse(&text))
+    });
+    if target.as_ref().is_some_and(|target| target.is_hit(name)) {
+        std::process::abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_at_the_end_counts_passages() {
+        let target = Target::parse("train:step:3");
+        let hits: Vec<_> = (0..4).map(|_| target.is_hit("train:step")).collect();
+        assert_eq!(hits, [false, false, true, false]);
+        assert!(!target.is_hit("train"));
+    }
+
+    #[test]
+    fn a_point_without_a_number_is_hit_at_its_first_passage() {
+        let target = Target::parse("publish:after-blobs");
+        assert!(!target.is_hit("publish:before-blobs"));
+        assert!(target.is_hit("publish:after-blobs"));
+    }
+}

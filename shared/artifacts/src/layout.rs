@@ -1,0 +1,80 @@
+//! Keys under the store's prefix. The only place that spells them.
+
+use crate::{ArtifactId, Digest, Kind, RunId};
+
+/// Content of a file.
+pub(crate) fn blob(digest: &Digest) -> String {
+    let text = digest.to_string();
+    format!("v1/blobs/sha256/{}/{text}", &text[..2])
+}
+
+/// Manifests of a kind.
+pub(crate) fn artifacts(kind: Kind) -> String {
+    format!("v1/artifacts/{kind}/")
+}
+
+/// The commit object of an artifact.
+pub(crate) fn manifest(id: &ArtifactId) -> String {
+    format!("v1/artifacts/{}/{id}/manifest.json", id.kind())
+}
+
+/// Cache entries of one piece of work, numbered.
+pub(crate) fn cache(job: &str, key: &Digest) -> String {
+    format!("v1/cache/{job}/{key}/")
+}
+
+/// Names of a kind.
+pub(crate) fn names(kind: Kind) -> String {
+    format!("v1/names/{kind}/")
+}
+
+/// What one name pointed to over time, numbered.
+pub(crate) fn name(kind: Kind, name: &str) -> String {
+    format!("v1/names/{kind}/{name}/")
+}
+
+/// All runs.
+pub(crate) const RUNS: &str = "v1/runs/";
+
+/// Written twice, create-only, to see whether the store keeps conditions.
+pub(crate) const PROBE: &str = "v1/probe.json";
+
+/// Request of a run.
+pub(crate) fn run_request(run: &RunId) -> String {
+    format!("{RUNS}{run}/run.json")
+}
+
+/// Terminal result of a run.
+pub(crate) fn run_result(run: &RunId) -> String {
+    format!("{RUNS}{run}/result.json")
+}
+
+/// Checkpoint entries of a run.
+pub(crate) fn checkpoints(run: &RunId) -> String {
+    format!("{RUNS}{run}/checkpoints/")
+}
+
+/// One checkpoint entry.
+pub(crate) fn checkpoint(run: &RunId, step: u64, attempt: u32) -> String {
+    format!("{RUNS}{run}/checkpoints/{step:010}-{attempt:03}.json")
+}
+
+/// Attempts of a run.
+pub(crate) fn attempts(run: &RunId) -> String {
+    format!("{RUNS}{run}/attempts/")
+}
+
+/// The fence of an attempt.
+pub(crate) fn claim(run: &RunId, attempt: u32) -> String {
+    format!("{RUNS}{run}/attempts/{attempt:03}/claim.json")
+}
+
+/// State of an attempt, overwritten by its holder.
+pub(crate) fn status(run: &RunId, attempt: u32) -> String {
+    format!("{RUNS}{run}/attempts/{attempt:03}/status.json")
+}
+
+/// Batches of lines of an attempt; `what` is `events` or `logs`.
+pub(crate) fn lines(run: &RunId, attempt: u32, what: &str) -> String {
+    format!("{RUNS}{run}/attempts/{attempt:03}/{what}/")
+}

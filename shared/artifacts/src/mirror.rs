@@ -1,0 +1,288 @@
+//! The local mirror: contents by digest, and trees of hard links to them.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest as _, Sha256};
+
+use crate::blob::{is_right, num_parts, part_bounds};
+use crate::{ArtifactId, Digest, Error, FileEntry, Result};
+
+/// A folder that keeps fetched contents, shared by all jobs on a machine.
+///
+/// Contents lie under their digest, read-only, and appear there only when complete and verified. Several
+/// processes may use one mirror at a time.
+#[derive(Debug, Clone)]
+pub struct Mirror {
+    root: PathBuf,
+}
+
+impl Mirror {
+    /// Opens a mirror, creating its folder.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the folder cannot be created.
+    pub fn open(root: &Path) -> Result<Self> {
+        fs::create_dir_all(root).map_err(|source| Error::io(root, source))?;
+        let root = root
+            .canonicalize()
+            .map_err(|source| Error::io(root, source))?;
+        Ok(Self { root })
+    }
+
+    /// Its folder.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Where a content lies, or will lie.
+    pub(crate) fn blob(&self, digest: &Digest) -> PathBuf {
+        let text = digest.to_string();
+        self.root.join("blobs/sha256").join(&text[..2]).join(text)
+    }
+
+    /// The tree of an artifact.
+    pub(crate) fn tree(&self, id: &ArtifactId) -> PathBuf {
+        self.root.join("trees").join(id.to_string())
+    }
+
+    /// Fails when the contents that are not here would not fit on the disk.
+    pub(crate) fn check_room(&self, files: &[FileEntry]) -> Result<()> {
+        let absent = files
+            .iter()
+            .filter(|file| !self.blob(&file.sha256).exists());
+        let needed: u64 = absent.map(|file| file.size).sum();
+        let disk =
+            rustix::fs::statvfs(&self.root).map_err(|error| Error::io(&self.root, error.into()))?;
+        let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+        if needed <= free {
+            return Ok(());
+        }
+        Err(Error::NoSpace {
+            what: self.root.display().to_string(),
+            detail: format!("{needed} bytes are to be fetched and {free} are free"),
+        })
+    }
+
+    /// Whether a content is here and whole. A damaged one is removed, so that it is fetched again.
+    pub(crate) fn has(&self, entry: &FileEntry) -> Result<bool> {
+        let path = self.blob(&entry.sha256);
+        match fs::metadata(&path) {
+            Ok(found) if found.len() == entry.size && Digest::of_file(&path)? == entry.sha256 => {
+                return Ok(true);
+            }
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(Error::io(&path, error)),
+        }
+        tracing::warn!(path = %path.display(), "a mirrored file is damaged; fetching it again");
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io(&path, error)),
+            _ => Ok(false),
+        }
+    }
+
+    /// Places a content into a folder: a hard link, or a copy where the folder is on another disk.
+    pub(crate) fn place(&self, entry: &FileEntry, folder: &Path) -> Result<()> {
+        let blob = self.blob(&entry.sha256);
+        let path = folder.join(&entry.path);
+        if is_same_file(&blob, &path) {
+            return Ok(());
+        }
+        let parent = path.parent().unwrap_or(folder);
+        fs::create_dir_all(parent).map_err(|source| Error::io(parent, source))?;
+        let temporary = tempfile::Builder::new()
+            .prefix(".placing-")
+            .tempdir_in(parent)
+            .map_err(|source| Error::io(parent, source))?;
+        let new = temporary.path().join("file");
+        fs::hard_link(&blob, &new)
+            .or_else(|_| fs::copy(&blob, &new).map(|_| ()))
+            .and_then(|()| fs::rename(&new, &path))
+            .map_err(|source| Error::io(&path, source))
+    }
+}
+
+fn is_same_file(a: &Path, b: &Path) -> bool {
+    match (fs::metadata(a), fs::symlink_metadata(b)) {
+        (Ok(a), Ok(b)) => (a.dev(), a.ino()) == (b.dev(), b.ino()),
+        _ => false,
+    }
+}
+
+/// A content being fetched: `<digest>.part`, locked, hashed while it is written.
+pub(crate) struct PartialFile {
+    file: File,
+    path: PathBuf,
+    target: PathBuf,
+    sha: Sha256,
+}
+
+impl PartialFile {
+    /// Opens the partial file and waits for its lock: one process fetches a content, the others wait.
+    pub(crate) fn open(mirror: &Mirror, entry: &FileEntry) -> Result<Self> {
+        let target = mirror.blob(&entry.sha256);
+        let path = target.with_extension("part");
+        let folder = target.parent().unwrap_or(mirror.root());
+        fs::create_dir_all(folder).map_err(|source| Error::io(folder, source))?;
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .map_err(|source| Error::io(&path, source))?;
+        file.lock().map_err(|source| Error::io(&path, source))?;
+        Ok(Self {
+            file,
+            path,
+            target,
+            sha: Sha256::new(),
+        })
+    }
+
+    /// Whether the content came to lie in its place while we waited for the lock.
+    pub(crate) fn is_done(&self) -> bool {
+        self.target.exists()
+    }
+
+    /// Keeps the leading parts that an interrupted fetch left and that check out; returns their number.
+    pub(crate) fn resume(&mut self, entry: &FileEntry) -> Result<usize> {
+        let mut kept = 0;
+        let mut offset = 0;
+        while entry.parts.is_some() && kept < num_parts(entry) {
+            let (start, length) = part_bounds(entry, kept);
+            let mut bytes = Vec::with_capacity(length as usize);
+            let read = self.file.seek(SeekFrom::Start(start));
+            read.and_then(|_| (&self.file).take(length).read_to_end(&mut bytes))
+                .map_err(|source| Error::io(&self.path, source))?;
+            if !is_right(entry, kept, &bytes) {
+                break;
+            }
+            self.sha.update(&bytes);
+            kept += 1;
+            offset = start + length;
+        }
+        let io = |source| Error::io(&self.path, source);
+        self.file.set_len(offset).map_err(io)?;
+        self.file.seek(SeekFrom::Start(offset)).map_err(io)?;
+        Ok(kept)
+    }
+
+    /// Appends one part.
+    pub(crate) fn append(&mut self, bytes: &[u8]) -> Result<()> {
+        self.sha.update(bytes);
+        self.file
+            .write_all(bytes)
+            .map_err(|source| Error::io(&self.path, source))
+    }
+
+    /// Checks the digest of the whole and moves it, durable and read-only, to its place.
+    pub(crate) fn finish(self, entry: &FileEntry) -> Result<()> {
+        let io = |source| Error::io(&self.path, source);
+        if Digest(self.sha.finalize().into()) != entry.sha256 {
+            self.file.set_len(0).map_err(io)?;
+            return Err(Error::corrupt(
+                &entry.path,
+                format!("the fetched bytes do not have the SHA-256 {}", entry.sha256),
+            ));
+        }
+        self.file
+            .set_permissions(fs::Permissions::from_mode(0o444))
+            .map_err(io)?;
+        self.file.sync_all().map_err(io)?;
+        fs::rename(&self.path, &self.target).map_err(io)?;
+        let folder = self.target.parent().unwrap_or(&self.target);
+        File::open(folder)
+            .and_then(|folder| folder.sync_all())
+            .map_err(|source| Error::io(folder, source))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(bytes: &[u8]) -> FileEntry {
+        FileEntry {
+            path: "a/b.txt".to_owned(),
+            size: bytes.len() as u64,
+            sha256: Digest::of(bytes),
+            parts: None,
+        }
+    }
+
+    fn fill(mirror: &Mirror, bytes: &[u8]) -> Result<()> {
+        let entry = entry(bytes);
+        let mut part = PartialFile::open(mirror, &entry)?;
+        part.resume(&entry)?;
+        part.append(bytes)?;
+        part.finish(&entry)
+    }
+
+    #[test]
+    fn a_content_appears_only_when_its_digest_is_right() {
+        let dir = tempfile::tempdir().unwrap();
+        let mirror = Mirror::open(dir.path()).unwrap();
+        let wanted = entry(b"right");
+        let mut part = PartialFile::open(&mirror, &wanted).unwrap();
+        part.append(b"wrong").unwrap();
+        assert_eq!(part.finish(&wanted).unwrap_err().exit_class().code(), 76);
+        assert!(!mirror.has(&wanted).unwrap());
+        fill(&mirror, b"right").unwrap();
+        assert!(mirror.has(&wanted).unwrap());
+        let mode = fs::metadata(mirror.blob(&wanted.sha256))
+            .unwrap()
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o777, 0o444);
+    }
+
+    #[test]
+    fn a_damaged_content_is_dropped() {
+        let dir = tempfile::tempdir().unwrap();
+        let mirror = Mirror::open(dir.path()).unwrap();
+        fill(&mirror, b"right").unwrap();
+        let blob = mirror.blob(&Digest::of(b"right"));
+        fs::set_permissions(&blob, fs::Permissions::from_mode(0o644)).unwrap();
+        fs::write(&blob, b"wrong").unwrap();
+        assert!(!mirror.has(&entry(b"right")).unwrap());
+        assert!(!blob.exists());
+    }
+
+    #[test]
+    fn what_cannot_fit_is_refused_before_it_is_fetched() {
+        let dir = tempfile::tempdir().unwrap();
+        let mirror = Mirror::open(dir.path()).unwrap();
+        mirror.check_room(&[entry(b"small")]).unwrap();
+        let huge = FileEntry {
+            size: 1 << 60,
+            ..entry(b"x")
+        };
+        assert_eq!(
+            mirror.check_room(&[huge]).unwrap_err().exit_class().code(),
+            73
+        );
+    }
+
+    #[test]
+    fn placing_replaces_whatever_lies_there_and_links() {
+        let dir = tempfile::tempdir().unwrap();
+        let mirror = Mirror::open(&dir.path().join("mirror")).unwrap();
+        fill(&mirror, b"right").unwrap();
+        let folder = dir.path().join("out");
+        fs::create_dir_all(folder.join("a")).unwrap();
+        fs::write(folder.join("a/b.txt"), b"old").unwrap();
+        for _ in 0..2 {
+            mirror.place(&entry(b"right"), &folder).unwrap();
+            assert_eq!(fs::read(folder.join("a/b.txt")).unwrap(), b"right");
+        }
+        assert!(is_same_file(
+            &mirror.blob(&Digest::of(b"right")),
+            &folder.join("a/b.txt")
+        ));
+        assert_eq!(fs::read_dir(folder.join("a")).unwrap().count(), 1);
+    }
+}

@@ -1,0 +1,764 @@
+//! The protocol against the embedded S3 server.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use aws_sdk_s3::config::{BehaviorVersion, Region};
+use dev_store::TestServer;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use wmtp_artifacts::{
+    ArtifactId, CacheEntry, CacheLookup, CheckpointEntry, Claim, CopyScope, Credentials, Draft,
+    Error, Input, Kind, Manifest, Mirror, Outcome, Provenance, RunId, RunRequest, RunResult,
+    RunState, Status, Store, StoreOptions,
+};
+
+const BUCKET: &str = dev_store::BUCKET;
+
+/// A server with an empty store and a folder for files.
+struct World {
+    dir: TempDir,
+    server: TestServer,
+    store: Store,
+}
+
+impl World {
+    async fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let server = TestServer::start(&dir.path().join("server"));
+        let store = connect(&server, "main", |_| {}).await;
+        Self { dir, server, store }
+    }
+
+    /// A folder with files, to publish.
+    fn folder(&self, name: &str, files: &[(&str, &[u8])]) -> PathBuf {
+        let root = self.dir.path().join(name);
+        for (path, bytes) in files {
+            let path = root.join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, bytes).unwrap();
+        }
+        root
+    }
+
+    fn mirror(&self) -> Mirror {
+        Mirror::open(&self.dir.path().join("mirror")).unwrap()
+    }
+
+    async fn publish(&self, name: &str, files: &[(&str, &[u8])]) -> Manifest {
+        let draft = draft(self.folder(name, files));
+        self.store
+            .publish(&draft, &provenance(vec![]))
+            .await
+            .unwrap()
+    }
+
+    /// A plain client, to damage what the store holds.
+    fn raw(&self) -> aws_sdk_s3::Client {
+        let keys = aws_sdk_s3::config::Credentials::new(
+            self.server.access_key(),
+            self.server.secret_key(),
+            None,
+            None,
+            "test",
+        );
+        let http = aws_smithy_http_client::Builder::new().build_http();
+        let config = aws_sdk_s3::Config::builder()
+            .behavior_version(BehaviorVersion::latest())
+            .region(Region::new(self.server.region()))
+            .endpoint_url(self.server.endpoint())
+            .force_path_style(true)
+            .credentials_provider(keys)
+            .http_client(http)
+            .build();
+        aws_sdk_s3::Client::from_conf(config)
+    }
+
+    async fn overwrite(&self, key: &str, bytes: &'static [u8]) {
+        let body = bytes::Bytes::from_static(bytes).into();
+        let key = format!("main/{key}");
+        self.raw()
+            .put_object()
+            .bucket(BUCKET)
+            .key(key)
+            .body(body)
+            .send()
+            .await
+            .unwrap();
+    }
+
+    async fn delete(&self, key: &str) {
+        let key = format!("main/{key}");
+        self.raw()
+            .delete_object()
+            .bucket(BUCKET)
+            .key(key)
+            .send()
+            .await
+            .unwrap();
+    }
+
+    async fn keys(&self) -> Vec<String> {
+        let page = self
+            .raw()
+            .list_objects_v2()
+            .bucket(BUCKET)
+            .send()
+            .await
+            .unwrap();
+        page.contents()
+            .iter()
+            .filter_map(|object| object.key().map(str::to_owned))
+            .collect()
+    }
+}
+
+async fn connect(server: &TestServer, prefix: &str, edit: impl FnOnce(&mut StoreOptions)) -> Store {
+    let mut options = StoreOptions {
+        endpoint: Some(server.endpoint().to_owned()),
+        region: Some(server.region().to_owned()),
+        credentials: Some(Credentials::new(server.access_key(), server.secret_key())),
+        max_attempts: Some(2),
+        ..StoreOptions::default()
+    };
+    edit(&mut options);
+    let uri = format!("s3://{BUCKET}/{prefix}").parse().unwrap();
+    Store::connect(&uri, options).await.unwrap()
+}
+
+fn draft(root: PathBuf) -> Draft {
+    let attributes = BTreeMap::from([("rows".to_owned(), "2".to_owned())]);
+    Draft {
+        kind: Kind::ProcessedData,
+        root,
+        attributes,
+    }
+}
+
+fn provenance(inputs: Vec<Input>) -> Provenance {
+    Provenance {
+        job: "prepare-data".to_owned(),
+        run_id: "prepare-data-0123456789abcdef".parse().unwrap(),
+        attempt: 1,
+        code_version: "0.1.0".to_owned(),
+        recipe_version: 1,
+        recipe: json!({"optim": {"lr": 0.001}}),
+        options: json!({"seed": 42}),
+        inputs,
+        created_at: now(),
+    }
+}
+
+fn now() -> Timestamp {
+    "2026-11-21T02:22:02Z".parse().unwrap()
+}
+
+/// Key of a file's content.
+fn blob_key(manifest: &Manifest, path: &str) -> String {
+    let digest = manifest.file(path).unwrap().sha256.to_string();
+    format!("v1/blobs/sha256/{}/{digest}", &digest[..2])
+}
+
+fn read(folder: &Path, path: &str) -> Vec<u8> {
+    fs::read(folder.join(path)).unwrap()
+}
+
+fn code(error: &Error) -> u8 {
+    error.exit_class().code()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_published_can_be_fetched() {
+    let world = World::new().await;
+    world.store.preflight().await.unwrap();
+    world.store.preflight().await.unwrap();
+    let files: [(&str, &[u8]); 4] = [
+        ("a.json", b"{}"),
+        ("deep/b.bin", b"bytes"),
+        ("copy.bin", b"bytes"),
+        ("empty", b""),
+    ];
+    let manifest = world.publish("out", &files).await;
+    assert_eq!(world.store.manifest(&manifest.id).await.unwrap(), manifest);
+    assert_eq!(
+        world.store.artifacts(Kind::ProcessedData).await.unwrap(),
+        [manifest.id.clone()]
+    );
+    let folder = world
+        .store
+        .fetch(&manifest.id, &world.mirror())
+        .await
+        .unwrap();
+    for (path, bytes) in files {
+        assert_eq!(read(&folder, path), bytes, "{path}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_of_several_parts_survives_the_round_trip() {
+    let world = World::new().await;
+    let large: Vec<u8> = (0..(33 << 20) + 7_u32)
+        .map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8)
+        .collect();
+    let manifest = world
+        .publish("out", &[("large.bin", &large), ("small", b"x")])
+        .await;
+    assert_eq!(
+        manifest
+            .file("large.bin")
+            .unwrap()
+            .parts
+            .as_ref()
+            .unwrap()
+            .crc64nvme
+            .len(),
+        3
+    );
+    let folder = world
+        .store
+        .fetch(&manifest.id, &world.mirror())
+        .await
+        .unwrap();
+    assert!(read(&folder, "large.bin") == large);
+    let other = connect(&world.server, "other", |_| {}).await;
+    let report = world
+        .store
+        .copy_to(&manifest.id, &other, CopyScope::Artifact)
+        .await
+        .unwrap();
+    assert_eq!(
+        (report.blobs_copied, report.bytes_copied),
+        (2, manifest.size())
+    );
+    let copied = other.fetch(&manifest.id, &world.mirror()).await.unwrap();
+    assert!(read(&copied, "large.bin") == large);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn equal_content_is_one_artifact_with_its_first_maker() {
+    let world = World::new().await;
+    let first = world.publish("one", &[("a", b"same")]).await;
+    let later = Provenance {
+        job: "other".to_owned(),
+        ..provenance(vec![])
+    };
+    let folder = world.folder("two", &[("a", b"same")]);
+    let second = world.store.publish(&draft(folder), &later).await.unwrap();
+    assert_eq!(second, first);
+    assert_ne!(world.publish("three", &[("a", b"else")]).await.id, first.id);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn racing_publishers_agree() {
+    let world = World::new().await;
+    let folder = world.folder("out", &[("a", b"1"), ("b", b"2")]);
+    let tasks: Vec<_> = (0..16)
+        .map(|n| {
+            let (store, draft) = (world.store.clone(), draft(folder.clone()));
+            let mine = Provenance {
+                attempt: n,
+                ..provenance(vec![])
+            };
+            tokio::spawn(async move { store.publish(&draft, &mine).await })
+        })
+        .collect();
+    let mut manifests = Vec::new();
+    for task in tasks {
+        manifests.push(task.await.unwrap().unwrap());
+    }
+    manifests.dedup();
+    assert_eq!(manifests.len(), 1, "all see the one manifest that won");
+    assert_eq!(
+        world.store.manifest(&manifests[0].id).await.unwrap(),
+        manifests[0]
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn altered_content_is_refused_and_repaired_by_reupload() {
+    let world = World::new().await;
+    let manifest = world.publish("out", &[("a", b"right")]).await;
+    world.overwrite(&blob_key(&manifest, "a"), b"wrong").await;
+    let error = world
+        .store
+        .fetch(&manifest.id, &world.mirror())
+        .await
+        .unwrap_err();
+    assert_eq!(code(&error), 76, "{error}");
+    assert!(error.to_string().contains("SHA-256"), "{error}");
+    let forced = connect(&world.server, "main", |options| options.reupload = true).await;
+    let folder = world.folder("again", &[("a", b"right")]);
+    let again = forced
+        .publish(&draft(folder), &provenance(vec![]))
+        .await
+        .unwrap();
+    assert_eq!(again.id, manifest.id);
+    let folder = world
+        .store
+        .fetch(&manifest.id, &world.mirror())
+        .await
+        .unwrap();
+    assert_eq!(read(&folder, "a"), b"right");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_altered_manifest_is_damaged() {
+    let world = World::new().await;
+    let manifest = world.publish("out", &[("a", b"x")]).await;
+    let key = format!("v1/artifacts/processed-data/{}/manifest.json", manifest.id);
+    world.overwrite(&key, b"{\"schema\":").await;
+    assert_eq!(
+        code(&world.store.manifest(&manifest.id).await.unwrap_err()),
+        76
+    );
+    let folder = world.folder("out", &[]);
+    let error = world
+        .store
+        .publish(&draft(folder), &provenance(vec![]))
+        .await
+        .unwrap_err();
+    assert_eq!(
+        code(&error),
+        76,
+        "a damaged manifest is not taken for ours: {error}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_mirror_is_used_first_and_healed_when_damaged() {
+    let world = World::new().await;
+    let manifest = world.publish("out", &[("a", b"right")]).await;
+    let folder = world
+        .store
+        .fetch(&manifest.id, &world.mirror())
+        .await
+        .unwrap();
+    let file = folder.join("a");
+    assert_eq!(
+        fs::metadata(&file).unwrap().permissions().mode() & 0o222,
+        0,
+        "read-only"
+    );
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
+    fs::write(&file, b"wrong").unwrap();
+    let folder = world
+        .store
+        .fetch(&manifest.id, &world.mirror())
+        .await
+        .unwrap();
+    assert_eq!(read(&folder, "a"), b"right");
+    world.delete(&blob_key(&manifest, "a")).await;
+    let own = world.dir.path().join("own");
+    world
+        .store
+        .fetch_into(&manifest.id, &world.mirror(), &own)
+        .await
+        .unwrap();
+    assert_eq!(
+        read(&own, "a"),
+        b"right",
+        "what the mirror holds is not fetched"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn absent_things_are_bad_input_with_a_hint() {
+    let world = World::new().await;
+    let manifest = world.publish("out", &[("a", b"x")]).await;
+    world
+        .store
+        .set_name(Kind::ProcessedData, "micropy", &manifest.id)
+        .await
+        .unwrap();
+    let absent: ArtifactId = format!("scores-{}", "0".repeat(40)).parse().unwrap();
+    assert_eq!(code(&world.store.manifest(&absent).await.unwrap_err()), 65);
+    let error = world
+        .store
+        .resolve(Kind::ProcessedData, "mircopy")
+        .await
+        .unwrap_err();
+    assert_eq!(code(&error), 65);
+    assert!(error.hint().unwrap().contains("micropy"), "{error}");
+    let id = manifest.id.to_string();
+    assert_eq!(
+        code(&world.store.resolve(Kind::Scores, &id).await.unwrap_err()),
+        65
+    );
+    assert_eq!(
+        world.store.resolve(Kind::ProcessedData, &id).await.unwrap(),
+        manifest.id
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_follows_its_newest_generation() {
+    let world = World::new().await;
+    let kind = Kind::ProcessedData;
+    let first = world.publish("one", &[("a", b"1")]).await.id;
+    let second = world.publish("two", &[("a", b"2")]).await.id;
+    for id in [&first, &second, &second, &first] {
+        world.store.set_name(kind, "current", id).await.unwrap();
+    }
+    world.store.set_name(kind, "base", &second).await.unwrap();
+    assert_eq!(world.store.resolve(kind, "current").await.unwrap(), first);
+    let expected = [
+        ("base".to_owned(), second),
+        ("current".to_owned(), first.clone()),
+    ];
+    assert_eq!(world.store.names(kind).await.unwrap(), expected);
+    let generations = world
+        .keys()
+        .await
+        .into_iter()
+        .filter(|key| key.contains("/current/"))
+        .count();
+    assert_eq!(
+        generations, 3,
+        "a name that points there already is left alone"
+    );
+    assert!(world.store.set_name(kind, "a/b", &first).await.is_err());
+    assert!(
+        world
+            .store
+            .set_name(Kind::Scores, "x", &first)
+            .await
+            .is_err()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn racing_names_lose_no_write() {
+    let world = World::new().await;
+    let mut ids = Vec::new();
+    for n in 0_u8..8 {
+        ids.push(world.publish(&format!("out{n}"), &[("a", &[n])]).await.id);
+    }
+    let tasks: Vec<_> = ids
+        .iter()
+        .map(|id| {
+            let (store, id) = (world.store.clone(), id.clone());
+            tokio::spawn(async move { store.set_name(Kind::ProcessedData, "n", &id).await })
+        })
+        .collect();
+    for task in tasks {
+        task.await.unwrap().unwrap();
+    }
+    let keys = world.keys().await;
+    let generations = keys.iter().filter(|key| key.contains("/n/")).count();
+    assert_eq!(
+        generations, 8,
+        "each writer has its own generation: {keys:?}"
+    );
+    let winner = world
+        .store
+        .name(Kind::ProcessedData, "n")
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(ids.contains(&winner));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cache_hit_needs_all_of_its_content() {
+    let world = World::new().await;
+    let manifest = world.publish("out", &[("a", b"x"), ("b", b"y")]).await;
+    let key = manifest.provenance.cache_key().unwrap();
+    let entry = CacheEntry {
+        outputs: BTreeMap::from([("data".to_owned(), manifest.id.clone())]),
+        run_id: RunId::for_work("prepare-data", &key),
+        created_at: now(),
+    };
+    assert_eq!(
+        world.store.lookup("prepare-data", &key).await.unwrap(),
+        CacheLookup::Miss
+    );
+    world
+        .store
+        .record_cache("prepare-data", &key, &entry)
+        .await
+        .unwrap();
+    assert_eq!(
+        world.store.cached("prepare-data", &key).await.unwrap(),
+        Some(entry.clone())
+    );
+    world.delete(&blob_key(&manifest, "b")).await;
+    match world.store.lookup("prepare-data", &key).await.unwrap() {
+        CacheLookup::Damaged {
+            entry: found,
+            reason,
+        } => {
+            assert_eq!(found, Some(entry.clone()));
+            assert!(reason.contains("content of b"), "{reason}");
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(
+        world.store.cached("prepare-data", &key).await.unwrap(),
+        None
+    );
+    assert_eq!(
+        world.publish("again", &[("a", b"x"), ("b", b"y")]).await.id,
+        manifest.id
+    );
+    world
+        .store
+        .record_cache("prepare-data", &key, &entry)
+        .await
+        .unwrap();
+    assert_eq!(
+        world.store.cached("prepare-data", &key).await.unwrap(),
+        Some(entry)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lineage_is_copied_once_and_verified() {
+    let world = World::new().await;
+    let raw = world.publish("raw", &[("rows.jsonl", b"{}\n")]).await;
+    let inputs = vec![Input {
+        role: "raw".to_owned(),
+        id: raw.id.clone(),
+    }];
+    let folder = world.folder("made", &[("a", b"made"), ("rows.jsonl", b"{}\n")]);
+    let made = world
+        .store
+        .publish(&draft(folder), &provenance(inputs))
+        .await
+        .unwrap();
+    let other = connect(&world.server, "other", |_| {}).await;
+    let report = world
+        .store
+        .copy_to(&made.id, &other, CopyScope::Lineage)
+        .await
+        .unwrap();
+    assert_eq!(
+        (report.artifacts, report.blobs_copied, report.blobs_present),
+        (2, 2, 1)
+    );
+    assert_eq!(other.manifest(&made.id).await.unwrap(), made);
+    assert_eq!(other.manifest(&raw.id).await.unwrap(), raw);
+    let again = world
+        .store
+        .copy_to(&made.id, &other, CopyScope::Lineage)
+        .await
+        .unwrap();
+    assert_eq!((again.blobs_copied, again.blobs_present), (0, 3));
+    let third = connect(&world.server, "third", |_| {}).await;
+    world.overwrite(&blob_key(&made, "a"), b"MADE").await;
+    let error = world
+        .store
+        .copy_to(&made.id, &third, CopyScope::Artifact)
+        .await
+        .unwrap_err();
+    assert_eq!(code(&error), 76);
+    assert_eq!(
+        code(&third.manifest(&made.id).await.unwrap_err()),
+        65,
+        "no manifest without its content"
+    );
+}
+
+fn request(key: &str) -> RunRequest {
+    let cache_key = wmtp_artifacts::Digest::of(key.as_bytes());
+    RunRequest {
+        run_id: RunId::for_work("train-stage2", &cache_key),
+        job: "train-stage2".to_owned(),
+        cache_key,
+        inputs: vec![],
+        recipe: json!({"seed": 42, "lr": 0.5}),
+        code_version: "0.1.0".to_owned(),
+        host: "node-1".to_owned(),
+        labels: BTreeMap::new(),
+        started_at: now(),
+    }
+}
+
+fn status(state: RunState) -> Status {
+    Status {
+        state,
+        phase: "training".to_owned(),
+        last_event_seq: 0,
+        progress: None,
+        metrics: BTreeMap::from([("loss".to_owned(), Some(1.5)), ("nan".to_owned(), None)]),
+        heartbeat_at: now(),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_live_holder_keeps_its_run_and_a_silent_one_loses_it() {
+    let world = World::new().await;
+    let request = request("work");
+    let first = Claim::take(&world.store, &request).await.unwrap();
+    first.heartbeat(&status(RunState::Running)).await.unwrap();
+    let error = Claim::take(&world.store, &request).await.unwrap_err();
+    assert_eq!(code(&error), 75);
+    assert!(error.to_string().contains("attempt 1 on node-1"), "{error}");
+    first.still_mine().await.unwrap();
+    let impatient = connect(&world.server, "main", |options| {
+        options.heartbeat_ttl = Some(Duration::ZERO)
+    })
+    .await;
+    assert!(impatient.run(&request.run_id).await.unwrap().is_lost);
+    let second = Claim::take(&impatient, &request).await.unwrap();
+    assert_eq!((first.attempt(), second.attempt()), (1, 2));
+    assert_eq!(code(&first.still_mine().await.unwrap_err()), 75);
+    second
+        .heartbeat(&status(RunState::Preempted))
+        .await
+        .unwrap();
+    let third = Claim::take(&world.store, &request).await.unwrap();
+    assert_eq!(
+        third.attempt(),
+        3,
+        "a preempted attempt gives its claim up at once"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_of_many_racing_claims_wins() {
+    let world = World::new().await;
+    let tasks: Vec<_> = (0..16)
+        .map(|_| {
+            let store = world.store.clone();
+            tokio::spawn(async move { Claim::take(&store, &request("race")).await })
+        })
+        .collect();
+    let mut winners = 0;
+    for task in tasks {
+        match task.await.unwrap() {
+            Ok(_) => winners += 1,
+            Err(error) => assert_eq!(code(&error), 75, "{error}"),
+        }
+    }
+    assert_eq!(winners, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_can_be_read_as_it_was_written() {
+    let world = World::new().await;
+    let request = request("work");
+    let claim = Claim::take(&world.store, &request).await.unwrap();
+    claim.heartbeat(&status(RunState::Running)).await.unwrap();
+    let line = |n: u64| json!({"seq": n}).to_string();
+    claim.events(0, &[line(0), line(1)]).await.unwrap();
+    claim
+        .events(1, &[line(2), "no json".to_owned()])
+        .await
+        .unwrap();
+    claim
+        .events(1, &[line(2), "no json".to_owned()])
+        .await
+        .unwrap();
+    assert!(
+        claim.events(1, &[line(9)]).await.is_err(),
+        "a batch is never replaced"
+    );
+    claim.logs(0, &[line(0)]).await.unwrap();
+    let id = world.publish("state", &[("a", b"x")]).await.id;
+    claim.checkpoint(10, &id, Some(0.5)).await.unwrap();
+    claim.checkpoint(20, &id, Some(f64::NAN)).await.unwrap();
+    let entry = |step, metric| CheckpointEntry {
+        step,
+        attempt: 1,
+        id: id.clone(),
+        metric,
+    };
+    assert_eq!(
+        claim.checkpoints().await.unwrap(),
+        [entry(20, None), entry(10, Some(0.5))]
+    );
+    let result = RunResult {
+        outputs: BTreeMap::from([("checkpoint".to_owned(), id.clone())]),
+        attempt: 1,
+        finished_at: now(),
+        summary: json!({"tokens_per_sec": 12.5}),
+    };
+    assert_eq!(claim.finish(&result).await.unwrap(), Outcome::Committed);
+    let later = RunResult {
+        attempt: 2,
+        ..result.clone()
+    };
+    assert_eq!(claim.finish(&later).await.unwrap(), Outcome::TheirsEqual);
+    let other = RunResult {
+        outputs: BTreeMap::new(),
+        ..result.clone()
+    };
+    assert_eq!(
+        claim.finish(&other).await.unwrap(),
+        Outcome::TheirsDifferent
+    );
+    let view = world.store.run(&request.run_id).await.unwrap();
+    assert_eq!(world.store.runs().await.unwrap(), [request.run_id.clone()]);
+    assert_eq!(
+        (view.request, view.attempt, view.is_lost),
+        (request, 1, false)
+    );
+    assert_eq!(view.status, Some(status(RunState::Running)));
+    assert_eq!(view.result, Some(result));
+    let seqs: Vec<_> = view
+        .events
+        .iter()
+        .map(|event: &Value| event["seq"].as_u64())
+        .collect();
+    assert_eq!(seqs, [Some(0), Some(1), Some(2)]);
+    assert_eq!((view.logs.len(), view.num_bad_lines), (1, 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refused_credentials_are_unavailable_and_stay_secret() {
+    let world = World::new().await;
+    let secret = "planted-secret-value-7f3a";
+    for key_id in [world.server.access_key(), "PLANTEDKEYID0001"] {
+        let wrong = connect(&world.server, "main", |options| {
+            options.credentials = Some(Credentials::new(key_id, secret));
+        })
+        .await;
+        let error = wrong.preflight().await.unwrap_err();
+        let text = format!("{error} {error:?} {:?} {wrong:?}", error.hint());
+        assert_eq!(code(&error), 69, "{text}");
+        assert!(
+            text.contains(world.server.endpoint()) && text.contains("s3://wmtp/main"),
+            "{text}"
+        );
+        assert!(text.contains("AWS_ACCESS_KEY_ID"), "{text}");
+        assert!(!text.contains(secret) && !text.contains(key_id), "{text}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_absent_bucket_or_server_is_unavailable() {
+    let world = World::new().await;
+    let options = StoreOptions {
+        endpoint: Some(world.server.endpoint().to_owned()),
+        credentials: Some(Credentials::new(
+            world.server.access_key(),
+            world.server.secret_key(),
+        )),
+        ..StoreOptions::default()
+    };
+    let bucket = Store::connect(&"s3://nowhere/x".parse().unwrap(), options.clone())
+        .await
+        .unwrap();
+    let error = bucket.preflight().await.unwrap_err();
+    assert_eq!(code(&error), 69, "{error}");
+    assert!(error.hint().unwrap().contains("bucket"), "{error}");
+    let endpoint = Some("http://127.0.0.1:9".to_owned());
+    let gone = StoreOptions {
+        endpoint,
+        ..options
+    };
+    let gone = Store::connect(&"s3://wmtp/x".parse().unwrap(), gone)
+        .await
+        .unwrap();
+    let error = gone.reach().await.unwrap_err();
+    assert_eq!(code(&error), 69, "{error}");
+    assert!(error.to_string().contains("127.0.0.1:9"), "{error}");
+    assert!(
+        error.hint().unwrap().contains("AWS_ENDPOINT_URL_S3"),
+        "{error}"
+    );
+}
