@@ -46,6 +46,14 @@ impl Buffer {
         })
     }
 
+    /// The numbers in double precision.
+    pub fn into_f64(self) -> Vec<f64> {
+        match self {
+            Self::F32(values) => values.into_iter().map(f64::from).collect(),
+            Self::F64(values) => values,
+        }
+    }
+
     /// How many numbers there are.
     pub fn len(&self) -> usize {
         match self {
@@ -161,7 +169,7 @@ impl View for Named<'_> {
 }
 
 /// Writes tensors; the same tensors give the same bytes.
-pub fn save<'a>(
+pub(crate) fn save<'a>(
     path: &Path,
     tensors: impl IntoIterator<Item = (String, &'a [usize], &'a Buffer)>,
 ) -> Result<()> {
@@ -173,7 +181,7 @@ pub fn save<'a>(
 }
 
 /// Reads a file of f32 and f64 tensors.
-pub fn load(path: &Path) -> Result<BTreeMap<String, (Vec<usize>, Buffer)>> {
+pub(crate) fn load(path: &Path) -> Result<BTreeMap<String, (Vec<usize>, Buffer)>> {
     let bytes = read(path)?;
     let file = SafeTensors::deserialize(&bytes).map_err(|error| bad_file(path, error))?;
     let mut tensors = BTreeMap::new();

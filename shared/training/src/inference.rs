@@ -74,10 +74,7 @@ pub fn raw_values(
     by_row(file, rows, size, |rows| {
         let batch = pad_batch(file, rows);
         let values = model.values(&ids_tensor(&batch, device)?)?;
-        let values = match Buffer::of(&values)? {
-            Buffer::F32(values) => values.into_iter().map(f64::from).collect(),
-            Buffer::F64(values) => values,
-        };
+        let values = Buffer::of(&values)?.into_f64();
         let of_row = |(row, (&length, &prompt)): (usize, (&usize, &usize))| {
             let start = row * batch.width;
             values[start + prompt - 1..start + length - 1].to_vec()

@@ -302,7 +302,8 @@ impl InplaceOp1 for Fused<'_> {
         let Some((start, end)) = layout.contiguous_offsets() else {
             candle_core::bail!("adamw: the parameter is not contiguous");
         };
-        let moments = &mut **self.moments.borrow_mut();
+        let mut moments = self.moments.borrow_mut();
+        let moments = &mut **moments;
         match (
             storage,
             self.gradient,

@@ -418,8 +418,8 @@ impl Scorer for Rho1Scorer {
         for (head, state) in heads {
             let running = Running {
                 updates: state.updates,
-                mean: state.mean.parse().map_err(|error| bad(&error))?,
-                std: state.std.parse().map_err(|error| bad(&error))?,
+                mean: state.mean.parse::<f64>().map_err(|error| bad(&error))?,
+                std: state.std.parse::<f64>().map_err(|error| bad(&error))?,
             };
             self.running.insert(head, running);
         }

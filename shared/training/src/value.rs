@@ -181,7 +181,7 @@ impl<'a> ValueTrainer<'a> {
         let outputs = self.model.values(&ids_tensor(&batch, &device)?)?;
         let outputs = select_rows(&outputs.reshape((batch.rows * batch.width, 1))?, &positions)?;
         let (mut sum, mut derivatives) = (0.0, Vec::with_capacity(rewards.len()));
-        for (output, reward) in host(&outputs)?.into_iter().zip(rewards) {
+        for (output, reward) in Buffer::of(&outputs)?.into_f64().into_iter().zip(rewards) {
             let (loss, derivative) = self.settings.objective.loss(output, reward);
             sum += loss;
             derivatives.push(derivative / count as f64);
@@ -296,13 +296,6 @@ fn label(file: &TokenFile, row: usize) -> Result<f64> {
         Some(correct) => Ok(f64::from(u8::from(correct))),
         None => Err(Error::BadData(format!("row {row} has no label"))),
     }
-}
-
-fn host(tensor: &Tensor) -> Result<Vec<f64>> {
-    Ok(match Buffer::of(tensor)? {
-        Buffer::F32(values) => values.into_iter().map(f64::from).collect(),
-        Buffer::F64(values) => values,
-    })
 }
 
 /// Labelled rows with as many correct as incorrect ones of each problem, drawn by the seed.

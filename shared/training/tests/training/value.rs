@@ -1,9 +1,7 @@
 //! The value trainer on a tiny model.
 
-mod support;
-
+use crate::support::{counting, optim, store, tiny};
 use candle_core::{DType, Device};
-use support::{counting, optim, store, tiny};
 use wmtp_data_sets::TokenFile;
 use wmtp_model::{HeadKind, ParamStore, Params};
 use wmtp_training::{

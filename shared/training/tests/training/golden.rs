@@ -9,7 +9,7 @@ use wmtp_model::{Horizon, MtpModel, ParamStore, Params, Rotary};
 use wmtp_training::heads::{StepLoss, Target, accumulate};
 use wmtp_training::optimizer::{AdamW, AdamWSettings, Gradients, clip_coefficient, parameters};
 use wmtp_training::scorer::{StepRow, StepStats};
-use wmtp_training::{Buffer, Result, Scorer};
+use wmtp_training::{Result, Scorer};
 
 const ROWS: usize = 3;
 const WIDTH: usize = 12;
@@ -170,10 +170,7 @@ fn compare(dir: &Path, dtype: DType, tolerance: &Tolerance) {
             assert_eq!(gradients.first_untouched(), None);
             for (index, parameter) in parameters.iter().enumerate() {
                 let expected = numbers(&golden[&format!("grad.{}", parameter.name)]);
-                let found = match gradients.get(index) {
-                    Buffer::F32(values) => values.iter().map(|&x| f64::from(x)).collect(),
-                    Buffer::F64(values) => values.clone(),
-                };
+                let found = gradients.get(index).clone().into_f64();
                 let error = rel_l2(&found, &expected);
                 assert!(
                     error < tolerance.gradient,

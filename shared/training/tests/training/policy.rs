@@ -1,20 +1,18 @@
 //! The policy trainer on a tiny model.
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::support::{counting, settings, some_scores, store, tiny};
 use candle_core::{DType, Device, Tensor};
-use support::{counting, settings, some_scores, store, tiny};
 use wmtp_data_sets::{TokenFile, pad_batch};
 use wmtp_model::{Horizon, MtpModel, ParamStore, Params};
 use wmtp_training::heads::{HeadTargets, StepLoss, accumulate, target_counts};
 use wmtp_training::optimizer::{Gradients, Parameter, parameters};
 use wmtp_training::scorer::StepRow;
 use wmtp_training::{
-    Buffer, Error, PolicySettings, PolicyTrainer, Rho1Scorer, Rho1Settings, Rho1Weighting, Rows,
-    Scorer, StepScorer, Trainer, Update,
+    Error, PolicySettings, PolicyTrainer, Rho1Scorer, Rho1Settings, Rho1Weighting, Rows, Scorer,
+    StepScorer, Trainer, Update,
 };
 use wmtp_weighting::rho1::ExcessMode;
 use wmtp_weighting::{WeightSettings, Whitening};
@@ -83,13 +81,6 @@ fn loss_and_gradients(
     (loss, parameters, gradients)
 }
 
-fn numbers(buffer: &Buffer) -> Vec<f64> {
-    match buffer {
-        Buffer::F32(values) => values.iter().map(|&value| f64::from(value)).collect(),
-        Buffer::F64(values) => values.clone(),
-    }
-}
-
 fn trainer<'a>(
     params: &'a Params,
     store: &'a ParamStore,
@@ -129,7 +120,7 @@ fn every_trainable_tensor_gets_a_gradient_that_matches_finite_differences() {
     };
     let h = 1e-5;
     for (index, parameter) in parameters.iter().enumerate() {
-        let found = numbers(gradients.get(index));
+        let found = gradients.get(index).clone().into_f64();
         assert!(
             found.iter().any(|x| *x != 0.0),
             "{} has no gradient",
@@ -184,9 +175,12 @@ fn the_divisor_is_the_number_of_targets_of_the_whole_step() {
     let (split, parameters, split_gradients) = loss_and_gradients(&params, &store, &file, &rows, 1);
     assert!((split.weighted() - loss.weighted()).abs() < 1e-12);
     for index in 0..parameters.len() {
-        let pairs = numbers(gradients.get(index))
+        let pairs = gradients
+            .get(index)
+            .clone()
+            .into_f64()
             .into_iter()
-            .zip(numbers(split_gradients.get(index)));
+            .zip(split_gradients.get(index).clone().into_f64());
         for (one, other) in pairs {
             assert!((one - other).abs() < 1e-12, "{}", parameters[index].name);
         }

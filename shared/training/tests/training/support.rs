@@ -7,7 +7,7 @@ use wmtp_tokens::TokenizedSample;
 use wmtp_training::{AdamWSettings, OptimSettings, PolicySettings, TokenScores};
 
 /// Two trunk blocks and two heads of width 16.
-pub fn tiny(n_future_tokens: usize) -> Params {
+pub(crate) fn tiny(n_future_tokens: usize) -> Params {
     Params {
         dim: 16,
         n_layers: 2 + n_future_tokens,
@@ -22,12 +22,12 @@ pub fn tiny(n_future_tokens: usize) -> Params {
     }
 }
 
-pub fn store(params: &Params, dtype: DType) -> ParamStore {
+pub(crate) fn store(params: &Params, dtype: DType) -> ParamStore {
     ParamStore::init(params, 7, dtype, &Device::Cpu).expect("the tiny model is valid")
 }
 
 /// Prompts that name a start and a stride, responses that count by it; two labels per problem.
-pub fn counting(rows: usize) -> TokenFile {
+pub(crate) fn counting(rows: usize) -> TokenFile {
     let mut file = TokenFile::default();
     for row in 0..rows {
         let (start, stride) = (row % 5, 1 + row % 3);
@@ -45,7 +45,7 @@ pub fn counting(rows: usize) -> TokenFile {
 }
 
 /// Some advantage for every response token of the correct rows.
-pub fn some_scores(file: &TokenFile) -> TokenScores {
+pub(crate) fn some_scores(file: &TokenFile) -> TokenScores {
     let of = |row: usize| {
         let score = |index: usize| ((row * 5 + index * 3) % 7) as f32 / 3.0 - 1.0;
         (row, (0..file.row(row).response_len()).map(score).collect())
@@ -53,7 +53,7 @@ pub fn some_scores(file: &TokenFile) -> TokenScores {
     TokenScores::new(file.correct_rows().into_iter().map(of))
 }
 
-pub fn optim() -> OptimSettings {
+pub(crate) fn optim() -> OptimSettings {
     OptimSettings {
         adamw: AdamWSettings {
             beta1: 0.9,
@@ -67,7 +67,7 @@ pub fn optim() -> OptimSettings {
     }
 }
 
-pub fn settings() -> PolicySettings {
+pub(crate) fn settings() -> PolicySettings {
     PolicySettings {
         lr: 1e-2,
         optim: optim(),

@@ -1,0 +1,11 @@
+//! Training as its callers see it: both trainers on a tiny model, and the step against PyTorch.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "helpers of tests fail where the test would"
+)]
+
+mod golden;
+mod policy;
+mod support;
+mod value;
