@@ -1,5 +1,10 @@
 //! The two element types of the kernels.
 
+#![expect(
+    clippy::inline_always,
+    reason = "loops take the vector width of the function they are inlined into"
+)]
+
 use std::ops::Neg;
 
 use candle_core::WithDType;
@@ -54,7 +59,7 @@ fn exp_f32(x: f32) -> f32 {
     p = p * r + 8.333_452e-3;
     p = p * r + 4.166_579_6e-2;
     p = p * r + 1.666_666_5e-1;
-    p = p * r + 5.000_000_1e-1;
+    p = p * r + 0.5;
     let y = p * r * r + r + 1.0;
     y * f32::from_bits((shifted.to_bits() << 23).wrapping_add(0x3f80_0000))
 }

@@ -2,6 +2,15 @@
 //!
 //! Each works on one thread; the operations split rows into tasks whose bounds depend on shapes only.
 
+#![expect(
+    clippy::inline_always,
+    reason = "loops take the vector width of the function they are inlined into"
+)]
+#![expect(
+    clippy::needless_range_loop,
+    reason = "several slices of one length advance together"
+)]
+
 use crate::float::Float;
 
 /// Width of the partial sums of a reduction: fixed, so that the result does not depend on the processor.
@@ -10,7 +19,8 @@ const LANES: usize = 16;
 /// Rows of attention scores that are held at once.
 const SCORE_ROWS: usize = 64;
 
-/// Runs a loop compiled for the widest vector unit present.
+/// Runs a loop compiled for the widest vector unit present. Mark the closure `#[inline(always)]`: left as
+/// a call it keeps the baseline width.
 #[inline]
 pub(crate) fn vectorised<R>(body: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(body)
@@ -248,35 +258,41 @@ pub(crate) fn maximum<T: Float>(row: &[T]) -> T {
 pub(crate) fn rms_norm<T: Float>(x: &[T], w: &[T], eps: f64, out: &mut [T], inverse: &mut [T]) {
     let dim = w.len();
     let (eps, count) = (T::from_f64(eps), T::from_f64(dim as f64));
-    vectorised(|| {
-        for ((x, out), inverse) in x
-            .chunks_exact(dim)
-            .zip(out.chunks_exact_mut(dim))
-            .zip(inverse)
-        {
-            let r = T::one() / (dot(x, x) / count + eps).root();
-            *inverse = r;
-            for i in 0..dim {
-                out[i] = x[i] * r * w[i];
+    vectorised(
+        #[inline(always)]
+        || {
+            for ((x, out), inverse) in x
+                .chunks_exact(dim)
+                .zip(out.chunks_exact_mut(dim))
+                .zip(inverse)
+            {
+                let r = T::one() / (dot(x, x) / count + eps).root();
+                *inverse = r;
+                for i in 0..dim {
+                    out[i] = x[i] * r * w[i];
+                }
             }
-        }
-    });
+        },
+    );
 }
 
 /// Recomputes the output of [`rms_norm`] from the stored `inverse`.
 pub(crate) fn rms_norm_again<T: Float>(x: &[T], w: &[T], inverse: &[T], out: &mut [T]) {
     let dim = w.len();
-    vectorised(|| {
-        for ((x, out), r) in x
-            .chunks_exact(dim)
-            .zip(out.chunks_exact_mut(dim))
-            .zip(inverse)
-        {
-            for i in 0..dim {
-                out[i] = x[i] * *r * w[i];
+    vectorised(
+        #[inline(always)]
+        || {
+            for ((x, out), r) in x
+                .chunks_exact(dim)
+                .zip(out.chunks_exact_mut(dim))
+                .zip(inverse)
+            {
+                for i in 0..dim {
+                    out[i] = x[i] * *r * w[i];
+                }
             }
-        }
-    });
+        },
+    );
 }
 
 /// Backward of [`rms_norm`]: with h = grad·w, `dx += r·(h − x·r²·mean(h·x))` and `dw += Σ grad·x·r`.
@@ -291,38 +307,44 @@ pub(crate) fn rms_norm_back<T: Float>(
     let dim = w.len();
     let count = T::from_f64(dim as f64);
     let mut scaled = vec![T::zero(); dim];
-    vectorised(|| {
-        let rows = grad
-            .chunks_exact(dim)
-            .zip(x.chunks_exact(dim))
-            .zip(dx.chunks_exact_mut(dim));
-        for (((grad, x), dx), r) in rows.zip(inverse) {
-            for i in 0..dim {
-                scaled[i] = grad[i] * w[i];
-                dw[i] += grad[i] * x[i] * *r;
+    vectorised(
+        #[inline(always)]
+        || {
+            let rows = grad
+                .chunks_exact(dim)
+                .zip(x.chunks_exact(dim))
+                .zip(dx.chunks_exact_mut(dim));
+            for (((grad, x), dx), r) in rows.zip(inverse) {
+                for i in 0..dim {
+                    scaled[i] = grad[i] * w[i];
+                    dw[i] += grad[i] * x[i] * *r;
+                }
+                let pull = *r * *r * dot(&scaled, x) / count;
+                for i in 0..dim {
+                    dx[i] += *r * (scaled[i] - x[i] * pull);
+                }
             }
-            let pull = *r * *r * dot(&scaled, x) / count;
-            for i in 0..dim {
-                dx[i] += *r * (scaled[i] - x[i] * pull);
-            }
-        }
-    });
+        },
+    );
 }
 
 /// SwiGLU of rows `[gate | up]`: `out = gate·σ(gate)·up`.
 pub(crate) fn swiglu<T: Float>(gate_up: &[T], width: usize, out: &mut [T]) {
-    vectorised(|| {
-        for (row, out) in gate_up
-            .chunks_exact(2 * width)
-            .zip(out.chunks_exact_mut(width))
-        {
-            let (gate, up) = row.split_at(width);
-            for i in 0..width {
-                let sigma = T::one() / (T::one() + (-gate[i]).exp_fast());
-                out[i] = gate[i] * sigma * up[i];
+    vectorised(
+        #[inline(always)]
+        || {
+            for (row, out) in gate_up
+                .chunks_exact(2 * width)
+                .zip(out.chunks_exact_mut(width))
+            {
+                let (gate, up) = row.split_at(width);
+                for i in 0..width {
+                    let sigma = T::one() / (T::one() + (-gate[i]).exp_fast());
+                    out[i] = gate[i] * sigma * up[i];
+                }
             }
-        }
-    });
+        },
+    );
 }
 
 /// Backward of [`swiglu`]: writes the gradient of `[gate | up]`; `act` receives the forward output again
@@ -334,25 +356,28 @@ pub(crate) fn swiglu_back<T: Float>(
     d_gate_up: &mut [T],
     act: &mut [T],
 ) {
-    vectorised(|| {
-        let rows = gate_up
-            .chunks_exact(2 * width)
-            .zip(grad.chunks_exact(width));
-        let outs = d_gate_up
-            .chunks_exact_mut(2 * width)
-            .zip(act.chunks_exact_mut(width));
-        for ((row, grad), (d_row, act)) in rows.zip(outs) {
-            let (gate, up) = row.split_at(width);
-            let (d_gate, d_up) = d_row.split_at_mut(width);
-            for i in 0..width {
-                let sigma = T::one() / (T::one() + (-gate[i]).exp_fast());
-                let silu = gate[i] * sigma;
-                act[i] = silu * up[i];
-                d_up[i] = grad[i] * silu;
-                d_gate[i] = grad[i] * up[i] * (sigma + silu * (T::one() - sigma));
+    vectorised(
+        #[inline(always)]
+        || {
+            let rows = gate_up
+                .chunks_exact(2 * width)
+                .zip(grad.chunks_exact(width));
+            let outs = d_gate_up
+                .chunks_exact_mut(2 * width)
+                .zip(act.chunks_exact_mut(width));
+            for ((row, grad), (d_row, act)) in rows.zip(outs) {
+                let (gate, up) = row.split_at(width);
+                let (d_gate, d_up) = d_row.split_at_mut(width);
+                for i in 0..width {
+                    let sigma = T::one() / (T::one() + (-gate[i]).exp_fast());
+                    let silu = gate[i] * sigma;
+                    act[i] = silu * up[i];
+                    d_up[i] = grad[i] * silu;
+                    d_gate[i] = grad[i] * up[i] * (sigma + silu * (T::one() - sigma));
+                }
             }
-        }
-    });
+        },
+    );
 }
 
 /// Turns the interleaved pairs of the first `heads` heads of each row by the row's angles; `direction`
@@ -366,26 +391,29 @@ pub(crate) fn rotate<T: Float>(
     half: usize,
     direction: T,
 ) {
-    vectorised(|| {
-        for (position, row) in rows.chunks_exact_mut(stride).enumerate() {
-            let (cos, sin) = (
-                &cos[position * half..][..half],
-                &sin[position * half..][..half],
-            );
-            for head in row[..heads * 2 * half].chunks_exact_mut(2 * half) {
-                for (pair, (c, s)) in head
-                    .as_chunks_mut::<2>()
-                    .0
-                    .iter_mut()
-                    .zip(cos.iter().zip(sin))
-                {
-                    let [a, b] = *pair;
-                    let s = *s * direction;
-                    *pair = [a * *c - b * s, a * s + b * *c];
+    vectorised(
+        #[inline(always)]
+        || {
+            for (position, row) in rows.chunks_exact_mut(stride).enumerate() {
+                let (cos, sin) = (
+                    &cos[position * half..][..half],
+                    &sin[position * half..][..half],
+                );
+                for head in row[..heads * 2 * half].chunks_exact_mut(2 * half) {
+                    for (pair, (c, s)) in head
+                        .as_chunks_mut::<2>()
+                        .0
+                        .iter_mut()
+                        .zip(cos.iter().zip(sin))
+                    {
+                        let [a, b] = *pair;
+                        let s = *s * direction;
+                        *pair = [a * *c - b * s, a * s + b * *c];
+                    }
                 }
             }
-        }
-    });
+        },
+    );
 }
 
 /// Sizes of one attention layer.
@@ -439,19 +467,22 @@ pub(crate) fn attention<T: Float>(
             scores.resize(rows * last, T::zero());
             score_block(layout, qkv, head, first..last, scores);
             let sums = &mut log_sums[head * len + first..head * len + last];
-            vectorised(|| {
-                for (i, (row, log_sum)) in scores.chunks_exact_mut(last).zip(sums).enumerate() {
-                    let (seen, hidden) = row.split_at_mut(first + i + 1);
-                    let top = maximum(seen);
-                    let sum = exp_sum(seen, top);
-                    let share = T::one() / sum;
-                    for p in seen {
-                        *p *= share;
+            vectorised(
+                #[inline(always)]
+                || {
+                    for (i, (row, log_sum)) in scores.chunks_exact_mut(last).zip(sums).enumerate() {
+                        let (seen, hidden) = row.split_at_mut(first + i + 1);
+                        let top = maximum(seen);
+                        let sum = exp_sum(seen, top);
+                        let share = T::one() / sum;
+                        for p in seen {
+                            *p *= share;
+                        }
+                        hidden.fill(T::zero());
+                        *log_sum = top + T::from_f64(sum.to_f64().ln());
                     }
-                    hidden.fill(T::zero());
-                    *log_sum = top + T::from_f64(sum.to_f64().ln());
-                }
-            });
+                },
+            );
             matmul(
                 MatrixMut::new(&mut out[first * query + head * e..], rows, e, query),
                 Matrix::new(scores, rows, last, last),
@@ -526,22 +557,25 @@ pub(crate) fn attention_back<T: Float>(
                 Write::Replace,
             );
             let sums = &given.log_sums[head * len + first..head * len + last];
-            vectorised(|| {
-                let blocks = scores
-                    .chunks_exact_mut(last)
-                    .zip(d_scores.chunks_exact_mut(last));
-                for (i, ((p, dp), log_sum)) in blocks.zip(sums).enumerate() {
-                    let own = i * query + head * e..i * query + (head + 1) * e;
-                    let pull = dot(&grad_rows[own.clone()], &out_rows[own]);
-                    let seen = first + i + 1;
-                    for (p, dp) in p[..seen].iter_mut().zip(&mut dp[..seen]) {
-                        *p = (*p - *log_sum).exp_fast();
-                        *dp = *p * (*dp - pull) * scale;
+            vectorised(
+                #[inline(always)]
+                || {
+                    let blocks = scores
+                        .chunks_exact_mut(last)
+                        .zip(d_scores.chunks_exact_mut(last));
+                    for (i, ((p, dp), log_sum)) in blocks.zip(sums).enumerate() {
+                        let own = i * query + head * e..i * query + (head + 1) * e;
+                        let pull = dot(&grad_rows[own.clone()], &out_rows[own]);
+                        let seen = first + i + 1;
+                        for (p, dp) in p[..seen].iter_mut().zip(&mut dp[..seen]) {
+                            *p = (*p - *log_sum).exp_fast();
+                            *dp = *p * (*dp - pull) * scale;
+                        }
+                        p[seen..].fill(T::zero());
+                        dp[seen..].fill(T::zero());
                     }
-                    p[seen..].fill(T::zero());
-                    dp[seen..].fill(T::zero());
-                }
-            });
+                },
+            );
             matmul(
                 MatrixMut::new(&mut d_qkv[layout.value_offset(kv)..], last, e, packed),
                 Matrix::new(scores, rows, last, last).transposed(),

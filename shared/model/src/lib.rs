@@ -24,6 +24,8 @@ pub mod ops;
 #[cfg(test)]
 mod composed;
 
+/// Element type and place of tensors, so that jobs need not see candle themselves.
+pub use candle_core::{DType, Device};
 pub use error::{Error, Result};
 pub use model::MtpModel;
 pub use observer::{Observer, Point, Site, Unobserved};

@@ -13,8 +13,8 @@ mod subject;
 use std::path::Path;
 
 pub use compare::{Comparison, Gate};
-pub use golden::{Case, Values};
-pub use report::{Divergence, Report, StageReport, Status};
+pub use golden::{Case, Config, Values};
+pub use report::{Divergence, Element, Report, StageReport, Status, Subject, Worst};
 pub use subject::{Mutation, Precision};
 
 /// Why a comparison could not be made.

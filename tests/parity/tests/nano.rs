@@ -35,8 +35,8 @@ fn announce(text: &str) {
 }
 
 fn compare(precision: Precision, mutation: Option<Mutation>) -> Option<Report> {
-    let case = Case::load(&folder()?).unwrap();
-    Some(parity::run_mutated(&case, precision, mutation).unwrap())
+    let case = Case::load(&folder()?).expect("the golden case is whole");
+    Some(parity::run_mutated(&case, precision, mutation).expect("the subject runs"))
 }
 
 fn assert_passes(precision: Precision) {
@@ -83,7 +83,7 @@ fn first_divergence(mutation: Mutation) -> Option<(String, String, String, usize
         .iter()
         .filter(|stage| stage.status == Status::AfterDivergence)
         .count();
-    let first = report.first_divergence.unwrap();
+    let first = report.first_divergence.expect("a fault diverges somewhere");
     Some((
         first.stage.to_owned(),
         first.key.unwrap_or_default(),
@@ -218,5 +218,5 @@ fn program(args: &[&str]) -> std::process::Output {
         .args(args)
         .env_remove("WMTP_GOLDENS")
         .output()
-        .unwrap()
+        .expect("the program starts")
 }

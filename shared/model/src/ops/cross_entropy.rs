@@ -219,24 +219,27 @@ fn softmax_rows<T: Float>(
     weights: &[f64],
     per_row: &mut [f64],
 ) {
-    vectorised(|| {
-        let rows = logits
-            .chunks_exact_mut(vocab)
-            .zip(targets)
-            .zip(weights)
-            .zip(per_row);
-        for (((row, target), weight), ce) in rows {
-            let target = *target as usize;
-            let top = maximum(row);
-            let wanted = row[target];
-            let sum = exp_sum(row, top);
-            *ce = sum.to_f64().ln() + (top.to_f64() - wanted.to_f64());
-            let factor = T::from_f64(*weight);
-            let share = factor / sum;
-            for p in row.iter_mut() {
-                *p *= share;
+    vectorised(
+        #[inline(always)]
+        || {
+            let rows = logits
+                .chunks_exact_mut(vocab)
+                .zip(targets)
+                .zip(weights)
+                .zip(per_row);
+            for (((row, target), weight), ce) in rows {
+                let target = *target as usize;
+                let top = maximum(row);
+                let wanted = row[target];
+                let sum = exp_sum(row, top);
+                *ce = sum.to_f64().ln() + (top.to_f64() - wanted.to_f64());
+                let factor = T::from_f64(*weight);
+                let share = factor / sum;
+                for p in row.iter_mut() {
+                    *p *= share;
+                }
+                row[target] -= factor;
             }
-            row[target] -= factor;
-        }
-    });
+        },
+    );
 }
