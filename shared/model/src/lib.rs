@@ -26,8 +26,6 @@ mod composed;
 
 /// Element type and place of tensors, so that jobs need not see candle themselves.
 pub use candle_core::{DType, Device};
-/// Element types and devices, so that jobs need not name the tensor library.
-pub use candle_core::{DType, Device};
 pub use error::{Error, Result};
 pub use model::MtpModel;
 pub use observer::{Observer, Point, Site, Unobserved};
