@@ -17,6 +17,8 @@ const LABEL_ROOM: f64 = 9.0;
 const COLUMNS: usize = 300;
 /// Curves with fewer points are drawn as they are.
 const SMOOTHED_FROM: usize = 30;
+/// Classes of a task strip, from never to always solved.
+const CELL_CLASSES: [&str; 5] = ["cell t0", "cell t1", "cell t2", "cell t3", "cell t4"];
 /// Share of the past that a smoothed curve keeps.
 const DECAY: f64 = 0.9;
 
@@ -64,7 +66,7 @@ pub fn progress(board: &Leaderboard, description: &str) -> String {
     );
     svg.open(18, 236);
     rate_grid(&mut svg, y, top);
-    svg.stretched((100.0, 100.0), &[("best", best_so_far(&rows, &x, y))]);
+    svg.stretched((100.0, 100.0), [("best", best_so_far(&rows, &x, y))]);
     for (index, (row, estimate)) in rows.iter().enumerate() {
         let mark = marks::of(&row.algo);
         let (low, high) = (y.at(estimate.interval.low), y.at(estimate.interval.high));
@@ -203,14 +205,12 @@ pub fn strip(title: &str, rates: &[f64]) -> String {
         };
         let _ = write!(paths[level], "M{index}.1 0h.8v1h-.8z");
     }
-    const CLASSES: [&str; 5] = ["cell t0", "cell t1", "cell t2", "cell t3", "cell t4"];
-    let paths: Vec<(&str, String)> = CLASSES
+    let cells = CELL_CLASSES
         .into_iter()
         .zip(paths)
-        .filter(|(_, path)| !path.is_empty())
-        .collect();
+        .filter(|(_, path)| !path.is_empty());
     let mut svg = Svg::new(26, title, &description);
-    svg.stretched((rates.len().max(1) as f64, 1.0), &paths);
+    svg.stretched((rates.len().max(1) as f64, 1.0), cells);
     svg.finish()
 }
 
@@ -259,7 +259,7 @@ pub fn histogram(histogram: &Histogram, class: &str, description: &str) -> Strin
     );
     svg.line("one", (x.at(1.0), 0.0), (x.at(1.0), 100.0));
     svg.text("tick", (x.at(1.0), 0.0), -5, "middle", "weight 1");
-    svg.stretched((100.0, 100.0), &[(&format!("fill {class}"), bars)]);
+    svg.stretched((100.0, 100.0), [(format!("fill {class}"), bars)]);
     svg.line("axis", (0.0, 100.0), (100.0, 100.0));
     svg.close();
     svg.open(166, 28);
@@ -338,7 +338,7 @@ impl Curve<'_> {
         for tick in ticks(y.from, y.to, 3) {
             svg.line("grid", (0.0, y.at(tick)), (100.0, y.at(tick)));
         }
-        svg.stretched((100.0, 100.0), &self.paths(x, y, last));
+        svg.stretched((100.0, 100.0), self.paths(x, y, last));
         for tick in ticks(y.from, y.to, 3) {
             svg.text("tick halo", (0.0, y.at(tick)), -4, "start", &number(tick));
         }
@@ -351,7 +351,7 @@ impl Curve<'_> {
         svg.finish()
     }
 
-    fn paths(&self, x: Scale, y: Scale, last: f64) -> Vec<(&'static str, String)> {
+    fn paths(&self, x: Scale, y: Scale, last: f64) -> Vec<(String, String)> {
         let all: Vec<Point> = self.seeds.iter().flatten().copied().collect();
         let smoothed = self.seeds.iter().any(|seed| seed.len() >= SMOOTHED_FROM);
         let mut paths = Vec::new();
@@ -360,7 +360,7 @@ impl Curve<'_> {
             let upper = band.iter().map(|c| (x.at(c.step), y.at(c.high)));
             let lower = band.iter().rev().map(|c| (x.at(c.step), y.at(c.low)));
             let outline: Vec<(f64, f64)> = upper.chain(lower).collect();
-            paths.push((band_class(self.class), polyline(&outline) + "Z"));
+            paths.push((format!("band {}", self.class), polyline(&outline) + "Z"));
         }
         for seed in self.seeds.iter().filter(|seed| !seed.is_empty()) {
             let line = if smoothed {
@@ -372,38 +372,17 @@ impl Curve<'_> {
                 .iter()
                 .map(|p| (x.at(p.0), y.at(p.1)))
                 .collect();
-            paths.push((curve_class(self.class), polyline(&points)));
+            paths.push((format!("curve {}", self.class), polyline(&points)));
         }
         paths
-    }
-}
-
-fn band_class(class: &str) -> &'static str {
-    match class {
-        "a-baseline" => "band a-baseline",
-        "a-verifiable" => "band a-verifiable",
-        "a-rho1" => "band a-rho1",
-        "a-control" => "band a-control",
-        _ => "band a-base",
-    }
-}
-
-fn curve_class(class: &str) -> &'static str {
-    match class {
-        "a-baseline" => "curve a-baseline",
-        "a-verifiable" => "curve a-verifiable",
-        "a-rho1" => "curve a-rho1",
-        "a-control" => "curve a-control",
-        _ => "curve a-base",
     }
 }
 
 /// A number with as many digits as a reader needs.
 pub fn number(value: f64) -> String {
     let magnitude = value.abs();
-    let text = if magnitude == 0.0 || (magnitude.fract() == 0.0 && magnitude < 1e7) {
-        format!("{value:.0}")
-    } else if magnitude >= 100.0 {
+    let whole = magnitude.fract() == 0.0 && magnitude < 1e7;
+    let text = if whole || magnitude >= 100.0 {
         format!("{value:.0}")
     } else if magnitude >= 1.0 {
         format!("{value:.2}")

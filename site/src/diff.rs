@@ -120,8 +120,8 @@ fn words(left: &str, right: &str) -> (String, String) {
                 left.push_str(&text);
                 right.push_str(&text);
             }
-            Change::Removed => left.push_str(&format!("<del>{text}</del>")),
-            Change::Added => right.push_str(&format!("<ins>{text}</ins>")),
+            Change::Removed => left.extend(["<del>", text.as_str(), "</del>"]),
+            Change::Added => right.extend(["<ins>", text.as_str(), "</ins>"]),
         }
     }
     (

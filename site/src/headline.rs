@@ -42,6 +42,9 @@ fn finding(board: &Leaderboard) -> String {
         leader.version_id,
         percent(estimate.mean)
     );
+    if leader.is_base() {
+        return format!("No trained version solves more than the untrained model: {lead}.");
+    }
     let level: Vec<&str> = ranked[1..]
         .iter()
         .filter(|row| row.rank == Some(1))

@@ -103,27 +103,26 @@ impl SiteInput {
     /// # Errors
     /// A file that is missing or does not parse, named; a version id that cannot name a page; whatever `folder`
     /// says.
-    pub fn load<E: std::fmt::Display>(
+    pub fn load<E: From<Error>>(
         leaderboard_id: &str,
         folder: impl Fn(&str) -> Result<PathBuf, E>,
-    ) -> Result<Self, Error> {
-        let fetch = |id: &str| folder(id).map_err(|error| Error::Input(format!("{id}: {error}")));
-        let dir = fetch(leaderboard_id)?;
-        let board: Leaderboard = jsonl::read_json(&dir.join(files::JSON))?;
-        let data = fetch(&board.data)?;
+    ) -> Result<Self, E> {
+        let dir = folder(leaderboard_id)?;
+        let board: Leaderboard = json(&dir.join(files::JSON))?;
+        let data = folder(&board.data)?;
         let mut versions = Vec::new();
         let mut shown = BTreeSet::new();
         for row in &board.rows {
             if !is_plain_name(&row.version_id) || !shown.insert(row.version_id.as_str()) {
-                return Err(Error::VersionId(row.version_id.clone()));
+                return Err(Error::VersionId(row.version_id.clone()).into());
             }
-            versions.push(VersionInput::load(row, &dir, fetch)?);
+            versions.push(VersionInput::load(row, &dir, &folder)?);
         }
         let mut downloads = Vec::new();
         for name in [files::CSV, files::JSON, files::PARQUET] {
             downloads.push((name, read(&dir.join(name))?));
         }
-        let problems: Vec<Problem> = jsonl::read(&data.join(data_files::problems(board.split)))?;
+        let problems: Vec<Problem> = rows(&data.join(data_files::problems(board.split)))?;
         Ok(Self {
             leaderboard_id: leaderboard_id.to_owned(),
             problems: problems
@@ -138,24 +137,24 @@ impl SiteInput {
 }
 
 impl VersionInput {
-    fn load(
+    fn load<E: From<Error>>(
         row: &LeaderboardRow,
         leaderboard_dir: &Path,
-        fetch: impl Fn(&str) -> Result<PathBuf, Error>,
-    ) -> Result<Self, Error> {
+        folder: &impl Fn(&str) -> Result<PathBuf, E>,
+    ) -> Result<Self, E> {
         let analysis = read(&leaderboard_dir.join(files::analysis(&row.version_id)))?;
         let mut runs = Vec::new();
         for source in &row.runs {
-            let scores = fetch(&source.scores)?;
+            let scores = folder(&source.scores)?;
             let training = if row.is_base() {
                 Training::default()
             } else {
-                Training::load(&fetch(&source.checkpoint)?)?
+                Training::load(&folder(&source.checkpoint)?)?
             };
             runs.push(RunInput {
                 seed: source.seed,
-                samples: jsonl::read(&scores.join(score_files::SAMPLES))?,
-                problems: jsonl::read(&scores.join(score_files::PROBLEMS))?,
+                samples: rows(&scores.join(score_files::SAMPLES))?,
+                problems: rows(&scores.join(score_files::PROBLEMS))?,
                 training,
             });
         }
@@ -189,17 +188,21 @@ fn read(path: &Path) -> Result<Vec<u8>, Error> {
     })
 }
 
+fn json<T: DeserializeOwned>(path: &Path) -> Result<T, Error> {
+    Ok(jsonl::read_json(path)?)
+}
+
+fn rows<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>, Error> {
+    Ok(jsonl::read(path)?)
+}
+
 fn json_if_any<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Error> {
-    if path.is_file() {
-        Ok(Some(jsonl::read_json(path)?))
-    } else {
-        Ok(None)
-    }
+    path.is_file().then(|| json(path)).transpose()
 }
 
 fn rows_if_any<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>, Error> {
     if path.is_file() {
-        Ok(jsonl::read(path)?)
+        rows(path)
     } else {
         Ok(Vec::new())
     }

@@ -43,9 +43,6 @@ pub enum Error {
     /// A template failed; a defect of the generator.
     #[error("template: {0:#}")]
     Template(#[from] minijinja::Error),
-    /// An input artifact could not be had.
-    #[error("{0}")]
-    Input(String),
 }
 
 impl From<Error> for JobError {
@@ -56,7 +53,7 @@ impl From<Error> for JobError {
                 Self::no_room(error)
             }
             Error::Io { .. } | Error::Template(_) => Self::internal(error),
-            Error::VersionId(_) | Error::Input(_) => Self::bad_input(error),
+            Error::VersionId(_) => Self::bad_input(error),
         }
     }
 }
@@ -77,7 +74,7 @@ impl Tool for BuildSite {
     const EXAMPLES: &'static str =
         "build-site --store s3://wmtp/demo --leaderboard micropy --out site-out";
 
-    fn run(&self, cx: &mut ToolCx) -> Result<(), JobError> {
+    fn run(&self, cx: &mut ToolCx<'_>) -> Result<(), JobError> {
         let store = cx.store()?;
         let id = store.resolve(Kind::Leaderboard, &self.leaderboard)?;
         let folder = |reference: &str| -> Result<PathBuf, JobError> {

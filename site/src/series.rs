@@ -50,10 +50,10 @@ pub fn columns(points: &[Point], range: (f64, f64), columns: usize) -> Vec<Colum
 pub fn thinned(points: &[Point], columns: usize) -> Vec<Point> {
     let stride = points.len().div_ceil(columns.max(1)).max(1);
     let mut thin: Vec<Point> = points.iter().copied().step_by(stride).collect();
-    if let (Some(last), Some(kept)) = (points.last(), thin.last()) {
-        if last != kept {
-            thin.push(*last);
-        }
+    if let (Some(last), Some(kept)) = (points.last(), thin.last())
+        && last != kept
+    {
+        thin.push(*last);
     }
     thin
 }

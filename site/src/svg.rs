@@ -3,7 +3,7 @@
 //! The outer picture has no viewBox. Marks and text stand at percentages of nested pictures; only stretched paths
 //! sit inside a viewBox of 100 by 100. Colours are classes, so dark mode and print need no second picture.
 
-use std::fmt::Write;
+use std::fmt::{Display, Write};
 
 use crate::text::escape;
 
@@ -137,8 +137,12 @@ impl Svg {
         );
     }
 
-    /// Paths in a plane of `size`, stretched over the place; lines keep their width.
-    pub fn stretched(&mut self, size: (f64, f64), paths: &[(&str, String)]) {
+    /// Paths with their classes in a plane of `size`, stretched over the place; lines keep their width.
+    pub fn stretched<C: Display>(
+        &mut self,
+        size: (f64, f64),
+        paths: impl IntoIterator<Item = (C, String)>,
+    ) {
         let _ = write!(
             self.body,
             "<svg viewBox=\"0 0 {} {}\" preserveAspectRatio=\"none\" width=\"100%\" height=\"100%\">",

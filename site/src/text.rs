@@ -1,5 +1,7 @@
 //! Untrusted text made inert: escaping, control characters, Markdown.
 
+use std::fmt::Write;
+
 use pulldown_cmark::{Event, HeadingLevel, Options, Parser, Tag, TagEnd, html};
 
 /// Escapes text for element content and double-quoted attributes.
@@ -37,7 +39,7 @@ pub fn visible(text: &str) -> String {
             '\n' | '\t' => shown.push(character),
             '\r' if characters.peek() == Some(&'\n') => {}
             _ if is_hidden(character) => {
-                shown.push_str(&format!("\u{27e8}U+{:04X}\u{27e9}", u32::from(character)));
+                let _ = write!(shown, "\u{27e8}U+{:04X}\u{27e9}", u32::from(character));
             }
             _ => shown.push(character),
         }

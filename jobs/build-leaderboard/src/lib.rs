@@ -50,7 +50,7 @@ build-leaderboard --store s3://wmtp/demo --scores base,v001-s42,v002-s42 --name 
 build-leaderboard --store s3://wmtp/demo --scores base --scores v001-s42 --report-dir report --name micropy";
     const VERSION: u32 = 1;
 
-    fn plan(&self, cx: &mut PlanCx) -> Result<Plan<Work>, JobError> {
+    fn plan(&self, cx: &mut PlanCx<'_>) -> Result<Plan<Work>, JobError> {
         let mut ids = BTreeSet::new();
         for reference in &self.scores {
             ids.insert(cx.store()?.resolve(Kind::Scores, reference)?);
@@ -87,7 +87,7 @@ build-leaderboard --store s3://wmtp/demo --scores base --scores v001-s42 --repor
     fn deliver(
         &self,
         outputs: &BTreeMap<String, ArtifactId>,
-        cx: &mut ToolCx,
+        cx: &mut ToolCx<'_>,
     ) -> Result<(), JobError> {
         let (Some(report_dir), Some(id)) = (&self.report_dir, outputs.get("leaderboard")) else {
             return Ok(());

@@ -1,13 +1,11 @@
 //! The leaderboard page.
 
-use std::collections::BTreeMap;
-
 use minijinja::context;
 use minijinja::value::Value;
 use wmtp_stats::leaderboard::{LeaderboardRow, Verdict};
 use wmtp_stats::wording::{count, percent, signed, signed_range};
 
-use super::{file_size, markup, moment};
+use super::{file_size, markup, moment, sections};
 use crate::input::SiteInput;
 use crate::{charts, headline, marks, text};
 
@@ -98,36 +96,15 @@ fn legend(input: &SiteInput) -> Vec<Value> {
         .collect()
 }
 
-/// Pass rate of every task, easy ones first, one strip per version.
+/// Task strips of every version, in the order in which they came to be.
 fn strips(input: &SiteInput) -> Vec<Value> {
-    let order = tasks_from_easy_to_hard(input);
-    charts::lineage(&input.board)
-        .into_iter()
-        .filter_map(|row| input.versions.iter().find(|version| version.row.version_id == row.version_id))
-        .map(|version| {
-            let rates = super::sections::task_rates(version);
-            let cells: Vec<f64> = order.iter().map(|task| rates.get(task).copied().unwrap_or(0.0)).collect();
-            let id = &version.row.version_id;
-            context! {
-                id => id.as_str(),
-                mark => markup(marks::of(&version.row.algo).inline()),
-                strip => markup(charts::strip(&format!("Tasks of {id}, from easy to hard"), &cells)),
-            }
-        })
-        .collect()
-}
-
-/// Task ids by mean pass rate over all versions, highest first.
-pub(super) fn tasks_from_easy_to_hard(input: &SiteInput) -> Vec<String> {
-    let mut totals: BTreeMap<String, f64> = BTreeMap::new();
-    for version in &input.versions {
-        for (task, rate) in super::sections::task_rates(version) {
-            *totals.entry(task).or_insert(0.0) += rate;
-        }
-    }
-    let mut order: Vec<(String, f64)> = totals.into_iter().collect();
-    order.sort_by(|a, b| b.1.total_cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
-    order.into_iter().map(|(task, _)| task).collect()
+    let versions = charts::lineage(&input.board).into_iter().filter_map(|row| {
+        input
+            .versions
+            .iter()
+            .find(|version| version.row.version_id == row.version_id)
+    });
+    sections::strips(input, versions)
 }
 
 fn downloads(input: &SiteInput) -> Vec<Value> {

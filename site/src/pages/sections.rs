@@ -10,7 +10,7 @@ use wmtp_records::{ErrorClass, GradedSample, HeadLoss};
 use wmtp_stats::wording::{count, percent, signed};
 
 use super::markup;
-use crate::charts::{Curve, histogram, number, value_range};
+use crate::charts::{Curve, histogram, number, strip, value_range};
 use crate::input::{Histogram, SiteInput, TokenWeightRow, VersionInput};
 use crate::series::Point;
 use crate::{diff, marks, text};
@@ -23,8 +23,45 @@ const WEIGHTED_PROGRAMS_SHOWN: usize = 4;
 /// Bounds of the five classes of token weights.
 const WEIGHT_CLASSES: [f64; 4] = [0.5, 0.8, 1.25, 2.0];
 
+/// Pass rate of every task, easy ones first, one strip per version.
+pub(super) fn strips<'a>(
+    input: &SiteInput,
+    versions: impl Iterator<Item = &'a VersionInput>,
+) -> Vec<Value> {
+    let order = tasks_from_easy_to_hard(input);
+    versions
+        .map(|version| {
+            let rates = task_rates(version);
+            let cells: Vec<f64> = order
+                .iter()
+                .map(|task| rates.get(task).copied().unwrap_or(0.0))
+                .collect();
+            let id = &version.row.version_id;
+            let title = format!("Tasks of {id}, from easy to hard");
+            context! {
+                id => id.as_str(),
+                mark => markup(marks::of(&version.row.algo).inline()),
+                strip => markup(strip(&title, &cells)),
+            }
+        })
+        .collect()
+}
+
+/// Task ids by mean pass rate over all versions, highest first.
+fn tasks_from_easy_to_hard(input: &SiteInput) -> Vec<String> {
+    let mut totals: BTreeMap<String, f64> = BTreeMap::new();
+    for version in &input.versions {
+        for (task, rate) in task_rates(version) {
+            *totals.entry(task).or_insert(0.0) += rate;
+        }
+    }
+    let mut order: Vec<(String, f64)> = totals.into_iter().collect();
+    order.sort_by(|a, b| b.1.total_cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
+    order.into_iter().map(|(task, _)| task).collect()
+}
+
 /// Mean pass rate per task over seeds.
-pub(super) fn task_rates(version: &VersionInput) -> BTreeMap<String, f64> {
+fn task_rates(version: &VersionInput) -> BTreeMap<String, f64> {
     let mut rates = BTreeMap::new();
     let seeds = version.runs.len().max(1) as f64;
     for task in version.runs.iter().flat_map(|run| &run.problems) {

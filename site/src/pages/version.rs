@@ -5,7 +5,7 @@ use minijinja::value::Value;
 use wmtp_stats::leaderboard::Comparison;
 use wmtp_stats::wording::{points, signed_range};
 
-use super::index::{tasks_from_easy_to_hard, verdict_class, verdict_sign};
+use super::index::{verdict_class, verdict_sign};
 use super::sections;
 use super::{markup, moment};
 use crate::input::{SiteInput, VersionInput};
@@ -48,7 +48,7 @@ pub(super) fn context(input: &SiteInput, version: &VersionInput) -> Value {
         comparisons => comparisons(version),
         recipe => sections::recipe_diff(version, parent),
         analysis => markup(text::markdown(&version.analysis)),
-        strips => strips(input, version, parent),
+        strips => sections::strips(input, [Some(version), parent].into_iter().flatten()),
         num_tasks => input.board.num_tasks,
         samples => sections::samples(input, version),
         num_samples => row.num_samples,
@@ -102,22 +102,4 @@ fn compared(comparison: &Comparison, role: &str) -> Value {
         reason => comparison.reason.as_str(),
         greedy => greedy,
     }
-}
-
-fn strips(input: &SiteInput, version: &VersionInput, parent: Option<&VersionInput>) -> Vec<Value> {
-    let order = tasks_from_easy_to_hard(input);
-    [Some(version), parent]
-        .into_iter()
-        .flatten()
-        .map(|shown| {
-            let rates = sections::task_rates(shown);
-            let cells: Vec<f64> = order.iter().map(|task| rates.get(task).copied().unwrap_or(0.0)).collect();
-            let id = &shown.row.version_id;
-            context! {
-                id => id.as_str(),
-                mark => markup(marks::of(&shown.row.algo).inline()),
-                strip => markup(charts::strip(&format!("Tasks of {id}, from easy to hard"), &cells)),
-            }
-        })
-        .collect()
 }

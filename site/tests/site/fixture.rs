@@ -109,7 +109,7 @@ impl World {
     /// Writes every artifact below `root` and loads what a site needs.
     pub fn input(&self, root: &Path) -> SiteInput {
         self.write(root);
-        let folder = |id: &str| -> Result<PathBuf, std::io::Error> { Ok(root.join(id)) };
+        let folder = |id: &str| -> Result<PathBuf, build_site::Error> { Ok(root.join(id)) };
         SiteInput::load("leaderboard-1", folder).unwrap()
     }
 

@@ -286,7 +286,7 @@ fn a_version_id_that_is_a_path_makes_no_page() {
     wmtp_records::jsonl::write_json(&root.path().join("leaderboard-1").join(files::JSON), &board)
         .unwrap();
     let folder =
-        |id: &str| -> Result<std::path::PathBuf, std::io::Error> { Ok(root.path().join(id)) };
+        |id: &str| -> Result<std::path::PathBuf, build_site::Error> { Ok(root.path().join(id)) };
     let error = SiteInput::load("leaderboard-1", folder).unwrap_err();
     assert!(error.to_string().contains("plain name"), "{error}");
 }

@@ -116,10 +116,12 @@ impl<'a> Comparer<'a> {
             ));
         }
         let weighted = matches!(this.algo.as_str(), "verifiable" | "rho1");
-        if direction == Verdict::Better && weighted && !is_control(other) {
-            if let Some(reason) = self.lost_to_controls(this) {
-                return no(reason);
-            }
+        if direction == Verdict::Better
+            && weighted
+            && !is_control(other)
+            && let Some(reason) = self.lost_to_controls(this)
+        {
+            return no(reason);
         }
         (direction, "the interval excludes 0".to_owned())
     }

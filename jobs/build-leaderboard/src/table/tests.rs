@@ -256,7 +256,7 @@ fn runs_that_differ_in_what_all_share_are_refused() {
             matches!(&error, Error::NotShared { what: found, .. } if *found == what),
             "{error}"
         );
-        assert_eq!(JobError::from(error).exit() as u8, 77);
+        assert_eq!(JobError::from(error).exit().code(), 77);
     }
 }
 
@@ -276,7 +276,7 @@ fn contradictions_are_bad_input() {
         spoil(&mut runs[1]);
         let error = build(&runs).unwrap_err();
         let text = error.to_string();
-        assert_eq!(JobError::from(error).exit() as u8, 65, "{text}");
+        assert_eq!(JobError::from(error).exit().code(), 65, "{text}");
         text
     };
     assert!(spoiled(|run| run.score.metrics[0].value += 0.1).contains("its tasks give"));
