@@ -168,7 +168,7 @@ impl Expected {
         if let Some(missing) = self
             .trailers
             .iter()
-            .find(|algorithm| !trailers.contains_key(algorithm))
+            .find(|algorithm| !trailers.contains_key(*algorithm))
         {
             return Err(Error::Body(format!(
                 "the trailer {} was announced and did not come",

@@ -70,8 +70,8 @@ pub enum Error {
         /// The value computed from the bytes.
         computed: String,
     },
-    /// The request body ended early or broke its framing.
-    #[error("the request body is incomplete: {0}")]
+    /// The request body ended early, broke its framing or differs from its signed digest.
+    #[error("the request body broke off or was altered: {0}")]
     Body(String),
     /// A part named at completion is missing or differs.
     #[error("part {number}: {reason}")]

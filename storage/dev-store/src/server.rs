@@ -224,7 +224,10 @@ impl TestServer {
             .build();
         let runtime = runtime.expect("threads for the test server");
         let thread = thread::spawn(move || {
-            let stopped = async { drop(stopped.await) };
+            let stopped = async {
+                // Both an order to stop and a dropped sender mean the same.
+                let _ = stopped.await;
+            };
             if let Err(error) = runtime.block_on(server.run(stopped)) {
                 tracing::error!(%error, "test server failed");
             }

@@ -2,121 +2,44 @@
 //!
 //! What is not here (versioning, tagging, lifecycle, ACL, the old listing) is answered 501 by `s3s`.
 
-use std::ops::Range;
-use std::sync::Arc;
-use std::time::SystemTime;
+#[macro_use]
+mod fields;
+mod convert;
+mod reads;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use std::sync::Arc;
+
 use futures::StreamExt as _;
-use hyper::HeaderMap;
 use s3s::dto::{
     AbortMultipartUploadInput, AbortMultipartUploadOutput, Bucket as BucketEntry,
-    ChecksumAlgorithm, ChecksumType, CommonPrefix, CompleteMultipartUploadInput,
-    CompleteMultipartUploadOutput, CopyObjectInput, CopyObjectOutput, CopyObjectResult, CopySource,
-    CreateBucketInput, CreateBucketOutput, CreateMultipartUploadInput, CreateMultipartUploadOutput,
-    DeleteObjectInput, DeleteObjectOutput, DeleteObjectsInput, DeleteObjectsOutput, DeletedObject,
-    ETag, ETagCondition, EncodingType, Error as ErrorEntry, GetObjectInput, GetObjectOutput,
-    HeadBucketInput, HeadBucketOutput, HeadObjectInput, HeadObjectOutput, ListBucketsInput,
-    ListBucketsOutput, ListMultipartUploadsInput, ListMultipartUploadsOutput, ListObjectsV2Input,
-    ListObjectsV2Output, ListPartsInput, ListPartsOutput, Metadata, MetadataDirective,
-    MultipartUpload, Object as ObjectEntry, Part as PartEntry, PutObjectInput, PutObjectOutput,
-    Range as RangeHeader, StreamingBlob, Timestamp, UploadPartInput, UploadPartOutput,
+    ChecksumAlgorithm, CommonPrefix, CompleteMultipartUploadInput, CompleteMultipartUploadOutput,
+    CopyObjectInput, CopyObjectOutput, CopyObjectResult, CopySource, CreateBucketInput,
+    CreateBucketOutput, CreateMultipartUploadInput, CreateMultipartUploadOutput, DeleteObjectInput,
+    DeleteObjectOutput, DeleteObjectsInput, DeleteObjectsOutput, DeletedObject, ETag,
+    ETagCondition, GetObjectInput, GetObjectOutput, HeadBucketInput, HeadBucketOutput,
+    HeadObjectInput, HeadObjectOutput, ListBucketsInput, ListBucketsOutput,
+    ListMultipartUploadsInput, ListMultipartUploadsOutput, ListObjectsV2Input, ListObjectsV2Output,
+    ListPartsInput, ListPartsOutput, Metadata, MetadataDirective, MultipartUpload,
+    Part as PartEntry, PutObjectInput, PutObjectOutput, StreamingBlob, Timestamp, UploadPartInput,
+    UploadPartOutput,
 };
-use s3s::{S3, S3Error, S3ErrorCode, S3Request, S3Response, S3Result, TrailingHeaders, s3_error};
+use s3s::{S3, S3Request, S3Response, S3Result, TrailingHeaders, s3_error};
 
+use self::convert::{
+    KeyEncoding, announced_trailers, checksum_type, decode_token, encode_token, error_entry,
+    is_composite, object_entry, page_limit, stored_encoding, timestamp, trailing_sums,
+    unknown_algorithm,
+};
+use self::reads::{ReadConditions, Selection};
 use crate::REGION;
 use crate::backend::listing::{Query, Start};
 use crate::backend::multipart::{MAX_PART_NUMBER, NamedPart};
 use crate::backend::record::{Headers, ObjectRecord, SegmentEntry, UploadRecord, new_etag};
 use crate::backend::segment::{self, Received, blocking};
-use crate::backend::{Backend, Condition, Object, etag_matches};
+use crate::backend::{Backend, Condition, Object};
 use crate::checksums::{Algorithm, Checksums, Expected, Sums};
 use crate::disk::random_name;
 use crate::error::Error;
-
-/// Entries per page of any listing, as in S3.
-const PAGE_LIMIT: i32 = 1000;
-
-/// The type of an object whose client named none.
-const DEFAULT_TYPE: &str = "binary/octet-stream";
-
-/// The checksum values that a request carries in its five fields.
-macro_rules! sent_sums {
-    ($input:expr) => {{
-        let values = [
-            (Algorithm::Crc32, $input.checksum_crc32.clone()),
-            (Algorithm::Crc32c, $input.checksum_crc32c.clone()),
-            (Algorithm::Crc64nvme, $input.checksum_crc64nvme.clone()),
-            (Algorithm::Sha1, $input.checksum_sha1.clone()),
-            (Algorithm::Sha256, $input.checksum_sha256.clone()),
-        ];
-        values
-            .into_iter()
-            .filter_map(|(algorithm, value)| Some((algorithm, value?)))
-            .collect::<Sums>()
-    }};
-}
-
-/// Fills the five checksum fields of a response.
-macro_rules! set_sums {
-    ($output:expr, $sums:expr) => {{
-        let sums: &Sums = $sums;
-        $output.checksum_crc32 = sums.get(&Algorithm::Crc32).cloned();
-        $output.checksum_crc32c = sums.get(&Algorithm::Crc32c).cloned();
-        $output.checksum_crc64nvme = sums.get(&Algorithm::Crc64nvme).cloned();
-        $output.checksum_sha1 = sums.get(&Algorithm::Sha1).cloned();
-        $output.checksum_sha256 = sums.get(&Algorithm::Sha256).cloned();
-    }};
-}
-
-/// The headers that a request attaches to an object.
-macro_rules! attached_headers {
-    ($input:expr) => {
-        Headers {
-            content_type: $input.content_type.clone(),
-            content_encoding: $input.content_encoding.as_deref().and_then(stored_encoding),
-            content_disposition: $input.content_disposition.clone(),
-            content_language: $input.content_language.clone(),
-            cache_control: $input.cache_control.clone(),
-            metadata: $input
-                .metadata
-                .clone()
-                .unwrap_or_default()
-                .into_iter()
-                .collect(),
-        }
-    };
-}
-
-/// Fills what GET and HEAD have in common.
-macro_rules! describe {
-    ($output:expr, $object:expr, $selection:expr, $with_sums:expr) => {{
-        let (record, selection): (&ObjectRecord, &Selection) = (&$object.record, $selection);
-        let headers = &record.headers;
-        $output.accept_ranges = Some("bytes".to_owned());
-        $output.content_length = Some((selection.bytes.end - selection.bytes.start) as i64);
-        $output.content_range = selection.content_range(record.size);
-        $output.parts_count = selection.of_part.then_some(record.segments.len() as i32);
-        $output.e_tag = Some(ETag::Strong(record.etag.clone()));
-        $output.last_modified = Some(timestamp(record.modified));
-        $output.content_type = Some(
-            headers
-                .content_type
-                .clone()
-                .unwrap_or_else(|| DEFAULT_TYPE.to_owned()),
-        );
-        $output.content_encoding = headers.content_encoding.clone();
-        $output.content_disposition = headers.content_disposition.clone();
-        $output.content_language = headers.content_language.clone();
-        $output.cache_control = headers.cache_control.clone();
-        $output.metadata = Some(headers.metadata.clone().into_iter().collect::<Metadata>());
-        if $with_sums && !selection.partial {
-            set_sums!($output, &record.checksums.sums);
-            $output.checksum_type = Some(checksum_type(record.checksums.composite));
-        }
-    }};
-}
 
 /// The S3 face of a backend.
 #[derive(Clone, Debug)]
@@ -442,7 +365,7 @@ impl S3 for Service {
         let contents: Vec<ObjectEntry> = page
             .objects
             .iter()
-            .map(|object| entry(&object.record, encode))
+            .map(|object| object_entry(&object.record, encode))
             .collect();
         let prefixes: Vec<CommonPrefix> = page
             .prefixes
@@ -712,348 +635,4 @@ impl S3 for Service {
 
 fn respond<T>(output: T) -> S3Result<S3Response<T>> {
     Ok(S3Response::new(output))
-}
-
-/// The part of an object that a read asks for.
-struct Selection {
-    bytes: Range<u64>,
-    /// Less than the whole was asked for, by range or by part.
-    partial: bool,
-    of_part: bool,
-}
-
-impl Selection {
-    fn of(record: &ObjectRecord, range: Option<RangeHeader>, part: Option<i32>) -> S3Result<Self> {
-        match (range, part) {
-            (None, None) => Ok(Self {
-                bytes: 0..record.size,
-                partial: false,
-                of_part: false,
-            }),
-            (Some(range), None) => {
-                let bytes = range
-                    .check(record.size)
-                    .map_err(|_| S3Error::new(S3ErrorCode::InvalidRange))?;
-                Ok(Self {
-                    bytes,
-                    partial: true,
-                    of_part: false,
-                })
-            }
-            (None, Some(number)) => {
-                let index = usize::try_from(number)
-                    .ok()
-                    .and_then(|number| number.checked_sub(1));
-                let entry = index
-                    .and_then(|index| record.segments.get(index))
-                    .zip(index);
-                let (entry, index) = entry
-                    .ok_or_else(|| s3_error!(InvalidRange, "the object has no part {number}"))?;
-                let begin: u64 = record.segments[..index]
-                    .iter()
-                    .map(|entry| entry.size)
-                    .sum();
-                Ok(Self {
-                    bytes: begin..begin + entry.size,
-                    partial: true,
-                    of_part: true,
-                })
-            }
-            (Some(_), Some(_)) => Err(s3_error!(
-                InvalidRequest,
-                "a range and a part number exclude each other"
-            )),
-        }
-    }
-
-    fn content_range(&self, size: u64) -> Option<String> {
-        let wanted = self.partial && !self.bytes.is_empty();
-        wanted.then(|| format!("bytes {}-{}/{size}", self.bytes.start, self.bytes.end - 1))
-    }
-}
-
-/// The conditions of a read.
-struct ReadConditions {
-    if_match: Option<ETagCondition>,
-    if_none_match: Option<ETagCondition>,
-    if_modified_since: Option<Timestamp>,
-    if_unmodified_since: Option<Timestamp>,
-}
-
-impl ReadConditions {
-    /// An ETag condition, where there is one, decides over the matching time condition (RFC 9110, 13.2.2).
-    fn check(&self, record: &ObjectRecord) -> S3Result<()> {
-        let modified = whole_seconds(record.modified);
-        let unwanted = match (&self.if_match, &self.if_unmodified_since) {
-            (Some(wanted), _) => !etag_matches(wanted, &record.etag),
-            (None, Some(time)) => modified > *time,
-            (None, None) => false,
-        };
-        if unwanted {
-            return Err(Error::PreconditionFailed("If-Match or If-Unmodified-Since").into());
-        }
-        let known = match (&self.if_none_match, &self.if_modified_since) {
-            (Some(known), _) => etag_matches(known, &record.etag),
-            (None, Some(time)) => modified <= *time,
-            (None, None) => false,
-        };
-        if known {
-            Err(S3Error::new(S3ErrorCode::NotModified))
-        } else {
-            Ok(())
-        }
-    }
-}
-
-/// How keys are written into a listing: plain, or percent-encoded for clients that ask, since XML cannot hold all of them.
-#[derive(Clone, Copy)]
-enum KeyEncoding {
-    Plain,
-    Url,
-}
-
-impl KeyEncoding {
-    fn of(asked: Option<&EncodingType>) -> Self {
-        if asked.is_some_and(|asked| asked.as_str() == EncodingType::URL) {
-            Self::Url
-        } else {
-            Self::Plain
-        }
-    }
-
-    fn apply(self, key: &str) -> String {
-        match self {
-            Self::Plain => key.to_owned(),
-            Self::Url => key.bytes().fold(String::new(), |mut text, byte| {
-                match byte {
-                    b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' | b'/' => {
-                        text.push(byte.into())
-                    }
-                    _ => text.push_str(&format!("%{byte:02X}")),
-                }
-                text
-            }),
-        }
-    }
-}
-
-fn entry(record: &ObjectRecord, encode: KeyEncoding) -> ObjectEntry {
-    let algorithms = record
-        .checksums
-        .sums
-        .keys()
-        .map(|each| ChecksumAlgorithm::from_static(each.name()));
-    ObjectEntry {
-        key: Some(encode.apply(&record.key)),
-        size: Some(record.size as i64),
-        e_tag: Some(ETag::Strong(record.etag.clone())),
-        last_modified: Some(timestamp(record.modified)),
-        checksum_algorithm: Some(algorithms.collect()),
-        checksum_type: Some(checksum_type(record.checksums.composite)),
-        ..ObjectEntry::default()
-    }
-}
-
-fn error_entry(key: String, error: Error) -> ErrorEntry {
-    let error = S3Error::from(error);
-    ErrorEntry {
-        key: Some(key),
-        code: Some(error.code().as_str().to_owned()),
-        message: error.message().map(str::to_owned),
-        ..ErrorEntry::default()
-    }
-}
-
-fn page_limit(asked: Option<i32>) -> S3Result<i32> {
-    match asked.unwrap_or(PAGE_LIMIT) {
-        negative if negative < 0 => Err(s3_error!(
-            InvalidArgument,
-            "a page cannot have {negative} entries"
-        )),
-        limit => Ok(limit.min(PAGE_LIMIT)),
-    }
-}
-
-fn encode_token(start: &Start) -> String {
-    let text = match start {
-        Start::Beginning => String::new(),
-        Start::AfterKey(key) => format!("k{key}"),
-        Start::AfterPrefix(prefix) => format!("p{prefix}"),
-    };
-    URL_SAFE_NO_PAD.encode(text)
-}
-
-fn decode_token(token: &str) -> S3Result<Start> {
-    let bytes = URL_SAFE_NO_PAD.decode(token).ok();
-    let text = bytes
-        .and_then(|bytes| String::from_utf8(bytes).ok())
-        .unwrap_or_default();
-    match (text.strip_prefix('k'), text.strip_prefix('p')) {
-        (Some(key), _) => Ok(Start::AfterKey(key.to_owned())),
-        (_, Some(prefix)) => Ok(Start::AfterPrefix(prefix.to_owned())),
-        _ => Err(s3_error!(
-            InvalidArgument,
-            "the continuation token is not one of ours"
-        )),
-    }
-}
-
-/// `aws-chunked` describes the transfer, not the object.
-fn stored_encoding(sent: &str) -> Option<String> {
-    let kept: Vec<&str> = sent
-        .split(',')
-        .map(str::trim)
-        .filter(|name| !matches!(*name, "" | "aws-chunked"))
-        .collect();
-    (!kept.is_empty()).then(|| kept.join(", "))
-}
-
-fn announced_trailers(headers: &HeaderMap) -> Vec<Algorithm> {
-    let announced = headers
-        .get("x-amz-trailer")
-        .and_then(|value| value.to_str().ok())
-        .unwrap_or_default();
-    let names: Vec<String> = announced
-        .split(',')
-        .map(|name| name.trim().to_ascii_lowercase())
-        .collect();
-    Algorithm::ALL
-        .into_iter()
-        .filter(|algorithm| names.iter().any(|name| name == algorithm.header()))
-        .collect()
-}
-
-fn trailing_sums(trailers: &HeaderMap) -> Sums {
-    let value = |algorithm: Algorithm| {
-        trailers
-            .get(algorithm.header())?
-            .to_str()
-            .ok()
-            .map(|text| text.trim().to_owned())
-    };
-    Algorithm::ALL
-        .into_iter()
-        .filter_map(|algorithm| Some((algorithm, value(algorithm)?)))
-        .collect()
-}
-
-/// The kind of checksum a multipart object gets: what the client asks for, else what S3 defaults to.
-fn is_composite(algorithm: Option<Algorithm>, asked: Option<&ChecksumType>) -> bool {
-    match (algorithm, asked) {
-        (None | Some(Algorithm::Crc64nvme), _) => false,
-        (Some(_), Some(kind)) => kind.as_str() == ChecksumType::COMPOSITE,
-        (Some(_), None) => true,
-    }
-}
-
-fn checksum_type(composite: bool) -> ChecksumType {
-    ChecksumType::from_static(if composite {
-        ChecksumType::COMPOSITE
-    } else {
-        ChecksumType::FULL_OBJECT
-    })
-}
-
-fn unknown_algorithm(name: &ChecksumAlgorithm) -> S3Error {
-    s3_error!(
-        InvalidArgument,
-        "unknown checksum algorithm {}",
-        name.as_str()
-    )
-}
-
-fn timestamp(time: jiff::Timestamp) -> Timestamp {
-    Timestamp::from(SystemTime::from(time))
-}
-
-/// HTTP dates have whole seconds, so conditions compare those.
-fn whole_seconds(time: jiff::Timestamp) -> Timestamp {
-    timestamp(jiff::Timestamp::from_second(time.as_second()).unwrap_or(time))
-}
-
-impl From<Error> for S3Error {
-    fn from(error: Error) -> Self {
-        let code = match &error {
-            Error::NoSpace { .. } => S3ErrorCode::ServiceUnavailable,
-            Error::NoSuchBucket(_) => S3ErrorCode::NoSuchBucket,
-            Error::BucketExists(_) => S3ErrorCode::BucketAlreadyOwnedByYou,
-            Error::NoSuchKey(_) => S3ErrorCode::NoSuchKey,
-            Error::NoSuchUpload(_) => S3ErrorCode::NoSuchUpload,
-            Error::PreconditionFailed(_) => S3ErrorCode::PreconditionFailed,
-            Error::BadDigest { .. } => S3ErrorCode::BadDigest,
-            Error::Body(_) => S3ErrorCode::IncompleteBody,
-            Error::InvalidPart { .. } => S3ErrorCode::InvalidPart,
-            Error::InvalidPartOrder => S3ErrorCode::InvalidPartOrder,
-            Error::PartTooSmall { .. } => S3ErrorCode::EntityTooSmall,
-            Error::Invalid(_) => S3ErrorCode::InvalidRequest,
-            Error::Io { .. }
-            | Error::RootHeld { .. }
-            | Error::Listen { .. }
-            | Error::Damaged { .. }
-            | Error::Internal(_) => {
-                tracing::error!(%error, "request failed");
-                S3ErrorCode::InternalError
-            }
-        };
-        Self::with_message(code, error.to_string())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{KeyEncoding, Selection, decode_token, encode_token, stored_encoding};
-    use crate::backend::listing::Start;
-    use crate::error::Error;
-    use s3s::S3Error;
-    use std::path::PathBuf;
-
-    #[test]
-    fn a_full_disk_is_503_with_a_plain_message() {
-        let error = S3Error::from(Error::NoSpace {
-            path: PathBuf::from("/store"),
-        });
-        assert_eq!(error.status_code().map(|status| status.as_u16()), Some(503));
-        assert_eq!(
-            error.message(),
-            Some("no space left on the disk under /store")
-        );
-    }
-
-    #[test]
-    fn tokens_read_back_and_foreign_ones_are_refused() {
-        for start in [
-            Start::AfterKey("a/ü".to_owned()),
-            Start::AfterPrefix("k/".to_owned()),
-        ] {
-            assert_eq!(decode_token(&encode_token(&start)).unwrap(), start);
-        }
-        decode_token("nonsense").unwrap_err();
-    }
-
-    #[test]
-    fn the_transfer_encoding_is_not_stored() {
-        assert_eq!(stored_encoding("aws-chunked"), None);
-        assert_eq!(
-            stored_encoding("aws-chunked, gzip"),
-            Some("gzip".to_owned())
-        );
-    }
-
-    #[test]
-    fn keys_are_percent_encoded_by_byte() {
-        assert_eq!(KeyEncoding::Url.apply("a b/ü~"), "a%20b/%C3%BC~");
-    }
-
-    #[test]
-    fn an_empty_part_has_no_content_range() {
-        assert_eq!(
-            Selection {
-                bytes: 0..0,
-                partial: true,
-                of_part: true
-            }
-            .content_range(0),
-            None
-        );
-    }
 }
