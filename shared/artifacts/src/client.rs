@@ -255,6 +255,8 @@ impl Bucket {
             let output = match request.send().await {
                 Ok(output) => output,
                 Err(error) if is_absent(&error) => return Ok(None),
+                // The object ends before the range begins.
+                Err(error) if status(&error) == Some(416) => return Ok(Some(Bytes::new())),
                 Err(error) => return Err(self.failure(&format!("read {key}"), error).await),
             };
             let length = u64::try_from(output.content_length().unwrap_or(0)).unwrap_or(u64::MAX);

@@ -606,6 +606,13 @@ mod tests {
     }
 
     #[test]
+    fn two_paths_that_differ_in_case_only_are_refused() {
+        let files = vec![entry("A", b"1"), entry("a", b"2")];
+        let attributes = BTreeMap::new();
+        assert!(check_content(&Content { files, attributes }).is_err());
+    }
+
+    #[test]
     fn path_rules() {
         for path in [
             "",

@@ -189,11 +189,11 @@ impl PartialFile {
                 format!("the fetched bytes do not have the SHA-256 {}", entry.sha256),
             ));
         }
+        self.file.sync_all().map_err(io)?;
+        fs::rename(&self.path, &self.target).map_err(io)?;
         self.file
             .set_permissions(fs::Permissions::from_mode(0o444))
             .map_err(io)?;
-        self.file.sync_all().map_err(io)?;
-        fs::rename(&self.path, &self.target).map_err(io)?;
         let folder = self.target.parent().unwrap_or(&self.target);
         File::open(folder)
             .and_then(|folder| folder.sync_all())
