@@ -56,11 +56,15 @@ impl Object {
     }
 
     fn link(&self) {
-        self.segments.iter().for_each(|segment| segment.link());
+        for segment in &self.segments {
+            segment.link();
+        }
     }
 
     fn unlink(&self) {
-        self.segments.iter().for_each(|segment| segment.unlink());
+        for segment in &self.segments {
+            segment.unlink();
+        }
     }
 }
 

@@ -105,9 +105,7 @@ fn json<T: Serialize>(value: &T) -> Vec<u8> {
 
 /// The file name of a key's record: its SHA-256, so that any key of any length and any characters has one.
 pub(crate) fn record_name(key: &str) -> String {
-    let digest = Sha256::digest(key.as_bytes());
-    let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("{hex}.json")
+    format!("{:x}.json", Sha256::digest(key.as_bytes()))
 }
 
 /// A new opaque ETag. The dash keeps tools from taking it for an MD5.

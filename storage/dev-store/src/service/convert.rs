@@ -1,5 +1,6 @@
 //! Between the words of S3 and ours: keys in listings, page tokens, checksum names, times, errors.
 
+use std::fmt::Write as _;
 use std::time::SystemTime;
 
 use base64::Engine as _;
@@ -38,15 +39,17 @@ impl KeyEncoding {
     pub(super) fn apply(self, key: &str) -> String {
         match self {
             Self::Plain => key.to_owned(),
-            Self::Url => key.bytes().fold(String::new(), |mut text, byte| {
-                match byte {
-                    b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' | b'/' => {
-                        text.push(byte.into())
+            Self::Url => {
+                let mut text = String::with_capacity(key.len());
+                for byte in key.bytes() {
+                    if byte.is_ascii_alphanumeric() || b"-_.~/".contains(&byte) {
+                        text.push(char::from(byte));
+                    } else {
+                        write!(text, "%{byte:02X}").expect("a String takes all text");
                     }
-                    _ => text.push_str(&format!("%{byte:02X}")),
                 }
                 text
-            }),
+            }
         }
     }
 }

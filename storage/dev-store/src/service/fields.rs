@@ -53,7 +53,7 @@ macro_rules! attached_headers {
 macro_rules! describe {
     ($output:expr, $object:expr, $selection:expr, $with_sums:expr) => {{
         let (record, selection): (&ObjectRecord, &Selection) = (&$object.record, $selection);
-        let headers = &record.headers;
+        let headers = record.headers.clone();
         $output.accept_ranges = Some("bytes".to_owned());
         $output.content_length = Some((selection.bytes.end - selection.bytes.start) as i64);
         $output.content_range = selection.content_range(record.size);
@@ -63,14 +63,13 @@ macro_rules! describe {
         $output.content_type = Some(
             headers
                 .content_type
-                .clone()
                 .unwrap_or_else(|| "binary/octet-stream".to_owned()),
         );
-        $output.content_encoding = headers.content_encoding.clone();
-        $output.content_disposition = headers.content_disposition.clone();
-        $output.content_language = headers.content_language.clone();
-        $output.cache_control = headers.cache_control.clone();
-        $output.metadata = Some(headers.metadata.clone().into_iter().collect::<Metadata>());
+        $output.content_encoding = headers.content_encoding;
+        $output.content_disposition = headers.content_disposition;
+        $output.content_language = headers.content_language;
+        $output.cache_control = headers.cache_control;
+        $output.metadata = Some(headers.metadata.into_iter().collect::<Metadata>());
         if $with_sums && !selection.partial {
             set_sums!($output, &record.checksums.sums);
             $output.checksum_type = Some(checksum_type(record.checksums.composite));

@@ -97,10 +97,10 @@ impl S3 for Service {
                 creation_date: Some(Timestamp::from(bucket.created())),
                 ..BucketEntry::default()
             });
-        respond(ListBucketsOutput {
+        Ok(S3Response::new(ListBucketsOutput {
             buckets: Some(buckets.collect()),
             ..ListBucketsOutput::default()
-        })
+        }))
     }
 
     async fn create_bucket(
@@ -110,7 +110,7 @@ impl S3 for Service {
         let (backend, name) = (Arc::clone(&self.backend), request.input.bucket);
         let location = Some(format!("/{name}"));
         blocking(move || backend.create_bucket(&name)).await?;
-        respond(CreateBucketOutput { location })
+        Ok(S3Response::new(CreateBucketOutput { location }))
     }
 
     async fn head_bucket(
@@ -118,10 +118,10 @@ impl S3 for Service {
         request: S3Request<HeadBucketInput>,
     ) -> S3Result<S3Response<HeadBucketOutput>> {
         self.backend.bucket(&request.input.bucket)?;
-        respond(HeadBucketOutput {
+        Ok(S3Response::new(HeadBucketOutput {
             bucket_region: Some(REGION.to_owned()),
             ..HeadBucketOutput::default()
-        })
+        }))
     }
 
     async fn put_object(
@@ -185,7 +185,7 @@ impl S3 for Service {
             ..PutObjectOutput::default()
         };
         set_sums!(output, &object.record.checksums.sums);
-        respond(output)
+        Ok(S3Response::new(output))
     }
 
     async fn get_object(
@@ -206,10 +206,10 @@ impl S3 for Service {
         let spans = blocking(move || segment::check(&spans).map(|()| spans)).await?;
         let mut output = GetObjectOutput {
             body: Some(StreamingBlob::wrap(segment::read(spans))),
-            ..Default::default()
+            ..GetObjectOutput::default()
         };
         describe!(output, object, &selection, input.checksum_mode.is_some());
-        respond(output)
+        Ok(S3Response::new(output))
     }
 
     async fn head_object(
@@ -228,7 +228,7 @@ impl S3 for Service {
         let selection = Selection::of(&object.record, input.range, input.part_number)?;
         let mut output = HeadObjectOutput::default();
         describe!(output, object, &selection, input.checksum_mode.is_some());
-        respond(output)
+        Ok(S3Response::new(output))
     }
 
     async fn copy_object(
@@ -285,10 +285,10 @@ impl S3 for Service {
             ..CopyObjectResult::default()
         };
         set_sums!(result, &object.record.checksums.sums);
-        respond(CopyObjectOutput {
+        Ok(S3Response::new(CopyObjectOutput {
             copy_object_result: Some(result),
             ..CopyObjectOutput::default()
-        })
+        }))
     }
 
     async fn delete_object(
@@ -305,7 +305,7 @@ impl S3 for Service {
             if_none_match: None,
         };
         blocking(move || backend.delete(&bucket, &input.key, &condition)).await?;
-        respond(DeleteObjectOutput::default())
+        Ok(S3Response::new(DeleteObjectOutput::default()))
     }
 
     async fn delete_objects(
@@ -336,11 +336,11 @@ impl S3 for Service {
             Ok((deleted, errors))
         })
         .await?;
-        respond(DeleteObjectsOutput {
+        Ok(S3Response::new(DeleteObjectsOutput {
             deleted: (!quiet).then_some(deleted),
             errors: (!errors.is_empty()).then_some(errors),
             ..DeleteObjectsOutput::default()
-        })
+        }))
     }
 
     async fn list_objects_v2(
@@ -362,7 +362,7 @@ impl S3 for Service {
         };
         let page = self.backend.bucket(&input.bucket)?.list(&query);
         let encode = KeyEncoding::of(input.encoding_type.as_ref());
-        let contents: Vec<ObjectEntry> = page
+        let contents: Vec<_> = page
             .objects
             .iter()
             .map(|object| object_entry(&object.record, encode))
@@ -374,7 +374,7 @@ impl S3 for Service {
                 prefix: Some(encode.apply(prefix)),
             })
             .collect();
-        respond(ListObjectsV2Output {
+        Ok(S3Response::new(ListObjectsV2Output {
             name: Some(input.bucket),
             prefix: input.prefix.map(|text| encode.apply(&text)),
             delimiter: input.delimiter.map(|text| encode.apply(&text)),
@@ -388,7 +388,7 @@ impl S3 for Service {
             common_prefixes: Some(prefixes),
             encoding_type: input.encoding_type,
             ..ListObjectsV2Output::default()
-        })
+        }))
     }
 
     async fn create_multipart_upload(
@@ -422,7 +422,7 @@ impl S3 for Service {
         };
         let backend = Arc::clone(&self.backend);
         blocking(move || backend.create_upload(record)).await?;
-        respond(output)
+        Ok(S3Response::new(output))
     }
 
     async fn upload_part(
@@ -469,7 +469,7 @@ impl S3 for Service {
             ..UploadPartOutput::default()
         };
         set_sums!(output, &part.sums);
-        respond(output)
+        Ok(S3Response::new(output))
     }
 
     async fn complete_multipart_upload(
@@ -508,7 +508,7 @@ impl S3 for Service {
             ..CompleteMultipartUploadOutput::default()
         };
         set_sums!(output, &object.record.checksums.sums);
-        respond(output)
+        Ok(S3Response::new(output))
     }
 
     async fn abort_multipart_upload(
@@ -521,7 +521,7 @@ impl S3 for Service {
             .upload(&input.upload_id, &input.bucket, &input.key)?;
         let backend = Arc::clone(&self.backend);
         blocking(move || backend.abort_upload(&upload)).await?;
-        respond(AbortMultipartUploadOutput::default())
+        Ok(S3Response::new(AbortMultipartUploadOutput::default()))
     }
 
     async fn list_parts(
@@ -555,7 +555,7 @@ impl S3 for Service {
             .collect();
         let more = rest.next().is_some();
         let record = &upload.record;
-        respond(ListPartsOutput {
+        Ok(S3Response::new(ListPartsOutput {
             bucket: Some(input.bucket),
             key: Some(input.key),
             upload_id: Some(input.upload_id),
@@ -572,7 +572,7 @@ impl S3 for Service {
             checksum_type: record.algorithm.map(|_| checksum_type(record.composite)),
             parts: Some(parts),
             ..ListPartsOutput::default()
-        })
+        }))
     }
 
     async fn list_multipart_uploads(
@@ -617,7 +617,7 @@ impl S3 for Service {
             initiated: Some(timestamp(record.initiated)),
             ..MultipartUpload::default()
         });
-        respond(ListMultipartUploadsOutput {
+        Ok(S3Response::new(ListMultipartUploadsOutput {
             uploads: Some(entries.collect()),
             is_truncated: Some(last.is_some()),
             next_key_marker: last.map(|record| encode.apply(&record.key)),
@@ -629,10 +629,6 @@ impl S3 for Service {
             max_uploads: Some(limit),
             encoding_type: input.encoding_type,
             ..ListMultipartUploadsOutput::default()
-        })
+        }))
     }
-}
-
-fn respond<T>(output: T) -> S3Result<S3Response<T>> {
-    Ok(S3Response::new(output))
 }

@@ -41,9 +41,9 @@ fn environment(root: &Path) -> BTreeMap<String, String> {
         .collect()
 }
 
-/// Another process gives no event to wait for, so this looks every 20 ms, for at most 20 s.
+/// Another process gives no event to wait for, so this looks every 20 ms, for at most 60 s.
 fn poll<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    for _ in 0..1000 {
+    for _ in 0..3000 {
         if let Some(found) = look() {
             return found;
         }
