@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Runs jobs/chain.sh against the embedded S3 server, which lives as long as this script.
+#
+#   jobs/demo.sh DATA [RAW]
+set -euo pipefail
+
+data=$1 raw=${2:-}
+bin=${BIN:-target/debug} root=${WMTP_ROOT:-.wmtp}
+began=$SECONDS
+mkdir -p "$root"
+rm -f "$root/store.env"
+"$bin/dev-store" serve --root "$root/store" --env-file "$root/store.env" --exit-with-parent &
+server=$!
+trap 'kill "$server" 2>/dev/null || true; wait "$server" 2>/dev/null || true' EXIT
+until [ -s "$root/store.env" ]; do
+  kill -0 "$server" 2>/dev/null || { echo "error: the embedded store did not start" >&2; exit 69; }
+  sleep 0.1
+done
+# shellcheck disable=SC1091
+. "$root/store.env"
+export WMTP_STORE=${WMTP_STORE:-s3://wmtp/$data}
+export WMTP_SCRATCH=${WMTP_SCRATCH:-$root/scratch} WMTP_CACHE=${WMTP_CACHE:-$root/cache}
+OUT=${OUT:-$root/$data} "$(dirname "$0")/chain.sh" "storage/recipes/${RECIPES:-$data}" "$data" "$raw"
+printf 'in all   %s s\n' $((SECONDS - began))
