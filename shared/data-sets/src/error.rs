@@ -1,0 +1,72 @@
+//! What can go wrong with a data set.
+
+use std::io;
+use std::path::PathBuf;
+
+/// Why a data set could not be read, labelled or written.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file could not be read or written.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A row of raw data lacks a field or holds what it should not.
+    #[error("{}, line {line}: {reason}", path.display())]
+    Row {
+        /// The file.
+        path: PathBuf,
+        /// 1-based line number.
+        line: usize,
+        /// What was found and what was expected.
+        reason: String,
+    },
+    /// A file or folder is not what it should be.
+    #[error("{}: {reason}", path.display())]
+    BadInput {
+        /// The file or folder.
+        path: PathBuf,
+        /// What was found and what was expected.
+        reason: String,
+    },
+    /// A program could not be executed, so its row has no label.
+    #[error("problem {problem_id}: a program could not be executed: {reason}")]
+    Ungraded {
+        /// The problem.
+        problem_id: String,
+        /// What the grader said.
+        reason: String,
+    },
+    /// The caller asked to stop.
+    #[error("stopped before every program was executed")]
+    Stopped,
+    /// The settings leave a split without rows.
+    #[error("the {split} split has no rows; {reason}")]
+    EmptySplit {
+        /// The split.
+        split: wmtp_records::Split,
+        /// What to change.
+        reason: &'static str,
+    },
+    /// Rows could not be written or read.
+    #[error(transparent)]
+    Rows(#[from] wmtp_records::jsonl::Error),
+    /// The tokenizer could not be applied.
+    #[error(transparent)]
+    Tokens(#[from] wmtp_tokens::Error),
+}
+
+impl Error {
+    /// Whether the input is at fault, not the machine.
+    pub fn is_bad_input(&self) -> bool {
+        match self {
+            Self::Row { .. } | Self::BadInput { .. } | Self::EmptySplit { .. } => true,
+            Self::Rows(error) => matches!(error, wmtp_records::jsonl::Error::Row { .. }),
+            Self::Tokens(error) => !matches!(error, wmtp_tokens::Error::Io { .. }),
+            Self::Io { .. } | Self::Ungraded { .. } | Self::Stopped => false,
+        }
+    }
+}
