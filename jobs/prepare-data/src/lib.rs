@@ -1,1 +1,279 @@
 //! Raw rows or micropy become records, token ids, splits and statistics.
+//!
+//! Read or make problems, keep training clear of evaluation, label every program by execution, train or take a
+//! tokenizer, apply the length rule, write. The result depends on the recipe's `data` section, the execution
+//! limits and the inputs only.
+
+use std::num::NonZeroUsize;
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+
+use wmtp_artifacts::{Digest, Kind};
+use wmtp_data_sets::{
+    DataSet, Description, Error, Labelled, SourceProblem, label, mbpp, micropy, separate,
+    tokenizer_texts,
+};
+use wmtp_grading::{Grader, GraderConfig, Limits};
+use wmtp_job_kit::{Job, JobError, Output, Plan, PlanCx, Run};
+use wmtp_recipe::{Data, DataSource, Evaluation};
+use wmtp_records::{Split, data_files};
+use wmtp_tokens::Tokenizer;
+
+/// Role of the only output.
+const DATA: &str = "data";
+/// Role of the raw rows.
+const RAW: &str = "raw";
+/// Role of the bundle whose tokenizer is taken.
+const TOKENIZER: &str = "tokenizer";
+
+/// Arguments of the job's own.
+#[derive(Debug, clap::Args)]
+pub struct PrepareData {
+    /// Raw data set with *.jsonl rows (id or name); needed where data.source is mbpp
+    #[arg(long, value_name = "ID|NAME")]
+    raw: Option<String>,
+
+    /// Take the tokenizer of this base model (id or name) instead of training one
+    #[arg(long, value_name = "ID|NAME")]
+    tokenizer: Option<String>,
+
+    /// Go on where the platform cannot enforce every layer of the sandbox
+    #[arg(long)]
+    accept_degraded_sandbox: bool,
+}
+
+/// What [`PrepareData`] resolved.
+#[derive(Debug)]
+pub struct Work {
+    data: Data,
+    limits: Limits,
+    accept_degraded: bool,
+    own_tokenizer: bool,
+}
+
+impl Job for PrepareData {
+    type Work = Work;
+
+    const NAME: &'static str = "prepare-data";
+    const ABOUT: &'static str =
+        "Make a processed data set: records, token ids, splits, tests and statistics.";
+    const EXAMPLES: &'static str = "prepare-data --recipe storage/recipes/v001.yaml --store s3://wmtp/demo --name micropy\n\
+         prepare-data --recipe recipe.yaml --set data.source=mbpp --raw mbpp --store s3://wmtp/demo --name mbpp";
+    const VERSION: u32 = 1;
+
+    fn plan(&self, cx: &mut PlanCx) -> Result<Plan<Work>, JobError> {
+        let recipe = cx.recipe()?.clone();
+        match (recipe.data.source, &self.raw) {
+            (DataSource::Mbpp, Some(raw)) => {
+                cx.input(RAW, Kind::RawData, raw)?;
+            }
+            (DataSource::Mbpp, None) => {
+                return Err(
+                    JobError::usage("data.source is mbpp, but no raw rows are given").hint(
+                        "push them with `sync-storage push --kind raw-data`, then pass --raw NAME",
+                    ),
+                );
+            }
+            (DataSource::Micropy, Some(_)) => {
+                return Err(JobError::usage(
+                    "--raw is given, but data.source is micropy, which is made by rule",
+                )
+                .hint("leave --raw out, or --set data.source=mbpp"));
+            }
+            (DataSource::Micropy, None) => {}
+        }
+        if let Some(bundle) = &self.tokenizer {
+            cx.input(TOKENIZER, Kind::BaseModel, bundle)?;
+        }
+        let options = recipe.section_options(&[
+            "data",
+            "evaluation.cpu_secs",
+            "evaluation.wall_secs",
+            "evaluation.memory_mib",
+        ]);
+        let work = Work {
+            data: recipe.data,
+            limits: limits(&recipe.evaluation),
+            accept_degraded: self.accept_degraded_sandbox,
+            own_tokenizer: self.tokenizer.is_none(),
+        };
+        Ok(Plan::new(work)
+            .options(options)
+            .output(DATA, Kind::ProcessedData))
+    }
+
+    fn run(work: &Work, run: &mut Run) -> Result<Vec<Output>, JobError> {
+        let problems = read_problems(work, run)?;
+        let (problems, separation) = separate(problems);
+        let labelled = execute(work, problems, run)?;
+        let tokenizer = tokenizer(work, &labelled, run)?;
+        let set = DataSet::assemble(
+            description(work.data.source),
+            &labelled,
+            separation,
+            tokenizer,
+            work.data.max_length,
+        )
+        .map_err(job_error)?;
+        let folder = run.output_dir(DATA)?;
+        set.write(&folder).map_err(job_error)?;
+        log_summary(&set, run);
+        Ok(vec![output(work, &set, folder)?])
+    }
+}
+
+fn limits(evaluation: &Evaluation) -> Limits {
+    Limits {
+        cpu_secs: evaluation.cpu_secs.ceil() as u64,
+        wall_secs: evaluation.wall_secs.ceil() as u64,
+        memory_bytes: evaluation.memory_mib << 20,
+        ..Limits::default()
+    }
+}
+
+/// Wrong programs per problem: as many as there may be right ones, less one.
+fn incorrect_per_problem(data: &Data) -> usize {
+    data.solutions_per_problem.saturating_sub(1).max(1)
+}
+
+fn read_problems(work: &Work, run: &Run) -> Result<Vec<SourceProblem>, JobError> {
+    let data = &work.data;
+    let incorrect_per_problem = incorrect_per_problem(data);
+    match data.source {
+        DataSource::Micropy => Ok(micropy::generate(&micropy::Settings {
+            num_problems: data.num_problems,
+            validation_share: data.validation_share,
+            test_share: data.test_share,
+            solutions_per_problem: data.solutions_per_problem,
+            incorrect_per_problem,
+            seed: data.split_seed,
+        })),
+        DataSource::Mbpp => {
+            mbpp::read(&run.input(RAW)?, incorrect_per_problem, data.split_seed).map_err(job_error)
+        }
+    }
+}
+
+fn execute(work: &Work, problems: Vec<SourceProblem>, run: &Run) -> Result<Labelled, JobError> {
+    let config = GraderConfig {
+        workers: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
+        limits: work.limits,
+        accept_degraded: work.accept_degraded,
+        ..GraderConfig::default()
+    };
+    let grader = Grader::start(config).map_err(grading_error)?;
+    run.log(format!("sandbox: {}", grader.sandbox()));
+    let programs: usize = problems
+        .iter()
+        .map(|problem| problem.solutions.len() + problem.mutants.len())
+        .sum();
+    let progress = run.progress("executing programs", "programs", programs as u64);
+    let mut shown = 0;
+    label(
+        problems,
+        incorrect_per_problem(&work.data),
+        &grader,
+        |done, total| {
+            let share = programs as u64 * done as u64 / total.max(1) as u64;
+            progress.inc(share - shown);
+            shown = share;
+            if run.should_stop() {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
+        },
+    )
+    .map_err(job_error)
+}
+
+fn tokenizer(work: &Work, labelled: &Labelled, run: &Run) -> Result<Tokenizer, JobError> {
+    let tokenizer = if work.own_tokenizer {
+        Tokenizer::train(&tokenizer_texts(labelled), work.data.vocab_size)
+    } else {
+        Tokenizer::load(&run.input(TOKENIZER)?.join("tokenizer/tokenizer.json"))
+    };
+    tokenizer.map_err(|error| job_error(error.into()))
+}
+
+fn description(source: DataSource) -> Description {
+    let (description, origin) = match source {
+        DataSource::Micropy => (
+            "Small Python problems made by rule, with right programs in several styles and wrong ones by one edit; \
+             every label established by execution.",
+            "procedural generator of this project",
+        ),
+        DataSource::Mbpp => (
+            "Mostly Basic Python Problems with their reference programs and wrong ones by one edit; every label \
+             established by execution.",
+            "google-research/google-research, mbpp (CC-BY-4.0)",
+        ),
+    };
+    Description {
+        dataset: source.as_str().to_owned(),
+        description: description.to_owned(),
+        source: origin.to_owned(),
+    }
+}
+
+fn log_summary(set: &DataSet, run: &Run) {
+    let summary = set.summary();
+    for (split, rows) in &summary.splits {
+        run.log(format!(
+            "{split}: {} problems, {} rows ({} correct), {:.1} tokens a row, longest {}",
+            rows.num_problems,
+            rows.count,
+            rows.correct_count,
+            rows.avg_total_tokens,
+            rows.max_total_tokens
+        ));
+    }
+    for (reason, count) in &summary.dropped {
+        run.log(format!("left out, {reason}: {count}"));
+    }
+    if summary.labels.solutions_failed > 0 {
+        run.warning(format!(
+            "{} programs given as right do not pass their tests and are labelled incorrect",
+            summary.labels.solutions_failed
+        ));
+    }
+}
+
+fn output(work: &Work, set: &DataSet, folder: PathBuf) -> Result<Output, JobError> {
+    let tokenizer = Digest::of_file(&folder.join(data_files::TOKENIZER))?;
+    let summary = set.summary();
+    let mut output = Output::new(DATA, Kind::ProcessedData, folder)
+        .attribute("dataset", work.data.source.as_str())
+        .attribute("tokenizer_sha256", tokenizer)
+        .attribute("vocab_size", summary.vocab_size)
+        .attribute("max_length", work.data.max_length);
+    for split in Split::ALL {
+        let rows = set.split(split).records.len();
+        output = output.attribute(&format!("rows_{split}"), rows);
+    }
+    Ok(output)
+}
+
+fn job_error(error: Error) -> JobError {
+    if matches!(error, Error::Stopped) {
+        return JobError::preempted();
+    }
+    if error.is_bad_input() {
+        return JobError::bad_input(error);
+    }
+    match error {
+        Error::Io { source, .. } => source.into(),
+        Error::Rows(error) => error.into(),
+        Error::Ungraded { .. } => JobError::unavailable(error)
+            .hint("the machine did not let the program run in time; run again with less beside it"),
+        other => JobError::internal(other),
+    }
+}
+
+fn grading_error(error: wmtp_grading::Error) -> JobError {
+    match error {
+        wmtp_grading::Error::Degraded { .. } | wmtp_grading::Error::Unsupported { .. } => JobError::refused(error)
+            .hint("programs run only in the sandbox; --accept-degraded-sandbox accepts the layers that there are"),
+        other => JobError::unavailable(other).hint("labels come from execution: python3 must be installed"),
+    }
+}

@@ -1,3 +1,7 @@
-//! Raw rows or micropy become records, token ids, splits and statistics.
+//! Reads: raw rows, or nothing for micropy. Writes: processed data (rows, token ids, splits, statistics).
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    wmtp_job_kit::main::<prepare_data::PrepareData>()
+}
