@@ -1,6 +1,6 @@
 //! `create`: a micro model with the tokenizer of a data set and seeded weights.
 
-use std::path::PathBuf;
+use std::path::Path;
 
 use candle_core::{DType, Device};
 use clap::ValueEnum;
@@ -130,7 +130,7 @@ impl Job for Create {
     }
 }
 
-fn copy_tokenizer(from: &PathBuf, to: &PathBuf) -> Result<(), JobError> {
+fn copy_tokenizer(from: &Path, to: &Path) -> Result<(), JobError> {
     let bytes = std::fs::read(from)
         .map_err(|error| JobError::from(error).context(from.display().to_string()))?;
     folder::write(to, &bytes)
