@@ -48,7 +48,7 @@ impl Store {
         Ok(report)
     }
 
-    /// The manifests to copy, inputs before what was made from them.
+    /// The manifests to copy; the one that was asked for comes last.
     async fn closure(&self, id: &ArtifactId, scope: CopyScope) -> Result<Vec<Manifest>> {
         let mut seen = BTreeSet::from([id.clone()]);
         let mut waiting = vec![id.clone()];
