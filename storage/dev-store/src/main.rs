@@ -62,7 +62,7 @@ struct Serve {
     /// Do not wait for the disk on writes: faster, and a power cut may lose what was acknowledged.
     #[arg(long)]
     no_sync: bool,
-    /// Stop when the process that started this one ends, however it ends.
+    /// Stop when the process (to be exact: the thread) that started this one ends, however it ends.
     #[arg(long)]
     exit_with_parent: bool,
 }
