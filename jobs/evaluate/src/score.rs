@@ -1,0 +1,194 @@
+//! From verdicts to scores.
+
+use std::collections::BTreeMap;
+
+use sha2::{Digest, Sha256};
+use wmtp_records::{ErrorClass, GradedSample, HeadLoss, Metric, Problem, ProblemCount};
+use wmtp_stats::mean_pass_at_k;
+
+/// Counts per problem, in the order of `problems`. Samples that the grader could not run count for nothing.
+pub(crate) fn count(problems: &[Problem], samples: &[GradedSample]) -> Vec<ProblemCount> {
+    let mut by_problem: BTreeMap<&str, Vec<&GradedSample>> = BTreeMap::new();
+    for sample in samples {
+        by_problem.entry(&sample.completion.problem_id).or_default().push(sample);
+    }
+    problems
+        .iter()
+        .map(|problem| {
+            let own = by_problem.get(problem.problem_id.as_str()).map_or(&[][..], Vec::as_slice);
+            let drawn = || own.iter().filter(|sample| sample.completion.sample.is_some() && is_graded(sample));
+            ProblemCount {
+                problem_id: problem.problem_id.clone(),
+                family: problem.family.clone(),
+                num_samples: drawn().count() as u32,
+                num_passed: drawn().filter(|sample| sample.verdict.passed).count() as u32,
+                greedy_passed: own
+                    .iter()
+                    .find(|sample| sample.completion.sample.is_none())
+                    .map(|sample| sample.verdict.passed),
+            }
+        })
+        .collect()
+}
+
+fn is_graded(sample: &GradedSample) -> bool {
+    sample.verdict.class != ErrorClass::Infrastructure
+}
+
+/// Every metric of a run: pass@k by execution first, then what helps to read it.
+pub(crate) fn metrics(
+    counts: &[ProblemCount],
+    samples: &[GradedSample],
+    heads: &[HeadLoss],
+    ks: &[u32],
+) -> Vec<Metric> {
+    let n_and_c: Vec<(u64, u64)> =
+        counts.iter().map(|count| (count.num_samples.into(), count.num_passed.into())).collect();
+    let metric = |name: String, value, higher_is_better| Metric { name, value, higher_is_better };
+    // A k above the samples of some problem does not exist; it is left out, not guessed.
+    let mut metrics: Vec<Metric> = ks
+        .iter()
+        .filter_map(|&k| Some(metric(format!("pass_at_{k}"), mean_pass_at_k(&n_and_c, k.into())?, true)))
+        .collect();
+    if let Some(share) = share(counts.iter().filter_map(|count| count.greedy_passed)) {
+        metrics.push(metric("greedy_pass_at_1".to_owned(), share, true));
+    }
+    for head in heads {
+        metrics.push(metric(format!("ce_head_{}", head.horizon), head.ce_nats, false));
+    }
+    if let Some(finished) = share(samples.iter().map(|sample| sample.completion.finished)) {
+        metrics.push(metric("finished_share".to_owned(), finished, true));
+    }
+    metrics
+}
+
+fn share(flags: impl Iterator<Item = bool>) -> Option<f64> {
+    let (mut yes, mut all) = (0_u64, 0_u64);
+    for flag in flags {
+        yes += u64::from(flag);
+        all += 1;
+    }
+    (all > 0).then(|| yes as f64 / all as f64)
+}
+
+/// Share of the drawn samples per class.
+pub(crate) fn error_shares(samples: &[GradedSample]) -> BTreeMap<ErrorClass, f64> {
+    let drawn: Vec<_> = samples.iter().filter(|sample| sample.completion.sample.is_some()).collect();
+    let mut shares = BTreeMap::new();
+    for sample in &drawn {
+        *shares.entry(sample.verdict.class).or_insert(0.0) += 1.0 / drawn.len() as f64;
+    }
+    shares
+}
+
+/// Samples that the grader could not run.
+pub(crate) fn num_ungraded(samples: &[GradedSample]) -> usize {
+    samples.iter().filter(|sample| !is_graded(sample)).count()
+}
+
+/// At most `limit` problems to show, chosen by `seed` and in the order of `problems`.
+pub(crate) fn shown(problems: &[Problem], limit: usize, seed: u64) -> Vec<&Problem> {
+    let mut ranked: Vec<(Vec<u8>, usize)> = problems
+        .iter()
+        .enumerate()
+        .map(|(index, problem)| {
+            let mut hash = Sha256::new();
+            hash.update(seed.to_le_bytes());
+            hash.update(problem.problem_id.as_bytes());
+            (hash.finalize().to_vec(), index)
+        })
+        .collect();
+    ranked.sort();
+    let mut chosen: Vec<usize> = ranked.into_iter().take(limit).map(|(_, index)| index).collect();
+    chosen.sort_unstable();
+    chosen.into_iter().map(|index| &problems[index]).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use wmtp_records::{Completion, Tests, Verdict};
+
+    use super::*;
+
+    fn problem(id: &str) -> Problem {
+        Problem {
+            problem_id: id.to_owned(),
+            instruction: String::new(),
+            input: String::new(),
+            prompt: String::new(),
+            tests: Tests::Asserts { setup: String::new(), asserts: Vec::new() },
+            reference: None,
+            family: "sums".to_owned(),
+            difficulty: 0,
+        }
+    }
+
+    fn sample(id: &str, sample: Option<u32>, class: ErrorClass) -> GradedSample {
+        GradedSample {
+            completion: Completion {
+                problem_id: id.to_owned(),
+                sample,
+                raw: String::new(),
+                program: String::new(),
+                num_tokens: 1,
+                finished: true,
+            },
+            verdict: Verdict {
+                passed: class == ErrorClass::Passed,
+                class,
+                message: String::new(),
+                stderr: String::new(),
+                cpu_secs: 0.0,
+                wall_secs: 0.0,
+            },
+        }
+    }
+
+    fn value(metrics: &[Metric], name: &str) -> Option<f64> {
+        metrics.iter().find(|metric| metric.name == name).map(|metric| metric.value)
+    }
+
+    #[test]
+    fn a_fixed_input_gives_the_known_score() {
+        let problems = [problem("a"), problem("b")];
+        let samples = [
+            sample("a", None, ErrorClass::Passed),
+            sample("a", Some(0), ErrorClass::Passed),
+            sample("a", Some(1), ErrorClass::WrongAnswer),
+            sample("b", None, ErrorClass::Runtime),
+            sample("b", Some(0), ErrorClass::Syntax),
+            sample("b", Some(1), ErrorClass::Passed),
+        ];
+        let counts = count(&problems, &samples);
+        let metrics = metrics(&counts, &samples, &[], &[1, 2, 5]);
+        assert_eq!(value(&metrics, "pass_at_1"), Some(0.5));
+        assert_eq!(value(&metrics, "pass_at_2"), Some(1.0));
+        assert_eq!(value(&metrics, "pass_at_5"), None, "k above n is left out");
+        assert_eq!(value(&metrics, "greedy_pass_at_1"), Some(0.5));
+        assert_eq!(error_shares(&samples)[&ErrorClass::Passed], 0.5);
+    }
+
+    #[test]
+    fn what_the_grader_could_not_run_is_no_verdict_on_the_program() {
+        let problems = [problem("a")];
+        let samples = [
+            sample("a", Some(0), ErrorClass::Passed),
+            sample("a", Some(1), ErrorClass::Infrastructure),
+        ];
+        let counts = count(&problems, &samples);
+        assert_eq!((counts[0].num_samples, counts[0].num_passed), (1, 1));
+        assert_eq!(num_ungraded(&samples), 1);
+    }
+
+    #[test]
+    fn shown_problems_depend_on_the_seed_and_keep_their_order() {
+        let problems: Vec<Problem> = (0..50).map(|index| problem(&format!("p{index:02}"))).collect();
+        let ids = |seed| -> Vec<String> {
+            shown(&problems, 10, seed).iter().map(|problem| problem.problem_id.clone()).collect()
+        };
+        assert_eq!(ids(42).len(), 10);
+        assert_eq!(ids(42), ids(42));
+        assert_ne!(ids(42), ids(43));
+        assert!(ids(42).is_sorted());
+    }
+}

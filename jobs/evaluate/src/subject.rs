@@ -1,0 +1,98 @@
+//! What is evaluated: a trained checkpoint, or the untrained base model.
+
+use std::path::{Path, PathBuf};
+
+use wmtp_job_kit::{JobError, Kind, Manifest, PlanCx};
+use wmtp_model::{DType, Device, ParamStore, Params};
+use wmtp_recipe::Recipe;
+use wmtp_records::jsonl;
+
+/// Role of the evaluated model among the job's inputs.
+pub(crate) const ROLE: &str = "model";
+
+/// Name under which the untrained model stands on the leaderboard.
+const BASE_VERSION: &str = "base";
+
+/// The evaluated model as the plan knows it.
+#[derive(Debug)]
+pub(crate) struct Subject {
+    /// `v001` and so on, or `base`.
+    pub(crate) version_id: String,
+    /// Algorithm key of the recipe, or `base`.
+    pub(crate) algo: String,
+    /// Version that it was derived from.
+    pub(crate) parent: Option<String>,
+    /// The one change against the parent.
+    pub(crate) change: Option<String>,
+    /// Training seed.
+    pub(crate) seed: Option<u64>,
+    /// The recipe that it was trained with, evaluated as the present recipe says.
+    pub(crate) recipe: Recipe,
+    /// Its manifest.
+    pub(crate) manifest: Manifest,
+    layout: Layout,
+}
+
+/// Where a model's files lie in its artifact.
+#[derive(Debug, Clone, Copy)]
+struct Layout {
+    params: &'static str,
+    weights: &'static str,
+}
+
+const CHECKPOINT: Layout = Layout { params: "params.json", weights: "model.safetensors" };
+const BUNDLE: Layout = Layout { params: "configs/params.json", weights: "safetensors/model.safetensors" };
+
+impl Subject {
+    /// A checkpoint of train-stage2, described by the recipe that it carries.
+    ///
+    /// The present recipe gives the evaluation; the training part comes from the checkpoint, so that a score can
+    /// never claim another training than the one that happened.
+    pub(crate) fn checkpoint(cx: &mut PlanCx<'_>, reference: &str) -> Result<Self, JobError> {
+        let manifest = cx.input(ROLE, Kind::Checkpoint, reference)?;
+        let folder = cx.fetch(&manifest.id)?;
+        // It holds the settings of the training; names and data are inputs, which manifests pin.
+        let trained: Recipe = jsonl::read_json(&folder.join("recipe.json"))?;
+        let mut recipe = cx.recipe()?.clone();
+        recipe.version = trained.version;
+        recipe.seed = trained.seed;
+        recipe.experiment.algo = trained.experiment.algo;
+        recipe.model.horizon = trained.model.horizon;
+        recipe.model.dtype = trained.model.dtype;
+        recipe.optim = trained.optim;
+        Ok(Self {
+            version_id: recipe.version.id.clone(),
+            algo: recipe.experiment.algo.to_string(),
+            parent: recipe.version.parent.clone(),
+            change: recipe.version.change.clone(),
+            seed: Some(recipe.seed),
+            recipe,
+            manifest,
+            layout: CHECKPOINT,
+        })
+    }
+
+    /// The model that every version starts from.
+    pub(crate) fn base(cx: &mut PlanCx<'_>, reference: &str) -> Result<Self, JobError> {
+        let manifest = cx.input(ROLE, Kind::BaseModel, reference)?;
+        Ok(Self {
+            version_id: BASE_VERSION.to_owned(),
+            algo: BASE_VERSION.to_owned(),
+            parent: None,
+            change: None,
+            seed: None,
+            recipe: cx.recipe()?.clone(),
+            manifest,
+            layout: BUNDLE,
+        })
+    }
+
+    /// Reads parameters and weights from the fetched artifact.
+    pub(crate) fn load(&self, folder: &Path) -> Result<(Params, ParamStore), JobError> {
+        let params = Params::load(&folder.join(self.layout.params)).map_err(JobError::bad_input)?;
+        let weights: PathBuf = folder.join(self.layout.weights);
+        let store =
+            ParamStore::load(&weights, &params, DType::F32, &Device::Cpu).map_err(JobError::bad_input)?;
+        Ok((params, store))
+    }
+}

@@ -1,0 +1,192 @@
+//! Drawing the next token from logits.
+
+use rand::RngCore;
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::SeedableRng;
+use sha2::{Digest, Sha256};
+
+/// Temperature and nucleus of a protocol.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Sampling {
+    /// Divides the logits before the softmax; greater than 0.
+    pub temperature: f64,
+    /// Share of probability that the kept tokens must reach, in (0, 1].
+    pub top_p: f64,
+}
+
+/// How one row picks its tokens.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Choice {
+    /// The most probable token; ties go to the lowest id.
+    Greedy,
+    /// A draw from the tempered nucleus.
+    Draw(Sampling, DrawKey),
+}
+
+/// Identifies the random numbers of one sample.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DrawKey([u8; 32]);
+
+impl DrawKey {
+    /// The key of a sample: the digest of run seed, problem and sample number.
+    pub fn new(seed: u64, problem_id: &str, sample: u32) -> Self {
+        let mut hash = Sha256::new();
+        hash.update(seed.to_le_bytes());
+        hash.update(sample.to_le_bytes());
+        hash.update(problem_id.as_bytes());
+        Self(hash.finalize().into())
+    }
+
+    /// A uniform number in [0, 1) that belongs to this sample and `position` alone.
+    pub fn uniform(&self, position: usize) -> f64 {
+        let mut rng = ChaCha8Rng::from_seed(self.0);
+        // A draw takes two 32-bit words of the key stream.
+        rng.set_word_pos(2 * position as u128);
+        (rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64
+    }
+}
+
+impl Choice {
+    /// Picks the token that follows `position`; `None` when no logit is finite.
+    pub fn pick(&self, logits_v: &[f32], position: usize) -> Option<u32> {
+        match self {
+            Self::Greedy => argmax(logits_v),
+            Self::Draw(sampling, key) => draw(logits_v, *sampling, key.uniform(position)),
+        }
+    }
+}
+
+fn argmax(logits_v: &[f32]) -> Option<u32> {
+    let mut best: Option<(usize, f32)> = None;
+    for (id, &logit) in logits_v.iter().enumerate() {
+        if logit.is_finite() && best.is_none_or(|(_, highest)| logit > highest) {
+            best = Some((id, logit));
+        }
+    }
+    best.map(|(id, _)| id as u32)
+}
+
+/// Draws from the nucleus: tokens by falling probability up to and including the one that crosses `top_p`.
+fn draw(logits_v: &[f32], sampling: Sampling, uniform: f64) -> Option<u32> {
+    let highest = f64::from(logits_v[argmax(logits_v)? as usize]);
+    let mut ranked: Vec<(u32, f64)> = logits_v
+        .iter()
+        .enumerate()
+        .filter(|(_, logit)| logit.is_finite())
+        .map(|(id, &logit)| {
+            (
+                id as u32,
+                ((f64::from(logit) - highest) / sampling.temperature).exp(),
+            )
+        })
+        .collect();
+    let total: f64 = ranked.iter().map(|(_, mass)| mass).sum();
+    ranked.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+    let mut kept = 0.0;
+    let size = ranked
+        .iter()
+        .position(|(_, mass)| {
+            kept += mass;
+            kept >= sampling.top_p * total
+        })
+        .map_or(ranked.len(), |last| last + 1);
+    let nucleus = &ranked[..size];
+    let mut left = uniform * nucleus.iter().map(|(_, mass)| mass).sum::<f64>();
+    for &(id, mass) in nucleus {
+        if left < mass {
+            return Some(id);
+        }
+        left -= mass;
+    }
+    nucleus.last().map(|&(id, _)| id)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn key() -> DrawKey {
+        DrawKey::new(42, "problem", 3)
+    }
+
+    #[test]
+    fn uniform_numbers_depend_on_every_part_of_the_key() {
+        let base = key().uniform(5);
+        assert!((0.0..1.0).contains(&base));
+        assert_eq!(base, key().uniform(5));
+        for other in [
+            DrawKey::new(43, "problem", 3).uniform(5),
+            DrawKey::new(42, "problem", 4).uniform(5),
+            DrawKey::new(42, "other", 3).uniform(5),
+            key().uniform(6),
+        ] {
+            assert_ne!(base, other);
+        }
+    }
+
+    #[test]
+    fn the_nucleus_keeps_the_token_that_crosses_the_bound_and_no_more() {
+        // Probabilities 0.5, 0.3, 0.2: a nucleus of 0.7 is the first two, 0.625 and 0.375 after renormalising.
+        let logits: Vec<f32> = [0.5_f32, 0.3, 0.2].iter().map(|p| p.ln()).collect();
+        let sampling = Sampling {
+            temperature: 1.0,
+            top_p: 0.7,
+        };
+        assert_eq!(draw(&logits, sampling, 0.0), Some(0));
+        assert_eq!(draw(&logits, sampling, 0.624), Some(0));
+        assert_eq!(draw(&logits, sampling, 0.626), Some(1));
+        assert_eq!(draw(&logits, sampling, 0.999_999), Some(1));
+        let all = Sampling {
+            temperature: 1.0,
+            top_p: 1.0,
+        };
+        assert_eq!(draw(&logits, all, 0.999_999), Some(2));
+    }
+
+    #[test]
+    fn a_low_temperature_is_greedy() {
+        let logits = [1.0, 3.0, 2.0];
+        let cold = Sampling {
+            temperature: 0.01,
+            top_p: 1.0,
+        };
+        assert_eq!(draw(&logits, cold, 0.999), Some(1));
+        assert_eq!(Choice::Greedy.pick(&logits, 0), Some(1));
+        assert_eq!(
+            Choice::Greedy.pick(&[2.0, 2.0], 0),
+            Some(0),
+            "ties go to the lowest id"
+        );
+    }
+
+    #[test]
+    fn logits_without_a_finite_entry_give_no_token() {
+        assert_eq!(Choice::Greedy.pick(&[f32::NAN, f32::NEG_INFINITY], 0), None);
+        assert_eq!(
+            draw(
+                &[f32::NAN],
+                Sampling {
+                    temperature: 1.0,
+                    top_p: 1.0
+                },
+                0.5
+            ),
+            None
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn draws_stay_inside_the_vocabulary(
+            logits in prop::collection::vec(-30.0_f32..30.0, 1..40),
+            uniform in 0.0_f64..1.0,
+            top_p in 0.01_f64..=1.0,
+            temperature in 0.05_f64..3.0,
+        ) {
+            let id = draw(&logits, Sampling { temperature, top_p }, uniform).expect("finite logits");
+            prop_assert!((id as usize) < logits.len());
+        }
+    }
+}
