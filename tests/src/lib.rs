@@ -1,1 +1,1 @@
-//! What crosses rooms: the whole chain, faults and the house rules.
+//! What crosses rooms: the house rules, the whole chain, faults. All of it lives in `tests/`.
