@@ -124,11 +124,7 @@ impl Grader {
                 source: program.source.clone(),
                 done: done.clone(),
             };
-            if self
-                .jobs
-                .as_ref()
-                .is_none_or(|jobs| jobs.send(job).is_err())
-            {
+            if !self.pool.send(job) {
                 break;
             }
         }
@@ -161,7 +157,7 @@ impl Pool {
                     alone: Arc::clone(&alone),
                     server: None,
                 };
-                std::thread::spawn(move || worker.serve(&queue, &started))
+                std::thread::spawn(move || worker.serve(&queue, started))
             })
             .collect();
         let pool = Self {
@@ -228,12 +224,14 @@ struct Worker {
 
 impl Worker {
     /// Starts the server, says how that went, then works until the queue closes.
-    fn serve(&mut self, queue: &Mutex<Receiver<Job>>, started: &Sender<io::Result<()>>) {
+    fn serve(&mut self, queue: &Mutex<Receiver<Job>>, started: Sender<io::Result<()>>) {
         let server = Server::start(&self.launch).map(|server| self.server = Some(server));
         let failed = server.is_err();
         if started.send(server).is_err() || failed {
             return;
         }
+        // The pool waits until every worker has let go of this end.
+        drop(started);
         loop {
             let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
             let Ok(job) = next else { return };

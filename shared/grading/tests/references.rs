@@ -4,6 +4,7 @@
 //! names); where they are absent, each test says so and ends.
 
 use std::fs;
+use std::io::Write;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -16,13 +17,9 @@ use wmtp_records::Verdict;
 
 const STOPS: [&str; 5] = ["\nclass", "\ndef", "\n#", "\nif", "\nprint"];
 
-/// Says something on standard error, also when output is captured per test.
-#[expect(
-    clippy::print_stderr,
-    reason = "a skipped test must be loud; figures are for the reader"
-)]
+/// Says something on standard error. The macros would be captured by the test runner, and a skip must be loud.
 fn say(text: &str) {
-    eprintln!("{text}");
+    let _ = writeln!(std::io::stderr(), "{text}");
 }
 
 /// A file of the data sets, or `None` and a notice.
@@ -127,8 +124,7 @@ fn human_eval_references_pass() {
     let Some(path) = dataset("humaneval/HumanEval.000-081.jsonl.gz") else {
         return;
     };
-    let (results, summary) =
-        grade_references(&read_rows(&path), "canonical_solution", Limits::default());
+    let (results, summary) = grade_references(&read_rows(&path), "canonical_solution", unhurried());
     assert_all_pass(&results, &summary, 82);
 }
 
@@ -137,12 +133,7 @@ fn mbpp_references_pass_with_the_set_up_after_the_candidate() {
     let Some(path) = dataset("mbpp/mbpp.shared.jsonl") else {
         return;
     };
-    let limits = Limits {
-        cpu_secs: 10,
-        wall_secs: 60,
-        ..Limits::default()
-    };
-    let (results, summary) = grade_references(&read_rows(&path), "code", limits);
+    let (results, summary) = grade_references(&read_rows(&path), "code", unhurried());
     assert_all_pass(&results, &summary, 824);
 }
 
@@ -159,8 +150,18 @@ fn a_wrong_completion_fails_with_its_reason() {
     assert_eq!(summary.num_ungraded(), 0);
 }
 
-/// Grades the first `per_task` CodeGen samples of every task against the recorded verdicts.
-fn codegen_samples_agree(per_task: usize) {
+/// Limits for programs that are known to end: a busy host bills a guest for time that it did not get, so
+/// that a tight limit would judge the host.
+fn unhurried() -> Limits {
+    Limits {
+        cpu_secs: 120,
+        wall_secs: 600,
+        ..Limits::default()
+    }
+}
+
+/// Grades the CodeGen samples of every task against the recorded verdicts.
+fn codegen_samples_agree() {
     let files = [
         "humaneval/HumanEval.000-081.jsonl.gz",
         "model_samples/humaneval_codegen16b_t0.8_n100.000-081.jsonl.gz",
@@ -178,7 +179,7 @@ fn codegen_samples_agree(per_task: usize) {
         assert_eq!(problem["task_id"], verdicts["task_id"]);
         let recorded = text(verdicts, "passed").bytes();
         let completions = sample["samples"].as_array().unwrap();
-        for (completion, label) in completions.iter().zip(recorded).take(per_task) {
+        for (completion, label) in completions.iter().zip(recorded) {
             let raw = completion.as_str().unwrap();
             let end = STOPS.iter().filter_map(|stop| raw.find(stop)).min();
             programs.push(Program::human_eval(
@@ -212,13 +213,12 @@ fn report_speed(verdicts: &[Verdict], started: Instant) {
     ));
 }
 
+/// 8,200 programs take minutes; `WMTP_FULL=1` asks for them.
 #[test]
 fn codegen_samples_get_the_verdicts_of_openais_evaluator() {
-    codegen_samples_agree(5);
-}
-
-#[test]
-#[ignore = "8,200 programs take minutes"]
-fn all_codegen_samples_get_the_verdicts_of_openais_evaluator() {
-    codegen_samples_agree(100);
+    if std::env::var_os("WMTP_FULL").is_none() {
+        say("SKIPPED: codegen_samples_get_the_verdicts_of_openais_evaluator; WMTP_FULL=1 runs it");
+        return;
+    }
+    codegen_samples_agree();
 }

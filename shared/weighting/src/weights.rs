@@ -452,9 +452,12 @@ pub(crate) mod tests {
         let cold = token_weights(&RIGHT, &Whitening::of(&RIGHT), &at(0.7)).unwrap();
         assert_close(&cold.weights, &[0.552_787, 0.364_460, 3.0, 0.082_752], 2e-6);
         assert_close(&[cold.stats.projection_c], &[1.374_537], 2e-6);
+        // The table's H is that of the projected weights; the floor (step 3) looks at w⁰, whose q is
+        // [0.100541, 0.066288, 0.818121, 0.015051] here: H = 0.638221 / ln 4.
+        assert_close(&[cold.stats.entropy], &[0.568_259], 2e-6);
         assert_close(
             &[entropy_before_projection(&RIGHT, 0.7)],
-            &[0.568_259],
+            &[0.460_394],
             2e-6,
         );
         assert_close(
