@@ -382,12 +382,12 @@ const FCNTL_COMMANDS: [i32; 6] = [
 
 /// Requests of `ioctl` that Python makes on plain files: is it a terminal, how wide, do not block, close on exec.
 const IOCTL_REQUESTS: [u64; 6] = [
-    libc::TCGETS as u64,
-    libc::TIOCGWINSZ as u64,
-    libc::FIONBIO as u64,
-    libc::FIONREAD as u64,
-    libc::FIOCLEX as u64,
-    libc::FIONCLEX as u64,
+    libc::TCGETS,
+    libc::TIOCGWINSZ,
+    libc::FIONBIO,
+    libc::FIONREAD,
+    libc::FIOCLEX,
+    libc::FIONCLEX,
 ];
 
 /// The allow-list of a fork. What is not on it fails with "operation not permitted": no fork, no exec, no

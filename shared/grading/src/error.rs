@@ -31,7 +31,7 @@ pub enum Error {
     #[error("the sandbox is degraded on this machine: {report}")]
     Degraded {
         /// What is enforced and what is not.
-        report: SandboxReport,
+        report: Box<SandboxReport>,
     },
     /// A file could not be read or written.
     #[error("{}: {source}", path.display())]

@@ -75,7 +75,7 @@ impl Grader {
             source: include_str!("self_check.py").to_owned(),
         });
         match check.class {
-            ErrorClass::Passed => report.self_check = "nothing reached".to_owned(),
+            ErrorClass::Passed => report.self_check = String::from("nothing reached"),
             ErrorClass::Infrastructure => {
                 return Err(Error::Start {
                     what: check.message,
@@ -87,7 +87,9 @@ impl Grader {
             }
         }
         if report.tier == Tier::Degraded && !config.accept_degraded {
-            return Err(Error::Degraded { report });
+            return Err(Error::Degraded {
+                report: Box::new(report),
+            });
         }
         grader.report = report;
         Ok(grader)
@@ -258,9 +260,10 @@ impl Worker {
             }
             _ => {
                 let _alone = alone.write().unwrap_or_else(PoisonError::into_inner);
-                self.attempt(source)
-                    .map(|verdict| self.judge_waiting(verdict))
-                    .unwrap_or_else(|error| not_run(&format!("grading server: {error}")))
+                self.attempt(source).map_or_else(
+                    |error| not_run(&format!("grading server: {error}")),
+                    |verdict| self.judge_waiting(verdict),
+                )
             }
         }
     }

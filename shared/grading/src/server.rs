@@ -18,7 +18,7 @@ use crate::confine::{Confinement, SPARE_ID};
 const SOURCE: &str = include_str!("server.py");
 /// Replies hold a report and the end of a stream; more is a broken server.
 const MAX_FRAME_BYTES: u32 = 1 << 20;
-const START_TIMEOUT: Duration = Duration::from_secs(60);
+const START_TIMEOUT: Duration = Duration::from_mins(1);
 /// What a server gets beyond the program's wall limit before it counts as stuck.
 const GRACE: Duration = Duration::from_secs(15);
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);

@@ -3,6 +3,8 @@
 //! The data sets lie outside the repository (`../shared/datasets`, or the folder that `WMTP_DATASETS`
 //! names); where they are absent, each test says so and ends.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use std::fs;
 use std::io::Write;
 use std::num::NonZeroUsize;
