@@ -464,10 +464,14 @@ mod tests {
             high: 3.0,
             counts: vec![0, 4, 10, 1, 0, 5],
         };
-        insta::assert_snapshot!(histogram(
-            &weights,
-            "a-verifiable",
-            "Most weights lie near 1."
-        ));
+        let drawn = histogram(&weights, "a-verifiable", "Most weights lie near 1.");
+        assert_eq!(drawn.matches("<path").count(), 1, "{drawn}");
+        // Six bins of a sixth each; the highest of the shares 0.2, 0.5, 0.05 and 0.25 fills the plot.
+        let bars = "M16.7 100v-40h14.3v40zM33.3 100v-100h14.3v100zM50 100v-10h14.3v10zM83.3 100v-50h14.3v50z";
+        assert!(
+            drawn.contains(&format!("class=\"fill a-verifiable\" d=\"{bars}\"")),
+            "{drawn}"
+        );
+        assert!(drawn.contains("50.0% of tokens in one bin"), "{drawn}");
     }
 }

@@ -49,9 +49,6 @@ impl From<Error> for JobError {
     fn from(error: Error) -> Self {
         match error {
             Error::Rows(error) => error.into(),
-            Error::Io { ref source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
-                Self::no_room(error)
-            }
             Error::Io { .. } | Error::Template(_) => Self::internal(error),
             Error::VersionId(_) => Self::bad_input(error),
         }
@@ -79,7 +76,7 @@ impl Tool for BuildSite {
         let id = store.resolve(Kind::Leaderboard, &self.leaderboard)?;
         let folder = |reference: &str| -> Result<PathBuf, JobError> {
             let id: ArtifactId = reference.parse()?;
-            Ok(store.fetch(&id)?)
+            store.fetch(&id)
         };
         let input = SiteInput::load(&id.to_string(), folder)?;
         let site = pages::render(&input)?;

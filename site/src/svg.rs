@@ -104,18 +104,6 @@ impl Svg {
         );
     }
 
-    /// A rectangle in percent.
-    pub fn rect(&mut self, class: &str, corner: (f64, f64), size: (f64, f64)) {
-        let _ = write!(
-            self.body,
-            "<rect class=\"{class}\" x=\"{}%\" y=\"{}%\" width=\"{}%\" height=\"{}%\"/>",
-            coordinate(corner.0),
-            coordinate(corner.1),
-            coordinate(size.0),
-            coordinate(size.1)
-        );
-    }
-
     /// Text at percentages, moved down by pixels; the anchor is `start`, `middle` or `end`.
     pub fn text(&mut self, class: &str, at: (f64, f64), dy: i32, anchor: &str, text: &str) {
         let _ = write!(
@@ -194,12 +182,10 @@ mod tests {
 
     #[test]
     fn ticks_are_round_and_inside() {
-        assert_eq!(
-            ticks(0.0, 1.0, 5),
-            [0.0, 0.2, 0.4, 0.6000000000000001, 0.8, 1.0]
-        );
+        let fifths: Vec<f64> = (0..=5).map(|index| f64::from(index) * 0.2).collect();
+        assert_eq!(ticks(0.0, 1.0, 5), fifths);
         assert_eq!(ticks(0.0, 0.5, 5).len(), 6);
-        assert_eq!(ticks(3.0, 3.0, 5), [3.0]);
+        assert_eq!(ticks(3.0, 3.0, 5), vec![3.0]);
     }
 
     #[test]

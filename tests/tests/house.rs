@@ -27,7 +27,10 @@ const NUMERIC: [&str; 4] = ["wmtp-model", "wmtp-training", "wmtp-decoding", "par
 const PURE: [&str; 3] = ["wmtp-weighting", "wmtp-stats", "wmtp-grading"];
 
 fn workspace() -> Metadata {
-    MetadataCommand::new().no_deps().exec().expect("cargo describes the workspace")
+    MetadataCommand::new()
+        .no_deps()
+        .exec()
+        .expect("cargo describes the workspace")
 }
 
 /// Package to the names of its dependencies; those for tests alone do not count.
@@ -64,8 +67,14 @@ fn libraries_depend_on_lower_floors_only() {
 
 #[test]
 fn every_library_has_a_floor() {
-    for package in arrows(&workspace()).into_keys().filter(|name| name.starts_with("wmtp-")) {
-        assert!(package == "wmtp-tests" || floor(&package).is_some(), "{package} has no floor");
+    for package in arrows(&workspace())
+        .into_keys()
+        .filter(|name| name.starts_with("wmtp-"))
+    {
+        assert!(
+            package == "wmtp-tests" || floor(&package).is_some(),
+            "{package} has no floor"
+        );
     }
 }
 
@@ -84,7 +93,10 @@ fn nothing_depends_on_a_job() {
     assert!(jobs.contains("evaluate"), "the jobs were found");
     for (package, dependencies) in arrows(&metadata) {
         for dependency in dependencies {
-            assert!(!jobs.contains(&dependency), "{package} may not depend on the job {dependency}");
+            assert!(
+                !jobs.contains(&dependency),
+                "{package} may not depend on the job {dependency}"
+            );
         }
     }
 }
@@ -93,7 +105,10 @@ fn nothing_depends_on_a_job() {
 fn only_the_numeric_rooms_see_candle() {
     for (package, dependencies) in arrows(&workspace()) {
         let sees_candle = dependencies.iter().any(|name| name.starts_with("candle"));
-        assert!(!sees_candle || NUMERIC.contains(&package.as_str()), "{package} may not see candle");
+        assert!(
+            !sees_candle || NUMERIC.contains(&package.as_str()),
+            "{package} may not see candle"
+        );
     }
 }
 
@@ -110,6 +125,9 @@ fn pure_rooms_do_not_reach_the_store() {
                 }
             }
         }
-        assert!(!reached.contains("wmtp-artifacts"), "{package} may not reach the store");
+        assert!(
+            !reached.contains("wmtp-artifacts"),
+            "{package} may not reach the store"
+        );
     }
 }

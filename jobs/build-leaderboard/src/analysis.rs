@@ -62,7 +62,7 @@ fn summary(board: &Leaderboard, row: &LeaderboardRow) -> String {
     let baseline = row.against_baseline.iter();
     sentences.extend(
         baseline
-            .filter(|c| row.parent.as_deref() != Some(&c.other))
+            .filter(|c| row.parent.as_deref() != Some(c.other.as_str()))
             .map(|c| difference(c, "the baseline")),
     );
     sentences.extend(

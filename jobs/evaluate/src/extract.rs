@@ -33,7 +33,10 @@ mod tests {
 
     #[test]
     fn a_fence_is_taken_off() {
-        assert_eq!(program("Sure:\n```python\ndef f(x):\n    return x\n```\nDone."), "def f(x):\n    return x\n");
+        assert_eq!(
+            program("Sure:\n```python\ndef f(x):\n    return x\n```\nDone."),
+            "def f(x):\n    return x\n"
+        );
         assert_eq!(program("```\nx = 1\n"), "x = 1\n");
     }
 

@@ -51,9 +51,15 @@ fn one(
 ) -> Result<Vec<Completion>, JobError> {
     let prompt_ids = encode_prompt(tokenizer, &problem.prompt);
     let draws = (0..drawing.num_samples).map(|sample| {
-        Choice::Draw(drawing.sampling, DrawKey::new(drawing.seed, &problem.problem_id, sample))
+        Choice::Draw(
+            drawing.sampling,
+            DrawKey::new(drawing.seed, &problem.problem_id, sample),
+        )
     });
-    let prompt = Prompt { ids: &prompt_ids, choices: std::iter::once(Choice::Greedy).chain(draws).collect() };
+    let prompt = Prompt {
+        ids: &prompt_ids,
+        choices: std::iter::once(Choice::Greedy).chain(draws).collect(),
+    };
     let generated = generator.generate(&prompt).map_err(|error| {
         let context = format!("problem {}", problem.problem_id);
         match error {

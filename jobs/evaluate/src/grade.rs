@@ -52,16 +52,26 @@ impl Tool for Grade {
   evaluate grade --problems HumanEval.jsonl --samples samples.jsonl --out results.jsonl
   evaluate grade --problems mbpp.jsonl --samples samples.jsonl --out results.jsonl --workers 4 --json";
 
-    fn run(&self, cx: &mut ToolCx) -> Result<(), JobError> {
+    fn run(&self, cx: &mut ToolCx<'_>) -> Result<(), JobError> {
         let grader = Grader::start(self.config()).map_err(sandbox_error)?;
         if cx.is_dry_run() {
-            cx.print(format!("would grade {} into {}", self.samples.display(), self.out.display()));
+            cx.print(format!(
+                "would grade {} into {}",
+                self.samples.display(),
+                self.out.display()
+            ));
             return Ok(());
         }
         let progress = cx.progress("grade", "programs", 0);
-        let summary = grade_files(&grader, &self.problems, &self.samples, &self.out, |done, _| {
-            progress.set(done as u64);
-        })
+        let summary = grade_files(
+            &grader,
+            &self.problems,
+            &self.samples,
+            &self.out,
+            |done, _| {
+                progress.set(done as u64);
+            },
+        )
         .map_err(sandbox_error)?;
         progress.finish();
         self.tell(&summary, &grader, cx);
@@ -85,22 +95,30 @@ impl Grade {
         }
     }
 
-    fn tell(&self, summary: &FileSummary, grader: &Grader, cx: &mut ToolCx) {
+    fn tell(&self, summary: &FileSummary, grader: &Grader, cx: &mut ToolCx<'_>) {
         let num_samples: u64 = summary.classes.values().sum();
         let num_passed: u64 = summary.tasks.iter().map(|task| task.num_passed).sum();
         let pass_at = pass_at(summary);
-        cx.print(format!("{num_passed} of {num_samples} samples passed, {} problems", summary.tasks.len()));
+        cx.print(format!(
+            "{num_passed} of {num_samples} samples passed, {} problems",
+            summary.tasks.len()
+        ));
         for (k, value) in &pass_at {
             cx.print(format!("pass@{k}  {value:.4}"));
         }
         for (class, count) in &summary.classes {
-            cx.print(format!("{class:<16}{count}"));
+            cx.print(format!("{:<16}{count}", class.as_str()));
         }
         if summary.num_ungraded() > 0 {
-            cx.warning(format!("{} samples could not be graded and count for nothing", summary.num_ungraded()));
+            cx.warning(format!(
+                "{} samples could not be graded and count for nothing",
+                summary.num_ungraded()
+            ));
         }
-        let pass_at: Map<String, Value> =
-            pass_at.into_iter().map(|(k, value)| (format!("pass_at_{k}"), json!(value))).collect();
+        let pass_at: Map<String, Value> = pass_at
+            .into_iter()
+            .map(|(k, value)| (format!("pass_at_{k}"), json!(value)))
+            .collect();
         cx.json_result(json!({
             "problems": summary.tasks.len(),
             "samples": num_samples,
@@ -114,7 +132,12 @@ impl Grade {
 }
 
 fn pass_at(summary: &FileSummary) -> Vec<(u64, f64)> {
-    let counts: Vec<(u64, u64)> =
-        summary.tasks.iter().map(|task| (task.num_samples, task.num_passed)).collect();
-    KS.iter().filter_map(|&k| Some((k, mean_pass_at_k(&counts, k)?))).collect()
+    let counts: Vec<(u64, u64)> = summary
+        .tasks
+        .iter()
+        .map(|task| (task.num_samples, task.num_passed))
+        .collect();
+    KS.iter()
+        .filter_map(|&k| Some((k, mean_pass_at_k(&counts, k)?)))
+        .collect()
 }

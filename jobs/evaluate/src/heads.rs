@@ -5,8 +5,8 @@ use wmtp_data_sets::{PaddedBatch, TokenFile, pad_batch};
 use wmtp_model::loss::select_rows;
 use wmtp_model::{Device, Horizon, MtpModel, ParamStore, Params};
 use wmtp_records::HeadLoss;
-use wmtp_training::heads::{HeadTargets, ids_tensor};
 use wmtp_training::Result;
+use wmtp_training::heads::{HeadTargets, ids_tensor};
 
 /// Sequences read together; bounds memory, not results.
 const BATCH_SEQUENCES: usize = 32;
@@ -23,7 +23,11 @@ struct Sums {
 ///
 /// Head k at position j − k predicts target j of the response (specification, section 1.3). The means are over
 /// targets, not over rows.
-pub(crate) fn score(params: &Params, store: &ParamStore, rows: &TokenFile) -> Result<Vec<HeadLoss>> {
+pub(crate) fn score(
+    params: &Params,
+    store: &ParamStore,
+    rows: &TokenFile,
+) -> Result<Vec<HeadLoss>> {
     let model = MtpModel::frozen(params, store)?;
     let horizons: Vec<Horizon> = params.horizons().collect();
     let correct = rows.correct_rows();
@@ -62,7 +66,8 @@ fn batch_sums(model: &MtpModel, horizons: &[Horizon], batch: &PaddedBatch) -> Re
                 return Ok(Sums::default());
             }
             let hidden_bsd = model.head_hidden(horizon, &trunk_bsd)?;
-            let logits_nv = model.logits(&select_rows(&hidden_bsd, &targets.sources)?.unsqueeze(0)?)?;
+            let logits_nv =
+                model.logits(&select_rows(&hidden_bsd, &targets.sources)?.unsqueeze(0)?)?;
             let logits_nv = logits_nv.squeeze(0)?.to_vec2::<f32>()?;
             Ok(sum_up(&logits_nv, &targets.ids))
         })
@@ -70,10 +75,16 @@ fn batch_sums(model: &MtpModel, horizons: &[Horizon], batch: &PaddedBatch) -> Re
 }
 
 fn sum_up(logits_nv: &[Vec<f32>], targets: &[u32]) -> Sums {
-    let mut sums = Sums { targets: targets.len() as u64, ..Sums::default() };
+    let mut sums = Sums {
+        targets: targets.len() as u64,
+        ..Sums::default()
+    };
     for (logits_v, &target) in logits_nv.iter().zip(targets) {
         let highest = logits_v.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let mass: f64 = logits_v.iter().map(|&logit| f64::from(logit - highest).exp()).sum();
+        let mass: f64 = logits_v
+            .iter()
+            .map(|&logit| f64::from(logit - highest).exp())
+            .sum();
         let own = logits_v[target as usize];
         sums.ce_nats += mass.ln() - f64::from(own - highest);
         sums.correct += u64::from(own >= highest);
@@ -88,7 +99,7 @@ mod tests {
     #[test]
     fn two_rows_give_the_hand_computed_sums() {
         // softmax([0, ln 3]) = [1/4, 3/4]: the targets 1 and 0 cost ln 4/3 and ln 4.
-        let logits = vec![vec![0.0, 3.0_f32.ln()], vec![0.0, 3.0_f32.ln()]];
+        let logits = [vec![0.0, 3.0_f32.ln()], vec![0.0, 3.0_f32.ln()]];
         let sums = sum_up(&logits, &[1, 0]);
         assert_eq!((sums.targets, sums.correct), (2, 1));
         assert!((sums.ce_nats - ((4.0_f64 / 3.0).ln() + 4.0_f64.ln())).abs() < 1e-6);

@@ -8,12 +8,12 @@ use serde_json::json;
 use wmtp_data_sets::TokenFile;
 use wmtp_decoding::{Generator, InferenceModel, Sampling};
 use wmtp_grading::{Grader, GraderConfig, Limits, Program};
-use wmtp_job_kit::{Job, JobError, Kind, Output, Plan, PlanCx, Run};
+use wmtp_job_kit::{Job, JobError, Kind, Manifest, Output, Plan, PlanCx, Run};
 use wmtp_model::{ParamStore, Params};
 use wmtp_recipe::{Evaluation, seed};
 use wmtp_records::{
-    Completion, EvalScore, GradedSample, HeadLoss, Problem, ProblemCount, ScoreSummary, Split, data_files,
-    jsonl, score_files,
+    Completion, EvalScore, GradedSample, HeadLoss, Problem, ProblemCount, ScoreSummary, Split,
+    data_files, jsonl, score_files,
 };
 use wmtp_tokens::Tokenizer;
 
@@ -35,7 +35,12 @@ pub struct Evaluate {
     #[arg(long, value_name = "DATA")]
     data: String,
     /// Checkpoint of train-stage2: artifact id or name
-    #[arg(long, value_name = "CHECKPOINT", required_unless_present = "base", conflicts_with = "base")]
+    #[arg(
+        long,
+        value_name = "CHECKPOINT",
+        required_unless_present = "base",
+        conflicts_with = "base"
+    )]
     checkpoint: Option<String>,
     /// Untrained base model: artifact id or name
     #[arg(long, value_name = "MODEL")]
@@ -78,15 +83,27 @@ impl Job for Evaluate {
             "{} on the {} split, {} samples a problem",
             subject.version_id, evaluation.split, evaluation.num_samples
         );
-        let options = recipe.section_options(&["evaluation", "seed"]);
-        let sandbox_option = if self.accept_degraded_sandbox { "degraded" } else { "full" };
+        let options = recipe.section_options(&["data.max_length", "evaluation", "seed"]);
+        // The summary states data set and shared digest, so they decide bytes of the output.
+        let shared = subject.recipe.shared_digest().to_string();
+        let sandbox_option = if self.accept_degraded_sandbox {
+            "degraded"
+        } else {
+            "full"
+        };
         let data_id = data.id.to_string();
         let accept_degraded = self.accept_degraded_sandbox;
-        Ok(Plan::new(Work { subject, evaluation, data_id, accept_degraded })
-            .options(options)
-            .option("sandbox", sandbox_option)
-            .output(SCORES, Kind::Scores)
-            .note(note))
+        Ok(Plan::new(Work {
+            subject,
+            evaluation,
+            data_id,
+            accept_degraded,
+        })
+        .options(options)
+        .option("shared", shared)
+        .option("sandbox", sandbox_option)
+        .output(SCORES, Kind::Scores)
+        .note(note))
     }
 
     fn run(work: &Work, run: &mut Run) -> Result<Vec<Output>, JobError> {
@@ -97,7 +114,8 @@ impl Job for Evaluate {
             Tokenizer::load(&data.join(data_files::TOKENIZER)).map_err(JobError::bad_input)?;
         let (params, store) = work.subject.load(&run.input(subject::ROLE)?)?;
         // Before any generation: what the sandbox cannot hold must not be found out afterwards.
-        let grader = Grader::start(grader_config(evaluation, work.accept_degraded)?).map_err(sandbox_error)?;
+        let grader = Grader::start(grader_config(evaluation, work.accept_degraded)?)
+            .map_err(sandbox_error)?;
 
         let generator = generator(run, &params, &store, &tokenizer)?;
         let started = run.elapsed();
@@ -129,7 +147,7 @@ impl Job for Evaluate {
 }
 
 /// A model reads ids; ids of another tokenizer would give scores of noise.
-fn require_same_tokenizer(data: &wmtp_job_kit::Manifest, subject: &Subject) -> Result<(), JobError> {
+fn require_same_tokenizer(data: &Manifest, subject: &Subject) -> Result<(), JobError> {
     const KEY: &str = "tokenizer_sha256";
     let (own, theirs) = (data.attribute(KEY), subject.manifest.attribute(KEY));
     if own.is_some() && own == theirs {
@@ -150,7 +168,10 @@ fn read_problems(data: &Path, evaluation: &Evaluation) -> Result<Vec<Problem>, J
     let mut problems: Vec<Problem> = jsonl::read(&path)?;
     problems.truncate(evaluation.max_problems.unwrap_or(usize::MAX));
     if problems.is_empty() {
-        return Err(JobError::bad_input(format!("the {} split holds no problem", evaluation.split)));
+        return Err(JobError::bad_input(format!(
+            "the {} split holds no problem",
+            evaluation.split
+        )));
     }
     Ok(problems)
 }
@@ -187,7 +208,10 @@ fn generator(
 
 fn drawing(evaluation: &Evaluation, run_seed: u64) -> Drawing {
     Drawing {
-        sampling: Sampling { temperature: evaluation.temperature, top_p: evaluation.top_p },
+        sampling: Sampling {
+            temperature: evaluation.temperature,
+            top_p: evaluation.top_p,
+        },
         num_samples: evaluation.num_samples,
         seed: seed::stream(run_seed, "evaluate.sampling"),
     }
@@ -200,12 +224,17 @@ fn execute(
     grader: &Grader,
     run: &Run,
 ) -> Result<Vec<GradedSample>, JobError> {
-    let tests: BTreeMap<&str, &Problem> =
-        problems.iter().map(|problem| (problem.problem_id.as_str(), problem)).collect();
+    let tests: BTreeMap<&str, &Problem> = problems
+        .iter()
+        .map(|problem| (problem.problem_id.as_str(), problem))
+        .collect();
     let programs: Vec<Program> = completions
         .iter()
         .map(|completion| {
-            Program::from_tests(&completion.program, &tests[completion.problem_id.as_str()].tests)
+            Program::from_tests(
+                &completion.program,
+                &tests[completion.problem_id.as_str()].tests,
+            )
         })
         .collect();
     let progress = run.progress("execute", "programs", programs.len() as u64);
@@ -216,7 +245,10 @@ fn execute(
     Ok(completions
         .into_iter()
         .zip(verdicts)
-        .map(|(completion, verdict)| GradedSample { completion, verdict })
+        .map(|(completion, verdict)| GradedSample {
+            completion,
+            verdict,
+        })
         .collect())
 }
 
@@ -226,7 +258,8 @@ fn head_losses(
     params: &Params,
     store: &ParamStore,
 ) -> Result<Vec<HeadLoss>, JobError> {
-    let rows = TokenFile::load(&data.join(data_files::tokens(split))).map_err(JobError::bad_input)?;
+    let rows =
+        TokenFile::load(&data.join(data_files::tokens(split))).map_err(JobError::bad_input)?;
     heads::score(params, store, &rows).map_err(JobError::internal)
 }
 
@@ -242,10 +275,17 @@ struct Report {
 
 impl Report {
     fn write(&self, dir: &Path, work: &Work, run: &Run) -> Result<(), JobError> {
-        let metrics =
-            score::metrics(&self.counts, &self.samples, &self.heads, &work.evaluation.ks);
+        let metrics = score::metrics(
+            &self.counts,
+            &self.samples,
+            &self.heads,
+            &work.evaluation.ks,
+        );
         let score = EvalScore {
-            dataset_id: format!("{}-{}", work.subject.recipe.experiment.dataset, work.evaluation.split),
+            dataset_id: format!(
+                "{}-{}",
+                work.subject.recipe.experiment.dataset, work.evaluation.split
+            ),
             created_at: run.now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
             num_samples: (self.samples.len() - score::num_ungraded(&self.samples)) as u64,
             metrics,
@@ -280,9 +320,13 @@ impl Report {
 
     /// `0001/{input.txt, output.txt, gt.txt, meta.json}`: a few problems as a person reads them.
     fn write_shown(&self, folder: &Path, seed: u64) -> Result<(), JobError> {
-        for (number, problem) in score::shown(&self.problems, SHOWN_PROBLEMS, seed).into_iter().enumerate() {
+        for (number, problem) in score::shown(&self.problems, SHOWN_PROBLEMS, seed)
+            .into_iter()
+            .enumerate()
+        {
             let Some(sample) = self.samples.iter().find(|sample| {
-                sample.completion.problem_id == problem.problem_id && sample.completion.sample == Some(0)
+                sample.completion.problem_id == problem.problem_id
+                    && sample.completion.sample == Some(0)
             }) else {
                 continue;
             };
@@ -290,7 +334,10 @@ impl Report {
             std::fs::create_dir_all(&dir)?;
             std::fs::write(dir.join("input.txt"), &problem.prompt)?;
             std::fs::write(dir.join("output.txt"), &sample.completion.program)?;
-            std::fs::write(dir.join("gt.txt"), problem.reference.as_deref().unwrap_or_default())?;
+            std::fs::write(
+                dir.join("gt.txt"),
+                problem.reference.as_deref().unwrap_or_default(),
+            )?;
             let meta = json!({
                 "problem_id": problem.problem_id,
                 "family": problem.family,
@@ -308,7 +355,9 @@ impl Report {
     fn tell(&self, run: &Run) {
         let ungraded = score::num_ungraded(&self.samples);
         if ungraded > 0 {
-            run.warning(format!("{ungraded} samples could not be graded and count for nothing"));
+            run.warning(format!(
+                "{ungraded} samples could not be graded and count for nothing"
+            ));
         }
     }
 }
@@ -330,4 +379,69 @@ fn protocol(evaluation: &Evaluation, num_problems: usize) -> BTreeMap<String, St
     .into_iter()
     .map(|(key, value)| (key.to_owned(), value))
     .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use wmtp_job_kit::Exit;
+    use wmtp_records::Tests;
+
+    use super::*;
+
+    fn problem(number: usize) -> Problem {
+        Problem {
+            problem_id: format!("p{number}"),
+            instruction: String::new(),
+            input: String::new(),
+            prompt: String::new(),
+            tests: Tests::Asserts {
+                setup: String::new(),
+                asserts: Vec::new(),
+            },
+            reference: None,
+            family: String::new(),
+            difficulty: 0,
+        }
+    }
+
+    fn limited_to(max_problems: Option<usize>) -> Evaluation {
+        Evaluation {
+            split: Split::Validation,
+            max_problems,
+            ..Evaluation::default()
+        }
+    }
+
+    #[test]
+    fn the_first_problems_of_the_split_are_taken_and_none_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(data_files::problems(Split::Validation));
+        jsonl::write(&path, &[problem(0), problem(1), problem(2)]).unwrap();
+        let ids = |max_problems| -> Vec<String> {
+            let problems = read_problems(folder.path(), &limited_to(max_problems)).unwrap();
+            problems
+                .into_iter()
+                .map(|problem| problem.problem_id)
+                .collect()
+        };
+        assert_eq!(ids(None), ["p0", "p1", "p2"]);
+        assert_eq!(ids(Some(2)), ["p0", "p1"]);
+        let error = read_problems(folder.path(), &limited_to(Some(0))).unwrap_err();
+        assert_eq!(error.exit(), Exit::BadInput);
+    }
+
+    #[test]
+    fn fractions_of_a_second_are_rounded_up_to_what_the_kernel_counts() {
+        let evaluation = Evaluation {
+            cpu_secs: 0.2,
+            wall_secs: 2.5,
+            memory_mib: 3,
+            ..Evaluation::default()
+        };
+        let limits = grader_config(&evaluation, false).unwrap().limits;
+        assert_eq!(
+            (limits.cpu_secs, limits.wall_secs, limits.memory_bytes),
+            (1, 3, 3 << 20)
+        );
+    }
 }

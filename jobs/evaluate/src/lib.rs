@@ -22,11 +22,11 @@ fn sandbox_error(error: wmtp_grading::Error) -> JobError {
         wmtp_grading::Error::Degraded { .. } => JobError::refused(error)
             .hint("run on a kernel with Landlock and seccomp, or accept the gaps with --accept-degraded-sandbox"),
         wmtp_grading::Error::Interpreter { .. } => {
-            JobError::unavailable(error).hint("install CPython 3.9 or newer, or name it with --python")
+            JobError::unavailable(error).hint("install CPython 3.9 or newer as python3; `evaluate grade` takes another one with --python")
         }
         wmtp_grading::Error::Row { .. } => JobError::bad_input(error),
         wmtp_grading::Error::Io { source, path } => {
-            JobError::from(source).context(format!("{}", path.display()))
+            JobError::from(source).context(path.display().to_string())
         }
         _ => JobError::unavailable(error),
     }

@@ -1,6 +1,6 @@
 //! What is evaluated: a trained checkpoint, or the untrained base model.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use wmtp_job_kit::{JobError, Kind, Manifest, PlanCx};
 use wmtp_model::{DType, Device, ParamStore, Params};
@@ -40,8 +40,14 @@ struct Layout {
     weights: &'static str,
 }
 
-const CHECKPOINT: Layout = Layout { params: "params.json", weights: "model.safetensors" };
-const BUNDLE: Layout = Layout { params: "configs/params.json", weights: "safetensors/model.safetensors" };
+const CHECKPOINT: Layout = Layout {
+    params: "params.json",
+    weights: "model.safetensors",
+};
+const BUNDLE: Layout = Layout {
+    params: "configs/params.json",
+    weights: "safetensors/model.safetensors",
+};
 
 impl Subject {
     /// A checkpoint of train-stage2, described by the recipe that it carries.
@@ -90,9 +96,9 @@ impl Subject {
     /// Reads parameters and weights from the fetched artifact.
     pub(crate) fn load(&self, folder: &Path) -> Result<(Params, ParamStore), JobError> {
         let params = Params::load(&folder.join(self.layout.params)).map_err(JobError::bad_input)?;
-        let weights: PathBuf = folder.join(self.layout.weights);
-        let store =
-            ParamStore::load(&weights, &params, DType::F32, &Device::Cpu).map_err(JobError::bad_input)?;
+        let weights = folder.join(self.layout.weights);
+        let store = ParamStore::load(&weights, &params, DType::F32, &Device::Cpu)
+            .map_err(JobError::bad_input)?;
         Ok((params, store))
     }
 }

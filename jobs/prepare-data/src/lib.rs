@@ -57,11 +57,11 @@ impl Job for PrepareData {
     const NAME: &'static str = "prepare-data";
     const ABOUT: &'static str =
         "Make a processed data set: records, token ids, splits, tests and statistics.";
-    const EXAMPLES: &'static str = "prepare-data --recipe storage/recipes/v001.yaml --store s3://wmtp/demo --name micropy\n\
-         prepare-data --recipe recipe.yaml --set data.source=mbpp --raw mbpp --store s3://wmtp/demo --name mbpp";
+    const EXAMPLES: &'static str = "prepare-data --recipe storage/recipes/micropy/v001.yaml --store s3://wmtp/demo --name micropy\n\
+         prepare-data --recipe storage/recipes/mbpp/v001.yaml --raw mbpp --store s3://wmtp/demo --name mbpp";
     const VERSION: u32 = 1;
 
-    fn plan(&self, cx: &mut PlanCx) -> Result<Plan<Work>, JobError> {
+    fn plan(&self, cx: &mut PlanCx<'_>) -> Result<Plan<Work>, JobError> {
         let recipe = cx.recipe()?.clone();
         match (recipe.data.source, &self.raw) {
             (DataSource::Mbpp, Some(raw)) => {
@@ -262,7 +262,7 @@ fn job_error(error: Error) -> JobError {
         return JobError::bad_input(error);
     }
     match error {
-        Error::Io { source, .. } => source.into(),
+        Error::Io { path, source } => JobError::from(source).context(path.display().to_string()),
         Error::Rows(error) => error.into(),
         Error::Ungraded { .. } => JobError::unavailable(error)
             .hint("the machine did not let the program run in time; run again with less beside it"),

@@ -163,8 +163,8 @@ fn derived(root: &Path, header: &Header, num_heads: Option<usize>) -> Result<Par
         Some(heads) => heads,
         None => heads_of_adapter(root)?,
     };
-    if n_heads == 0 || dim % n_heads != 0 {
-        let what = format!("dim {dim} is not a multiple of {n_heads} heads");
+    if dim == 0 || n_heads == 0 || !dim.is_multiple_of(n_heads) {
+        let what = format!("dim {dim} does not split into {n_heads} heads");
         return Err(bad(root, MODEL, what));
     }
     let params = Params {
@@ -371,7 +371,7 @@ fn check_listed(root: &Path, metadata: &Value) -> Result<(), JobError> {
         }
         let found = Digest::of_file(&root.join(file))?;
         let said = &metadata["sha256"][role];
-        if !said.is_null() && said.as_str() != Some(&found.to_string()) {
+        if !said.is_null() && said.as_str() != Some(found.to_string().as_str()) {
             let what = format!(
                 "{}: sha256.{role} is {said}, {file} has {found}",
                 root.join(METADATA).display()
@@ -384,9 +384,8 @@ fn check_listed(root: &Path, metadata: &Value) -> Result<(), JobError> {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::{DType, Device};
     use wmtp_job_kit::Exit;
-    use wmtp_model::ParamStore;
+    use wmtp_model::{DType, Device, ParamStore};
 
     use super::*;
 

@@ -2,12 +2,11 @@
 
 use std::path::Path;
 
-use candle_core::{DType, Device};
 use clap::ValueEnum;
 use serde_json::Value;
 use wmtp_artifacts::decimals_as_strings;
 use wmtp_job_kit::{Job, JobError, Kind, Output, Plan, PlanCx, Run};
-use wmtp_model::{ParamStore, Params};
+use wmtp_model::{DType, Device, ParamStore, Params};
 use wmtp_recipe::seed;
 use wmtp_records::data_files;
 use wmtp_tokens::Tokenizer;

@@ -221,7 +221,9 @@ mod tests {
             files(dir.path()).unwrap_err().exit(),
             wmtp_job_kit::Exit::BadInput
         );
-        std::os::unix::fs::symlink("/etc/hostname", dir.path().join("link")).unwrap();
+        let elsewhere = folder(&[("a.txt", "a")]);
+        let target = elsewhere.path().join("a.txt");
+        std::os::unix::fs::symlink(target, dir.path().join("link")).unwrap();
         let error = files(dir.path()).unwrap_err();
         assert!(error.to_string().contains("outside the folder"), "{error}");
     }

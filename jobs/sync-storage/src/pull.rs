@@ -63,7 +63,7 @@ impl Tool for Pull {
         cx.json_result(json!({
             "job": "sync-storage-pull",
             "outputs": {"artifact": manifest.id},
-            "folder": self.to,
+            "folder": self.to.display().to_string(),
         }));
         Ok(())
     }

@@ -101,7 +101,9 @@ impl Job for Push {
         let output = match work.kind {
             PushKind::RawData => {
                 folder::write(&dir.join(SUMS), folder::sums(&work.listing).as_bytes())?;
-                Output::new(OUTPUT, Kind::RawData, dir).attribute("files", work.listing.len())
+                // Without the checksum file, so that what was pulled is the same artifact when it is pushed.
+                let num_files = work.listing.keys().filter(|file| *file != SUMS).count();
+                Output::new(OUTPUT, Kind::RawData, dir).attribute("files", num_files)
             }
             PushKind::BaseModel => {
                 let summary = bundle::complete(&dir, &work.origin)?;

@@ -1,5 +1,7 @@
 //! Folders to artifacts and back, through the binary and a real store.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};

@@ -2,12 +2,11 @@
 
 use std::path::Path;
 
-use candle_core::Device;
 use serde::Serialize;
 use wmtp_artifacts::Digest;
 use wmtp_data_sets::TokenFile;
 use wmtp_job_kit::{JobError, Kind, Output, Run};
-use wmtp_model::{HeadKind, ParamStore, Params};
+use wmtp_model::{Device, HeadKind, ParamStore, Params};
 use wmtp_recipe::seed::stream;
 use wmtp_recipe::{Recipe, ValueHeadKind, ValueObjective};
 use wmtp_records::{Record, Split, data_files, jsonl};

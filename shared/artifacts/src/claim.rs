@@ -168,7 +168,7 @@ impl Claim {
             .list(&layout::checkpoints(&self.run_id))
             .await?
         {
-            match self.store.read_json(&key).await {
+            match self.store.read_json::<CheckpointEntry>(&key).await {
                 Ok(entry) => entries.extend(entry),
                 Err(error @ (Error::BadInput { .. } | Error::Corrupt { .. })) => {
                     tracing::warn!(key, %error, "a checkpoint entry is skipped");

@@ -6,6 +6,10 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use aws_config::SdkConfig;
+use aws_config::environment::EnvironmentVariableRegionProvider;
+use aws_config::meta::region::RegionProviderChain;
+use aws_config::profile::ProfileFileRegionProvider;
 use aws_config::retry::RetryConfig;
 use aws_config::timeout::TimeoutConfig;
 use aws_sdk_s3::config::interceptors::BeforeDeserializationInterceptorContextRef;
@@ -32,6 +36,8 @@ const PROBE_ATTEMPTS: u32 = 2;
 /// Wrong bytes are asked for again this often: they may have been altered on the way.
 pub(crate) const MAX_MISMATCHES: u32 = 2;
 const MAX_BACKOFF: Duration = Duration::from_secs(20);
+/// Region where nothing names one; stores other than AWS do not care.
+const DEFAULT_REGION: &str = "us-east-1";
 /// Largest small object: records, not contents. A manifest may be as large.
 pub(crate) const MAX_SMALL: u64 = crate::manifest::MAX_BYTES;
 
@@ -118,36 +124,18 @@ pub(crate) enum Patience {
 
 impl Bucket {
     pub(crate) async fn connect(uri: &StoreUri, options: StoreOptions) -> Result<Self> {
-        let http = aws_smithy_http_client::Builder::new()
-            .tls_provider(tls::Provider::Rustls(
-                tls::rustls_provider::CryptoMode::Ring,
-            ))
-            .build_https();
-        let mut loader = aws_config::defaults(BehaviorVersion::latest()).http_client(http);
-        if let Some(credentials) = &options.credentials {
-            loader = loader.credentials_provider(aws_sdk_s3::config::Credentials::new(
-                &credentials.access_key_id,
-                &credentials.secret_access_key,
-                None,
-                None,
-                "wmtp",
-            ));
-        }
-        let shared = loader.load().await;
         let endpoint = options
             .endpoint
             .clone()
             .or_else(|| environment("AWS_ENDPOINT_URL_S3"))
-            .or_else(|| shared.endpoint_url().map(str::to_owned));
+            .or_else(|| environment("AWS_ENDPOINT_URL"));
+        let shared = shared_config(&options, endpoint.is_some()).await;
+        let endpoint = endpoint.or_else(|| shared.endpoint_url().map(str::to_owned));
         let is_private = check_endpoint(endpoint.as_deref(), options.allow_plain_http)?;
-        let region = options
-            .region
-            .clone()
-            .map(Region::new)
-            .or_else(|| shared.region().cloned());
+        let region = shared.region().cloned();
         let attempts = options.max_attempts.unwrap_or(MAX_ATTEMPTS);
         let mut config = Builder::from(&shared)
-            .region(region.unwrap_or_else(|| Region::new("us-east-1")))
+            .region(region.unwrap_or_else(|| Region::new(DEFAULT_REGION)))
             .retry_config(retries(attempts))
             .retry_classifier(TooManyRequests)
             .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
@@ -560,6 +548,39 @@ fn check_endpoint(endpoint: Option<&str>, allow_plain_http: bool) -> Result<bool
     Err(wrong(
         "plain http would carry data and signatures over the network in the clear; use https",
     ))
+}
+
+/// The standard AWS chain, with what the options say in place of its own answers.
+async fn shared_config(options: &StoreOptions, has_endpoint: bool) -> SdkConfig {
+    let http = aws_smithy_http_client::Builder::new()
+        .tls_provider(tls::Provider::Rustls(
+            tls::rustls_provider::CryptoMode::Ring,
+        ))
+        .build_https();
+    let mut loader = aws_config::defaults(BehaviorVersion::latest()).http_client(http);
+    if let Some(credentials) = &options.credentials {
+        loader = loader.credentials_provider(aws_sdk_s3::config::Credentials::new(
+            &credentials.access_key_id,
+            &credentials.secret_access_key,
+            None,
+            None,
+            "wmtp",
+        ));
+    }
+    if let Some(region) = &options.region {
+        loader = loader.region(Region::new(region.clone()));
+    } else if has_endpoint {
+        loader = loader.region(region_of_own_endpoint());
+    }
+    loader.load().await
+}
+
+/// Region of a store with its own endpoint. The whole chain would also ask the metadata service of a cloud, and
+/// where there is none that takes seconds to fail.
+fn region_of_own_endpoint() -> RegionProviderChain {
+    RegionProviderChain::first_try(EnvironmentVariableRegionProvider::new())
+        .or_else(ProfileFileRegionProvider::new())
+        .or_else(Region::new(DEFAULT_REGION))
 }
 
 fn retries(attempts: u32) -> RetryConfig {

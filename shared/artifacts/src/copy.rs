@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use crate::blob::{self, Source};
 use crate::{ArtifactId, Manifest, Result, Store};
 
@@ -42,19 +44,19 @@ impl Store {
         scope: CopyScope,
     ) -> Result<CopyReport> {
         let mut report = CopyReport::default();
-        for manifest in self.closure(id, scope).await? {
-            self.copy_one(&manifest, target, &mut report).await?;
+        for (manifest, stored) in self.closure(id, scope).await? {
+            self.copy_one(manifest, stored, target, &mut report).await?;
         }
         Ok(report)
     }
 
-    /// The manifests to copy; the one that was asked for comes last.
-    async fn closure(&self, id: &ArtifactId, scope: CopyScope) -> Result<Vec<Manifest>> {
+    /// The manifests to copy, as read and as stored; the one that was asked for comes last.
+    async fn closure(&self, id: &ArtifactId, scope: CopyScope) -> Result<Vec<(Manifest, Bytes)>> {
         let mut seen = BTreeSet::from([id.clone()]);
         let mut waiting = vec![id.clone()];
         let mut manifests = Vec::new();
         while let Some(id) = waiting.pop() {
-            let manifest = self.manifest(&id).await?;
+            let (manifest, stored) = self.stored_manifest(&id).await?;
             if scope == CopyScope::Lineage {
                 let inputs = manifest.provenance.inputs.iter();
                 waiting.extend(
@@ -63,15 +65,17 @@ impl Store {
                         .filter(|id| seen.insert(id.clone())),
                 );
             }
-            manifests.push(manifest);
+            manifests.push((manifest, stored));
         }
         manifests.reverse();
         Ok(manifests)
     }
 
+    /// Copies one artifact. Its manifest goes over byte by byte: the id covers what this version may not know.
     async fn copy_one(
         &self,
-        manifest: &Manifest,
+        manifest: Manifest,
+        stored: Bytes,
         target: &Store,
         report: &mut CopyReport,
     ) -> Result<()> {
@@ -89,10 +93,8 @@ impl Store {
             report.blobs_copied += 1;
             report.bytes_copied += entry.size;
         }
-        target.verify(manifest).await?;
-        target
-            .commit(manifest.clone(), manifest.to_bytes()?)
-            .await?;
+        target.verify(&manifest).await?;
+        target.commit(manifest, stored.to_vec()).await?;
         report.artifacts += 1;
         Ok(())
     }

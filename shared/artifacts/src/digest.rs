@@ -56,7 +56,7 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len() * 2);
     for byte in bytes {
         text.push(DIGITS[usize::from(byte >> 4)] as char);
-        text.push(DIGITS[usize::from(byte & 15)] as char);
+        text.push(DIGITS[usize::from(byte & 0xf)] as char);
     }
     text
 }
@@ -93,7 +93,7 @@ impl FromStr for Digest {
         }
         let mut bytes = [0; 32];
         for (byte, pair) in bytes.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
-            *byte = nibble(pair[0]) << 4 | nibble(pair[1]);
+            *byte = (nibble(pair[0]) << 4) | nibble(pair[1]);
         }
         Ok(Self(bytes))
     }

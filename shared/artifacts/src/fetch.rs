@@ -64,19 +64,17 @@ async fn ensure(bucket: &Arc<Bucket>, mirror: &Mirror, entry: &FileEntry) -> Res
         return Ok(());
     }
     let (near, wanted) = (mirror.clone(), entry.clone());
-    let (mut partial, kept) = blocking(move || {
-        let mut partial = PartialFile::open(&near, &wanted)?;
-        let kept = if partial.is_done() {
-            0
-        } else {
-            partial.resume(&wanted)?
+    let opened = blocking(move || {
+        let Some(mut partial) = PartialFile::open(&near, &wanted)? else {
+            return Ok(None);
         };
-        Ok((partial, kept))
+        let kept = partial.resume(&wanted)?;
+        Ok(Some((partial, kept)))
     })
     .await?;
-    if partial.is_done() {
+    let Some((mut partial, kept)) = opened else {
         return Ok(());
-    }
+    };
     let mut parts = stream::iter(kept..num_parts(entry))
         .map(|index| {
             let (bucket, entry) = (Arc::clone(bucket), entry.clone());

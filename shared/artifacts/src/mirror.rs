@@ -1,6 +1,6 @@
 //! The local mirror: contents by digest, and trees of hard links to them.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -106,7 +106,12 @@ impl Mirror {
 }
 
 fn is_same_file(a: &Path, b: &Path) -> bool {
-    match (fs::metadata(a), fs::symlink_metadata(b)) {
+    are_one(fs::metadata(a), fs::symlink_metadata(b))
+}
+
+/// Whether two files exist and are one.
+fn are_one(a: io::Result<Metadata>, b: io::Result<Metadata>) -> bool {
+    match (a, b) {
         (Ok(a), Ok(b)) => (a.dev(), a.ino()) == (b.dev(), b.ino()),
         _ => false,
     }
@@ -121,31 +126,24 @@ pub(crate) struct PartialFile {
 }
 
 impl PartialFile {
-    /// Opens the partial file and waits for its lock: one process fetches a content, the others wait.
-    pub(crate) fn open(mirror: &Mirror, entry: &FileEntry) -> Result<Self> {
+    /// Opens the partial file and waits for its lock: one process fetches a content, the others wait. None when
+    /// the content came to lie in its place meanwhile.
+    pub(crate) fn open(mirror: &Mirror, entry: &FileEntry) -> Result<Option<Self>> {
         let target = mirror.blob(&entry.sha256);
         let path = target.with_extension("part");
         let folder = target.parent().unwrap_or(mirror.root());
         fs::create_dir_all(folder).map_err(|source| Error::io(folder, source))?;
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)
-            .map_err(|source| Error::io(&path, source))?;
-        file.lock().map_err(|source| Error::io(&path, source))?;
-        Ok(Self {
+        let file = lock_at(&path).map_err(|source| Error::io(&path, source))?;
+        if target.exists() {
+            fs::remove_file(&path).map_err(|source| Error::io(&path, source))?;
+            return Ok(None);
+        }
+        Ok(Some(Self {
             file,
             path,
             target,
             sha: Sha256::new(),
-        })
-    }
-
-    /// Whether the content came to lie in its place while we waited for the lock.
-    pub(crate) fn is_done(&self) -> bool {
-        self.target.exists()
+        }))
     }
 
     /// Keeps the leading parts that an interrupted fetch left and that check out; returns their number.
@@ -201,6 +199,23 @@ impl PartialFile {
     }
 }
 
+/// Opens a file, creating it, and locks it. Its last holder may have moved it to its place: then the lock is on a
+/// finished content, which must not be written to, and a new file takes the path.
+fn lock_at(path: &Path) -> io::Result<File> {
+    loop {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path)?;
+        file.lock()?;
+        if are_one(file.metadata(), fs::symlink_metadata(path)) {
+            return Ok(file);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -216,7 +231,7 @@ mod tests {
 
     fn fill(mirror: &Mirror, bytes: &[u8]) -> Result<()> {
         let entry = entry(bytes);
-        let mut part = PartialFile::open(mirror, &entry)?;
+        let mut part = PartialFile::open(mirror, &entry)?.expect("the content is not here yet");
         part.resume(&entry)?;
         part.append(bytes)?;
         part.finish(&entry)
@@ -227,7 +242,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mirror = Mirror::open(dir.path()).unwrap();
         let wanted = entry(b"right");
-        let mut part = PartialFile::open(&mirror, &wanted).unwrap();
+        let mut part = PartialFile::open(&mirror, &wanted).unwrap().unwrap();
         part.append(b"wrong").unwrap();
         assert_eq!(part.finish(&wanted).unwrap_err().exit_class().code(), 76);
         assert!(!mirror.has(&wanted).unwrap());
@@ -238,6 +253,24 @@ mod tests {
             .permissions()
             .mode();
         assert_eq!(mode & 0o777, 0o444);
+    }
+
+    #[test]
+    fn who_waited_for_another_fetch_finds_it_done() {
+        let dir = tempfile::tempdir().unwrap();
+        let mirror = Mirror::open(dir.path()).unwrap();
+        let wanted = entry(b"right");
+        let mut part = PartialFile::open(&mirror, &wanted).unwrap().unwrap();
+        let waiting = std::thread::spawn({
+            let (mirror, wanted) = (mirror.clone(), wanted.clone());
+            move || PartialFile::open(&mirror, &wanted).map(|part| part.is_none())
+        });
+        part.append(b"right").unwrap();
+        part.finish(&wanted).unwrap();
+        assert!(waiting.join().unwrap().unwrap());
+        let blob = mirror.blob(&wanted.sha256);
+        assert_eq!(fs::read(&blob).unwrap(), b"right");
+        assert!(!blob.with_extension("part").exists());
     }
 
     #[test]

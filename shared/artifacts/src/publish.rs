@@ -116,6 +116,7 @@ mod tests {
     async fn connect(server: &TestServer) -> Store {
         let options = StoreOptions {
             endpoint: Some(server.endpoint().to_owned()),
+            region: Some(server.region().to_owned()),
             credentials: Some(Credentials::new(server.access_key(), server.secret_key())),
             ..StoreOptions::default()
         };

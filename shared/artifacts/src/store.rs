@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use jiff::Timestamp;
 
 use crate::client::Bucket;
@@ -41,6 +42,11 @@ impl Store {
     /// # Errors
     /// [`Error::NotFound`] when there is none; [`Error::Corrupt`] or [`Error::BadInput`] when it is not sound.
     pub async fn manifest(&self, id: &ArtifactId) -> Result<Manifest> {
+        Ok(self.stored_manifest(id).await?.0)
+    }
+
+    /// [`Store::manifest`] with the bytes that the store holds; they may have fields that this version ignores.
+    pub(crate) async fn stored_manifest(&self, id: &ArtifactId) -> Result<(Manifest, Bytes)> {
         let key = layout::manifest(id);
         let bytes = self
             .bucket
@@ -66,7 +72,7 @@ impl Store {
         if made_in_secs > 86_400 {
             tracing::warn!(%id, "the artifact says it was made more than a day in the future");
         }
-        Ok(manifest)
+        Ok((manifest, bytes))
     }
 
     /// Checks that every content of an artifact is in the store with its right size.

@@ -49,7 +49,7 @@ fn check_bucket(bucket: &str) -> Result<(), &'static str> {
     if (3..=63).contains(&bucket.len())
         && bucket.bytes().all(allowed)
         && edge(bucket.bytes().next())
-        && edge(bucket.bytes().last())
+        && edge(bucket.bytes().next_back())
     {
         return Ok(());
     }

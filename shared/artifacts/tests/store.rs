@@ -1,5 +1,7 @@
 //! The protocol against the embedded S3 server.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -78,8 +80,8 @@ impl World {
         aws_sdk_s3::Client::from_conf(config)
     }
 
-    async fn overwrite(&self, key: &str, bytes: &'static [u8]) {
-        let body = bytes::Bytes::from_static(bytes).into();
+    async fn overwrite(&self, key: &str, bytes: &[u8]) {
+        let body = bytes.to_vec().into();
         let key = format!("main/{key}");
         self.raw()
             .put_object()
@@ -89,6 +91,19 @@ impl World {
             .send()
             .await
             .unwrap();
+    }
+
+    /// What the store holds under a key and a prefix.
+    async fn stored(&self, prefix: &str, key: &str) -> Vec<u8> {
+        let object = self
+            .raw()
+            .get_object()
+            .bucket(BUCKET)
+            .key(format!("{prefix}/{key}"))
+            .send()
+            .await
+            .unwrap();
+        object.body.collect().await.unwrap().to_vec()
     }
 
     async fn delete(&self, key: &str) {
@@ -163,6 +178,11 @@ fn blob_key(manifest: &Manifest, path: &str) -> String {
     format!("v1/blobs/sha256/{}/{digest}", &digest[..2])
 }
 
+/// Key of the manifest of processed data.
+fn manifest_key(id: &ArtifactId) -> String {
+    format!("v1/artifacts/processed-data/{id}/manifest.json")
+}
+
 fn read(folder: &Path, path: &str) -> Vec<u8> {
     fs::read(folder.join(path)).unwrap()
 }
@@ -234,7 +254,8 @@ async fn a_file_of_several_parts_survives_the_round_trip() {
         (report.blobs_copied, report.bytes_copied),
         (2, manifest.size())
     );
-    let copied = other.fetch(&manifest.id, &world.mirror()).await.unwrap();
+    let fresh = Mirror::open(&world.dir.path().join("fresh")).unwrap();
+    let copied = other.fetch(&manifest.id, &fresh).await.unwrap();
     assert!(read(&copied, "large.bin") == large);
 }
 
@@ -309,7 +330,7 @@ async fn altered_content_is_refused_and_repaired_by_reupload() {
 async fn an_altered_manifest_is_damaged() {
     let world = World::new().await;
     let manifest = world.publish("out", &[("a", b"x")]).await;
-    let key = format!("v1/artifacts/processed-data/{}/manifest.json", manifest.id);
+    let key = manifest_key(&manifest.id);
     world.overwrite(&key, b"{\"schema\":").await;
     assert_eq!(
         code(&world.store.manifest(&manifest.id).await.unwrap_err()),
@@ -562,6 +583,24 @@ async fn a_lineage_is_copied_once_and_verified() {
     );
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copied_manifest_keeps_what_this_version_does_not_know() {
+    let world = World::new().await;
+    let id = world.publish("out", &[("a", b"x")]).await.id;
+    let key = manifest_key(&id);
+    let mut newer: Value = serde_json::from_slice(&world.stored("main", &key).await).unwrap();
+    newer["future"] = json!({"x": 1});
+    let newer = newer.to_string().into_bytes();
+    world.overwrite(&key, &newer).await;
+    let other = connect(&world.server, "other", |_| {}).await;
+    world
+        .store
+        .copy_to(&id, &other, CopyScope::Artifact)
+        .await
+        .unwrap();
+    assert_eq!(world.stored("other", &key).await, newer);
+}
+
 fn request(key: &str) -> RunRequest {
     let cache_key = wmtp_artifacts::Digest::of(key.as_bytes());
     RunRequest {
@@ -599,7 +638,7 @@ async fn a_live_holder_keeps_its_run_and_a_silent_one_loses_it() {
     assert!(error.to_string().contains("attempt 1 on node-1"), "{error}");
     first.still_mine().await.unwrap();
     let impatient = connect(&world.server, "main", |options| {
-        options.heartbeat_ttl = Some(Duration::ZERO)
+        options.heartbeat_ttl = Some(Duration::ZERO);
     })
     .await;
     assert!(impatient.run(&request.run_id).await.unwrap().is_lost);
@@ -734,6 +773,7 @@ async fn an_absent_bucket_or_server_is_unavailable() {
     let world = World::new().await;
     let options = StoreOptions {
         endpoint: Some(world.server.endpoint().to_owned()),
+        region: Some(world.server.region().to_owned()),
         credentials: Some(Credentials::new(
             world.server.access_key(),
             world.server.secret_key(),

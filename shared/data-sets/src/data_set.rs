@@ -134,9 +134,7 @@ impl DataSet {
             let text = (problem.prompt.as_str(), program);
             if doubtful.contains(&text) {
                 self.drop_for("row_under_both_labels");
-            } else if !seen.insert(text) {
-                self.drop_for("row_repeated");
-            } else {
+            } else if seen.insert(text) {
                 let sample = encode_pair(&self.tokenizer, &problem.prompt, program)?;
                 if sample.ids.len() > self.max_length {
                     self.drop_for("row_too_long");
@@ -146,6 +144,8 @@ impl DataSet {
                 let rows = self.splits.entry(split).or_default();
                 rows.tokens.push(&sample, record.is_correct);
                 rows.records.push(record);
+            } else {
+                self.drop_for("row_repeated");
             }
         }
         self.splits
@@ -326,7 +326,7 @@ impl<'a> Index<'a> {
         }
         let pairs =
             |problem: &ProblemRows| problem.correct_indices.len() * problem.incorrect_indices.len();
-        let mut difficulty_dist = BTreeMap::new();
+        let mut difficulty_dist: BTreeMap<u32, usize> = BTreeMap::new();
         for problem in problems.values() {
             *difficulty_dist.entry(problem.difficulty).or_default() += 1;
         }

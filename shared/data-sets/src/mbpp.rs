@@ -26,7 +26,7 @@ struct Row {
     challenge_test_list: Vec<String>,
 }
 
-/// Reads every `*.jsonl` file of a folder, in the order of task ids.
+/// Reads every `*.jsonl` file below a folder; problems come in the order of task ids.
 ///
 /// Each problem comes with its reference and enough mutants for `incorrect_per_problem` wrong programs.
 ///
@@ -76,7 +76,7 @@ pub fn read(
     Ok(problems.into_iter().map(|(_, problem)| problem).collect())
 }
 
-/// All `*.jsonl` files directly in the folder, or in its `raw` or `data` sub-folders, sorted.
+/// All `*.jsonl` files in the folder and its sub-folders, sorted.
 fn jsonl_files(folder: &Path) -> Result<Vec<PathBuf>, Error> {
     let mut files = Vec::new();
     let mut folders = vec![folder.to_owned()];

@@ -70,8 +70,8 @@ pub struct SplitSummary {
 impl SplitSummary {
     /// Summarises rows; `problems` gives family and difficulty of each problem.
     pub fn of<'a>(rows: &[Record], problems: impl Iterator<Item = (&'a str, u32)>) -> Self {
-        let mut families = BTreeMap::new();
-        let mut difficulties = BTreeMap::new();
+        let mut families: BTreeMap<String, usize> = BTreeMap::new();
+        let mut difficulties: BTreeMap<u32, usize> = BTreeMap::new();
         let mut num_problems = 0;
         for (family, difficulty) in problems {
             num_problems += 1;

@@ -58,7 +58,7 @@ fn files(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     let mut found = Vec::new();
     let mut folders = vec![folder.to_owned()];
     while let Some(here) = folders.pop() {
-        for entry in std::fs::read_dir(&here).expect("readable") {
+        for entry in std::fs::read_dir(here).expect("readable") {
             let path = entry.expect("readable").path();
             if path.is_dir() {
                 folders.push(path);

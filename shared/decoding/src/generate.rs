@@ -109,7 +109,7 @@ impl Generator {
         let mut cache = self.model.empty_cache(capacity);
         let ids_1s = Tensor::from_slice(ids, (1, ids.len()), self.model.device())?;
         let logits_1v = self.model.forward(&ids_1s, &mut cache)?;
-        let all = vec![0; rows];
+        let all = vec![0_u32; rows];
         let index = Tensor::new(all.as_slice(), self.model.device())?;
         Ok((
             logits_1v.index_select(&index, 0)?,
@@ -314,7 +314,7 @@ mod tests {
     fn a_prompt_without_room_is_refused() {
         let (params, store) = tiny();
         let generator = generator(&params, &store, 4);
-        let long = vec![1; 64];
+        let long = [1; 64];
         let error = generator.generate(&Prompt {
             ids: &long,
             choices: vec![Choice::Greedy],

@@ -3,7 +3,7 @@
 //! The extra prediction heads take no part: plain decoding needs the trunk and the block of head 1 only.
 //! The fused candle operations used here have no backward pass, which is why training code may not use them.
 
-use candle_core::{D, DType, Device, IndexOp, Tensor};
+use candle_core::{DType, Device, IndexOp, Tensor, Var};
 use candle_nn::kv_cache::KvCache;
 use wmtp_model::{ParamStore, Params};
 
@@ -83,7 +83,7 @@ impl InferenceModel {
         let tensor = |name: &str| {
             store
                 .get(name)
-                .map(|var| var.as_detached_tensor())
+                .map(Var::as_detached_tensor)
                 .ok_or_else(|| Error::MissingParameter {
                     name: name.to_owned(),
                 })
@@ -284,6 +284,5 @@ fn rotate(x_bhse: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
 
 #[expect(clippy::disallowed_methods, reason = "decoding records no gradient")]
 fn softmax(x: &Tensor) -> Result<Tensor> {
-    debug_assert!(x.dim(D::Minus1).is_ok());
     Ok(candle_nn::ops::softmax_last_dim(&x.contiguous()?)?)
 }

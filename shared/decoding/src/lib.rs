@@ -12,7 +12,7 @@ mod generate;
 mod infer;
 mod sampling;
 
-pub use error::Error;
+pub use error::{Error, Result};
 pub use generate::{Generated, Generator, Prompt};
 pub use infer::InferenceModel;
 pub use sampling::{Choice, DrawKey, Sampling};

@@ -5,6 +5,10 @@ use std::path::PathBuf;
 /// Flags of the kit, the same in every mode.
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(next_help_heading = "Common options")]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a flag of its own, and any of them may be combined"
+)]
 pub(crate) struct Common {
     /// Recipe of the experiment (YAML)
     #[arg(long, value_name = "FILE")]

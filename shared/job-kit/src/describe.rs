@@ -28,9 +28,9 @@ pub(crate) fn print<W>(session: &Session, task: &Task<'_, W>, lookup: &CacheLook
         return;
     }
     if session.common.explain {
-        match &session.resolved {
-            Some(resolved) => settings(resolved).iter().for_each(|line| to_stdout(line)),
-            None => to_stdout("no recipe given"),
+        let none = || vec!["no recipe given".to_owned()];
+        for line in session.resolved.as_ref().map_or_else(none, settings) {
+            to_stdout(&line);
         }
         to_stdout("");
     }
@@ -40,7 +40,7 @@ pub(crate) fn print<W>(session: &Session, task: &Task<'_, W>, lookup: &CacheLook
 }
 
 /// One line per setting: key, value, source.
-pub(crate) fn settings(resolved: &Resolved) -> Vec<String> {
+fn settings(resolved: &Resolved) -> Vec<String> {
     let tree = resolved.recipe.to_json();
     let mut lines = vec!["settings:".to_owned()];
     for (key, origin) in &resolved.origins {

@@ -83,7 +83,7 @@ impl JobError {
 
     /// The exit code: [`Exit::NoRoom`] whenever a full disk stands anywhere in the cause chain.
     pub fn exit(&self) -> Exit {
-        if is_out_of_room(self.cause.as_ref()) {
+        if is_out_of_room(&*self.cause) {
             Exit::NoRoom
         } else {
             self.exit
@@ -93,7 +93,7 @@ impl JobError {
     /// Messages from the outermost context to the innermost cause, without repetitions.
     pub fn messages(&self) -> Vec<String> {
         let mut messages = self.contexts.clone();
-        let mut cause: Option<&dyn StdError> = Some(self.cause.as_ref());
+        let mut cause: Option<&dyn StdError> = Some(&*self.cause);
         while let Some(error) = cause {
             let message = error.to_string();
             let said = messages
@@ -110,7 +110,7 @@ impl JobError {
     /// What a person reads: `error: …`, one line per cause, a blank line, `hint: …`; no secrets.
     pub fn render(&self) -> String {
         let messages = self.messages();
-        let mut text = format!("error: {}\n", messages[0]);
+        let mut text = format!("error: {}\n", messages[0].trim_end());
         for message in &messages[1..] {
             text.push_str("  caused by: ");
             text.push_str(&message.trim_end().replace('\n', "\n    "));

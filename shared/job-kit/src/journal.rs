@@ -242,7 +242,7 @@ impl Shared {
             |state| &mut state.events,
             |number, lines| self.runtime.block_on(self.claim.events(number, lines)),
         );
-        note_losses(&mut self.lock().logs);
+        note_losses(&mut self.lock());
         self.send(
             |state| &mut state.logs,
             |number, lines| self.runtime.block_on(self.claim.logs(number, lines)),
@@ -277,15 +277,17 @@ impl Shared {
 }
 
 /// Says how many lines an unreachable store has cost.
-fn note_losses(logs: &mut Buffer) {
-    if logs.dropped > 0 {
-        let message = format!(
-            "{} log lines dropped while the store was unreachable",
-            logs.dropped
-        );
-        logs.dropped = 0;
-        let line = json!({"seq": logs.next_line, "ts": jiff::Timestamp::now(), "level": "warning", "message": message});
-        logs.push(line.to_string());
+fn note_losses(state: &mut State) {
+    let events = std::mem::take(&mut state.events.dropped);
+    let logs = std::mem::take(&mut state.logs.dropped);
+    if events + logs > 0 {
+        let line = json!({
+            "seq": state.logs.next_line,
+            "ts": jiff::Timestamp::now(),
+            "level": "warning",
+            "message": format!("{events} events and {logs} log lines dropped while the store was unreachable"),
+        });
+        state.logs.push(line.to_string());
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -20,7 +20,9 @@ use crate::journal::Journal;
 use crate::report::{Reporter, duration};
 use crate::run::{Run, remove_folder};
 use crate::tool::{ToolCx, to_stdout};
-use crate::{Exit, Job, JobError, Output, Plan, PlanCx, StoreHandle, describe, logging, signals};
+use crate::{
+    Exit, Job, JobError, Output, Plan, PlanCx, StoreHandle, describe, logging, secrets, signals,
+};
 
 /// One start of a program: its arguments and settings.
 pub(crate) struct Session {
@@ -70,7 +72,7 @@ impl Session {
 }
 
 fn resolve(common: &Common) -> Result<Option<Resolved>, JobError> {
-    let environment: BTreeMap<String, String> = std::env::vars().collect();
+    let environment: BTreeMap<String, String> = secrets::variables().collect();
     if common.recipe.is_none() && !environment.contains_key(CONFIG_VARIABLE) {
         if common.assignments.is_empty() {
             return Ok(None);
@@ -284,7 +286,9 @@ fn compute<J: Job>(
         let outputs = J::run(&task.plan.work, &mut run)?;
         publish(session, task, &run, &outputs)
     });
-    let cleaned = clean(&run.scratch);
+    if let Err(error) = clean(&run.scratch) {
+        run.warning(format!("scratch files are left behind: {error}"));
+    }
     let state = match &done {
         Ok(outputs) => {
             let elapsed = duration(run.elapsed().as_secs_f64());
@@ -313,9 +317,7 @@ fn compute<J: Job>(
     if let Some(journal) = session.reporter.journal() {
         journal.close(state);
     }
-    let outputs = done?;
-    cleaned?;
-    Ok((outputs, run.claim.run_id().clone()))
+    Ok((done?, run.claim.run_id().clone()))
 }
 
 fn summary(outputs: &Outputs, elapsed: &str) -> String {
@@ -327,6 +329,8 @@ fn summary(outputs: &Outputs, elapsed: &str) -> String {
 }
 
 fn claim<W>(session: &Session, store: &StoreHandle, task: &Task<'_, W>) -> Result<Run, JobError> {
+    // Asked before the claim: between it and the first heartbeat nothing of ours may fail.
+    let scratch_root = std::path::absolute(&session.common.scratch)?;
     let recipe = session
         .resolved
         .as_ref()
@@ -356,7 +360,8 @@ fn claim<W>(session: &Session, store: &StoreHandle, task: &Task<'_, W>) -> Resul
     let claim = store.block_on(Claim::take(store.store(), &request))?;
     let journal = Journal::start(claim.clone(), task.job, session.runtime.handle().clone());
     session.reporter.attach(Arc::new(journal));
-    let scratch = scratch(session, &claim)?;
+    let attempt = format!("attempt-{}", claim.attempt());
+    let scratch = scratch_root.join(run_id.as_str()).join(attempt);
     let provenance = Provenance {
         job: task.job.to_owned(),
         run_id,
@@ -381,13 +386,6 @@ fn claim<W>(session: &Session, store: &StoreHandle, task: &Task<'_, W>) -> Resul
         started: Instant::now(),
         may_resume: !session.common.force,
     })
-}
-
-/// The folder of this attempt.
-fn scratch(session: &Session, claim: &Claim) -> Result<PathBuf, JobError> {
-    let root = std::path::absolute(&session.common.scratch)?;
-    let attempt = format!("attempt-{}", claim.attempt());
-    Ok(root.join(claim.run_id().as_str()).join(attempt))
 }
 
 /// Removes what attempts of this run left on this disk: what counts is in the store.

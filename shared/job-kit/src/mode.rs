@@ -51,12 +51,15 @@ impl Mode {
     }
 
     fn command(&self) -> Command {
-        self.extend(Command::new(self.name).about(self.about))
+        self.extend(Command::new(self.name), self.about)
     }
 
-    fn extend(&self, command: Command) -> Command {
-        let command = Common::augment_args((self.augment)(command));
-        command.after_help(format!("Examples:\n{}", indent(self.examples)))
+    /// Adds flags and texts. The sentence comes last: each struct of flags brings its own docs as one.
+    fn extend(&self, command: Command, about: &'static str) -> Command {
+        Common::augment_args((self.augment)(command))
+            .about(about)
+            .long_about(None)
+            .after_help(format!("Examples:\n{}", indent(self.examples)))
     }
 }
 
@@ -89,28 +92,27 @@ pub fn main_with_modes(
     dispatch(name, about, &modes, default.as_ref(), std::env::args_os()).into()
 }
 
-/// The whole command line, for help and tests.
-pub(crate) fn command(
+/// The whole command line.
+fn command(
     name: &'static str,
     about: &'static str,
     modes: &[Mode],
     default: Option<&Mode>,
 ) -> Command {
-    let mut command = Command::new(name)
-        .about(about)
+    let command = Command::new(name)
         .version(env!("CARGO_PKG_VERSION"))
         .disable_help_subcommand(true)
         .subcommands(modes.iter().map(Mode::command));
-    command = match default {
+    match default {
         Some(mode) => mode
-            .extend(command)
+            .extend(command, about)
             .subcommand_negates_reqs(true)
             .args_conflicts_with_subcommands(true),
         None => command
+            .about(about)
             .subcommand_required(true)
             .arg_required_else_help(true),
-    };
-    command
+    }
 }
 
 fn dispatch(

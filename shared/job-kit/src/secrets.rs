@@ -14,7 +14,15 @@ const SECRET_PARAMETERS: [&str; 3] = [
 const SHORTEST_SECRET: usize = 8;
 const MASK: &str = "[redacted]";
 
-static OF_ENVIRONMENT: LazyLock<Secrets> = LazyLock::new(|| Secrets::of(std::env::vars()));
+static OF_ENVIRONMENT: LazyLock<Secrets> = LazyLock::new(|| Secrets::of(variables()));
+
+/// The environment of this process; variables that are no UTF-8 are left out.
+pub(crate) fn variables() -> impl Iterator<Item = (String, String)> {
+    std::env::vars_os().filter_map(|(name, value)| {
+        let (name, value) = (name.into_string(), value.into_string());
+        name.ok().zip(value.ok())
+    })
+}
 
 /// Replaces the secrets of this process's environment.
 pub(crate) fn redact(text: &str) -> String {

@@ -76,14 +76,18 @@ impl StoreHandle {
         self.first_that_has(|store| self.runtime.block_on(store.fetch(id, &mirror)))
     }
 
-    /// Asks the run store first, then, where it has nothing, the data store. No other failure falls through.
+    /// Asks the run store first, then, where it has nothing, the data store. No other failure falls through. Where
+    /// neither has it, the run store's answer is told.
     fn first_that_has<T>(
         &self,
         ask: impl Fn(&Store) -> Result<T, wmtp_artifacts::Error>,
     ) -> Result<T, JobError> {
         match (ask(&self.store), &self.data_store) {
             (Err(error), Some(second)) if error.exit_class() == ExitClass::BadInput => {
-                ask(second).map_err(|_| error.into())
+                match ask(second) {
+                    Err(other) if other.exit_class() == ExitClass::BadInput => Err(error.into()),
+                    answer => Ok(answer?),
+                }
             }
             (answer, _) => Ok(answer?),
         }

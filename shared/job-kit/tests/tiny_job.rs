@@ -85,7 +85,7 @@ fn act(work: &TinyWork, run: &Run, step: u64) -> Result<(), JobError> {
         "numeric" => Err(JobError::numeric("loss is NaN at step 4")),
         "refused" => Err(JobError::refused("the gate is closed").hint("open it")),
         "full" => Err(std::io::Error::from_raw_os_error(libc::ENOSPC).into()),
-        "wait" if step == WAITING_STEP => {
+        "wait" => {
             run.log("waiting for a signal");
             while !run.should_stop() {
                 std::thread::sleep(Duration::from_millis(10));

@@ -10,7 +10,7 @@ use std::ops::Neg;
 use candle_core::WithDType;
 
 /// f32 for training, f64 for the parity suite and finite differences.
-pub(crate) trait Float: WithDType + Neg<Output = Self> + Default {
+pub(crate) trait Float: WithDType + Neg<Output = Self> {
     /// e^x; f32 uses a polynomial that the compiler vectorises.
     fn exp_fast(self) -> Self;
     /// Square root.
@@ -47,7 +47,8 @@ impl Float for f64 {
 fn exp_f32(x: f32) -> f32 {
     // 1.5 * 2^23: adding it rounds to an integer that then sits in the low mantissa bits.
     const ROUND: f32 = 12_582_912.0;
-    const LN2_HIGH: f32 = 0.693_359_375;
+    // ln 2 in two parts; the first has so few bits that n times it is exact.
+    const LN2_HIGH: f32 = 355.0 / 512.0;
     const LN2_LOW: f32 = -2.121_944_4e-4;
     let x = if x < -87.0 { -87.0 } else { x };
     let x = if x > 88.0 { 88.0 } else { x };

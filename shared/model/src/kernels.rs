@@ -6,10 +6,6 @@
     clippy::inline_always,
     reason = "loops take the vector width of the function they are inlined into"
 )]
-#![expect(
-    clippy::needless_range_loop,
-    reason = "several slices of one length advance together"
-)]
 
 use crate::float::Float;
 

@@ -304,7 +304,7 @@ fn little_endian(tensor: &Tensor) -> Result<Vec<u8>> {
 fn normal(seed: u64, name: &str, shape: &[usize], std: f64) -> Vec<f64> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(fnv1a(name));
-    let count = shape.iter().product();
+    let count: usize = shape.iter().product();
     let mut values = Vec::with_capacity(count + 1);
     while values.len() < count {
         let radius = (-2.0 * (1.0 - rng.random::<f64>()).ln()).sqrt();

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use crate::Error;
 use crate::schema::leaves;
-use crate::setting::{Leaf, describe};
+use crate::setting::{Leaf, Shape, describe};
 
 /// Leaves of one source: key and value, in the order given.
 pub(crate) type Layer = Vec<(&'static str, Value)>;
@@ -95,43 +95,40 @@ pub(crate) fn find(key: &str) -> Option<&'static Leaf> {
     leaves().find(|leaf| leaf.key == key)
 }
 
-/// The key (or section) that was probably meant: the one with the fewest edits, at most a third of its length;
-/// else a key that ends in the same word.
+/// The key (or section) that was probably meant: one that ends in the same word, such as a setting looked for in
+/// another section; else the one with the fewest edits, at most a third of its length.
 fn nearest(key: &str) -> Option<String> {
+    let edits = |known: &&str| strsim::damerau_levenshtein(key, known);
     let sections = leaves().filter_map(|leaf| leaf.key.split_once('.').map(|(name, _)| name));
-    let close = leaves()
-        .map(|leaf| leaf.key)
-        .chain(sections)
-        .map(|known| (strsim::damerau_levenshtein(key, known), known))
-        .filter(|(edits, known)| edits * 3 <= known.len().max(key.len()))
-        .min();
-    if let Some((_, known)) = close {
-        return Some(known.to_owned());
-    }
-    let last = |path: &str| path.rsplit('.').next().unwrap_or_default().to_owned();
     leaves()
         .map(|leaf| leaf.key)
-        .find(|known| last(known) == last(key))
+        .filter(|known| last_word(known) == last_word(key))
+        .min_by_key(edits)
+        .or_else(|| {
+            leaves()
+                .map(|leaf| leaf.key)
+                .chain(sections)
+                .filter(|known| edits(known) * 3 <= known.len().max(key.len()))
+                .min_by_key(edits)
+        })
         .map(str::to_owned)
+}
+
+fn last_word(path: &str) -> &str {
+    path.rsplit('.').next().unwrap_or(path)
 }
 
 /// The value of `--set key=value` or of a variable: a YAML scalar or flow list; what the schema holds as text is
 /// taken as it stands.
 pub(crate) fn scalar(key: &str, text: &str, origin: &str) -> Result<(&'static str, Value), Error> {
     let text = text.trim();
-    let parsed = serde_saphyr::from_str::<Value>(text).unwrap_or(Value::Null);
-    match leaf(key, parsed, origin) {
-        Err(Error::WrongType {
-            found, expected, ..
-        }) => {
-            let verbatim = Value::String(text.to_owned());
-            leaf(key, verbatim, origin).map_err(|_| Error::WrongType {
-                key: key.to_owned(),
-                origin: origin.to_owned(),
-                found,
-                expected,
-            })
-        }
-        checked => checked,
-    }
+    let verbatim = Value::String(text.to_owned());
+    // What is no YAML is text, and never nothing: nothing is a value of some settings.
+    let parsed = serde_saphyr::from_str(text).unwrap_or_else(|_| verbatim.clone());
+    let value = match find(key).map(|leaf| leaf.shape) {
+        Some(Shape::Text) => verbatim,
+        Some(Shape::OptionalText) if !parsed.is_null() => verbatim,
+        _ => parsed,
+    };
+    leaf(key, value, origin)
 }

@@ -57,6 +57,7 @@ fn changed(leaf: &Leaf, recipe: &Recipe) -> Vec<String> {
         ("optim.micro_batch_sequences", _) => "6".to_owned(),
         ("evaluation.ks", _) => "[1, 2]".to_owned(),
         ("stage1.objective", _) => "bce".to_owned(),
+        ("weights.w_max", _) => "2".to_owned(),
         (_, Shape::Text | Shape::OptionalText) => "other".to_owned(),
         (_, Shape::Count) => (current.as_u64().expect("a count") + 1).to_string(),
         (_, Shape::OptionalCount) => "7".to_owned(),
@@ -64,14 +65,12 @@ fn changed(leaf: &Leaf, recipe: &Recipe) -> Vec<String> {
         (_, Shape::Flag) => (!current.as_bool().expect("a flag")).to_string(),
         (_, Shape::Choice(words)) => words
             .iter()
-            .find(|word| Some(**word) != current.as_str())
+            .copied()
+            .find(|word| Some(*word) != current.as_str())
             .expect("two words at least")
-            .to_string(),
+            .to_owned(),
         (_, Shape::Counts) => unreachable!("evaluation.ks is the only list"),
     };
-    if leaf.key == "weights.w_max" {
-        return vec!["weights.w_max=2".into()];
-    }
     vec![format!("{}={value}", leaf.key)]
 }
 
@@ -204,8 +203,9 @@ fn stronger_sources_win() {
             optim.beta2,
             optim.eps,
             optim.weight_decay
-        ],
-        [1.0, 0.5, 0.02, 0.7, 1e-4, 0.4]
+        ]
+        .map(|value| value.to_string()),
+        ["1", "0.5", "0.02", "0.7", "0.0001", "0.4"]
     );
     let origins = [
         "optim.grad_clip",
@@ -255,7 +255,38 @@ fn broken_recipes_are_named_with_key_and_source() {
         set("stage1.objective=pairwise"),
         set("data.validation_share=0.9"),
     ];
-    insta::assert_snapshot!(messages.join("\n"));
+    insta::assert_snapshot!(messages.join("\n"), @r#"
+    unknown key `optim.learning_rat` in r.yaml
+    unknown key `optim.lrr` in r.yaml; did you mean `optim.lr`?
+    unknown key `weights.gamma` in r.yaml; did you mean `score.gamma`?
+    unknown key `optin` in r.yaml; did you mean `optim`?
+    `optim.lr` in r.yaml: found the text "fast", expected a number
+    `optim.batch_sequences` in r.yaml: found the number 2.5, expected a whole number of at least 0
+    `optim` in r.yaml: found the number 3, expected a section
+    `experiment.algo` in r.yaml: found the text "rho2", expected one of baseline, verifiable, rho1, random_matched, shuffled
+    `version.id` is "", which is not allowed: a version has a name of letters, digits, `-`, `_` and `.`, such as v001
+    `weights.w_max` is set by r.yaml, which is not allowed: the baseline weighs every token the same, so its recipe sets no scores
+    recipe r.yaml: extends itself through r.yaml
+    recipe absent.yaml: cannot be read
+    r.yaml: found the text "just a text", expected sections of settings
+    `--set optim.lr`: expected key=value
+    `optim.lr` is -1, which is not allowed: more than 0
+    `evaluation.ks` is [10, 5], which is not allowed: rising numbers from 1 to evaluation.num_samples, 20
+    `evaluation.ks` is [50], which is not allowed: rising numbers from 1 to evaluation.num_samples, 20
+    `optim.micro_batch_sequences` is 7, which is not allowed: it divides optim.batch_sequences, 96
+    `stage1.objective` is pairwise, which is not allowed: this release trains with mse_mc or bce
+    `data.test_share` is 0.2, which is not allowed: validation and test together leave something to train on
+    "#);
+}
+
+#[test]
+fn text_settings_are_taken_as_they_stand() {
+    for text in ["y", "1e3", "a # b", "control: half", "[open"] {
+        let change = format!("version.change={text}");
+        let given = ["version.parent=v000", change.as_str()];
+        let resolved = resolve(&[("r.yaml", MINIMAL)], &given).expect("valid");
+        assert_eq!(resolved.recipe.version.change.as_deref(), Some(text));
+    }
 }
 
 #[test]

@@ -14,9 +14,10 @@ struct Word {
     count: i64,
 }
 
-/// Learns at most `num_merges` merges over `words`, the most frequent pair first, ties to the smaller ids.
+/// Learns merges over `words`, the most frequent pair first, ties to the smaller ids.
 ///
-/// `tokens` holds the text of each symbol id and grows by every new token. Pairs that occur once are left alone.
+/// `tokens` holds the text of each symbol id and grows by every new token, by `num_merges` at most; a merge whose
+/// token is there already adds none. Pairs that occur once are left alone.
 pub(crate) fn learn_merges(
     words: &BTreeMap<Vec<u32>, i64>,
     tokens: &mut Vec<String>,

@@ -93,12 +93,13 @@ fn the_saved_tokenizer_has_stable_bytes_and_reads_back() {
         folder.join("a/tokenizer.json"),
         folder.join("b/tokenizer.json"),
     );
+    // These four programs give 19 merges in all, so 270 tokens are reached.
     let mut texts = PROGRAMS.to_vec();
-    Tokenizer::train(&texts, 300)
+    Tokenizer::train(&texts, 270)
         .and_then(|t| t.save(&first))
         .expect("writable");
     texts.reverse();
-    Tokenizer::train(&texts, 300)
+    Tokenizer::train(&texts, 270)
         .and_then(|t| t.save(&second))
         .expect("writable");
     let (a, b) = (std::fs::read(&first), std::fs::read(&second));
@@ -106,7 +107,7 @@ fn the_saved_tokenizer_has_stable_bytes_and_reads_back() {
     std::fs::remove_dir_all(&folder).expect("ours");
     assert_eq!(a.expect("written"), b.expect("written"));
     assert_eq!((loaded.pad(), loaded.bos(), loaded.eos()), (PAD, BOS, EOS));
-    assert_eq!(loaded.vocab_size(), 300);
+    assert_eq!(loaded.vocab_size(), 270);
     assert_eq!(loaded.decode(&loaded.encode(PROGRAMS[1])), PROGRAMS[1]);
     assert!(!loaded.encode("a <eos> b").contains(&EOS));
 }

@@ -1,11 +1,11 @@
 //! Numbers of one tensor on the host, and their files.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
 use safetensors::tensor::{Dtype, SafeTensors, View};
-use std::borrow::Cow;
 
 use crate::error::{Error, Result};
 
@@ -130,14 +130,14 @@ impl Buffer {
 fn sum_of_squares<T: Copy + Into<f64>>(values: &[T]) -> f64 {
     const LANES: usize = 8;
     let mut lanes = [0.0f64; LANES];
-    let mut chunks = values.chunks_exact(LANES);
-    for chunk in &mut chunks {
+    let (chunks, rest) = values.as_chunks::<LANES>();
+    for chunk in chunks {
         for (lane, &value) in lanes.iter_mut().zip(chunk) {
             let value: f64 = value.into();
             *lane += value * value;
         }
     }
-    for (lane, &value) in lanes.iter_mut().zip(chunks.remainder()) {
+    for (lane, &value) in lanes.iter_mut().zip(rest) {
         let value: f64 = value.into();
         *lane += value * value;
     }

@@ -104,9 +104,9 @@ fn pairs(judged: &[Judged]) -> (Vec<f64>, Vec<f64>) {
     for one in judged {
         let (right, wrong) = by_problem.entry(&one.problem).or_default();
         if one.correct {
-            right.push(one)
+            right.push(one);
         } else {
-            wrong.push(one)
+            wrong.push(one);
         }
     }
     let bin = |one: &Judged| LENGTH_EDGES.partition_point(|&edge| edge <= one.values.len());

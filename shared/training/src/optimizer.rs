@@ -50,7 +50,7 @@ pub fn parameters(store: &ParamStore, lr: f64) -> Vec<Parameter> {
             name: name.to_owned(),
             var: var.clone(),
             lr,
-            decays: var.rank() >= 2 && !name.ends_with(".bias"),
+            decays: var.rank() >= 2,
         })
         .collect()
 }
@@ -240,55 +240,71 @@ pub(crate) fn take(
     Ok(values)
 }
 
-/// Constants of one update of one parameter.
+/// Constants of one update of one parameter, in the precision of its arithmetic.
 #[derive(Debug, Clone, Copy)]
-struct Step {
-    keep: f64,
-    beta1: f64,
-    beta2: f64,
-    step_size: f64,
-    root_correction2: f64,
-    eps: f64,
-    scale: f64,
+struct Step<T> {
+    keep: T,
+    beta1: T,
+    fresh1: T,
+    beta2: T,
+    fresh2: T,
+    step_size: T,
+    root_correction2: T,
+    eps: T,
+    scale: T,
 }
 
-impl Step {
+impl Step<f64> {
     fn new(settings: &AdamWSettings, updates: u64, lr: f64, decays: bool, scale: f64) -> Self {
         let power = i32::try_from(updates).unwrap_or(i32::MAX);
         let decay = if decays { settings.weight_decay } else { 0.0 };
         Self {
             keep: 1.0 - lr * decay,
             beta1: settings.beta1,
+            fresh1: 1.0 - settings.beta1,
             beta2: settings.beta2,
+            fresh2: 1.0 - settings.beta2,
             step_size: lr / (1.0 - settings.beta1.powi(power)),
             root_correction2: (1.0 - settings.beta2.powi(power)).sqrt(),
             eps: settings.eps,
             scale,
         }
     }
+
+    /// The same in single precision; every constant is rounded once.
+    fn narrow(self) -> Step<f32> {
+        Step {
+            keep: self.keep as f32,
+            beta1: self.beta1 as f32,
+            fresh1: self.fresh1 as f32,
+            beta2: self.beta2 as f32,
+            fresh2: self.fresh2 as f32,
+            step_size: self.step_size as f32,
+            root_correction2: self.root_correction2 as f32,
+            eps: self.eps as f32,
+            scale: self.scale as f32,
+        }
+    }
 }
 
 /// The update as one pass over parameter, gradient and moments.
 struct Fused<'a> {
-    step: Step,
+    step: Step<f64>,
     gradient: &'a Buffer,
     moments: RefCell<&'a mut Moments>,
 }
 
 macro_rules! fused_loop {
-    ($ty:ty, $step:expr, $parameter:expr, $gradient:expr, $first:expr, $second:expr) => {{
+    ($step:expr, $parameter:expr, $gradient:expr, $first:expr, $second:expr) => {{
         let step = $step;
-        let (keep, beta1, beta2) = (step.keep as $ty, step.beta1 as $ty, step.beta2 as $ty);
-        let (fresh1, fresh2) = ((1.0 - step.beta1) as $ty, (1.0 - step.beta2) as $ty);
-        let (step_size, eps) = (step.step_size as $ty, step.eps as $ty);
-        let (root, scale) = (step.root_correction2 as $ty, step.scale as $ty);
         let state = $first.iter_mut().zip($second.iter_mut());
         for ((value, gradient), (first, second)) in $parameter.iter_mut().zip($gradient).zip(state)
         {
-            let gradient = gradient * scale;
-            *first = beta1 * *first + fresh1 * gradient;
-            *second = beta2 * *second + fresh2 * gradient * gradient;
-            *value = *value * keep - step_size * *first / (second.sqrt() / root + eps);
+            let gradient = gradient * step.scale;
+            *first = step.beta1 * *first + step.fresh1 * gradient;
+            *second = step.beta2 * *second + step.fresh2 * gradient * gradient;
+            let spread = second.sqrt() / step.root_correction2 + step.eps;
+            *value = *value * step.keep - step.step_size * *first / spread;
         }
     }};
 }
@@ -311,10 +327,10 @@ impl InplaceOp1 for Fused<'_> {
             &mut moments.second,
         ) {
             (CpuStorage::F32(p), Buffer::F32(g), Buffer::F32(m), Buffer::F32(v)) => {
-                fused_loop!(f32, self.step, p[start..end], g, m, v);
+                fused_loop!(self.step.narrow(), p[start..end], g, m, v);
             }
             (CpuStorage::F64(p), Buffer::F64(g), Buffer::F64(m), Buffer::F64(v)) => {
-                fused_loop!(f64, self.step, p[start..end], g, m, v);
+                fused_loop!(self.step, p[start..end], g, m, v);
             }
             _ => candle_core::bail!("adamw: parameter, gradient and moments differ in kind"),
         }

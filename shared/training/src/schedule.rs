@@ -82,7 +82,7 @@ mod tests {
                     prop_assert!(pair[1] <= pair[0] + 1e-12);
                 }
             }
-            prop_assert!(factors.iter().all(|factor| *factor > 0.0 - 1e-12 && *factor <= 1.0 + 1e-12));
+            prop_assert!(factors.iter().all(|factor| *factor > -1e-12 && *factor <= 1.0 + 1e-12));
         }
     }
 }

@@ -583,7 +583,7 @@ mod tests {
         let all = weights(&mut scorer, 0, &ROWS);
         let some = [Target { slot: 2, index: 5 }, Target { slot: 0, index: 1 }];
         let picked = scorer.weigh(Horizon::new(3).unwrap(), &some, None).unwrap();
-        assert_eq!(picked, [all[12], all[1]]);
+        assert_eq!(picked, [all[12], all[1]].as_slice());
     }
 
     #[test]

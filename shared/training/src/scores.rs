@@ -181,7 +181,7 @@ mod tests {
     #[test]
     fn rows_are_found_and_checked() {
         let scores = sample();
-        assert_eq!(scores.of_row(7, 2).unwrap(), [0.5, -1.0]);
+        assert_eq!(scores.of_row(7, 2).unwrap(), [0.5f32, -1.0].as_slice());
         assert!(scores.of_row(7, 3).is_err());
         assert!(scores.of_row(3, 1).is_err());
     }

@@ -96,9 +96,8 @@ pub fn drive(
     label: &str,
     checkpoint_every: usize,
 ) -> Result<(), JobError> {
-    if let Some((step, dir)) = run.latest_checkpoint()? {
+    if let Some((_, dir)) = run.latest_checkpoint()? {
         trainer.restore(&dir)?;
-        run.log(format!("{label}: going on after step {step}"));
     }
     let (total, every) = (trainer.total_steps(), checkpoint_every as u64);
     let progress = run.progress(label, "step", total);
@@ -171,10 +170,7 @@ impl From<Error> for JobError {
     fn from(error: Error) -> Self {
         use wmtp_model::Error as Model;
         match error {
-            Error::Io { source, path } => {
-                Self::from(source).context(format!("cannot access {}", path.display()))
-            }
-            Error::Model(Model::Io { source, path }) => {
+            Error::Io { source, path } | Error::Model(Model::Io { source, path }) => {
                 Self::from(source).context(format!("cannot access {}", path.display()))
             }
             Error::Rows(error) => Self::from(error),
@@ -184,8 +180,11 @@ impl From<Error> for JobError {
             | Error::Weighting(wmtp_weighting::Error::Invariant(_)) => Self::internal(error),
             Error::Weighting(wmtp_weighting::Error::Setting { .. }) => Self::usage(error),
             Error::Data(ref data) if !data.is_bad_input() => Self::internal(error),
-            Error::Model(_) | Error::Data(_) | Error::Weighting(_) => Self::bad_input(error),
-            Error::BadFile { .. } | Error::BadData(_) => Self::bad_input(error),
+            Error::Model(_)
+            | Error::Data(_)
+            | Error::Weighting(_)
+            | Error::BadFile { .. }
+            | Error::BadData(_) => Self::bad_input(error),
             Error::Numeric { .. } => Self::numeric(error)
                 .hint("lower optim.lr or raise optim.warmup_ratio; the last state is kept"),
         }

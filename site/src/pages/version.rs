@@ -31,7 +31,8 @@ pub(super) fn context(input: &SiteInput, version: &VersionInput) -> Value {
             .map(|other| other.version_id.clone())
     };
     context! {
-        root => "../../",
+        // Ours, and the escaping would write its slashes as references.
+        root => markup("../../"),
         title => headline::of_version(&input.board, row),
         dataset => input.board.dataset_id.as_str(),
         moment => moment(&row.created_at),

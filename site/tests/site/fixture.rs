@@ -27,27 +27,27 @@ const FAMILIES: [&str; 6] = [
 ];
 
 /// One version of the world.
-pub struct Version {
-    pub id: &'static str,
-    pub algo: &'static str,
-    pub parent: Option<&'static str>,
-    pub change: Option<String>,
+pub(crate) struct Version {
+    pub(crate) id: &'static str,
+    pub(crate) algo: &'static str,
+    pub(crate) parent: Option<&'static str>,
+    pub(crate) change: Option<String>,
     /// Mean share of passing samples.
-    pub level: f64,
-    pub claim: (Claim, &'static str),
+    pub(crate) level: f64,
+    pub(crate) claim: (Claim, &'static str),
 }
 
 /// What the fixture writes.
-pub struct World {
-    pub versions: Vec<Version>,
-    pub seeds: Vec<u64>,
+pub(crate) struct World {
+    pub(crate) versions: Vec<Version>,
+    pub(crate) seeds: Vec<u64>,
     /// Replaces problem statements, messages, errors and programs.
-    pub hostile: Option<&'static str>,
+    pub(crate) hostile: Option<&'static str>,
 }
 
 impl World {
     /// A typical outcome: weighting does not help detectably.
-    pub fn typical() -> Self {
+    pub(crate) fn typical() -> Self {
         let none = (Claim::NoDifference, "the interval includes 0");
         let version = |id, algo, parent, change: Option<&str>, level, claim| Version {
             id,
@@ -107,7 +107,7 @@ impl World {
     }
 
     /// Writes every artifact below `root` and loads what a site needs.
-    pub fn input(&self, root: &Path) -> SiteInput {
+    pub(crate) fn input(&self, root: &Path) -> SiteInput {
         self.write(root);
         let folder = |id: &str| -> Result<PathBuf, build_site::Error> { Ok(root.join(id)) };
         SiteInput::load("leaderboard-1", folder).unwrap()
@@ -434,7 +434,7 @@ fn write_checkpoint(version: &Version, seed: u64, dir: &Path) {
                 "lr": 0.003 * (0.5 + 0.5 * (std::f64::consts::PI * progress).cos()) * (progress * 20.0).min(1.0),
                 "grad_norm": 0.6 + 2.0 * (-5.0 * progress).exp() + 0.4 * noise(step, seed as usize, 9),
             });
-            if step % 20 == 0 {
+            if step.is_multiple_of(20) {
                 row["validation_loss"] = json!(ce(1.1));
             }
             row

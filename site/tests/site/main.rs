@@ -1,20 +1,31 @@
 //! Whole sites from a small world: links, headlines, hostile text, repeatability.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "helpers of tests fail where the test would"
+)]
+
 mod fixture;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use build_site::{Site, SiteInput, headline, pages};
 use fixture::World;
 use wmtp_stats::leaderboard::{Leaderboard, Verdict, files};
-use wmtp_stats::wording::percent;
+use wmtp_stats::wording::{percent, points};
 
 fn built(world: &World) -> (SiteInput, Site) {
     let root = tempfile::tempdir().unwrap();
     let input = world.input(root.path());
-    // For looking at the pages: WMTP_SITE_PREVIEW=folder cargo test -p build-site
     let site = pages::render(&input).unwrap();
     (input, site)
+}
+
+fn is_page(path: &str) -> bool {
+    Path::new(path)
+        .extension()
+        .is_some_and(|extension| extension == "html")
 }
 
 /// Opening tags with their attributes: enough of HTML for pages that we write ourselves.
@@ -71,7 +82,7 @@ fn faults(site: &Site) -> Vec<String> {
     let pages: Vec<&str> = site
         .files()
         .map(|(path, _)| path)
-        .filter(|path| path.ends_with(".html"))
+        .filter(|path| is_page(path))
         .collect();
     let paths: BTreeSet<&str> = site.files().map(|(path, _)| path).collect();
     let ids: BTreeMap<&str, Vec<String>> = pages
@@ -119,10 +130,10 @@ fn faults(site: &Site) -> Vec<String> {
                 };
                 match target {
                     _ if link.contains(':') || link.starts_with('/') => {
-                        faults.push(format!("{page}: outside link {link}"))
+                        faults.push(format!("{page}: outside link {link}"));
                     }
                     Some(target) if !paths.contains(target.as_str()) => {
-                        faults.push(format!("{page}: dead link {link}"))
+                        faults.push(format!("{page}: dead link {link}"));
                     }
                     Some(target)
                         if !anchor.is_empty()
@@ -149,13 +160,11 @@ fn faults(site: &Site) -> Vec<String> {
 fn every_link_anchor_and_id_holds_and_nothing_leaves_the_folder() {
     let (input, site) = built(&World::typical());
     assert_eq!(faults(&site), Vec::<String>::new());
-    let pages = site
-        .files()
-        .filter(|(path, _)| path.ends_with(".html"))
-        .count();
+    let pages = site.files().filter(|(path, _)| is_page(path)).count();
     assert_eq!(pages, 2 + input.versions.len());
+    // For looking at the pages: WMTP_SITE_PREVIEW=folder cargo test -p build-site
     if let Ok(dir) = std::env::var("WMTP_SITE_PREVIEW") {
-        site.write(std::path::Path::new(&dir)).unwrap();
+        site.write(Path::new(&dir)).unwrap();
     }
 }
 
@@ -185,25 +194,85 @@ fn an_edit_to_one_version_rewrites_only_what_shows_it() {
     assert_eq!(written.changed, 2, "its page and the manifest");
 }
 
-#[test]
-fn headlines_claim_no_more_than_the_verdicts_allow() {
-    let (input, _) = built(&World::typical());
-    insta::assert_debug_snapshot!("typical", headline::of_board(&input.board));
+/// How every finding about v002 in the lead begins.
+fn v002_leads(board: &Leaderboard) -> String {
+    let leader = &board.rows[0];
+    assert_eq!(leader.version_id, "v002");
+    let rate = percent(leader.estimate.unwrap().mean);
+    format!("v002 leads with {rate} of tasks solved")
+}
 
+/// A world in which v002 is alone in the lead and better than its baseline by the rule for claims.
+fn won() -> Leaderboard {
     let mut world = World::typical();
     world.versions[2].claim = (Verdict::Better, "the interval excludes 0");
     world.versions[2].level = 0.68;
-    let (mut input, _) = built(&world);
-    for (place, row) in input.board.rows.iter_mut().enumerate() {
-        row.rank = Some(if row.version_id == "v002" {
-            1
-        } else {
-            place as u32 + 1
-        });
+    let (input, _) = built(&world);
+    let mut board = input.board;
+    for (place, row) in board.rows.iter_mut().enumerate() {
+        row.rank = Some(place as u32 + 1);
     }
-    insta::assert_debug_snapshot!("better", headline::of_board(&input.board));
+    board
+}
 
-    for row in &mut input.board.rows {
+#[test]
+fn a_lead_within_the_noise_is_called_level() {
+    let (input, _) = built(&World::typical());
+    let headline = headline::of_board(&input.board);
+    assert_eq!(
+        headline.finding,
+        format!(
+            "{}, level with v005, v003, v001 and v004 within the noise.",
+            v002_leads(&input.board)
+        )
+    );
+    assert!(
+        headline
+            .uncertainty
+            .starts_with("Over 60 tasks and 3 seeds, v002 stands between "),
+        "{headline:?}"
+    );
+    assert!(
+        headline
+            .answer
+            .starts_with("No difference detected between weighted and unweighted training: v002 "),
+        "{headline:?}"
+    );
+    assert!(!headline.answer.contains("helps"), "{headline:?}");
+}
+
+#[test]
+fn a_verdict_for_the_weights_is_said_and_no_more() {
+    let board = won();
+    let headline = headline::of_board(&board);
+    let behind = board.rows[1].against_leader.as_ref().unwrap();
+    let gap = points(behind.difference.difference.abs());
+    assert_eq!(
+        headline.finding,
+        format!(
+            "{}, ahead of v005 by {}.",
+            v002_leads(&board),
+            gap.trim_start_matches('+')
+        )
+    );
+    assert!(
+        headline
+            .answer
+            .starts_with("Weighting tokens helps here: v002 +"),
+        "{headline:?}"
+    );
+    assert!(
+        headline
+            .answer
+            .contains("No difference detected between weighted and unweighted training: v003 "),
+        "{headline:?}"
+    );
+}
+
+#[test]
+fn one_seed_claims_nothing() {
+    let mut board = won();
+    for row in &mut board.rows {
         row.seeds.truncate(1);
         for comparison in row
             .against_baseline
@@ -213,13 +282,34 @@ fn headlines_claim_no_more_than_the_verdicts_allow() {
             comparison.verdict = Verdict::NoDifference;
         }
     }
-    insta::assert_debug_snapshot!("one_seed", headline::of_board(&input.board));
+    let headline = headline::of_board(&board);
+    assert_eq!(
+        headline.finding,
+        format!(
+            "{}, ahead of v005; one seed is too little to claim an improvement.",
+            v002_leads(&board)
+        )
+    );
+    assert!(
+        headline
+            .uncertainty
+            .starts_with("Over 60 tasks and 1 seed, v002 stands between "),
+        "{headline:?}"
+    );
+    assert!(!headline.answer.contains("helps"), "{headline:?}");
+}
 
-    for row in &mut input.board.rows {
+#[test]
+fn nothing_solved_is_said_plainly() {
+    let mut board = won();
+    for row in &mut board.rows {
         row.rank = Some(1);
         row.estimate = wmtp_stats::bootstrap_mean(&[0.0; 60], 10, 1);
     }
-    insta::assert_debug_snapshot!("all_zero", headline::of_board(&input.board));
+    assert_eq!(
+        headline::of_board(&board).finding,
+        "No version solves any of the 60 tasks."
+    );
 }
 
 #[test]
@@ -263,7 +353,7 @@ fn hostile_text_is_inert_everywhere() {
     world.versions[2].change = Some(HOSTILE.to_owned());
     let (_, site) = built(&world);
     assert_eq!(faults(&site), Vec::<String>::new());
-    for (path, _) in site.files().filter(|(path, _)| path.ends_with(".html")) {
+    for (path, _) in site.files().filter(|(path, _)| is_page(path)) {
         let page = site.text(path).unwrap();
         assert!(
             !page.contains("<script") && !page.contains("<img"),
@@ -307,7 +397,7 @@ fn pages_stay_small() {
 #[test]
 fn the_pages_name_a_strict_policy() {
     let (_, site) = built(&World::typical());
-    for (path, _) in site.files().filter(|(path, _)| path.ends_with(".html")) {
+    for (path, _) in site.files().filter(|(path, _)| is_page(path)) {
         assert!(
             site.text(path)
                 .unwrap()

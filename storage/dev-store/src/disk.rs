@@ -8,6 +8,7 @@
 //! ROOT/segments/<random id>        immutable data
 //! ```
 
+use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -171,9 +172,7 @@ pub(crate) fn entries(folder: &Path) -> Result<Vec<PathBuf>, Error> {
 
 /// The last component as text; empty when it is not UTF-8, which none of ours is.
 pub(crate) fn file_name(path: &Path) -> &str {
-    path.file_name()
-        .and_then(|name| name.to_str())
-        .unwrap_or_default()
+    path.file_name().and_then(OsStr::to_str).unwrap_or_default()
 }
 
 /// 128 random bits in hex.
@@ -203,7 +202,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let disk = Disk::open(folder.path(), false).unwrap();
         assert!(matches!(
-            disk.require_space(1 << 60),
+            disk.require_space(u64::MAX),
             Err(Error::NoSpace { .. })
         ));
     }

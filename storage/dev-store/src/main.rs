@@ -71,8 +71,9 @@ fn main() -> ExitCode {
     let Cli {
         command: Command::Serve(arguments),
     } = Cli::parse();
-    let filter =
-        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,dev_store=info"));
+    // s3s calls every refusal an error, lost races included; our own failures are logged by dev_store.
+    let filter = EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| EnvFilter::new("warn,dev_store=info,s3s=off"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)
@@ -145,7 +146,7 @@ fn exit_with_parent() -> Result<(), Error> {
     let parent = std::os::unix::process::parent_id();
     #[expect(unsafe_code, reason = "prctl has no safe form among our dependencies")]
     // SAFETY: PR_SET_PDEATHSIG takes a signal number and touches no memory of ours.
-    let result = unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM) };
+    let result = unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM as libc::c_ulong) };
     if result != 0 {
         return Err(Error::Internal(format!(
             "--exit-with-parent: {}",

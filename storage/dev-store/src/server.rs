@@ -1,6 +1,5 @@
 //! The server: a loopback listener in front of the S3 service, its keys, its clean stop, and its form for tests.
 
-use std::future::Future;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::Path;
 use std::pin::pin;
@@ -26,7 +25,7 @@ use crate::{BUCKET, REGION};
 const STOP_GRACE: Duration = Duration::from_secs(5);
 
 /// How often uploads are looked through for old ones.
-const SWEEP_PERIOD: Duration = Duration::from_secs(3600);
+const SWEEP_PERIOD: Duration = Duration::from_hours(1);
 
 /// How a server is to run.
 #[derive(Debug, Clone, Copy)]

@@ -54,14 +54,14 @@ fn main() -> ExitCode {
     match compare(&args) {
         Ok(code) => code,
         Err(error) => {
-            let mut text = format!("error: {error}");
+            let mut lines = vec![format!("error: {error}")];
             let mut cause = std::error::Error::source(&error);
             while let Some(inner) = cause {
-                text += &format!("\n  caused by: {inner}");
+                lines.push(format!("  caused by: {inner}"));
                 cause = inner.source();
             }
             // A closed stderr leaves the exit code, which says the same.
-            let _ = writeln!(std::io::stderr(), "{text}");
+            let _ = writeln!(std::io::stderr(), "{}", lines.join("\n"));
             ExitCode::from(if matches!(error, Error::Golden { .. }) {
                 EXIT_GOLDEN
             } else {

@@ -41,7 +41,7 @@ impl Precision {
 pub enum Mutation {
     /// Norm epsilon 1e-6 for 1e-5.
     NormEpsilon,
-    /// Rotary angles of position t at position t + 1 for the second pair on: a wrong table.
+    /// Every position takes the angles of the next one and the first pair none: a wrong table.
     RotaryTable,
     /// A horizon's weight taken at the source position instead of the target.
     WeightAtSource,

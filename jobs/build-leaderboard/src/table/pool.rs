@@ -165,11 +165,11 @@ fn check_identity(seeds: &[&ScoredRun]) -> Result<(), Error> {
                 second: pair[1].id.clone(),
             });
         }
-        let text = |value: &Option<String>| value.clone().unwrap_or_default();
+        let text = |value: Option<&String>| value.cloned().unwrap_or_default();
         let fields = [
             ("algorithm", a.algo.clone(), b.algo.clone()),
-            ("parent", text(&a.parent), text(&b.parent)),
-            ("change", text(&a.change), text(&b.change)),
+            ("parent", text(a.parent.as_ref()), text(b.parent.as_ref())),
+            ("change", text(a.change.as_ref()), text(b.change.as_ref())),
         ];
         for (what, one, other) in fields {
             if one != other {

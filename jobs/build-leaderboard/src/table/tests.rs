@@ -20,7 +20,12 @@ fn run(
         .enumerate()
         .map(|(index, &num_passed)| ProblemCount {
             problem_id: format!("task-{index:03}"),
-            family: if index % 2 == 0 { "lists" } else { "strings" }.to_owned(),
+            family: if index.is_multiple_of(2) {
+                "lists"
+            } else {
+                "strings"
+            }
+            .to_owned(),
             num_samples: SAMPLES,
             num_passed,
             greedy_passed: Some(num_passed > 10),
@@ -186,7 +191,7 @@ fn differences_within_noise_share_the_rank() {
     wobble[0] += 3;
     wobble[1] -= 3;
     wobble[2] += 2;
-    let runs = vec![
+    let runs = [
         run("v001", "baseline", None, Some(1), &tasks(8)),
         run("v002", "verifiable", Some("v001"), Some(1), &wobble),
         run("v003", "rho1", Some("v001"), Some(1), &tasks(1)),
@@ -233,10 +238,10 @@ fn runs_that_differ_in_what_all_share_are_refused() {
     type Change = fn(&mut ScoredRun);
     let changes: [(&str, Change); 5] = [
         ("shared recipe parts", |run| {
-            run.summary.shared_digest = "d2".to_owned()
+            run.summary.shared_digest = "d2".to_owned();
         }),
         ("data sets", |run| {
-            run.summary.data = "processed-data-2".to_owned()
+            run.summary.data = "processed-data-2".to_owned();
         }),
         ("evaluation protocols", |run| {
             run.summary
@@ -245,7 +250,7 @@ fn runs_that_differ_in_what_all_share_are_refused() {
         }),
         ("splits", |run| run.summary.split = Split::Validation),
         ("tasks", |run| {
-            run.problems[0].problem_id = "other".to_owned()
+            run.problems[0].problem_id = "other".to_owned();
         }),
     ];
     for (what, change) in changes {
@@ -340,8 +345,47 @@ fn tables_hold_the_founding_columns_and_empty_cells() {
 
 #[test]
 fn an_analysis_says_what_the_numbers_say() {
-    let board = build(&board_of(&FULL, 3)).unwrap();
-    insta::assert_snapshot!(crate::analysis::render(&board, row(&board, "v002")));
+    // Every task at the same level: all resamples agree, so that no interval depends on the draws.
+    let level = |passes: u32| vec![passes; 40];
+    let mut runs = vec![run("base", "base", None, None, &level(2))];
+    for seed in [Some(1), Some(2), Some(3)] {
+        runs.extend([
+            run("v001", "baseline", None, seed, &level(10)),
+            run("v002", "verifiable", Some("v001"), seed, &level(14)),
+            run("v004", "random_matched", Some("v001"), seed, &level(10)),
+            run("v005", "shuffled", Some("v001"), seed, &level(11)),
+        ]);
+    }
+    let board = build(&runs).unwrap();
+    let better = "better; the interval excludes 0";
+    let expected = format!(
+        "# v002\n\n\
+         ## Summary\n\n\
+         v002 (verifiable, 3 seeds) solves 70.0% of 40 tasks with one try (95 % interval over tasks 70.0 to 70.0). \
+         Its one change: scorer verifiable. \
+         Against its parent v001: +20.0 points (+20.0 to +20.0), {better}. \
+         Against the control v005: +15.0 points (+15.0 to +15.0), {better}. \
+         Against the control v004: +20.0 points (+20.0 to +20.0), {better}.\n\n\
+         ## Metric deltas\n\n\
+         | metric | v002 | v001 | delta |\n\
+         |---|---:|---:|---:|\n\
+         | pass_at_1 | 0.7000 | 0.5000 | +0.2000 |\n\n\
+         ## Where the difference sits\n\n\
+         Families in order of how much they moved; few tasks each, so read single rows as hints.\n\n\
+         | family | tasks | v002 | v001 | points |\n\
+         |---|---:|---:|---:|---:|\n\
+         | lists | 20 | 70.0% | 50.0% | +20.0 |\n\
+         | strings | 20 | 70.0% | 50.0% | +20.0 |\n\n\
+         ## How programs fail\n\n\
+         | outcome | v002 | v001 | points |\n\
+         |---|---:|---:|---:|\n\
+         | passed | 70.0% | 50.0% | +20.0 |\n\
+         | syntax | 30.0% | 50.0% | \u{2212}20.0 |\n"
+    );
+    assert_eq!(
+        crate::analysis::render(&board, row(&board, "v002")),
+        expected
+    );
 }
 
 #[test]

@@ -235,7 +235,10 @@ impl Order {
         match self {
             Self::Reversed => a.reverse(),
             Self::Ascending => a.sort_unstable(),
-            Self::Descending => a.sort_unstable_by(|x, y| y.cmp(x)),
+            Self::Descending => {
+                a.sort_unstable();
+                a.reverse();
+            }
         }
         a
     }

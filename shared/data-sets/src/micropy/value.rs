@@ -135,7 +135,7 @@ impl Input {
             Self::IntsOf { points } => {
                 let len = len(0);
                 let draw = |_| match points.choose(rng) {
-                    Some(&point) if index % 2 == 0 => point,
+                    Some(&point) if index.is_multiple_of(2) => point,
                     _ => number(-9, 12, points, rng),
                 };
                 Value::Ints((0..len).map(draw).collect())

@@ -195,7 +195,7 @@ impl AttentionHeads {
             tasks
                 .zip(kept.par_chunks_mut(sizes.task_rows * sizes.packed))
                 .for_each(|((((out, x), inverse), log_sums), qkv)| {
-                    task(out, x, inverse, log_sums, qkv)
+                    task(out, x, inverse, log_sums, qkv);
                 });
             self.saved.put(Context {
                 inverse,

@@ -41,7 +41,6 @@ struct Context<T> {
 
 /// The weights inside the packed operand.
 struct Weights<'a, T> {
-    dim: usize,
     ffn: usize,
     norm: &'a [T],
     gate_up: &'a [T],
@@ -60,7 +59,6 @@ impl<'a, T> Weights<'a, T> {
         let (norm, rest) = packed.split_at(dim);
         let (gate_up, down) = rest.split_at(2 * dim * ffn);
         Ok(Self {
-            dim,
             ffn,
             norm,
             gate_up,

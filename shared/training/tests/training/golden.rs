@@ -97,13 +97,12 @@ fn batch(inputs: &Tensors) -> PaddedBatch {
 }
 
 fn policy(weights: &Tensors, dtype: DType) -> ParamStore {
-    let mut named: Vec<(String, Tensor)> = weights
+    let named: BTreeMap<String, Tensor> = weights
         .iter()
         .filter(|(name, _)| !name.starts_with("value_head"))
         .map(|(name, tensor)| (name.clone(), tensor.to_dtype(dtype).unwrap()))
         .collect();
-    named.sort_by(|a, b| a.0.cmp(&b.0));
-    ParamStore::from_tensors(named).unwrap()
+    ParamStore::from_tensors(named.into_iter().collect()).unwrap()
 }
 
 struct Tolerance {

@@ -174,7 +174,7 @@ fn the_divisor_is_the_number_of_targets_of_the_whole_step() {
 
     let (split, parameters, split_gradients) = loss_and_gradients(&params, &store, &file, &rows, 1);
     assert!((split.weighted() - loss.weighted()).abs() < 1e-12);
-    for index in 0..parameters.len() {
+    for (index, parameter) in parameters.iter().enumerate() {
         let pairs = gradients
             .get(index)
             .clone()
@@ -182,7 +182,7 @@ fn the_divisor_is_the_number_of_targets_of_the_whole_step() {
             .into_iter()
             .zip(split_gradients.get(index).clone().into_f64());
         for (one, other) in pairs {
-            assert!((one - other).abs() < 1e-12, "{}", parameters[index].name);
+            assert!((one - other).abs() < 1e-12, "{}", parameter.name);
         }
     }
 }

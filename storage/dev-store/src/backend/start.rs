@@ -67,6 +67,7 @@ impl Backend {
             key_locks,
         };
         report.aborted_uploads = backend.abort_old_uploads()?;
+        report.uploads -= report.aborted_uploads;
         Ok((backend, report))
     }
 

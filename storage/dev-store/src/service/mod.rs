@@ -9,7 +9,7 @@ mod reads;
 
 use std::sync::Arc;
 
-use futures::StreamExt as _;
+use futures::StreamExt;
 use s3s::dto::{
     AbortMultipartUploadInput, AbortMultipartUploadOutput, Bucket as BucketEntry,
     ChecksumAlgorithm, CommonPrefix, CompleteMultipartUploadInput, CompleteMultipartUploadOutput,
@@ -195,10 +195,10 @@ impl S3 for Service {
         let input = request.input;
         let object = self.backend.bucket(&input.bucket)?.get(&input.key)?;
         let conditions = ReadConditions {
-            if_match: input.if_match,
-            if_none_match: input.if_none_match,
-            if_modified_since: input.if_modified_since,
-            if_unmodified_since: input.if_unmodified_since,
+            matching: input.if_match,
+            none_matching: input.if_none_match,
+            modified_since: input.if_modified_since,
+            unmodified_since: input.if_unmodified_since,
         };
         conditions.check(&object.record)?;
         let selection = Selection::of(&object.record, input.range, input.part_number)?;
@@ -219,10 +219,10 @@ impl S3 for Service {
         let input = request.input;
         let object = self.backend.bucket(&input.bucket)?.get(&input.key)?;
         let conditions = ReadConditions {
-            if_match: input.if_match,
-            if_none_match: input.if_none_match,
-            if_modified_since: input.if_modified_since,
-            if_unmodified_since: input.if_unmodified_since,
+            matching: input.if_match,
+            none_matching: input.if_none_match,
+            modified_since: input.if_modified_since,
+            unmodified_since: input.if_unmodified_since,
         };
         conditions.check(&object.record)?;
         let selection = Selection::of(&object.record, input.range, input.part_number)?;
@@ -249,10 +249,10 @@ impl S3 for Service {
         };
         let source = self.backend.bucket(from_bucket)?.get(from_key)?;
         let conditions = ReadConditions {
-            if_match: input.copy_source_if_match.clone(),
-            if_none_match: input.copy_source_if_none_match.clone(),
-            if_modified_since: input.copy_source_if_modified_since.clone(),
-            if_unmodified_since: input.copy_source_if_unmodified_since.clone(),
+            matching: input.copy_source_if_match.clone(),
+            none_matching: input.copy_source_if_none_match.clone(),
+            modified_since: input.copy_source_if_modified_since.clone(),
+            unmodified_since: input.copy_source_if_unmodified_since.clone(),
         };
         conditions
             .check(&source.record)

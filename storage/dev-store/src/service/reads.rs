@@ -72,19 +72,19 @@ impl Selection {
     }
 }
 
-/// The conditions of a read.
+/// The conditions of a read: its `If-...` headers.
 pub(super) struct ReadConditions {
-    pub(super) if_match: Option<ETagCondition>,
-    pub(super) if_none_match: Option<ETagCondition>,
-    pub(super) if_modified_since: Option<Timestamp>,
-    pub(super) if_unmodified_since: Option<Timestamp>,
+    pub(super) matching: Option<ETagCondition>,
+    pub(super) none_matching: Option<ETagCondition>,
+    pub(super) modified_since: Option<Timestamp>,
+    pub(super) unmodified_since: Option<Timestamp>,
 }
 
 impl ReadConditions {
     /// An ETag condition, where there is one, decides over the matching time condition (RFC 9110, 13.2.2).
     pub(super) fn check(&self, record: &ObjectRecord) -> S3Result<()> {
         let modified = whole_seconds(record.modified);
-        let unwanted = match (&self.if_match, &self.if_unmodified_since) {
+        let unwanted = match (&self.matching, &self.unmodified_since) {
             (Some(wanted), _) => !etag_matches(wanted, &record.etag),
             (None, Some(time)) => modified > *time,
             (None, None) => false,
@@ -92,7 +92,7 @@ impl ReadConditions {
         if unwanted {
             return Err(Error::PreconditionFailed("If-Match or If-Unmodified-Since").into());
         }
-        let known = match (&self.if_none_match, &self.if_modified_since) {
+        let known = match (&self.none_matching, &self.modified_since) {
             (Some(known), _) => etag_matches(known, &record.etag),
             (None, Some(time)) => modified <= *time,
             (None, None) => false,

@@ -1,6 +1,7 @@
 //! Listings: order, pages, folders, and keys of every kind.
 
-use aws_sdk_s3::types::EncodingType;
+use aws_sdk_s3::operation::list_objects_v2::ListObjectsV2Output;
+use aws_sdk_s3::types::{CommonPrefix, EncodingType, Object};
 use dev_store::BUCKET;
 
 use crate::support::Store;
@@ -28,8 +29,8 @@ async fn pages_come_in_order_without_gaps_and_with_etags() {
     assert_eq!(pages.len(), 8);
     let listed: Vec<&str> = pages
         .iter()
-        .flat_map(|page| page.contents())
-        .filter_map(|object| object.key())
+        .flat_map(ListObjectsV2Output::contents)
+        .filter_map(Object::key)
         .collect();
     assert_eq!(listed, keys);
     let head = store
@@ -62,14 +63,14 @@ async fn a_delimiter_shows_one_level_and_start_after_skips() {
         level
             .contents()
             .iter()
-            .filter_map(|object| object.key())
+            .filter_map(Object::key)
             .collect::<Vec<_>>(),
         ["n", "o"]
     );
     let folders: Vec<_> = level
         .common_prefixes()
         .iter()
-        .filter_map(|folder| folder.prefix())
+        .filter_map(CommonPrefix::prefix)
         .collect();
     assert_eq!(folders, ["m/", "n/"]);
     let after = store
@@ -80,11 +81,7 @@ async fn a_delimiter_shows_one_level_and_start_after_skips() {
         .send()
         .await
         .unwrap();
-    let keys: Vec<_> = after
-        .contents()
-        .iter()
-        .filter_map(|object| object.key())
-        .collect();
+    let keys: Vec<_> = after.contents().iter().filter_map(Object::key).collect();
     assert_eq!(keys, ["n/x", "n/y/z", "o"]);
     assert_eq!(store.get("n").await.unwrap(), b"n");
     assert_eq!(store.get("n/x").await.unwrap(), b"n/x");
@@ -124,7 +121,7 @@ async fn odd_and_long_keys_are_stored_under_exactly_their_name() {
         listed
             .contents()
             .iter()
-            .filter_map(|object| object.key())
+            .filter_map(Object::key)
             .collect::<Vec<_>>(),
         keys
     );

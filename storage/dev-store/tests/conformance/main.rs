@@ -1,5 +1,7 @@
 //! The behaviour that the artifact protocol rests on, checked with the SDK that the jobs use.
 
+#![expect(clippy::unwrap_used, reason = "the helpers belong to tests too")]
+
 mod conditions;
 mod integrity;
 mod listing;

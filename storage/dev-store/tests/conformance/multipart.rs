@@ -4,7 +4,9 @@ use aws_sdk_s3::error::SdkError;
 use aws_sdk_s3::operation::complete_multipart_upload::CompleteMultipartUploadError;
 use aws_sdk_s3::operation::complete_multipart_upload::builders::CompleteMultipartUploadFluentBuilder;
 use aws_sdk_s3::primitives::ByteStream;
-use aws_sdk_s3::types::{ChecksumAlgorithm, ChecksumMode, CompletedMultipartUpload, CompletedPart};
+use aws_sdk_s3::types::{
+    ChecksumAlgorithm, ChecksumMode, CompletedMultipartUpload, CompletedPart, Part,
+};
 use dev_store::BUCKET;
 
 use crate::support::{Store, pattern, refusal};
@@ -85,11 +87,7 @@ impl<'s> Upload<'s> {
             .send()
             .await
             .unwrap();
-        parts
-            .parts()
-            .iter()
-            .filter_map(|part| part.part_number())
-            .collect()
+        parts.parts().iter().filter_map(Part::part_number).collect()
     }
 }
 

@@ -2,7 +2,7 @@
 
 use aws_sdk_s3::presigning::PresigningConfig;
 use aws_sdk_s3::primitives::ByteStream;
-use aws_sdk_s3::types::{Delete, ObjectIdentifier};
+use aws_sdk_s3::types::{Bucket, Delete, Object, ObjectIdentifier};
 use dev_store::BUCKET;
 use std::time::Duration;
 
@@ -165,7 +165,7 @@ async fn a_batch_of_deletions_names_each_and_absent_ones_are_fine() {
     assert_eq!(
         left.contents()
             .iter()
-            .filter_map(|object| object.key())
+            .filter_map(Object::key)
             .collect::<Vec<_>>(),
         ["c"]
     );
@@ -221,7 +221,7 @@ async fn only_the_keys_of_the_root_open_it() {
         403
     );
 
-    let hour = PresigningConfig::expires_in(Duration::from_secs(3600)).unwrap();
+    let hour = PresigningConfig::expires_in(Duration::from_hours(1)).unwrap();
     let presigned = store
         .client
         .get_object()
@@ -314,7 +314,7 @@ async fn missing_buckets_and_what_is_not_implemented_say_so() {
         buckets
             .buckets()
             .iter()
-            .filter_map(|bucket| bucket.name())
+            .filter_map(Bucket::name)
             .collect::<Vec<_>>(),
         ["second", BUCKET]
     );

@@ -5,6 +5,8 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -63,8 +65,8 @@ fn client_of(environment: &BTreeMap<String, String>) -> Client {
 fn terminate(process: &mut Child) -> Option<i32> {
     let id = process.id().to_string();
     assert!(
-        Command::new("kill")
-            .args(["-TERM", &id])
+        Command::new("sh")
+            .args(["-c", "kill -TERM \"$0\"", &id])
             .status()
             .unwrap()
             .success()
@@ -116,10 +118,16 @@ async fn a_kill_loses_no_acknowledged_object_and_leaves_nothing_half_done() {
     let folder = tempfile::tempdir().unwrap();
     let mut process = command(folder.path()).spawn().unwrap();
     let store = client_of(&environment(folder.path()));
+    let count = Arc::new(AtomicUsize::new(0));
     let writers: Vec<_> = (0..6_u8)
-        .map(|writer| tokio::spawn(write_until_killed(store.clone(), writer)))
+        .map(|writer| {
+            let (store, count) = (store.clone(), Arc::clone(&count));
+            tokio::spawn(write_until_killed(store, writer, count))
+        })
         .collect();
-    thread::sleep(Duration::from_millis(700));
+    poll("the first writes", || {
+        (count.load(Ordering::Relaxed) >= 40).then_some(())
+    });
     process.kill().unwrap();
     process.wait().unwrap();
     let mut acknowledged = Vec::new();
@@ -152,11 +160,15 @@ async fn a_kill_loses_no_acknowledged_object_and_leaves_nothing_half_done() {
         server.report().objects,
         "every data file belongs to an object"
     );
-    assert!(!acknowledged.is_empty());
+    assert!(acknowledged.len() >= 40);
 }
 
-/// Puts objects until the server is gone; gives those that were acknowledged.
-async fn write_until_killed(store: Client, writer: u8) -> Vec<(String, usize, u8)> {
+/// Puts objects until the server is gone; counts those that were acknowledged, and gives them.
+async fn write_until_killed(
+    store: Client,
+    writer: u8,
+    count: Arc<AtomicUsize>,
+) -> Vec<(String, usize, u8)> {
     let mut acknowledged = Vec::new();
     for round in 0_u32.. {
         let (key, size) = (format!("{writer}/{round}"), round as usize * 7_001);
@@ -173,6 +185,7 @@ async fn write_until_killed(store: Client, writer: u8) -> Vec<(String, usize, u8
             break;
         }
         acknowledged.push((key, size, writer));
+        count.fetch_add(1, Ordering::Relaxed);
     }
     acknowledged
 }

@@ -12,9 +12,10 @@ pub(super) fn tasks() -> Vec<Task> {
 }
 
 fn arithmetic() -> Vec<Task> {
+    type Row = (&'static str, [String; 2], [String; 2], fn(i64, i64) -> i64);
     let mut tasks = Vec::new();
     for k in 2..=9 {
-        let kinds: [(&str, [String; 2], [String; 2], fn(i64, i64) -> i64); 3] = [
+        let rows: [Row; 3] = [
             (
                 "plus",
                 [format!("n plus {k}"), format!("n increased by {k}")],
@@ -34,7 +35,7 @@ fn arithmetic() -> Vec<Task> {
                 |n, k| n * k,
             ),
         ];
-        for (name, phrases, code, apply) in kinds {
+        for (name, phrases, code, apply) in rows {
             tasks.push(
                 task("arithmetic", format!("{name}{k}"), "n")
                     .kind(Kind::Constant)

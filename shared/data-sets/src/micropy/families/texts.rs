@@ -35,7 +35,7 @@ fn text_transform() -> Vec<Task> {
             "upper",
             ["s in upper case", "s with capital letters"],
             ["return s.upper()", "return ''.join(x.upper() for x in s)"],
-            |s| s.to_uppercase(),
+            str::to_uppercase,
         ),
         (
             "reversed",
@@ -295,7 +295,7 @@ fn words() -> Vec<Task> {
 fn text_composition() -> Vec<Task> {
     type Change = (&'static str, &'static str, &'static str, fn(&str) -> String);
     let changes: [Change; 4] = [
-        ("upper", "in upper case", ".upper()", |s| s.to_uppercase()),
+        ("upper", "in upper case", ".upper()", str::to_uppercase),
         ("reversed", "reversed", "[::-1]", |s| {
             s.chars().rev().collect()
         }),

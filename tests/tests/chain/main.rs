@@ -1,0 +1,7 @@
+//! The whole chain through its binaries, at the smallest size that is still true: kills, repeats, wrong input.
+
+mod errors;
+mod kills;
+mod place;
+mod repeats;
+mod steps;

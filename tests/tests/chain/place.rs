@@ -1,0 +1,155 @@
+//! A folder, an embedded store, and the job binaries that are run against them.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use dev_store::TestServer;
+
+/// A user's machine: everything it writes lies in one folder that goes with it.
+pub(crate) struct Place {
+    folder: tempfile::TempDir,
+    server: Option<TestServer>,
+}
+
+/// How a command ended.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    /// Exit code; none when a signal ended it.
+    pub(crate) code: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+impl Ended {
+    /// Panics with what the command said unless it ended with `code`.
+    #[track_caller]
+    pub(crate) fn expect(self, code: i32) -> Self {
+        assert_eq!(self.code, Some(code), "stdout:\n{}\nstderr:\n{}", self.stdout, self.stderr);
+        self
+    }
+
+    /// Panics unless stderr holds every one of `words`.
+    #[track_caller]
+    pub(crate) fn says(self, words: &[&str]) -> Self {
+        for word in words {
+            assert!(self.stderr.contains(word), "{word:?} is not in:\n{}", self.stderr);
+        }
+        self
+    }
+}
+
+impl Place {
+    pub(crate) fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let server = Some(TestServer::start(&folder.path().join("store")));
+        let place = Self { folder, server };
+        place.write("tiny.yaml", super::steps::TINY);
+        place
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    pub(crate) fn write(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.path(name);
+        std::fs::create_dir_all(path.parent().expect("files lie in a folder")).expect("a folder");
+        std::fs::write(&path, text).expect("a file");
+        path
+    }
+
+    /// A job that works under `prefix` of the store, with a cache and a scratch folder of its own.
+    pub(crate) fn job(&self, prefix: &str, job: &str, arguments: &[&str]) -> Command {
+        let server = server.as_ref().expect("the store is up");
+        let mut command = Command::new(binary(job));
+        command
+            .args(arguments)
+            .current_dir(self.folder.path())
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .env("AWS_ENDPOINT_URL_S3", server.endpoint())
+            .env("AWS_ACCESS_KEY_ID", server.access_key())
+            .env("AWS_SECRET_ACCESS_KEY", server.secret_key())
+            .env("AWS_REGION", server.region())
+            .env("WMTP_STORE", format!("s3://wmtp/{prefix}"))
+            .env("WMTP_SCRATCH", self.path(&format!("{prefix}-scratch")))
+            .env("WMTP_CACHE", self.path(&format!("{prefix}-cache")))
+            .stdin(Stdio::null());
+        command
+    }
+
+    pub(crate) fn run(&self, prefix: &str, job: &str, arguments: &[&str]) -> Ended {
+        ended(&mut self.job(prefix, job, arguments))
+    }
+
+    /// Keys of all committed artifacts under a prefix.
+    pub(crate) fn artifacts(&self, prefix: &str) -> BTreeSet<String> {
+        let start = format!("{prefix}/v1/artifacts/");
+        self.records().into_iter().map(|(key, _)| key).filter(|key| key.starts_with(&start)).collect()
+    }
+
+    /// The data files of every object whose key ends with `suffix`.
+    pub(crate) fn segments(&self, suffix: &str) -> Vec<PathBuf> {
+        let folder = self.path("store/segments");
+        self.records()
+            .into_iter()
+            .filter(|(key, _)| key.ends_with(suffix))
+            .flat_map(|(_, segments)| segments)
+            .map(|name| folder.join(name))
+            .collect()
+    }
+
+    /// Takes the first `count` objects under `start` from the store's folder while the store is down, as a careless
+    /// administrator would.
+    pub(crate) fn lose(&mut self, start: &str, count: usize) {
+        self.server = None;
+        let mut lost: Vec<PathBuf> = self.files().into_iter().filter(|path| record(path).0.starts_with(start)).collect();
+        lost.sort();
+        assert!(lost.len() >= count, "{} objects under {start}", lost.len());
+        for path in &lost[..count] {
+            std::fs::remove_file(path).expect("a record");
+        }
+        self.server = Some(TestServer::start(&self.path("store")));
+    }
+
+    /// Key and segment names of every object, as the store's folder holds them.
+    fn records(&self) -> Vec<(String, Vec<String>)> {
+        self.files().iter().map(|path| record(path)).collect()
+    }
+
+    fn files(&self) -> Vec<PathBuf> {
+        std::fs::read_dir(self.path("store/buckets/wmtp"))
+            .expect("the bucket's folder")
+            .map(|entry| entry.expect("an entry").path())
+            .filter(|path| path.file_stem().is_some_and(|stem| stem.len() == 64))
+            .collect()
+    }
+}
+
+fn record(path: &Path) -> (String, Vec<String>) {
+    let text = std::fs::read_to_string(path).expect("a record");
+    let json: serde_json::Value = serde_json::from_str(&text).expect("records are JSON");
+    let record = &json["record"];
+    let segments = record["segments"].as_array().expect("a record names its segments");
+    let names = segments.iter().filter_map(|segment| segment["name"].as_str().map(str::to_owned)).collect();
+    (record["key"].as_str().expect("a record names its key").to_owned(), names)
+}
+
+pub(crate) fn ended(command: &mut Command) -> Ended {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    Ended {
+        code: output.status.code(),
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
+/// A job's binary, beside the folder of the test binaries.
+fn binary(job: &str) -> PathBuf {
+    let own = std::env::current_exe().expect("a test knows its own file");
+    let folder = own.parent().and_then(Path::parent).expect("tests lie two folders deep");
+    let path = folder.join(job);
+    assert!(path.is_file(), "{} is missing: `make test` builds it first", path.display());
+    path
+}
