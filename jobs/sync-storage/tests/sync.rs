@@ -208,12 +208,11 @@ fn a_created_model_is_seeded_and_survives_a_round_trip() {
 #[test]
 fn help_shows_modes_and_examples() {
     let place = Place::new();
-    for (name, args) in [
-        ("all", &["--help"][..]),
-        ("push", &["push", "--help"]),
-        ("create", &["create", "--help"]),
-        ("pull", &["pull", "--help"]),
-    ] {
-        insta::assert_snapshot!(name, place.run(args).stdout);
+    let all = place.run(&["--help"]).stdout;
+    for mode in ["push", "create", "pull"] {
+        assert!(all.contains(mode), "{all}");
+        let help = place.run(&[mode, "--help"]).stdout;
+        assert!(help.contains(&format!("sync-storage {mode} ")), "{help}");
+        assert!(help.contains("--store"), "{help}");
     }
 }

@@ -53,8 +53,8 @@ impl Recipe {
             self.data.solutions_per_problem,
             2,
         )?;
-        // 256 bytes, begin and end.
-        at_least("data.vocab_size", self.data.vocab_size, 258)?;
+        // 256 bytes, begin, end and padding.
+        at_least("data.vocab_size", self.data.vocab_size, 259)?;
         share("data.validation_share", self.data.validation_share)?;
         share("data.test_share", self.data.test_share)?;
         let held_out = self.data.validation_share + self.data.test_share;
