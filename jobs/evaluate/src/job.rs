@@ -121,7 +121,7 @@ impl Job for Evaluate {
         let started = run.elapsed();
         let drawing = drawing(evaluation, run.recipe().seed);
         let completions = generate::all(&problems, &tokenizer, &generator, drawing, run)?;
-        let generation_secs = (run.elapsed() - started).as_secs_f64();
+        let generation_secs = run.elapsed().saturating_sub(started).as_secs_f64();
 
         let samples = execute(&problems, completions, &grader, run)?;
         let heads = head_losses(&data, evaluation.split, &params, &store)?;

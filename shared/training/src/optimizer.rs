@@ -248,7 +248,7 @@ struct Step<T> {
     fresh1: T,
     beta2: T,
     fresh2: T,
-    step_size: T,
+    rate: T,
     root_correction2: T,
     eps: T,
     scale: T,
@@ -264,7 +264,7 @@ impl Step<f64> {
             fresh1: 1.0 - settings.beta1,
             beta2: settings.beta2,
             fresh2: 1.0 - settings.beta2,
-            step_size: lr / (1.0 - settings.beta1.powi(power)),
+            rate: lr / (1.0 - settings.beta1.powi(power)),
             root_correction2: (1.0 - settings.beta2.powi(power)).sqrt(),
             eps: settings.eps,
             scale,
@@ -279,7 +279,7 @@ impl Step<f64> {
             fresh1: self.fresh1 as f32,
             beta2: self.beta2 as f32,
             fresh2: self.fresh2 as f32,
-            step_size: self.step_size as f32,
+            rate: self.rate as f32,
             root_correction2: self.root_correction2 as f32,
             eps: self.eps as f32,
             scale: self.scale as f32,
@@ -304,7 +304,7 @@ macro_rules! fused_loop {
             *first = step.beta1 * *first + step.fresh1 * gradient;
             *second = step.beta2 * *second + step.fresh2 * gradient * gradient;
             let spread = second.sqrt() / step.root_correction2 + step.eps;
-            *value = *value * step.keep - step.step_size * *first / spread;
+            *value = *value * step.keep - step.rate * *first / spread;
         }
     }};
 }
