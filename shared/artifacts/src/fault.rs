@@ -60,7 +60,8 @@ pub fn point(name: &str) {
             .map(|text| Target::parse(&text))
     });
     if target.as_ref().is_some_and(|target| target.is_hit(name)) {
-        let killed = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+        let killed =
+            rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
         unreachable!("a process may always kill itself, and SIGKILL does not return: {killed:?}");
     }
 }

@@ -21,7 +21,11 @@ fn prepared() -> Place {
 fn fails(place: &Place, job: &str, arguments: &[&str], code: i32, words: &[&str]) {
     let before = place.artifacts(PREFIX);
     place.run(PREFIX, job, arguments).expect(code).says(words);
-    assert_eq!(place.artifacts(PREFIX), before, "{job} {arguments:?} left an artifact");
+    assert_eq!(
+        place.artifacts(PREFIX),
+        before,
+        "{job} {arguments:?} left an artifact"
+    );
 }
 
 const TRAIN: [&str; 6] = ["--data", "d", "--base", "base", "--name", "x"];
@@ -34,12 +38,37 @@ fn train(more: &[&'static str]) -> Vec<&'static str> {
 fn wrong_recipes_and_missing_inputs() {
     let place = prepared();
     let unknown = train(&["--set", "optim.batch_sequence=8"]);
-    fails(&place, "train-stage2", &unknown, 2, &["optim.batch_sequence", "batch_sequences"]);
+    fails(
+        &place,
+        "train-stage2",
+        &unknown,
+        2,
+        &["optim.batch_sequence", "batch_sequences"],
+    );
     let mistyped = train(&["--set", "optim.epochs=many"]);
-    fails(&place, "train-stage2", &mistyped, 2, &["optim.epochs", "many"]);
+    fails(
+        &place,
+        "train-stage2",
+        &mistyped,
+        2,
+        &["optim.epochs", "many"],
+    );
     let horizon = train(&["--set", "model.horizon=2"]);
-    fails(&place, "train-stage2", &horizon, 2, &["model.horizon", "n_future_tokens"]);
-    let absent = ["--data", "nowhere", "--base", "base", "--recipe", "tiny.yaml"];
+    fails(
+        &place,
+        "train-stage2",
+        &horizon,
+        2,
+        &["model.horizon", "n_future_tokens"],
+    );
+    let absent = [
+        "--data",
+        "nowhere",
+        "--base",
+        "base",
+        "--recipe",
+        "tiny.yaml",
+    ];
     fails(&place, "train-stage2", &absent, 65, &["nowhere"]);
 }
 
@@ -49,8 +78,23 @@ fn a_row_without_its_fields_is_named_by_file_and_line() {
     let whole = r#"{"task_id": 1, "text": "Add.", "code": "def add(a, b):\n    return a + b", "test_list": ["assert add(1, 2) == 3"]}"#;
     let broken = r#"{"task_id": 2, "text": "Add."}"#;
     place.write("raw/mbpp.jsonl", &format!("{whole}\n{broken}\n"));
-    place.run(PREFIX, "sync-storage", &["push", "--kind", "raw-data", "--folder", "raw", "--name", "raw"]).expect(0);
-    let prepare = ["--recipe", "tiny.yaml", "--set", "data.source=mbpp", "--raw", "raw"];
+    place
+        .run(
+            PREFIX,
+            "sync-storage",
+            &[
+                "push", "--kind", "raw-data", "--folder", "raw", "--name", "raw",
+            ],
+        )
+        .expect(0);
+    let prepare = [
+        "--recipe",
+        "tiny.yaml",
+        "--set",
+        "data.source=mbpp",
+        "--raw",
+        "raw",
+    ];
     fails(&place, "prepare-data", &prepare, 65, &["mbpp.jsonl:2"]);
 }
 
@@ -58,12 +102,22 @@ fn a_row_without_its_fields_is_named_by_file_and_line() {
 fn damaged_models_and_objects() {
     let place = prepared();
     let pull = ["pull", "base", "--kind", "base-model", "--to"];
-    place.run(PREFIX, "sync-storage", &[&pull[..], &["bundle"]].concat()).expect(0);
+    place
+        .run(PREFIX, "sync-storage", &[&pull[..], &["bundle"]].concat())
+        .expect(0);
     let model = place.path("bundle/safetensors/model.safetensors");
     let bytes = fs::read(&model).expect("the pulled model");
     fs::remove_file(&model).expect("pulled folders are the user's");
     fs::write(&model, &bytes[..bytes.len() / 2]).expect("half a model");
-    let push = ["push", "--kind", "base-model", "--folder", "bundle", "--name", "half"];
+    let push = [
+        "push",
+        "--kind",
+        "base-model",
+        "--folder",
+        "bundle",
+        "--name",
+        "half",
+    ];
     fails(&place, "sync-storage", &push, 65, &["model.safetensors"]);
 
     let digest = fs::read_to_string(place.path("bundle/safetensors/SHA256SUMS")).expect("the sums");
@@ -72,7 +126,11 @@ fn damaged_models_and_objects() {
         flip(&segment);
     }
     let elsewhere = ["--scratch", "new-scratch"];
-    let mut command = place.job(PREFIX, "sync-storage", &[&pull[..], &["again"], &elsewhere].concat());
+    let mut command = place.job(
+        PREFIX,
+        "sync-storage",
+        &[&pull[..], &["again"], &elsewhere].concat(),
+    );
     let damaged = ended(command.env("WMTP_CACHE", place.path("new-cache")));
     damaged.expect(76);
     assert!(!place.path("again/safetensors/model.safetensors").exists());
@@ -84,7 +142,10 @@ fn flip(path: &Path) {
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     let mut permissions = fs::metadata(path).expect("its mode").permissions();
-    #[expect(clippy::permissions_set_readonly_false, reason = "a file of this test alone")]
+    #[expect(
+        clippy::permissions_set_readonly_false,
+        reason = "a file of this test alone"
+    )]
     permissions.set_readonly(false);
     fs::set_permissions(path, permissions).expect("the mode is ours");
     fs::write(path, bytes).expect("a damaged file");
@@ -95,10 +156,18 @@ fn stores_that_refuse_or_do_not_answer() {
     let place = Place::new();
     let arguments = ["--recipe", "tiny.yaml", "--name", "d"];
     let with = |variable: &str, value: &str| -> Ended {
-        ended(place.job(PREFIX, "prepare-data", &arguments).env(variable, value))
+        ended(
+            place
+                .job(PREFIX, "prepare-data", &arguments)
+                .env(variable, value),
+        )
     };
-    with("AWS_SECRET_ACCESS_KEY", "wrong").expect(69).says(&["credentials"]);
-    with("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9").expect(69).says(&["127.0.0.1:9"]);
+    with("AWS_SECRET_ACCESS_KEY", "wrong")
+        .expect(69)
+        .says(&["credentials"]);
+    with("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
+        .expect(69)
+        .says(&["127.0.0.1:9"]);
     assert!(place.artifacts(PREFIX).is_empty());
 }
 
@@ -108,14 +177,29 @@ fn a_full_disk_is_named_and_leaves_nothing() {
     let small = place.path("small");
     fs::create_dir(&small).expect("a folder");
     if !mount_small(&small) {
-        eprintln!("SKIPPED a_full_disk_is_named_and_leaves_nothing: this user may not mount a small disk");
+        eprintln!(
+            "SKIPPED a_full_disk_is_named_and_leaves_nothing: this user may not mount a small disk"
+        );
         return;
     }
     let before = place.artifacts(PREFIX);
-    let create = ["create", "--model", "micro-mtp", "--data", "d", "--name", "late", "--seed", "7"];
+    let create = [
+        "create",
+        "--model",
+        "micro-mtp",
+        "--data",
+        "d",
+        "--name",
+        "late",
+        "--seed",
+        "7",
+    ];
     let mut command = place.job(PREFIX, "sync-storage", &create);
     let full = ended(command.env("WMTP_SCRATCH", &small));
-    let unmounted = Command::new("umount").arg(&small).status().expect("umount is there");
+    let unmounted = Command::new("umount")
+        .arg(&small)
+        .status()
+        .expect("umount is there");
     assert!(unmounted.success());
     full.expect(73).says(&["small"]);
     assert_eq!(place.artifacts(PREFIX), before);

@@ -19,7 +19,11 @@ fn points(job: &str, seed: usize) -> [&'static str; 3] {
         "publish:after-cache",
         "run:before-result",
     ];
-    let middle = if job.starts_with("train") { "train:step:3" } else { "job:middle" };
+    let middle = if job.starts_with("train") {
+        "train:step:3"
+    } else {
+        "job:middle"
+    };
     ["job:early", middle, PUBLISHING[seed % PUBLISHING.len()]]
 }
 
@@ -35,7 +39,11 @@ fn every_job_killed_at_three_points_ends_with_the_same_leaderboard() {
                 .output()
                 .expect("the job starts")
                 .status;
-            assert_eq!(status.signal(), Some(KILL), "{job} {arguments:?} did not die at {point}: {status}");
+            assert_eq!(
+                status.signal(),
+                Some(KILL),
+                "{job} {arguments:?} did not die at {point}: {status}"
+            );
         }
         place.run("killed", job, &arguments).expect(0);
     }

@@ -25,7 +25,13 @@ impl Ended {
     /// Panics with what the command said unless it ended with `code`.
     #[track_caller]
     pub(crate) fn expect(self, code: i32) -> Self {
-        assert_eq!(self.code, Some(code), "stdout:\n{}\nstderr:\n{}", self.stdout, self.stderr);
+        assert_eq!(
+            self.code,
+            Some(code),
+            "stdout:\n{}\nstderr:\n{}",
+            self.stdout,
+            self.stderr
+        );
         self
     }
 
@@ -33,7 +39,11 @@ impl Ended {
     #[track_caller]
     pub(crate) fn says(self, words: &[&str]) -> Self {
         for word in words {
-            assert!(self.stderr.contains(word), "{word:?} is not in:\n{}", self.stderr);
+            assert!(
+                self.stderr.contains(word),
+                "{word:?} is not in:\n{}",
+                self.stderr
+            );
         }
         self
     }
@@ -86,7 +96,11 @@ impl Place {
     /// Keys of all committed artifacts under a prefix.
     pub(crate) fn artifacts(&self, prefix: &str) -> BTreeSet<String> {
         let start = format!("{prefix}/v1/artifacts/");
-        self.records().into_iter().map(|(key, _)| key).filter(|key| key.starts_with(&start)).collect()
+        self.records()
+            .into_iter()
+            .map(|(key, _)| key)
+            .filter(|key| key.starts_with(&start))
+            .collect()
     }
 
     /// The data files of every object whose key ends with `suffix`.
@@ -104,7 +118,11 @@ impl Place {
     /// administrator would.
     pub(crate) fn lose(&mut self, start: &str, count: usize) {
         self.server = None;
-        let mut lost: Vec<PathBuf> = self.files().into_iter().filter(|path| record(path).0.starts_with(start)).collect();
+        let mut lost: Vec<PathBuf> = self
+            .files()
+            .into_iter()
+            .filter(|path| record(path).0.starts_with(start))
+            .collect();
         lost.sort();
         assert!(lost.len() >= count, "{} objects under {start}", lost.len());
         for path in &lost[..count] {
@@ -131,13 +149,26 @@ fn record(path: &Path) -> (String, Vec<String>) {
     let text = std::fs::read_to_string(path).expect("a record");
     let json: serde_json::Value = serde_json::from_str(&text).expect("records are JSON");
     let record = &json["record"];
-    let segments = record["segments"].as_array().expect("a record names its segments");
-    let names = segments.iter().filter_map(|segment| segment["name"].as_str().map(str::to_owned)).collect();
-    (record["key"].as_str().expect("a record names its key").to_owned(), names)
+    let segments = record["segments"]
+        .as_array()
+        .expect("a record names its segments");
+    let names = segments
+        .iter()
+        .filter_map(|segment| segment["name"].as_str().map(str::to_owned))
+        .collect();
+    (
+        record["key"]
+            .as_str()
+            .expect("a record names its key")
+            .to_owned(),
+        names,
+    )
 }
 
 pub(crate) fn ended(command: &mut Command) -> Ended {
-    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let output = command
+        .output()
+        .unwrap_or_else(|error| panic!("{command:?}: {error}"));
     Ended {
         code: output.status.code(),
         stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
@@ -148,8 +179,15 @@ pub(crate) fn ended(command: &mut Command) -> Ended {
 /// A job's binary, beside the folder of the test binaries.
 fn binary(job: &str) -> PathBuf {
     let own = std::env::current_exe().expect("a test knows its own file");
-    let folder = own.parent().and_then(Path::parent).expect("tests lie two folders deep");
+    let folder = own
+        .parent()
+        .and_then(Path::parent)
+        .expect("tests lie two folders deep");
     let path = folder.join(job);
-    assert!(path.is_file(), "{} is missing: `make test` builds it first", path.display());
+    assert!(
+        path.is_file(),
+        "{} is missing: `make test` builds it first",
+        path.display()
+    );
     path
 }

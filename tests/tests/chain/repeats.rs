@@ -18,7 +18,11 @@ fn a_second_chain_does_no_work_and_says_so() {
     place.chain("there", beginning().into_iter().chain(training()).collect());
     for step in beginning().iter().chain(&training()) {
         let (here, there) = (place.outputs("here", step), place.outputs("there", step));
-        assert_eq!(here["outputs"], there["outputs"], "{} {:?}", step.job, step.arguments);
+        assert_eq!(
+            here["outputs"], there["outputs"],
+            "{} {:?}",
+            step.job, step.arguments
+        );
         assert_eq!(here["cached"], true);
     }
 

@@ -29,24 +29,74 @@ pub(crate) struct Step {
 }
 
 fn step(job: &'static str, arguments: &[&'static str]) -> Step {
-    Step { job, arguments: [arguments, &["--recipe", "tiny.yaml"]].concat() }
+    Step {
+        job,
+        arguments: [arguments, &["--recipe", "tiny.yaml"]].concat(),
+    }
 }
 
 /// Data set and base models.
 pub(crate) fn beginning() -> Vec<Step> {
     vec![
         step("prepare-data", &["--name", "d"]),
-        step("sync-storage", &["create", "--model", "micro-mtp", "--data", "d", "--name", "base"]),
-        step("sync-storage", &["create", "--model", "micro-ref", "--data", "d", "--name", "ref"]),
+        step(
+            "sync-storage",
+            &[
+                "create",
+                "--model",
+                "micro-mtp",
+                "--data",
+                "d",
+                "--name",
+                "base",
+            ],
+        ),
+        step(
+            "sync-storage",
+            &[
+                "create",
+                "--model",
+                "micro-ref",
+                "--data",
+                "d",
+                "--name",
+                "ref",
+            ],
+        ),
     ]
 }
 
 /// Both objectives of stage 1, and stage 2 of all algorithms that differ in their inputs.
 pub(crate) fn training() -> Vec<Step> {
     let stage1 = |objective, base| {
-        step("train-stage1", &["--objective", objective, "--data", "d", "--base", base, "--name", "v"])
+        step(
+            "train-stage1",
+            &[
+                "--objective",
+                objective,
+                "--data",
+                "d",
+                "--base",
+                base,
+                "--name",
+                "v",
+            ],
+        )
     };
-    let verifiable = [&VERIFIABLE[..], &["--data", "d", "--base", "base", "--advantages", "v", "--name", "v002"]].concat();
+    let verifiable = [
+        &VERIFIABLE[..],
+        &[
+            "--data",
+            "d",
+            "--base",
+            "base",
+            "--advantages",
+            "v",
+            "--name",
+            "v002",
+        ],
+    ]
+    .concat();
     let rho1 = [
         "--set=version.id=v003",
         "--set=version.parent=v001",
@@ -64,7 +114,10 @@ pub(crate) fn training() -> Vec<Step> {
     vec![
         stage1("value", "base"),
         stage1("reference", "ref"),
-        step("train-stage2", &["--data", "d", "--base", "base", "--name", "v001"]),
+        step(
+            "train-stage2",
+            &["--data", "d", "--base", "base", "--name", "v001"],
+        ),
         step("train-stage2", &verifiable),
         step("train-stage2", &rho1),
     ]
@@ -72,22 +125,41 @@ pub(crate) fn training() -> Vec<Step> {
 
 /// Evaluation of every model, and the table of them all.
 pub(crate) fn judging() -> Vec<Step> {
-    let checkpoint = |name| step("evaluate", &["--data", "d", "--checkpoint", name, "--name", name]);
+    let checkpoint = |name| {
+        step(
+            "evaluate",
+            &["--data", "d", "--checkpoint", name, "--name", name],
+        )
+    };
     vec![
-        step("evaluate", &["--data", "d", "--base", "base", "--name", "untrained"]),
+        step(
+            "evaluate",
+            &["--data", "d", "--base", "base", "--name", "untrained"],
+        ),
         checkpoint("v001"),
         checkpoint("v002"),
         checkpoint("v003"),
         step(
             "build-leaderboard",
-            &["--scores", "untrained,v001,v002,v003", "--report-dir", "report", "--name", "b"],
+            &[
+                "--scores",
+                "untrained,v001,v002,v003",
+                "--report-dir",
+                "report",
+                "--name",
+                "b",
+            ],
         ),
     ]
 }
 
 /// Every step from nothing to the leaderboard.
 pub(crate) fn all() -> Vec<Step> {
-    beginning().into_iter().chain(training()).chain(judging()).collect()
+    beginning()
+        .into_iter()
+        .chain(training())
+        .chain(judging())
+        .collect()
 }
 
 impl Place {
@@ -103,9 +175,17 @@ impl Place {
     pub(crate) fn leaderboard(&self, prefix: &str) -> Vec<Vec<String>> {
         let folder = self.path(&format!("{prefix}-board"));
         let to = folder.to_str().expect("temporary folders have plain names");
-        self.run(prefix, "sync-storage", &["pull", "b", "--kind", "leaderboard", "--to", to]).expect(0);
-        let text = std::fs::read_to_string(folder.join("leaderboard.csv")).expect("the leaderboard");
-        let mut rows = text.lines().map(|line| line.split(',').map(str::to_owned).collect::<Vec<_>>());
+        self.run(
+            prefix,
+            "sync-storage",
+            &["pull", "b", "--kind", "leaderboard", "--to", to],
+        )
+        .expect(0);
+        let text =
+            std::fs::read_to_string(folder.join("leaderboard.csv")).expect("the leaderboard");
+        let mut rows = text
+            .lines()
+            .map(|line| line.split(',').map(str::to_owned).collect::<Vec<_>>());
         let header = rows.next().expect("a header");
         let timeless: Vec<usize> = (0..header.len())
             .filter(|&column| !["created_at", "latency_ms"].contains(&header[column].as_str()))
