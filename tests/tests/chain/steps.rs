@@ -196,7 +196,7 @@ impl Place {
             .collect()
     }
 
-    /// Ids of what `names` of a kind point to, as `--json` says them on a repeated call.
+    /// The object that a step prints last under `--json`.
     pub(crate) fn outputs(&self, prefix: &str, step: &Step) -> serde_json::Value {
         let arguments: Vec<&str> = step.arguments.iter().copied().chain(["--json"]).collect();
         let ended = self.run(prefix, step.job, &arguments).expect(0);
