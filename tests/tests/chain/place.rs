@@ -71,7 +71,7 @@ impl Place {
 
     /// A job that works under `prefix` of the store, with a cache and a scratch folder of its own.
     pub(crate) fn job(&self, prefix: &str, job: &str, arguments: &[&str]) -> Command {
-        let server = server.as_ref().expect("the store is up");
+        let server = self.server.as_ref().expect("the store is up");
         let mut command = Command::new(binary(job));
         command
             .args(arguments)
@@ -176,18 +176,11 @@ pub(crate) fn ended(command: &mut Command) -> Ended {
     }
 }
 
-/// A job's binary, beside the folder of the test binaries.
-fn binary(job: &str) -> PathBuf {
+/// Where a job's binary lies: beside the folder of the test binaries.
+pub(crate) fn binary(job: &str) -> PathBuf {
     let own = std::env::current_exe().expect("a test knows its own file");
-    let folder = own
-        .parent()
+    own.parent()
         .and_then(Path::parent)
-        .expect("tests lie two folders deep");
-    let path = folder.join(job);
-    assert!(
-        path.is_file(),
-        "{} is missing: `make test` builds it first",
-        path.display()
-    );
-    path
+        .expect("tests lie two folders deep")
+        .join(job)
 }

@@ -74,7 +74,11 @@ fn values_learn_to_tell_right_from_wrong() {
         (Objective::Bce, HeadKind::Mlp),
     ] {
         let store = parameters(&params, objective, head);
-        let mut trainer = trainer(&params, &store, &file, settings(objective, head, 5e-3));
+        let settings = ValueSettings {
+            epochs: 30.0,
+            ..settings(objective, head, 5e-3)
+        };
+        let mut trainer = trainer(&params, &store, &file, settings);
         let before = trainer.validate().unwrap().unwrap();
         while trainer.step() < trainer.total_steps() {
             trainer.advance().unwrap();
