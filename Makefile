@@ -34,6 +34,10 @@ pipeline: build ## The chain against WMTP_STORE and the AWS variables. RECIPE=fo
 test: build ## Every fast test; the chain's tests run the binaries
 	cargo test --workspace --lib --tests --no-fail-fast
 
+.PHONY: test-full
+test-full: build ## Every test, those of many minutes too
+	WMTP_FULL=1 cargo test --workspace --lib --tests --no-fail-fast
+
 .PHONY: parity
 parity: ## Compare with PyTorch goldens. GOLDENS=folder DTYPE=f32|f64
 	cargo run -q -p parity -- --goldens $(GOLDENS) --dtype $(DTYPE)

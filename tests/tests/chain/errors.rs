@@ -76,7 +76,7 @@ fn wrong_recipes_and_missing_inputs() {
 #[test]
 fn a_row_without_its_fields_is_named_by_file_and_line() {
     let place = Place::new();
-    let whole = r#"{"task_id": 1, "text": "Add.", "code": "def add(a, b):\n    return a + b", "test_list": ["assert add(1, 2) == 3"], "test_setup_code": ""}"#;
+    let whole = r#"{"task_id": 1, "text": "Add.", "code": "def add(a, b):\n    return a + b", "test_list": ["assert add(1, 2) == 3"], "test_setup_code": "", "challenge_test_list": []}"#;
     let broken = r#"{"task_id": 2, "text": "Add."}"#;
     place.write("raw/mbpp.jsonl", &format!("{whole}\n{broken}\n"));
     place
