@@ -24,7 +24,7 @@ fn sandbox_error(error: wmtp_grading::Error) -> JobError {
         wmtp_grading::Error::Interpreter { .. } => {
             JobError::unavailable(error).hint("install CPython 3.9 or newer as python3; `evaluate grade` takes another one with --python")
         }
-        wmtp_grading::Error::Row { .. } => JobError::bad_input(error),
+        wmtp_grading::Error::Rows(error) => error.into(),
         wmtp_grading::Error::Io { source, path } => {
             JobError::from(source).context(path.display().to_string())
         }

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use wmtp_records::jsonl;
+
 /// Why a data set could not be read, labelled or written.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -13,16 +15,6 @@ pub enum Error {
         path: PathBuf,
         /// What the system said.
         source: io::Error,
-    },
-    /// A row of raw data lacks a field or holds what it should not.
-    #[error("{}, line {line}: {reason}", path.display())]
-    Row {
-        /// The file.
-        path: PathBuf,
-        /// 1-based line number.
-        line: usize,
-        /// What was found and what was expected.
-        reason: String,
     },
     /// A file or folder is not what it should be.
     #[error("{}: {reason}", path.display())]
@@ -51,9 +43,9 @@ pub enum Error {
         /// What to change.
         reason: &'static str,
     },
-    /// Rows could not be written or read.
+    /// Rows could not be written or read, or one lacks a field or holds what it should not.
     #[error(transparent)]
-    Rows(#[from] wmtp_records::jsonl::Error),
+    Rows(#[from] jsonl::Error),
     /// The tokenizer could not be applied.
     #[error(transparent)]
     Tokens(#[from] wmtp_tokens::Error),
@@ -63,8 +55,8 @@ impl Error {
     /// Whether the input is at fault, not the machine.
     pub fn is_bad_input(&self) -> bool {
         match self {
-            Self::Row { .. } | Self::BadInput { .. } | Self::EmptySplit { .. } => true,
-            Self::Rows(error) => matches!(error, wmtp_records::jsonl::Error::Row { .. }),
+            Self::BadInput { .. } | Self::EmptySplit { .. } => true,
+            Self::Rows(error) => matches!(error, jsonl::Error::Row { .. }),
             Self::Tokens(error) => !matches!(error, wmtp_tokens::Error::Io { .. }),
             Self::Io { .. } | Self::Ungraded { .. } | Self::Stopped => false,
         }

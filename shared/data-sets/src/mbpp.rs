@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
-use wmtp_records::{Problem, Split, Tests};
+use wmtp_records::{Problem, Split, Tests, jsonl};
 use wmtp_tokens::render_prompt;
 
 use crate::random::stream;
@@ -31,7 +31,7 @@ struct Row {
 /// Each problem comes with its reference and enough mutants for `incorrect_per_problem` wrong programs.
 ///
 /// # Errors
-/// [`Error::Row`] names file and line of a row that lacks a field, repeats a task id or holds an unknown one;
+/// [`Error::Rows`] names file and line of a row that lacks a field, repeats a task id or holds an unknown one;
 /// [`Error::BadInput`] when there is no row at all.
 pub fn read(
     folder: &Path,
@@ -41,22 +41,16 @@ pub fn read(
     let mut problems = Vec::new();
     let mut seen = BTreeSet::new();
     for path in jsonl_files(folder)? {
-        let text = std::fs::read_to_string(&path).map_err(|source| Error::Io {
-            path: path.clone(),
-            source,
-        })?;
-        for (index, line) in text.lines().enumerate() {
-            if line.trim().is_empty() {
-                continue;
-            }
-            let bad = |reason: String| Error::Row {
+        for row in jsonl::rows(&path)? {
+            let (line, row): (usize, Row) = row?;
+            let bad = |what: String| jsonl::Error::Row {
                 path: path.clone(),
-                line: index + 1,
-                reason,
+                line,
+                what,
             };
-            let row = parse(line).map_err(bad)?;
+            check(&row).map_err(bad)?;
             if !seen.insert(row.task_id) {
-                return Err(bad(format!("task_id {} occurs twice", row.task_id)));
+                return Err(bad(format!("task_id {} occurs twice", row.task_id)).into());
             }
             let split = split_of(row.task_id)
                 .ok_or_else(|| bad(format!("task_id {} is not in 1..=974", row.task_id)))?;
@@ -101,8 +95,8 @@ fn jsonl_files(folder: &Path) -> Result<Vec<PathBuf>, Error> {
     Ok(files)
 }
 
-fn parse(line: &str) -> Result<Row, String> {
-    let row: Row = serde_json::from_str(line).map_err(|error| error.to_string())?;
+/// Says which text is missing, if one is.
+fn check(row: &Row) -> Result<(), String> {
     for (field, empty) in [
         ("text", row.text.trim().is_empty()),
         ("code", row.code.trim().is_empty()),
@@ -112,7 +106,7 @@ fn parse(line: &str) -> Result<Row, String> {
             return Err(format!("field `{field}` is empty"));
         }
     }
-    Ok(row)
+    Ok(())
 }
 
 /// The official split; the ten prompt examples train.

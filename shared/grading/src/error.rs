@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use wmtp_records::jsonl;
+
 use crate::SandboxReport;
 
 /// Why grading could not start or a file could not be graded.
@@ -33,7 +35,7 @@ pub enum Error {
         /// What is enforced and what is not.
         report: Box<SandboxReport>,
     },
-    /// A file could not be read or written.
+    /// A file could not be written.
     #[error("{}: {source}", path.display())]
     Io {
         /// The file.
@@ -41,14 +43,7 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
-    /// A row is not what its file promises.
-    #[error("{}, line {line}: {what}", path.display())]
-    Row {
-        /// The file.
-        path: PathBuf,
-        /// 1-based line number.
-        line: usize,
-        /// What was found and what was expected.
-        what: String,
-    },
+    /// A file of problems or samples does not hold what it should.
+    #[error(transparent)]
+    Rows(#[from] jsonl::Error),
 }

@@ -5,14 +5,14 @@
 //! order, with `passed` and `result` added.
 
 use std::collections::BTreeMap;
-use std::fs::{File, Permissions};
-use std::io::{self, BufRead, BufReader, BufWriter, Write};
+use std::fs::Permissions;
+use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use serde_json::{Map, Value};
 use tempfile::NamedTempFile;
-use wmtp_records::{ErrorClass, Tests, Verdict};
+use wmtp_records::{ErrorClass, Tests, Verdict, jsonl};
 
 use crate::{Error, Grader, Program};
 
@@ -49,8 +49,8 @@ impl FileSummary {
 /// `on_done` is called after each verdict with the number done and the number of samples.
 ///
 /// # Errors
-/// [`Error::Row`] names file and line of a row that lacks a field, repeats a problem, or belongs to no
-/// problem; [`Error::Io`] names a file that could not be read or written.
+/// [`Error::Rows`] names file and line of a row that lacks a field, repeats a problem, or belongs to no
+/// problem, and a file that could not be read; [`Error::Io`] one that could not be written.
 pub fn grade_files(
     grader: &Grader,
     problems: &Path,
@@ -219,11 +219,11 @@ struct Row<'a> {
 
 impl Row<'_> {
     fn error(&self, what: String) -> Error {
-        Error::Row {
+        Error::Rows(jsonl::Error::Row {
             path: self.path.to_owned(),
             line: self.line,
             what,
-        }
+        })
     }
 
     fn field(&self, name: &str) -> Result<&Value, Error> {
@@ -266,29 +266,10 @@ impl Row<'_> {
     }
 }
 
-/// The rows of a file of JSON lines; blank lines are skipped.
 fn rows(path: &Path) -> Result<impl Iterator<Item = Result<Row<'_>, Error>>, Error> {
-    let io_error = move |source| Error::Io {
-        path: path.to_owned(),
-        source,
-    };
-    let reader = BufReader::new(File::open(path).map_err(io_error)?);
-    Ok(reader.lines().enumerate().filter_map(move |(index, line)| {
-        let line = match line {
-            Ok(line) if line.trim().is_empty() => return None,
-            Ok(line) => line,
-            Err(error) => return Some(Err(io_error(error))),
-        };
-        let parsed = serde_json::from_str(&line).map_err(|error| Error::Row {
-            path: path.to_owned(),
-            line: index + 1,
-            what: format!("not a JSON object: {error}"),
-        });
-        Some(parsed.map(|fields| Row {
-            path,
-            line: index + 1,
-            fields,
-        }))
+    Ok(jsonl::rows(path)?.map(move |row| {
+        let (line, fields) = row?;
+        Ok(Row { path, line, fields })
     }))
 }
 
@@ -354,7 +335,7 @@ mod tests {
     fn broken_rows_are_named_by_file_and_line() {
         let good = r#"{"task_id": 7, "test_list": []}"#;
         for (problem_rows, sample_rows, expected) in [
-            ("{\n", "", "line 1: not a JSON object"),
+            ("{\n", "", "line 1: EOF while parsing an object (column 1)"),
             (r#"{"task_id": 7}"#, "", "line 1: neither field"),
             (r#"{"test_list": []}"#, "", "field `task_id` is missing"),
             (

@@ -5,6 +5,7 @@ use std::fmt;
 use std::io;
 
 use wmtp_artifacts::ExitClass;
+use wmtp_records::jsonl;
 
 use crate::Exit;
 use crate::secrets::redact;
@@ -176,11 +177,14 @@ impl From<wmtp_recipe::Error> for JobError {
     }
 }
 
-impl From<wmtp_records::jsonl::Error> for JobError {
-    fn from(error: wmtp_records::jsonl::Error) -> Self {
+impl From<jsonl::Error> for JobError {
+    fn from(error: jsonl::Error) -> Self {
         match &error {
-            wmtp_records::jsonl::Error::Row { .. } => Self::bad_input(error),
-            wmtp_records::jsonl::Error::Io { .. } => Self::internal(error),
+            jsonl::Error::Row { .. } => Self::bad_input(error),
+            jsonl::Error::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+                Self::bad_input(error)
+            }
+            jsonl::Error::Io { .. } => Self::internal(error),
         }
     }
 }

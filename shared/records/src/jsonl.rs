@@ -19,15 +19,52 @@ pub enum Error {
         source: io::Error,
     },
     /// A line is not the row that was expected.
-    #[error("{}, line {line}: {source}", path.display())]
+    #[error("{}, line {line}: {what}", path.display())]
     Row {
         /// The file.
         path: PathBuf,
         /// 1-based line number.
         line: usize,
-        /// What the parser said.
-        source: serde_json::Error,
+        /// What was found and what was expected.
+        what: String,
     },
+}
+
+/// The rows of a file with their 1-based line numbers; blank lines are skipped.
+///
+/// # Errors
+/// [`Error::Row`] names the file and the line of a row that does not parse.
+pub fn rows<T: DeserializeOwned>(
+    path: &Path,
+) -> Result<impl Iterator<Item = Result<(usize, T), Error>>, Error> {
+    let io = move |source| Error::Io {
+        path: path.to_owned(),
+        source,
+    };
+    let lines = BufReader::new(File::open(path).map_err(io)?).split(b'\n');
+    Ok((1..).zip(lines).filter_map(move |(line, bytes)| {
+        let bytes = match bytes {
+            Ok(bytes) if bytes.trim_ascii().is_empty() => return None,
+            Ok(bytes) => bytes,
+            Err(error) => return Some(Err(io(error))),
+        };
+        let row = serde_json::from_slice(&bytes).map_err(|error| Error::Row {
+            path: path.to_owned(),
+            line,
+            what: in_column(&error),
+        });
+        Some(row.map(|row| (line, row)))
+    }))
+}
+
+/// The parser's words without its line, which is that of the text it was given.
+fn in_column(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    let place = format!(" at line {} column {}", error.line(), error.column());
+    match text.strip_suffix(&place) {
+        Some(what) => format!("{what} (column {})", error.column()),
+        None => text,
+    }
 }
 
 /// Reads every row of a file; blank lines are skipped.
@@ -35,25 +72,7 @@ pub enum Error {
 /// # Errors
 /// [`Error::Row`] names the file and the 1-based line of the first row that does not parse.
 pub fn read<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>, Error> {
-    let io = |source| Error::Io {
-        path: path.to_owned(),
-        source,
-    };
-    let reader = BufReader::new(File::open(path).map_err(io)?);
-    let mut rows = Vec::new();
-    for (index, line) in reader.lines().enumerate() {
-        let line = line.map_err(io)?;
-        if line.trim().is_empty() {
-            continue;
-        }
-        let row = serde_json::from_str(&line).map_err(|source| Error::Row {
-            path: path.to_owned(),
-            line: index + 1,
-            source,
-        })?;
-        rows.push(row);
-    }
-    Ok(rows)
+    rows(path)?.map(|row| row.map(|(_, row)| row)).collect()
 }
 
 /// Writes rows, one a line, creating the parent folder.
@@ -101,7 +120,7 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, Error> {
     serde_json::from_slice(&bytes).map_err(|source| Error::Row {
         path: path.to_owned(),
         line: source.line(),
-        source,
+        what: in_column(&source),
     })
 }
 
@@ -109,14 +128,27 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, Error> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_broken_row_is_named_by_file_and_line() {
-        let path = std::env::temp_dir().join(format!("wmtp-jsonl-{}.jsonl", std::process::id()));
-        std::fs::write(&path, "1\n\n2\n{\n").expect("temporary file");
-        let error = read::<u32>(&path)
-            .expect_err("line 4 is no number")
-            .to_string();
+    fn message(bytes: &[u8]) -> String {
+        let name = format!("wmtp-jsonl-{}-{}.jsonl", std::process::id(), bytes.len());
+        let path = std::env::temp_dir().join(name);
+        std::fs::write(&path, bytes).expect("temporary file");
+        let error = read::<serde_json::Map<String, serde_json::Value>>(&path);
         std::fs::remove_file(&path).expect("temporary file");
-        assert!(error.contains("line 4"), "{error}");
+        error.expect_err("a broken row").to_string()
+    }
+
+    #[test]
+    fn a_broken_row_is_named_by_file_line_and_column() {
+        let text = message(b"{}\n\n{}\n{\n");
+        assert!(text.contains(".jsonl, line 4: EOF"), "{text}");
+        assert!(text.ends_with("(column 1)"), "{text}");
+        let text = message(b"{}\n3\n");
+        assert!(text.contains("line 2: invalid type: integer `3`"), "{text}");
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_are_a_broken_row() {
+        let text = message(b"{}\n{\"a\": \"\xff\"}\n");
+        assert!(text.contains("line 2: invalid unicode"), "{text}");
     }
 }
