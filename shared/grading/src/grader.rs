@@ -17,10 +17,19 @@ use crate::{Error, GraderConfig, Limits, Program, SandboxReport, Tier};
 /// Share of the CPU limit from which a program that met the wall limit counts as computing, not waiting.
 const COMPUTING_SHARE: f64 = 0.25;
 
+/// The self-check tells what the machine can hold, so a recipe's limits, however tight, do not end it early.
+const SELF_CHECK_LIMITS: Limits = Limits {
+    cpu_secs: 10,
+    wall_secs: 60,
+    memory_bytes: 1 << 30,
+    output_bytes: 1 << 20,
+};
+
 /// A pool of sandboxed interpreters. Dropping it ends every process it started.
 #[derive(Debug)]
 pub struct Grader {
     pool: Pool,
+    limits: Limits,
     report: SandboxReport,
 }
 
@@ -36,6 +45,7 @@ struct Pool {
 struct Job {
     index: usize,
     source: String,
+    limits: Limits,
     done: Sender<(usize, Verdict)>,
 }
 
@@ -69,11 +79,13 @@ impl Grader {
         let mut report = report(&python, landlock_abi, is_root, launch.drop_user);
         let mut grader = Self {
             pool: pool?,
+            limits: SELF_CHECK_LIMITS,
             report: report.clone(),
         };
         let check = grader.grade(&Program {
             source: include_str!("self_check.py").to_owned(),
         });
+        grader.limits = config.limits;
         match check.class {
             ErrorClass::Passed => report.self_check = String::from("nothing reached"),
             ErrorClass::Infrastructure => {
@@ -124,6 +136,7 @@ impl Grader {
             let job = Job {
                 index,
                 source: program.source.clone(),
+                limits: self.limits,
                 done: done.clone(),
             };
             if !self.pool.send(job) {
@@ -155,7 +168,6 @@ impl Pool {
                 let (queue, started) = (Arc::clone(&queue), started.clone());
                 let mut worker = Worker {
                     launch: launch.clone(),
-                    limits: config.limits,
                     alone: Arc::clone(&alone),
                     server: None,
                 };
@@ -218,7 +230,6 @@ fn report(
 /// Owns one server for as long as its thread lives, see [`Server::start`].
 struct Worker {
     launch: Launch,
-    limits: Limits,
     /// Held shared while grading, exclusively while a program runs alone.
     alone: Arc<RwLock<()>>,
     server: Option<Server>,
@@ -237,17 +248,17 @@ impl Worker {
         loop {
             let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
             let Ok(job) = next else { return };
-            let verdict = self.grade(&job.source);
+            let verdict = self.grade(&job.source, &job.limits);
             // Whoever asked may have gone; then nobody wants the verdict.
             let _ = job.done.send((job.index, verdict));
         }
     }
 
-    fn grade(&mut self, source: &str) -> Verdict {
+    fn grade(&mut self, source: &str, limits: &Limits) -> Verdict {
         let alone = Arc::clone(&self.alone);
         let first = {
             let _shared = alone.read().unwrap_or_else(PoisonError::into_inner);
-            self.attempt(source)
+            self.attempt(source, limits)
         };
         match first {
             Ok(verdict)
@@ -260,16 +271,16 @@ impl Worker {
             }
             _ => {
                 let _alone = alone.write().unwrap_or_else(PoisonError::into_inner);
-                self.attempt(source).map_or_else(
+                self.attempt(source, limits).map_or_else(
                     |error| not_run(&format!("grading server: {error}")),
-                    |verdict| self.judge_waiting(verdict),
+                    |verdict| judge_waiting(verdict, limits),
                 )
             }
         }
     }
 
     /// Runs a program on a live server; on an error the server is gone and the next attempt starts one.
-    fn attempt(&mut self, source: &str) -> io::Result<Verdict> {
+    fn attempt(&mut self, source: &str, limits: &Limits) -> io::Result<Verdict> {
         let mut server = match self.server.take() {
             Some(server) => server,
             None => Server::start(&self.launch)?,
@@ -278,23 +289,23 @@ impl Worker {
         let reply = server.run(&Request {
             source,
             token: &token,
-            cpu_secs: self.limits.cpu_secs,
-            wall_secs: self.limits.wall_secs,
-            memory_bytes: self.limits.memory_bytes,
-            output_bytes: self.limits.output_bytes,
+            cpu_secs: limits.cpu_secs,
+            wall_secs: limits.wall_secs,
+            memory_bytes: limits.memory_bytes,
+            output_bytes: limits.output_bytes,
         })?;
         self.server = Some(server);
-        Ok(judge(&reply, &token, &self.limits))
+        Ok(judge(&reply, &token, limits))
     }
+}
 
-    /// Tells waiting from starving after the run alone, see [`Grader::grade`].
-    fn judge_waiting(&self, mut verdict: Verdict) -> Verdict {
-        let computing = verdict.cpu_secs >= COMPUTING_SHARE * self.limits.cpu_secs as f64;
-        if verdict.class == ErrorClass::WallTimeout && computing {
-            verdict.class = ErrorClass::Infrastructure;
-        }
-        verdict
+/// Tells waiting from starving after the run alone, see [`Grader::grade`].
+fn judge_waiting(mut verdict: Verdict, limits: &Limits) -> Verdict {
+    let computing = verdict.cpu_secs >= COMPUTING_SHARE * limits.cpu_secs as f64;
+    if verdict.class == ErrorClass::WallTimeout && computing {
+        verdict.class = ErrorClass::Infrastructure;
     }
+    verdict
 }
 
 /// 128 random bits from the system; they never reach a result.
@@ -308,17 +319,16 @@ fn new_token() -> io::Result<String> {
 mod tests {
     use super::*;
 
-    fn worker(limits: Limits) -> Worker {
+    fn worker() -> Worker {
         let python = Interpreter::find(None, confine::is_root()).unwrap();
         let abi = confine::landlock_abi();
-        let walls = Confinement::new(&python.roots, abi, &limits).unwrap();
+        let walls = Confinement::new(&python.roots, abi, &Limits::default()).unwrap();
         Worker {
             launch: Launch {
                 drop_user: confine::is_root() && python.is_public(),
                 python: python.executable,
                 walls: Arc::new(walls),
             },
-            limits,
             alone: Arc::default(),
             server: None,
         }
@@ -334,11 +344,11 @@ mod tests {
 
     #[test]
     fn a_killed_server_costs_one_retry_and_no_verdict() {
-        let mut worker = worker(Limits::default());
-        assert!(worker.grade("assert True").passed);
+        let mut worker = worker();
+        assert!(worker.grade("assert True", &Limits::default()).passed);
         let first = worker.server.as_ref().unwrap().process_id();
         kill(first);
-        assert!(worker.grade("assert True").passed);
+        assert!(worker.grade("assert True", &Limits::default()).passed);
         assert_ne!(worker.server.as_ref().unwrap().process_id(), first);
     }
 
@@ -349,26 +359,26 @@ mod tests {
             wall_secs: 1,
             ..Limits::default()
         };
-        let mut worker = worker(limits);
-        let waiting = worker.grade("import time\ntime.sleep(60)");
+        let mut worker = worker();
+        let waiting = worker.grade("import time\ntime.sleep(60)", &limits);
         assert_eq!(waiting.class, ErrorClass::WallTimeout, "{waiting:?}");
         let computed = Verdict {
             cpu_secs: 2.0,
             ..waiting
         };
-        let starved = worker.judge_waiting(computed);
+        let starved = judge_waiting(computed, &limits);
         assert_eq!(starved.class, ErrorClass::Infrastructure);
         assert!(!starved.passed);
     }
 
     #[test]
     fn without_landlock_files_open_for_reading_only() {
-        let mut worker = worker(Limits::default());
-        let walls = Confinement::new(&[], 0, &worker.limits).unwrap();
+        let mut worker = worker();
+        let walls = Confinement::new(&[], 0, &Limits::default()).unwrap();
         worker.launch.walls = Arc::new(walls);
         let source = "for flags in ('w', 'a', 'x', 'r+'):\n    try:\n        open('/dev/null', flags)\n    \
                       except PermissionError:\n        continue\n    raise RuntimeError(flags)\nopen('/dev/null')";
-        let verdict = worker.grade(source);
+        let verdict = worker.grade(source, &Limits::default());
         assert!(verdict.passed, "{verdict:?}");
     }
 }
