@@ -35,8 +35,8 @@ test: build ## Every fast test; the chain's tests run the binaries
 	cargo test --workspace --lib --tests --no-fail-fast
 
 .PHONY: test-full
-test-full: build ## Every test, those of many minutes too
-	WMTP_FULL=1 cargo test --workspace --lib --tests --no-fail-fast
+test-full: export WMTP_FULL = 1
+test-full: test ## Every test, those of many minutes too
 
 .PHONY: parity
 parity: ## Compare with PyTorch goldens. GOLDENS=folder DTYPE=f32|f64
