@@ -56,10 +56,6 @@ for seed in $(seq 42 $((41 + seeds))); do
   done
 done
 
-if [ ! -x "$bin/build-leaderboard" ]; then
-  printf '\nbuild-leaderboard is not part of the workspace yet: the chain ends with the evaluations\n'
-  exit 0
-fi
 stage 'leaderboard' build-leaderboard --recipe "$first" --scores "$scores" --report-dir "$out/reports" --name "$data"
 stage 'site' build-site --leaderboard "$data" --out "$out/site"
 printf '\nreports  %s\nsite     %s\n' "$out/reports" "$out/site/index.html"

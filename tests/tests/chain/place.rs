@@ -176,13 +176,20 @@ pub(crate) fn ended(command: &mut Command) -> Ended {
     }
 }
 
-/// Where a job's binary lies: beside the folder of the test binaries.
-pub(crate) fn binary(job: &str) -> PathBuf {
+/// A job's binary, beside the folder of the test binaries.
+fn binary(job: &str) -> PathBuf {
     let own = std::env::current_exe().expect("a test knows its own file");
-    own.parent()
+    let path = own
+        .parent()
         .and_then(Path::parent)
         .expect("tests lie two folders deep")
-        .join(job)
+        .join(job);
+    assert!(
+        path.is_file(),
+        "{} is missing: `make test` builds it first",
+        path.display()
+    );
+    path
 }
 
 /// Whether a test of many minutes is to run; says so where it is not.
