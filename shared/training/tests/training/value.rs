@@ -75,7 +75,7 @@ fn values_learn_to_tell_right_from_wrong() {
     ] {
         let store = parameters(&params, objective, head);
         let settings = ValueSettings {
-            epochs: 30.0,
+            epochs: 80.0,
             ..settings(objective, head, 5e-3)
         };
         let mut trainer = trainer(&params, &store, &file, settings);
@@ -86,13 +86,12 @@ fn values_learn_to_tell_right_from_wrong() {
         trainer.finish().unwrap();
         let quality = quality(&trainer, &file);
         assert!(trainer.validate().unwrap().unwrap() < before);
-        // Chance is 0.5; the first tokens, which cannot tell, count as well.
         assert!(
-            quality.pairwise_accuracy.unwrap() > 0.7,
+            quality.pairwise_accuracy.unwrap() > 0.8,
             "{objective:?}: {quality:?}"
         );
         assert!(
-            quality.explained_variance.unwrap() > 0.02,
+            quality.explained_variance.unwrap() > 0.05,
             "{objective:?}: {quality:?}"
         );
         assert!(quality.std_value.unwrap() > 0.0);
