@@ -35,8 +35,8 @@ test: build ## Every fast test; the chain's tests run the binaries
 	cargo test --workspace --lib --tests --no-fail-fast
 
 .PHONY: test-full
-test-full: export WMTP_FULL = 1
-test-full: test ## Every test, those of many minutes too
+test-full: build ## Every test, those of many minutes too
+	cargo test --workspace --lib --tests --no-fail-fast -- --include-ignored
 
 .PHONY: parity
 parity: ## Compare with PyTorch goldens. GOLDENS=folder DTYPE=f32|f64

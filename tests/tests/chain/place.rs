@@ -191,12 +191,3 @@ fn binary(job: &str) -> PathBuf {
     );
     path
 }
-
-/// Whether a test of many minutes is to run; says so where it is not.
-pub(crate) fn has_time(test: &str) -> bool {
-    let has_time = std::env::var_os("WMTP_FULL").is_some();
-    if !has_time {
-        eprintln!("SKIPPED: {test}; WMTP_FULL=1 runs it");
-    }
-    has_time
-}

@@ -1,13 +1,11 @@
 //! The same work is done once, and gives the same bytes wherever it is done.
 
-use crate::place::{Place, has_time};
+use crate::place::Place;
 use crate::steps::{all, reproducible};
 
 #[test]
+#[ignore = "many minutes; `make test-full` runs it"]
 fn a_second_chain_does_no_work_and_says_so() {
-    if !has_time("a_second_chain_does_no_work_and_says_so") {
-        return;
-    }
     let mut place = Place::new();
     place.chain("here", all());
     let artifacts = place.artifacts("here");
