@@ -1,5 +1,6 @@
 //! The pool: one thread and one fork server per worker.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -123,7 +124,8 @@ impl Grader {
         verdicts.remove(0)
     }
 
-    /// Grades programs on all workers; verdicts come in the order of the programs.
+    /// Grades programs on all workers; verdicts come in the order of the programs. Programs of equal source, of
+    /// which a model at a low temperature writes many, are executed once and share the verdict.
     ///
     /// `on_done` is called on this thread with each index and verdict, in order of completion.
     pub fn grade_all(
@@ -131,11 +133,17 @@ impl Grader {
         programs: &[Program],
         mut on_done: impl FnMut(usize, &Verdict),
     ) -> Vec<Verdict> {
-        let (done, results) = channel();
+        let mut equal: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
         for (index, program) in programs.iter().enumerate() {
+            equal.entry(&program.source).or_default().push(index);
+        }
+        let mut firsts: Vec<usize> = equal.values().map(|indices| indices[0]).collect();
+        firsts.sort_unstable();
+        let (done, results) = channel();
+        for index in firsts {
             let job = Job {
                 index,
-                source: program.source.clone(),
+                source: programs[index].source.clone(),
                 limits: self.limits,
                 done: done.clone(),
             };
@@ -145,9 +153,11 @@ impl Grader {
         }
         drop(done);
         let mut verdicts = vec![None; programs.len()];
-        for (index, verdict) in results {
-            on_done(index, &verdict);
-            verdicts[index] = Some(verdict);
+        for (first, verdict) in results {
+            for &index in &equal[programs[first].source.as_str()] {
+                on_done(index, &verdict);
+                verdicts[index] = Some(verdict.clone());
+            }
         }
         verdicts
             .into_iter()

@@ -387,6 +387,23 @@ fn two_hundred_gradings_leave_nothing_behind() {
 }
 
 #[test]
+fn programs_of_equal_source_are_executed_once() {
+    let _lock = lock();
+    let grader = start(1, limits());
+    let programs = ["assert 1", "assert 0", "assert 1", "assert 1"].map(program);
+    let mut done = Vec::new();
+    let verdicts = grader.grade_all(&programs, |index, _| done.push(index));
+    done.sort_unstable();
+    assert_eq!(done, [0, 1, 2, 3]);
+    assert_eq!(
+        [0, 1, 2, 3].map(|i| verdicts[i].passed),
+        [true, false, true, true]
+    );
+    // Two executions never take the same time to the nanosecond.
+    assert!(verdicts[0] == verdicts[2] && verdicts[2] == verdicts[3]);
+}
+
+#[test]
 fn a_grader_dropped_on_another_thread_leaves_no_process() {
     let _lock = lock();
     let before = children();
