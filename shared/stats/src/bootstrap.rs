@@ -4,7 +4,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use crate::Interval;
+use crate::{Interval, wilson};
 
 /// Number of draws of every bootstrap in a report.
 pub const DRAWS: usize = 10_000;
@@ -38,13 +38,28 @@ impl Difference {
 
 /// Mean of per-task scores with a percentile interval from `draws` resamples of the tasks.
 ///
-/// `None` without tasks or draws.
+/// Where no task is ever solved, or every one always, all resamples are alike and their interval would be a point;
+/// it is Wilson's then, with one trial per task. `None` without tasks or draws.
+///
+/// ```
+/// let none_solved = wmtp_stats::bootstrap_mean(&[0.0; 40], 10_000, 42).unwrap();
+/// assert!(none_solved.mean == 0.0 && (none_solved.interval.high - 0.0876).abs() < 1e-4);
+/// ```
 pub fn bootstrap_mean(task_scores: &[f64], draws: usize, seed: u64) -> Option<Estimate> {
     let means = resampled_means(task_scores, draws, seed)?;
-    Some(Estimate {
-        mean: mean(task_scores),
-        interval: percentile_interval(&means),
-    })
+    let mean = mean(task_scores);
+    let trials = task_scores.len() as u64;
+    let extreme = |share: f64, successes| {
+        task_scores
+            .iter()
+            .all(|score| score.to_bits() == share.to_bits())
+            .then(|| wilson(successes, trials))
+            .flatten()
+    };
+    let interval = extreme(0.0, 0)
+        .or_else(|| extreme(1.0, trials))
+        .unwrap_or_else(|| percentile_interval(&means));
+    Some(Estimate { mean, interval })
 }
 
 /// Difference of two score vectors over the same tasks in the same order, resampling tasks.
