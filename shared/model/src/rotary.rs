@@ -72,9 +72,9 @@ mod tests {
     fn angles_follow_the_formula() {
         let rotary = Rotary::new(&Params::micro_mtp(512));
         let half = rotary.half();
-        assert_eq!((half, rotary.positions()), (16, 4096));
+        assert_eq!((half, rotary.positions()), (8, 4096));
         assert!((rotary.cos(4)[3 * half] - 3f64.cos()).abs() < 1e-15);
-        let angle = 3.0 * 10_000f64.powf(-2.0 / 32.0);
+        let angle = 3.0 * 10_000f64.powf(-2.0 / 16.0);
         assert!((rotary.sin(4)[3 * half + 1] - angle.sin()).abs() < 1e-15);
     }
 }
