@@ -1,9 +1,8 @@
 //! micropy: small Python problems, made up by rule, that a micro model can learn from nothing in minutes.
 //!
 //! A *task* (family and key) says what a function returns; a *problem* is a task in one wording. Splits never share
-//! a problem. One in five tasks with a constant and one in five compositions are held out: they occur in validation
-//! or test only, while their parts occur in training in other combinations. Tasks with nothing to vary occur in
-//! evaluation in wordings that training does not have.
+//! a problem. One in five compositions is held out: it occurs in validation or test only, while its parts occur in
+//! training in other combinations. The other tasks occur in evaluation in wordings that training does not have.
 
 mod families;
 mod parts;
@@ -51,7 +50,7 @@ const STATEMENT_DRAWS: usize = 200;
 /// Wrong programs offered for each one that is wanted; some pass or do not parse.
 const SPARE_MUTANTS: usize = 2;
 
-/// One in this many tasks is held out of training.
+/// One in this many compositions is held out of training.
 const HELD_OUT: u64 = 5;
 
 const FRAMES: [&str; 5] = [
@@ -92,7 +91,7 @@ pub fn generate(settings: &Settings) -> Vec<SourceProblem> {
 
 /// The split in which a task may occur; `None` for every split.
 fn home(task: &Task, seed: u64) -> Option<Split> {
-    if task.kind == Kind::Fixed {
+    if task.kind != Kind::Composition {
         return None;
     }
     let hash = stable_hash(seed, &format!("micropy/home/{}/{}", task.family, task.key));
@@ -381,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn held_out_constants_and_compositions_are_absent_from_training() {
+    fn held_out_compositions_are_absent_from_training() {
         let problems = generate(&Settings {
             num_problems: 3000,
             ..settings()
@@ -389,7 +388,7 @@ mod tests {
         let in_split = |split| -> BTreeSet<&str> {
             let varied = problems
                 .iter()
-                .filter(|p| p.split == split && p.problem.difficulty > 1);
+                .filter(|p| p.split == split && p.problem.difficulty == 3);
             varied.map(task_of).collect()
         };
         let [train, validation, test] = Split::ALL.map(in_split);
@@ -492,7 +491,7 @@ mod tests {
         }
         assert_eq!(
             format!("{:016x}", stable_hash(0, &text)),
-            "5a8cf63b47a1866f"
+            "40790a6d50f0ddd9"
         );
     }
 }

@@ -1,5 +1,13 @@
 //! The parts that tasks are composed of: each knows how it is said, how Python writes it and what it computes.
 
+use std::ops::RangeInclusive;
+
+/// Constants that tasks are made with: few, so that a micro model meets each one often.
+pub(super) const CONSTANTS: RangeInclusive<i64> = 2..=5;
+
+/// Constants that multiply or divide; doubling and evenness have words of their own.
+const FACTORS: RangeInclusive<i64> = 3..=5;
+
 /// A condition on a number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Condition {
@@ -52,9 +60,9 @@ pub(super) enum Total {
 impl Condition {
     pub(super) fn all() -> Vec<Self> {
         let mut all = vec![Self::Even, Self::Odd, Self::Positive, Self::Negative];
-        all.extend((2..=9).map(Self::Above));
-        all.extend((2..=9).map(Self::Below));
-        all.extend([3, 4, 5, 6, 7, 9].map(Self::Divisible));
+        all.extend(CONSTANTS.map(Self::Above));
+        all.extend(CONSTANTS.map(Self::Below));
+        all.extend(FACTORS.map(Self::Divisible));
         all
     }
 
@@ -139,9 +147,9 @@ impl Condition {
 impl Change {
     pub(super) fn all() -> Vec<Self> {
         let mut all = vec![Self::Double, Self::Square, Self::Negate, Self::Magnitude];
-        all.extend((1..=9).map(Self::Plus));
-        all.extend((1..=9).map(Self::Minus));
-        all.extend((3..=9).map(Self::Times));
+        all.extend(CONSTANTS.map(Self::Plus));
+        all.extend(CONSTANTS.map(Self::Minus));
+        all.extend(FACTORS.map(Self::Times));
         all
     }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{Kind, Task, collect_bodies, ints, none, some_ints, task};
-use crate::micropy::parts::{Change, Condition, Cut, Order, Total};
+use crate::micropy::parts::{CONSTANTS, Change, Condition, Cut, Order, Total};
 use crate::micropy::value::{Input, Value};
 
 /// Every task of these families.
@@ -197,7 +197,7 @@ fn order() -> Vec<Task> {
 
 fn membership() -> Vec<Task> {
     let mut tasks = Vec::new();
-    for k in 0..=9 {
+    for k in CONSTANTS {
         tasks.push(
             task("membership", format!("count{k}"), "a")
                 .kind(Kind::Constant)

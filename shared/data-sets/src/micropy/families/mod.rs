@@ -9,12 +9,12 @@ mod texts;
 
 use super::value::{Input, Value};
 
-/// What is new about a task that was held out of training.
+/// What about a task can be new in evaluation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Kind {
     /// Nothing to vary: only its wording can be new.
     Fixed = 1,
-    /// One constant: it can be new to the task.
+    /// One constant or letter: its wording can be new around it.
     Constant = 2,
     /// Two parts: their combination can be new.
     Composition = 3,

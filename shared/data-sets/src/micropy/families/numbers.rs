@@ -1,7 +1,7 @@
 //! Families over numbers.
 
 use super::{Kind, Task, count, int, none, task};
-use crate::micropy::parts::Condition;
+use crate::micropy::parts::{CONSTANTS, Condition};
 use crate::micropy::value::{Input, Value};
 
 /// Every task of these families.
@@ -14,7 +14,7 @@ pub(super) fn tasks() -> Vec<Task> {
 fn arithmetic() -> Vec<Task> {
     type Row = (&'static str, [String; 2], [String; 2], fn(i64, i64) -> i64);
     let mut tasks = Vec::new();
-    for k in 2..=9 {
+    for k in CONSTANTS {
         let rows: [Row; 3] = [
             (
                 "plus",
@@ -52,8 +52,8 @@ fn arithmetic() -> Vec<Task> {
 
 fn linear() -> Vec<Task> {
     let mut tasks = Vec::new();
-    for factor in 2..=9 {
-        for addend in 1..=9 {
+    for factor in CONSTANTS {
+        for addend in CONSTANTS {
             for sign in [1, -1] {
                 let (word, operator) = if sign > 0 {
                     ("plus", '+')
@@ -255,7 +255,7 @@ fn number_loop() -> Vec<Task> {
                 .value(move |v| apply(v[0].int()))
         })
         .collect();
-    tasks.extend((2..=9).map(|k| {
+    tasks.extend(CONSTANTS.map(|k| {
         task("number_loop", format!("multiples{k}"), "n")
             .kind(Kind::Constant)
             .say(&[
