@@ -1,9 +1,11 @@
-//! Generation: one prefill a prompt, then all its samples token by token.
+//! Generation: one prefill a prompt, then all its samples token by token, equal beginnings once.
+
+use std::collections::BTreeMap;
 
 use candle_core::{DType, Tensor};
 
 use crate::error::{Error, Result};
-use crate::infer::{Cache, InferenceModel};
+use crate::infer::InferenceModel;
 use crate::sampling::Choice;
 
 /// A prompt with the samples that are wanted of it.
@@ -32,10 +34,71 @@ pub struct Generator {
     max_new_tokens: usize,
 }
 
-/// A sample that is still being written: its number and what it holds so far.
+/// A sample that is still being written.
 struct Open {
     sample: usize,
-    ids: Vec<u32>,
+    /// Index of the text that it has so far.
+    branch: usize,
+}
+
+/// The samples of one prompt on their way: those that wrote the same so far share one row of the model's batch.
+struct Frontier {
+    open: Vec<Open>,
+    /// Distinct texts, ids after the prompt.
+    branches: Vec<Vec<u32>>,
+    done: Vec<Option<Generated>>,
+}
+
+impl Frontier {
+    /// Every sample starts from the same, empty text.
+    fn new(samples: usize) -> Self {
+        Self {
+            open: (0..samples)
+                .map(|sample| Open { sample, branch: 0 })
+                .collect(),
+            branches: vec![Vec::new()],
+            done: vec![None; samples],
+        }
+    }
+
+    /// Appends the token picked for each open sample; ended samples leave. Returns, for every branch that goes on, the
+    /// branch that it grew from.
+    fn grow(&mut self, picked: &[u32], end_token: u32) -> Vec<u32> {
+        let mut grown: BTreeMap<(usize, u32), usize> = BTreeMap::new();
+        let (mut branches, mut parents, mut left) = (Vec::new(), Vec::new(), Vec::new());
+        for (open, &token) in self.open.iter().zip(picked) {
+            let text = &self.branches[open.branch];
+            if token == end_token {
+                self.done[open.sample] = Some(Generated {
+                    ids: text.clone(),
+                    finished: true,
+                });
+                continue;
+            }
+            let branch = *grown.entry((open.branch, token)).or_insert_with(|| {
+                branches.push([text.as_slice(), &[token]].concat());
+                parents.push(open.branch as u32);
+                branches.len() - 1
+            });
+            left.push(Open {
+                sample: open.sample,
+                branch,
+            });
+        }
+        (self.open, self.branches) = (left, branches);
+        parents
+    }
+
+    /// Every sample in order; those still open were cut off.
+    fn finish(mut self) -> Vec<Generated> {
+        for open in self.open {
+            self.done[open.sample] = Some(Generated {
+                ids: self.branches[open.branch].clone(),
+                finished: false,
+            });
+        }
+        self.done.into_iter().flatten().collect()
+    }
 }
 
 impl Generator {
@@ -55,39 +118,31 @@ impl Generator {
     /// model gives no number to choose by.
     pub fn generate(&self, prompt: &Prompt) -> Result<Vec<Generated>> {
         let budget = self.budget(prompt.ids.len())?;
-        let mut done: Vec<Option<Generated>> = vec![None; prompt.choices.len()];
-        let mut open: Vec<Open> = (0..prompt.choices.len())
-            .map(|sample| Open {
-                sample,
-                ids: Vec::new(),
-            })
-            .collect();
         let capacity = prompt.ids.len() + budget;
-        let (mut logits_bv, mut cache) = self.prefill(prompt.ids, open.len(), capacity)?;
+        let device = self.model.device();
+        let mut cache = self.model.empty_cache(capacity);
+        let ids_1s = Tensor::from_slice(prompt.ids, (1, prompt.ids.len()), device)?;
+        let mut logits_bv = self.model.forward(&ids_1s, &mut cache)?;
+        let mut frontier = Frontier::new(prompt.choices.len());
         for step in 0..budget {
             let position = prompt.ids.len() + step - 1;
-            let picked = pick_tokens(&logits_bv, &open, &prompt.choices, position)?;
-            let going_on = self.settle(picked, &mut open, &mut done);
-            if open.is_empty() || step + 1 == budget {
+            let picked = pick_tokens(&logits_bv, &frontier.open, &prompt.choices, position)?;
+            let parents = frontier.grow(&picked, self.end_token);
+            if parents.is_empty() || step + 1 == budget {
                 break;
             }
-            if going_on.len() < logits_bv.dim(0)? {
-                cache = cache.select(&going_on, capacity, self.model.device())?;
+            if !parents.iter().copied().eq(0..logits_bv.dim(0)? as u32) {
+                cache = cache.select(&parents, capacity, device)?;
             }
-            let last: Vec<u32> = open
+            let last: Vec<u32> = frontier
+                .branches
                 .iter()
-                .filter_map(|row| row.ids.last().copied())
+                .filter_map(|text| text.last().copied())
                 .collect();
-            let ids_b1 = Tensor::from_vec(last, (open.len(), 1), self.model.device())?;
+            let ids_b1 = Tensor::from_vec(last, (parents.len(), 1), device)?;
             logits_bv = self.model.forward(&ids_b1, &mut cache)?;
         }
-        for row in open {
-            done[row.sample] = Some(Generated {
-                ids: row.ids,
-                finished: false,
-            });
-        }
-        Ok(done.into_iter().flatten().collect())
+        Ok(frontier.finish())
     }
 
     fn budget(&self, prompt_tokens: usize) -> Result<usize> {
@@ -103,44 +158,6 @@ impl Generator {
         }
         Ok(room.min(self.max_new_tokens))
     }
-
-    /// Reads the prompt once and hands every sample its own copy of the cache.
-    fn prefill(&self, ids: &[u32], rows: usize, capacity: usize) -> Result<(Tensor, Cache)> {
-        let mut cache = self.model.empty_cache(capacity);
-        let ids_1s = Tensor::from_slice(ids, (1, ids.len()), self.model.device())?;
-        let logits_1v = self.model.forward(&ids_1s, &mut cache)?;
-        let all = vec![0_u32; rows];
-        let index = Tensor::new(all.as_slice(), self.model.device())?;
-        Ok((
-            logits_1v.index_select(&index, 0)?,
-            cache.select(&all, capacity, self.model.device())?,
-        ))
-    }
-
-    /// Appends the picked tokens; moves ended samples to `done` and returns the rows that go on.
-    fn settle(
-        &self,
-        picked: Vec<u32>,
-        open: &mut Vec<Open>,
-        done: &mut [Option<Generated>],
-    ) -> Vec<u32> {
-        let mut rows = Vec::with_capacity(open.len());
-        let mut left = Vec::with_capacity(open.len());
-        for (row, (mut sample, token)) in open.drain(..).zip(picked).enumerate() {
-            if token == self.end_token {
-                done[sample.sample] = Some(Generated {
-                    ids: sample.ids,
-                    finished: true,
-                });
-            } else {
-                sample.ids.push(token);
-                rows.push(row as u32);
-                left.push(sample);
-            }
-        }
-        *open = left;
-        rows
-    }
 }
 
 fn pick_tokens(
@@ -151,10 +168,9 @@ fn pick_tokens(
 ) -> Result<Vec<u32>> {
     let logits_bv = logits_bv.to_dtype(DType::F32)?.to_vec2::<f32>()?;
     open.iter()
-        .zip(&logits_bv)
-        .map(|(row, logits_v)| {
+        .map(|row| {
             choices[row.sample]
-                .pick(logits_v, position)
+                .pick(&logits_bv[row.branch], position)
                 .ok_or(Error::NotFinite { position })
         })
         .collect()
@@ -308,6 +324,28 @@ mod tests {
             assert_eq!(cut.ids, expected);
             assert_eq!(cut.finished, free.ids.contains(&end));
         }
+    }
+
+    #[test]
+    fn samples_share_a_branch_until_they_part() {
+        const END: u32 = 9;
+        let mut frontier = Frontier::new(4);
+        assert_eq!(frontier.grow(&[5, 5, 7, 5], END), [0, 0]);
+        assert_eq!(frontier.branches, [vec![5], vec![7]]);
+        // The first sample ends, the second and fourth part, the third goes on.
+        assert_eq!(frontier.grow(&[END, 1, 2, 3], END), [0, 1, 0]);
+        let texts: Vec<(Vec<u32>, bool)> = frontier
+            .finish()
+            .into_iter()
+            .map(|text| (text.ids, text.finished))
+            .collect();
+        let expected = [
+            (vec![5], true),
+            (vec![5, 1], false),
+            (vec![7, 2], false),
+            (vec![5, 3], false),
+        ];
+        assert_eq!(texts, expected);
     }
 
     #[test]

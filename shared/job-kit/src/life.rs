@@ -1,6 +1,7 @@
 //! The life of a run: settings, plan, cache, claim, work, publication, and every way to end.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -36,7 +37,7 @@ pub(crate) struct Session {
 impl Session {
     fn start(name: &str, common: Common) -> Result<Self, JobError> {
         logging::install();
-        one_thread_per_operation();
+        settle_threads();
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
@@ -100,16 +101,20 @@ fn resolve(common: &Common) -> Result<Option<Resolved>, JobError> {
 }
 
 /// Tensor operations run on one thread each: their results do not depend on the number of cores, and small models
-/// lose more to hand-over than they gain.
+/// lose more to hand-over than they gain. Rows and problems are spread over the cores.
+///
+/// candle counts the cores anew at every matrix product, from `/proc/cpuinfo`, unless rayon's variable tells it.
 #[expect(
     unsafe_code,
     reason = "the environment can only be changed through an unsafe function"
 )]
-fn one_thread_per_operation() {
-    const VARIABLE: &str = "CANDLE_NUM_THREADS";
-    if std::env::var_os(VARIABLE).is_none() {
-        // SAFETY: called before the process starts its first thread, so nobody reads the environment meanwhile.
-        unsafe { std::env::set_var(VARIABLE, "1") };
+fn settle_threads() {
+    let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    for (variable, threads) in [("CANDLE_NUM_THREADS", 1), ("RAYON_NUM_THREADS", cores)] {
+        if std::env::var_os(variable).is_none() {
+            // SAFETY: called before the process starts its first thread, so nobody reads the environment meanwhile.
+            unsafe { std::env::set_var(variable, threads.to_string()) };
+        }
     }
 }
 
