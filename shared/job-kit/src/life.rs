@@ -100,8 +100,8 @@ fn resolve(common: &Common) -> Result<Option<Resolved>, JobError> {
     Ok(Some(sources.resolve()?))
 }
 
-/// Tensor operations run on one thread each: their results do not depend on the number of cores, and small models
-/// lose more to hand-over than they gain. Rows and problems are spread over the cores.
+/// candle's own workers are one thread: small models lose more to hand-over than they gain. Rayon's, which rows,
+/// problems and candle's matrix products are spread over, are as many as cores.
 ///
 /// candle counts the cores anew at every matrix product, from `/proc/cpuinfo`, unless rayon's variable tells it.
 #[expect(

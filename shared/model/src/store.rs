@@ -25,12 +25,11 @@ pub struct ParamStore {
 }
 
 impl ParamStore {
-    /// Fresh weights: normal with standard deviation 1/√fan-in (`LeCun` 1998, section 4.6), the projections that
+    /// Fresh weights: normal with standard deviation 1/√fan-in (LeCun 1998, section 4.6), the projections that
     /// write to the residual stream (`wo`, `w2`) divided by √(2·depth) besides (GPT-2, section 2.3), norms 1.
     /// Each tensor draws from its own stream, so another tensor more or less shifts none.
     ///
-    /// A fixed deviation of 0.02 suits models some thousand wide; at a width of 64 it leaves attention
-    /// uniform for the first hundred steps.
+    /// At a width of 4,096 this is 0.016, near the usual fixed 0.02; at a width of 64 it is 0.125.
     pub fn init(params: &Params, seed: u64, dtype: DType, device: &Device) -> Result<Self> {
         let depth = params.num_trunk_blocks() + 1;
         let residual = (2.0 * depth as f64).sqrt();
@@ -403,7 +402,7 @@ mod tests {
         // The micro model: dim 64, feed-forward 192, 7 blocks on the way to head 1.
         let close = |name: &str, expected: f64| {
             assert!(
-                (std(name) / expected - 1.0).abs() < 0.03,
+                (std(name) / expected - 1.0).abs() < 0.02,
                 "{name} spreads by {}, not {expected}",
                 std(name)
             );
