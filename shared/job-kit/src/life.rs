@@ -101,7 +101,8 @@ fn resolve(common: &Common) -> Result<Option<Resolved>, JobError> {
 }
 
 /// candle's own workers are one thread: small models lose more to hand-over than they gain. Rayon's, which rows,
-/// problems and candle's matrix products are spread over, are as many as cores.
+/// problems and candle's matrix products are spread over, are as many as cores; this thread is one of them, or it
+/// would hand each small operation over and sleep until it is done.
 ///
 /// candle counts the cores anew at every matrix product, from `/proc/cpuinfo`, unless rayon's variable tells it.
 #[expect(
@@ -116,6 +117,10 @@ fn settle_threads() {
             unsafe { std::env::set_var(variable, threads.to_string()) };
         }
     }
+    // Fails where the process has its workers already, which then stay as they are.
+    let _ = rayon::ThreadPoolBuilder::new()
+        .use_current_thread()
+        .build_global();
 }
 
 static LAST_PANIC: Mutex<Option<String>> = Mutex::new(None);

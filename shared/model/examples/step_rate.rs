@@ -16,6 +16,10 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const STEPS: usize = 6;
 
 fn main() -> Result<(), Box<dyn Error>> {
+    // As in the jobs: the thread that asks for an operation works on it too.
+    rayon::ThreadPoolBuilder::new()
+        .use_current_thread()
+        .build_global()?;
     let mut numbers = std::env::args().skip(1).map(|text| text.parse::<usize>());
     let mut next = |default: usize| numbers.next().unwrap_or(Ok(default));
     let micro = Params::micro_mtp(512);
