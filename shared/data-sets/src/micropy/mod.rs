@@ -491,7 +491,7 @@ mod tests {
         }
         assert_eq!(
             format!("{:016x}", stable_hash(0, &text)),
-            "40790a6d50f0ddd9"
+            "08ef614b58572a34"
         );
     }
 }

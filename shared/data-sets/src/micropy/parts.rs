@@ -3,10 +3,13 @@
 use std::ops::RangeInclusive;
 
 /// Constants that tasks are made with: few, so that a micro model meets each one often.
-pub(super) const CONSTANTS: RangeInclusive<i64> = 2..=5;
+pub(super) const CONSTANTS: RangeInclusive<i64> = 2..=3;
 
 /// Constants that multiply or divide; doubling and evenness have words of their own.
-const FACTORS: RangeInclusive<i64> = 3..=5;
+const FACTORS: RangeInclusive<i64> = 3..=4;
+
+/// Letters that tasks ask for.
+pub(super) const LETTERS: [char; 2] = ['a', 'e'];
 
 /// A condition on a number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -254,8 +257,9 @@ impl Order {
 
 impl Cut {
     pub(super) fn all() -> Vec<Self> {
-        (2..=5)
+        CONSTANTS
             .flat_map(|k| {
+                let k = k as usize;
                 [
                     Self::First(k),
                     Self::Last(k),

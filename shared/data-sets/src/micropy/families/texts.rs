@@ -1,7 +1,7 @@
 //! Families over texts and words.
 
 use super::{Kind, Task, none, task, text, text_with};
-use crate::micropy::parts::Cut;
+use crate::micropy::parts::{Cut, LETTERS};
 use crate::micropy::value::{Input, Value};
 
 /// Every task of these families.
@@ -125,7 +125,7 @@ fn text_transform() -> Vec<Task> {
 
 fn text_letter() -> Vec<Task> {
     let mut tasks = Vec::new();
-    for c in "aest".chars() {
+    for c in LETTERS {
         tasks.push(
             task("text_letter", format!("count_{c}"), "s")
                 .kind(Kind::Constant)
