@@ -2,6 +2,8 @@
 # Runs jobs/chain.sh against the embedded S3 server, which lives as long as this script.
 #
 #   jobs/demo.sh DATA [RAW]
+#
+# LANES (the number of cores, 5 at most) says how many jobs run at a time.
 set -euo pipefail
 
 data=$1 raw=${2:-}
@@ -20,5 +22,8 @@ done
 . "$root/store.env"
 export WMTP_STORE=${WMTP_STORE:-s3://wmtp/$data}
 export WMTP_SCRATCH=${WMTP_SCRATCH:-$root/scratch} WMTP_CACHE=${WMTP_CACHE:-$root/cache}
+# A micro model is too small to keep two cores busy: two jobs with one core each get through much more.
+cores=$(getconf _NPROCESSORS_ONLN)
+export LANES=${LANES:-$((cores < 5 ? cores : 5))}
 OUT=${OUT:-$root/$data} "$(dirname "$0")/chain.sh" "storage/recipes/${RECIPES:-$data}" "$data" "$raw"
 printf 'in all   %s s\n' $((SECONDS - began))
