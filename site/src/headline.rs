@@ -167,12 +167,22 @@ fn answer(board: &Leaderboard) -> String {
 
 fn measured(row: &LeaderboardRow, comparison: &Comparison) -> String {
     format!(
-        "{} {} against {} ({})",
+        "{} {} against {} ({}{})",
         row.version_id,
         points(comparison.difference.difference),
         comparison.other,
-        signed_range(&comparison.difference.interval)
+        signed_range(&comparison.difference.interval),
+        caveat(comparison)
     )
+}
+
+/// Why nothing is claimed although the interval excludes 0, which a reader of the numbers would ask.
+fn caveat(comparison: &Comparison) -> String {
+    if comparison.verdict == Verdict::NoDifference && comparison.difference.is_significant() {
+        format!("; {}", comparison.reason)
+    } else {
+        String::new()
+    }
 }
 
 /// The first line of a version's page.
@@ -191,10 +201,11 @@ pub fn of_version(board: &Leaderboard, row: &LeaderboardRow) -> String {
     match &row.against_parent {
         _ if row.is_base() => format!("{solves} before any training."),
         Some(comparison) => format!(
-            "{solves}, {} against {}: {}.",
+            "{solves}, {} against {}: {}{}.",
             points(comparison.difference.difference),
             comparison.other,
-            comparison.verdict.words()
+            comparison.verdict.words(),
+            caveat(comparison)
         ),
         None => format!("{solves}."),
     }

@@ -112,7 +112,7 @@ impl<'a> Comparer<'a> {
         let seeds = this.seeds.len().min(other.seeds.len());
         if seeds < SEEDS_FOR_A_CLAIM {
             return no(format!(
-                "the interval excludes 0, but a claim needs {SEEDS_FOR_A_CLAIM} seeds on both sides and there are {seeds}"
+                "the interval excludes 0, but a claim needs {SEEDS_FOR_A_CLAIM} seeds on both sides, not {seeds}"
             ));
         }
         let weighted = matches!(this.algo.as_str(), "verifiable" | "rho1");
