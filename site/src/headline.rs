@@ -201,11 +201,10 @@ pub fn of_version(board: &Leaderboard, row: &LeaderboardRow) -> String {
     match &row.against_parent {
         _ if row.is_base() => format!("{solves} before any training."),
         Some(comparison) => format!(
-            "{solves}, {} against {}: {}{}.",
+            "{solves}, {} against {}: {}.",
             points(comparison.difference.difference),
             comparison.other,
-            comparison.verdict.words(),
-            caveat(comparison)
+            comparison.verdict.words()
         ),
         None => format!("{solves}."),
     }

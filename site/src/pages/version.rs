@@ -85,11 +85,22 @@ fn comparisons(version: &VersionInput) -> Vec<Value> {
         .collect()
 }
 
+/// No probability is 0, so a small one is not shown as such.
+fn p_value(p: f64) -> String {
+    if p < 0.001 {
+        "p < 0.001".to_owned()
+    } else {
+        format!("p = {p:.3}")
+    }
+}
+
 fn compared(comparison: &Comparison, role: &str) -> Value {
     let greedy = comparison.greedy.map(|greedy| {
         format!(
-            "greedy: {} tasks only here, {} only there, p = {:.3}",
-            greedy.only_this, greedy.only_other, greedy.p_value
+            "greedy: {} tasks only here, {} only there, {}",
+            greedy.only_this,
+            greedy.only_other,
+            p_value(greedy.p_value)
         )
     });
     context! {
