@@ -15,6 +15,10 @@ set -euo pipefail
 recipes=$1 data=$2 raw=${3:-}
 bin=${BIN:-target/debug} out=${OUT:-.wmtp/$data} seeds=${SEEDS:-1} lanes=${LANES:-1}
 first=$recipes/v001.yaml
+if [[ ! $lanes =~ ^[1-9][0-9]*$ ]]; then
+  echo "error: LANES is '$lanes', expected a whole number of at least 1" >&2
+  exit 2
+fi
 # Pages of freed tensors stay with the process, since the next step wants them: clearing fresh ones costs far more.
 export MIMALLOC_PURGE_DELAY=${MIMALLOC_PURGE_DELAY:--1}
 
@@ -83,10 +87,12 @@ lane_end() {
   fi
 }
 
+# Waits for every lane.
 settle() {
   while [ "$running" -gt 0 ]; do lane_end; done
 }
 
+# Tells every lane to stop and waits until its job has saved its state.
 stop() {
   local group
   for group in "${groups[@]}"; do kill -TERM -- "-$group" 2>/dev/null || true; done
