@@ -283,8 +283,6 @@ section! {
         ks: Vec<u32> = vec![1, 5, 10];
         /// Longest generated program in tokens.
         max_new_tokens: usize = 512;
-        /// Sequences generated at a time.
-        batch_size: usize = 32;
         /// Problems solved, in the data set's order; all when null.
         max_problems: Option<usize> = None;
         /// CPU seconds a program may use.

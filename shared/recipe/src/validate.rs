@@ -166,7 +166,6 @@ impl Recipe {
         )?;
         at_least("evaluation.num_samples", evaluation.num_samples as usize, 1)?;
         at_least("evaluation.max_new_tokens", evaluation.max_new_tokens, 1)?;
-        at_least("evaluation.batch_size", evaluation.batch_size, 1)?;
         positive("evaluation.cpu_secs", evaluation.cpu_secs)?;
         positive("evaluation.wall_secs", evaluation.wall_secs)?;
         at_least("evaluation.memory_mib", evaluation.memory_mib as usize, 16)?;

@@ -11,7 +11,7 @@ data: {max_length: 192, vocab_size: 320, num_problems: 30, solutions_per_problem
 optim: {epochs: 0.45, batch_sequences: 4, micro_batch_sequences: 4, lr: 2e-3, eval_every_steps: 4, checkpoint_every_steps: 2}
 stage1: {epochs: 0.5, batch_sequences: 4, lr_trunk: 1e-3, lr_head: 1e-3}
 reference: {epochs: 0.5, batch_sequences: 4, lr: 2e-3}
-evaluation: {max_problems: 3, num_samples: 2, ks: [1, 2], max_new_tokens: 12, batch_size: 8, cpu_secs: 20, wall_secs: 120, memory_mib: 512}
+evaluation: {max_problems: 3, num_samples: 2, ks: [1, 2], max_new_tokens: 12, cpu_secs: 20, wall_secs: 120, memory_mib: 512}
 ";
 
 /// The one change of v002 against v001.
