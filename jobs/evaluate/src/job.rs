@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use serde_json::json;
@@ -46,7 +47,7 @@ pub struct Evaluate {
     #[arg(long, value_name = "MODEL")]
     base: Option<String>,
     /// Go on where the platform cannot enforce every layer of the sandbox
-    #[arg(long)]
+    #[arg(long, env = "WMTP_ACCEPT_DEGRADED_SANDBOX", value_parser = clap::builder::BoolishValueParser::new())]
     accept_degraded_sandbox: bool,
 }
 
@@ -67,7 +68,7 @@ impl Job for Evaluate {
   evaluate --recipe v002.yaml --store s3://wmtp/demo --data micropy --checkpoint v002-s42 --name v002-s42
   evaluate --recipe v001.yaml --store s3://wmtp/demo --data micropy --base micro-mtp --name base
   evaluate grade --problems HumanEval.jsonl --samples samples.jsonl --out results.jsonl";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
 
     fn plan(&self, cx: &mut PlanCx<'_>) -> Result<Plan<Work>, JobError> {
         let data = cx.input(DATA, Kind::ProcessedData, &self.data)?;
@@ -238,7 +239,14 @@ fn execute(
         })
         .collect();
     let progress = run.progress("execute", "programs", programs.len() as u64);
-    let verdicts = grader.grade_all(&programs, |_, _| progress.inc(1));
+    let verdicts = grader.grade_all(&programs, |_, _| {
+        progress.inc(1);
+        if run.should_stop() {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
+    });
     if run.should_stop() {
         return Err(JobError::preempted());
     }

@@ -9,9 +9,6 @@ use wmtp_records::{ErrorClass, Verdict};
 
 use crate::{Error, SourceProblem};
 
-/// Programs executed between two reports: about a second of work.
-const PROGRAMS_AT_ONCE: usize = 128;
-
 /// A problem whose programs have been executed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LabelledProblem {
@@ -79,12 +76,15 @@ pub fn label(
             });
         }
     }
-    let mut verdicts = Vec::with_capacity(programs.len());
-    for part in programs.chunks(PROGRAMS_AT_ONCE) {
-        verdicts.extend(grader.grade_all(part, |_, _| {}));
-        if on_done(verdicts.len(), programs.len()).is_break() {
-            return Err(Error::Stopped);
-        }
+    let (mut done, mut stopped) = (0, false);
+    let verdicts = grader.grade_all(&programs, |_, _| {
+        done += 1;
+        let next = on_done(done, programs.len());
+        stopped |= next.is_break();
+        next
+    });
+    if stopped {
+        return Err(Error::Stopped);
     }
     let mut counts = LabelCounts {
         executed: programs.len(),

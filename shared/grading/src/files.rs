@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::fs::Permissions;
 use std::io::{self, BufWriter, Write};
+use std::ops::ControlFlow;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
@@ -65,6 +66,7 @@ pub fn grade_files(
     let verdicts = grader.grade_all(&programs, |_, _| {
         num_done += 1;
         on_done(num_done, programs.len());
+        ControlFlow::Continue(())
     });
     for (sample, verdict) in samples.iter_mut().zip(&verdicts) {
         let result = result_text(verdict).into();

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read};
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
@@ -47,6 +49,8 @@ struct Job {
     index: usize,
     source: String,
     limits: Limits,
+    /// Set when nobody wants the verdict any more.
+    stopped: Arc<AtomicBool>,
     done: Sender<(usize, Verdict)>,
 }
 
@@ -120,18 +124,21 @@ impl Grader {
     /// if it hardly computed (it waits for something), and [`ErrorClass::Infrastructure`] if it did (the
     /// machine did not let it run): the latter says nothing about the program and is not to be counted.
     pub fn grade(&self, program: &Program) -> Verdict {
-        let mut verdicts = self.grade_all(std::slice::from_ref(program), |_, _| {});
+        let mut verdicts = self.grade_all(std::slice::from_ref(program), |_, _| {
+            ControlFlow::Continue(())
+        });
         verdicts.remove(0)
     }
 
     /// Grades programs on all workers; verdicts come in the order of the programs. Programs of equal source, of
     /// which a model at a low temperature writes many, are executed once and share the verdict.
     ///
-    /// `on_done` is called on this thread with each index and verdict, in order of completion.
+    /// `on_done` is called on this thread with each index and verdict, in order of completion. When it breaks, programs
+    /// under way are finished, no other is started, and what was not run is [`ErrorClass::Infrastructure`].
     pub fn grade_all(
         &self,
         programs: &[Program],
-        mut on_done: impl FnMut(usize, &Verdict),
+        mut on_done: impl FnMut(usize, &Verdict) -> ControlFlow<()>,
     ) -> Vec<Verdict> {
         let mut equal: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
         for (index, program) in programs.iter().enumerate() {
@@ -140,11 +147,13 @@ impl Grader {
         let mut firsts: Vec<usize> = equal.values().map(|indices| indices[0]).collect();
         firsts.sort_unstable();
         let (done, results) = channel();
+        let stopped = Arc::new(AtomicBool::new(false));
         for index in firsts {
             let job = Job {
                 index,
                 source: programs[index].source.clone(),
                 limits: self.limits,
+                stopped: Arc::clone(&stopped),
                 done: done.clone(),
             };
             if !self.pool.send(job) {
@@ -155,13 +164,15 @@ impl Grader {
         let mut verdicts = vec![None; programs.len()];
         for (first, verdict) in results {
             for &index in &equal[programs[first].source.as_str()] {
-                on_done(index, &verdict);
+                if on_done(index, &verdict).is_break() {
+                    stopped.store(true, Ordering::Relaxed);
+                }
                 verdicts[index] = Some(verdict.clone());
             }
         }
         verdicts
             .into_iter()
-            .map(|verdict| verdict.unwrap_or_else(|| not_run("no grading worker is left")))
+            .map(|verdict| verdict.unwrap_or_else(|| not_run("grading ended before this program")))
             .collect()
     }
 }
@@ -258,6 +269,9 @@ impl Worker {
         loop {
             let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
             let Ok(job) = next else { return };
+            if job.stopped.load(Ordering::Relaxed) {
+                continue;
+            }
             let verdict = self.grade(&job.source, &job.limits);
             // Whoever asked may have gone; then nobody wants the verdict.
             let _ = job.done.send((job.index, verdict));
