@@ -42,7 +42,7 @@ pub struct Grade {
     #[arg(long, value_name = "PROGRAM")]
     python: Option<PathBuf>,
     /// Go on where the platform cannot enforce every layer of the sandbox
-    #[arg(long)]
+    #[arg(long, env = "WMTP_ACCEPT_DEGRADED_SANDBOX", value_parser = clap::builder::BoolishValueParser::new())]
     accept_degraded_sandbox: bool,
 }
 

@@ -38,7 +38,7 @@ pub struct PrepareData {
     tokenizer: Option<String>,
 
     /// Go on where the platform cannot enforce every layer of the sandbox
-    #[arg(long)]
+    #[arg(long, env = "WMTP_ACCEPT_DEGRADED_SANDBOX", value_parser = clap::builder::BoolishValueParser::new())]
     accept_degraded_sandbox: bool,
 }
 

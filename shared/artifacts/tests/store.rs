@@ -206,7 +206,7 @@ async fn what_is_published_can_be_fetched() {
     assert_eq!(world.store.manifest(&manifest.id).await.unwrap(), manifest);
     assert_eq!(
         world.store.artifacts(Kind::ProcessedData).await.unwrap(),
-        [manifest.id.clone()]
+        std::slice::from_ref(&manifest.id)
     );
     let folder = world
         .store
@@ -731,7 +731,10 @@ async fn a_run_can_be_read_as_it_was_written() {
         Outcome::TheirsDifferent
     );
     let view = world.store.run(&request.run_id).await.unwrap();
-    assert_eq!(world.store.runs().await.unwrap(), [request.run_id.clone()]);
+    assert_eq!(
+        world.store.runs().await.unwrap(),
+        std::slice::from_ref(&request.run_id)
+    );
     assert_eq!(
         (view.request, view.attempt, view.is_lost),
         (request, 1, false)

@@ -433,11 +433,12 @@ mod tests {
 
     #[test]
     fn missing_unknown_misshapen_and_non_finite_tensors_are_named() {
+        type Tensors = Vec<(String, Tensor)>;
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("model.safetensors");
         let load = || ParamStore::load(&path, &small(), DType::F32, &Device::Cpu).unwrap_err();
-        let with = |change: &dyn Fn(&mut Vec<(String, Tensor)>)| {
-            let mut tensors: Vec<_> = store(1)
+        let with = |change: &dyn Fn(&mut Tensors)| {
+            let mut tensors: Tensors = store(1)
                 .iter()
                 .map(|(n, v)| (n.to_owned(), v.as_detached_tensor()))
                 .collect();

@@ -240,6 +240,7 @@ fn pooled_histogram(version: &VersionInput) -> Option<Histogram> {
 
 /// Means over all steps and seeds of what the weights looked like.
 fn weight_statistics(version: &VersionInput) -> Vec<Value> {
+    type Format = fn(f64) -> String;
     let mean = |key: &str| {
         let values: Vec<f64> = version
             .runs
@@ -249,7 +250,7 @@ fn weight_statistics(version: &VersionInput) -> Vec<Value> {
             .collect();
         (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
     };
-    let shown: [(&str, &str, fn(f64) -> String); 5] = [
+    let shown: [(&str, &str, Format); 5] = [
         ("mean", "mean weight", number),
         ("std", "spread (standard deviation)", number),
         ("entropy", "entropy, 1 is uniform", number),

@@ -44,7 +44,7 @@ fn tags(page: &str) -> Vec<(String, BTreeMap<String, String>)> {
         }
         let name: String = tag
             .chars()
-            .take_while(|c| c.is_ascii_alphanumeric())
+            .take_while(char::is_ascii_alphanumeric)
             .collect();
         let mut attributes = BTreeMap::new();
         let mut pieces = tag[name.len()..].split('"');
