@@ -48,7 +48,7 @@ impl Job for BuildLeaderboard {
     const EXAMPLES: &'static str = "\
 build-leaderboard --store s3://wmtp/demo --scores base,v001-s42,v002-s42 --name micropy
 build-leaderboard --store s3://wmtp/demo --scores base --scores v001-s42 --report-dir report --name micropy";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
 
     fn plan(&self, cx: &mut PlanCx<'_>) -> Result<Plan<Work>, JobError> {
         let mut ids = BTreeSet::new();

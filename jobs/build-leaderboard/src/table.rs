@@ -113,7 +113,7 @@ pub fn build(runs: &[ScoredRun]) -> Result<Leaderboard, Error> {
     let comparer = Comparer::new(&pooled);
     let mut rows: Vec<LeaderboardRow> =
         (0..pooled.len()).map(|index| comparer.row(index)).collect();
-    rank(&mut rows);
+    rank(&mut rows, &comparer);
     Ok(Leaderboard {
         dataset_id: first.score.dataset_id.clone(),
         split: first.summary.split,
@@ -224,23 +224,15 @@ fn warn_of_gaps(pooled: &[Pooled], warnings: &mut Vec<String>) {
     }
 }
 
-fn rank(rows: &mut [LeaderboardRow]) {
-    let ranked: Vec<usize> = (0..rows.len())
-        .filter(|&i| rows[i].estimate.is_some())
-        .collect();
-    let scores: Vec<f64> = ranked
-        .iter()
-        .filter_map(|&i| rows[i].estimate.map(|estimate| estimate.mean))
-        .collect();
-    let level: Vec<bool> = ranked
-        .iter()
-        .map(|&i| {
-            let corrected = rows[i].against_leader.as_ref().and_then(|c| c.p_holm);
-            corrected.is_none_or(|p| p >= LEVEL)
-        })
-        .collect();
-    for (&index, rank) in ranked.iter().zip(shared_ranks(&scores, &level)) {
-        rows[index].rank = Some(rank);
+/// Versions without the primary metric stand last and get no rank.
+fn rank(rows: &mut [LeaderboardRow], comparer: &Comparer<'_>) {
+    let num_ranked = rows.iter().filter(|row| row.estimate.is_some()).count();
+    let ranks = shared_ranks(num_ranked, |leader, others| {
+        let corrected = comparer.corrected(leader, others);
+        corrected.into_iter().map(|p| p >= LEVEL).collect()
+    });
+    for (row, rank) in rows.iter_mut().zip(ranks) {
+        row.rank = Some(rank);
     }
 }
 

@@ -38,28 +38,30 @@ pub fn holm(p_values: &[f64]) -> Vec<f64> {
     adjusted
 }
 
-/// Ranks that the noise allows, for rows sorted best first.
+/// Ranks that the noise allows, for `count` rows sorted best first.
 ///
-/// `level_with_leader[i]` says whether row `i` cannot be told from row 0; all those share rank 1. The rest
-/// follow in order, counting everybody before them, and exactly equal scores share a rank.
-pub fn shared_ranks(scores: &[f64], level_with_leader: &[bool]) -> Vec<u32> {
-    let leads = |index: usize| index == 0 || level_with_leader.get(index).copied().unwrap_or(false);
-    let leaders = (0..scores.len()).filter(|&index| leads(index)).count();
-    let mut ranks = Vec::with_capacity(scores.len());
-    let mut followers = 0;
-    let mut previous: Option<(f64, u32)> = None;
-    for (index, &score) in scores.iter().enumerate() {
-        if leads(index) {
-            ranks.push(1);
-            continue;
+/// The first row leads rank 1; all rows that cannot be told from it share the rank. The best of the rest leads the
+/// next one, and so on; a rank counts everybody placed before. `level_with(leader, others)` says of each of the others
+/// whether it cannot be told from the leader.
+pub fn shared_ranks(
+    count: usize,
+    mut level_with: impl FnMut(usize, &[usize]) -> Vec<bool>,
+) -> Vec<u32> {
+    let mut ranks = vec![0; count];
+    let mut rest: Vec<usize> = (0..count).collect();
+    while let Some((&leader, others)) = rest.split_first() {
+        let rank = (count - others.len()) as u32;
+        let level = level_with(leader, others);
+        ranks[leader] = rank;
+        let mut behind = Vec::new();
+        for (&row, level) in others.iter().zip(level) {
+            if level {
+                ranks[row] = rank;
+            } else {
+                behind.push(row);
+            }
         }
-        followers += 1;
-        let rank = match previous {
-            Some((value, rank)) if value.total_cmp(&score).is_eq() => rank,
-            _ => (leaders + followers) as u32,
-        };
-        previous = Some((score, rank));
-        ranks.push(rank);
+        rest = behind;
     }
     ranks
 }
@@ -113,17 +115,22 @@ mod tests {
 
     #[test]
     fn ranks_are_shared_within_noise_and_count_everybody_before() {
-        let ranks = shared_ranks(
-            &[0.9, 0.88, 0.5, 0.5, 0.1],
-            &[true, true, false, false, false],
-        );
-        assert_eq!(ranks, [1, 1, 3, 3, 5]);
-        assert_eq!(shared_ranks(&[0.9, 0.8], &[false, false]), [1, 2]);
-        assert_eq!(
-            shared_ranks(&[0.9, 0.8, 0.7], &[true, false, true]),
-            [1, 3, 1]
-        );
-        assert!(shared_ranks(&[], &[]).is_empty());
+        let within = |scores: &'static [f64], noise: f64| {
+            shared_ranks(scores.len(), move |leader, others| {
+                let level = |&row: &usize| scores[leader] - scores[row] < noise;
+                others.iter().map(level).collect()
+            })
+        };
+        assert_eq!(within(&[0.9, 0.88, 0.5, 0.49, 0.1], 0.05), [1, 1, 3, 3, 5]);
+        assert_eq!(within(&[0.9, 0.8], 0.05), [1, 2]);
+        // Each is level with the next, yet only those level with the leader of a rank share it.
+        assert_eq!(within(&[0.9, 0.8, 0.7, 0.6], 0.15), [1, 1, 3, 3]);
+        assert!(within(&[], 0.05).is_empty());
+        // The third cannot be told from the first, because few tasks decide about it; the second can.
+        let uneven = shared_ranks(3, |leader, others| {
+            others.iter().map(|&row| (leader, row) == (0, 2)).collect()
+        });
+        assert_eq!(uneven, [1, 3, 1]);
     }
 
     #[test]

@@ -19,21 +19,22 @@ pub(super) struct Comparer<'a> {
 
 impl<'a> Comparer<'a> {
     pub(super) fn new(versions: &'a [Pooled]) -> Self {
-        let raw: Vec<Option<f64>> = versions
-            .iter()
-            .enumerate()
-            .map(|(index, version)| {
-                let tested = index > 0 && version.primary().is_some();
-                tested.then(|| paired(version, &versions[0]).p_value)
-            })
-            .collect();
-        let tested: Vec<f64> = raw.iter().flatten().copied().collect();
-        let mut corrected = holm(&tested).into_iter();
-        let p_holm = raw
-            .into_iter()
-            .map(|p| p.and_then(|_| corrected.next()))
-            .collect();
-        Self { versions, p_holm }
+        let mut comparer = Self {
+            versions,
+            p_holm: vec![None; versions.len()],
+        };
+        let has_primary = |index: &usize| versions[*index].primary().is_some();
+        let tested: Vec<usize> = (1..versions.len()).filter(has_primary).collect();
+        for (&index, p) in tested.iter().zip(comparer.corrected(0, &tested)) {
+            comparer.p_holm[index] = Some(p);
+        }
+        comparer
+    }
+
+    /// Holm-corrected p-values of some versions against one.
+    pub(super) fn corrected(&self, leader: usize, others: &[usize]) -> Vec<f64> {
+        let p = |&other: &usize| paired(&self.versions[other], &self.versions[leader]).p_value;
+        holm(&others.iter().map(p).collect::<Vec<f64>>())
     }
 
     /// The row of one version, still without its rank.
