@@ -16,6 +16,7 @@ mod observer;
 mod params;
 mod rotary;
 mod store;
+mod tape;
 mod value;
 
 pub mod loss;
@@ -32,4 +33,5 @@ pub use observer::{Observer, Point, Site, Unobserved};
 pub use params::{Horizon, Params};
 pub use rotary::Rotary;
 pub use store::ParamStore;
+pub use tape::TrunkTape;
 pub use value::{HeadKind, ValueModel};

@@ -8,7 +8,7 @@ use crate::kernels::HeadLayout;
 use crate::observer::{Observer, Point, Site, Unobserved};
 use crate::ops::{self, AttentionSetup};
 use crate::params::trunk_prefix;
-use crate::{Error, Horizon, ParamStore, Params, Result, Rotary};
+use crate::{Error, Horizon, ParamStore, Params, Result, Rotary, TrunkTape};
 
 /// Whether a model's tensors take gradients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,7 +118,8 @@ impl Body {
         self.setup.rotary = Arc::new(rotary);
     }
 
-    pub(crate) fn trunk<O: Observer>(&self, ids_bs: &Tensor, observer: &mut O) -> Result<Tensor> {
+    /// Embeddings `[b, s, d]` of `ids [b, s]`.
+    pub(crate) fn embed(&self, ids_bs: &Tensor) -> Result<Tensor> {
         let (batch, sequence) = match ids_bs.dims() {
             [b, s] if ids_bs.dtype() == DType::U32 => (*b, *s),
             dims => {
@@ -129,12 +130,22 @@ impl Body {
             }
         };
         let ids = ids_bs.flatten_all()?.to_vec1::<u32>()?;
-        let embedded = ops::embedding(&self.embeddings, &ids)?.reshape((
-            batch,
-            sequence,
-            self.embeddings.dim(1)?,
-        ))?;
-        let mut x = observer.observe(Site::Embed, embedded)?;
+        let rows = ops::embedding(&self.embeddings, &ids)?;
+        Ok(rows.reshape((batch, sequence, self.embeddings.dim(1)?))?)
+    }
+
+    pub(crate) fn num_blocks(&self) -> usize {
+        self.blocks.len()
+    }
+
+    /// One trunk block.
+    pub(crate) fn block(&self, index: usize, x_bsd: &Tensor) -> Result<Tensor> {
+        let site = |point| Site::Trunk(index, point);
+        self.blocks[index].forward(x_bsd, &self.setup, site, &mut Unobserved)
+    }
+
+    pub(crate) fn trunk<O: Observer>(&self, ids_bs: &Tensor, observer: &mut O) -> Result<Tensor> {
+        let mut x = observer.observe(Site::Embed, self.embed(ids_bs)?)?;
         for (i, block) in self.blocks.iter().enumerate() {
             x = block.forward(&x, &self.setup, |point| Site::Trunk(i, point), observer)?;
         }
@@ -200,6 +211,12 @@ impl MtpModel {
     /// [`Self::trunk`] with an observer at every site.
     pub fn trunk_observed<O: Observer>(&self, ids_bs: &Tensor, observer: &mut O) -> Result<Tensor> {
         self.body.trunk(ids_bs, observer)
+    }
+
+    /// [`Self::trunk`] for training: goes back block by block, with the activations of the last `num_kept` blocks
+    /// kept and the others computed again.
+    pub fn trunk_taped(&self, ids_bs: &Tensor, num_kept: usize) -> Result<TrunkTape> {
+        TrunkTape::record(&self.body, ids_bs, num_kept)
     }
 
     /// Hidden state `[b, s, d]` of one head after the shared norm.

@@ -235,6 +235,22 @@ impl Params {
             .sum()
     }
 
+    /// Floating-point operations of one block, forward, over `rows` sequences of `width` positions: two for each
+    /// weight of a matrix and position, and causal attention, which sees half of the pairs.
+    pub fn block_flops(&self, rows: usize, width: usize) -> f64 {
+        let (query, key) = (
+            self.n_heads * self.head_dim(),
+            self.n_kv_heads * self.head_dim(),
+        );
+        let weights = self.dim * (2 * query + 2 * key + 3 * self.ffn_dim());
+        (rows * width) as f64 * (2 * weights + 2 * width * query) as f64
+    }
+
+    /// Floating-point operations of the unembedding, forward, for so many targets.
+    pub fn unembedding_flops(&self, targets: usize) -> f64 {
+        2.0 * (targets * self.dim * self.vocab_size) as f64
+    }
+
     /// All tensors of the model with their shapes, in canonical order (Meta names).
     pub fn tensor_shapes(&self) -> Vec<(String, Vec<usize>)> {
         let mut shapes = vec![(

@@ -38,6 +38,13 @@ impl Algo {
     }
 }
 
+impl Optim {
+    /// [`Optim::activation_mib`] in bytes.
+    pub fn activation_bytes(&self) -> Option<usize> {
+        self.activation_mib.map(|mib| mib << 20)
+    }
+}
+
 words! {
     /// Number format of weights and arithmetic.
     Dtype {
@@ -191,6 +198,8 @@ section! {
         eval_every_steps: usize = 100;
         /// Steps between two saved states.
         checkpoint_every_steps: usize = 100 => Runtime;
+        /// Memory for the trunk's activations, MiB; blocks beyond it are computed again on the way back. All when null.
+        activation_mib: Option<usize> = None => Runtime;
     }
 }
 

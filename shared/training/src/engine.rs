@@ -11,6 +11,7 @@ use crate::optimizer::{
     AdamW, AdamWSettings, Gradients, Parameter, assign, clip_coefficient, take,
 };
 use crate::schedule::Schedule;
+use crate::throughput::Work;
 
 /// After so many bad steps in a row, training stops.
 pub const MAX_BAD_STEPS: u32 = 3;
@@ -78,8 +79,8 @@ pub enum Update {
 pub struct StepReport {
     /// 1-based number of the step.
     pub step: u64,
-    /// Tokens that went through the model, padding not counted.
-    pub tokens: u64,
+    /// What it had to do.
+    pub work: Work,
     /// What became of the gradients.
     pub update: Update,
     /// Numbers for curves, in a fixed order.

@@ -134,24 +134,49 @@ pub fn ids_tensor(batch: &PaddedBatch, device: &Device) -> Result<Tensor> {
     Ok(Tensor::from_slice(&batch.ids, shape, device)?)
 }
 
+/// What a step learns, and what it may keep of the forward pass.
+#[derive(Debug, Clone, Copy)]
+pub struct Learner<'a> {
+    /// The model.
+    pub model: &'a MtpModel,
+    /// Its parameters, in the order of the gradients.
+    pub parameters: &'a [Parameter],
+    /// Bytes that the activations of the trunk may take; blocks beyond them are computed again on the way back.
+    /// `None` keeps all. It changes no bit of the result.
+    pub activation_bytes: Option<usize>,
+}
+
+impl Learner<'_> {
+    /// Trunk blocks whose activations are kept for a batch of so many positions.
+    fn num_kept(&self, positions: usize) -> usize {
+        let dtype = self.model.unembedding().dtype();
+        let of_block = self.model.params().block_activation_bytes(positions, dtype);
+        self.activation_bytes
+            .map_or(usize::MAX, |bytes| bytes / of_block.max(1))
+    }
+}
+
 /// Adds loss and gradients of one micro-batch to those of its optimizer step.
 ///
-/// The trunk runs once. Its output is cut off the graph, the heads run one after another upon it, each
-/// with its own backward pass, so that only one head's activations are alive at a time; then their
-/// summed gradient goes through the trunk. Returns `false` when a cross-entropy is not finite: the sums
+/// The trunk runs once, cut off the graph between its blocks. The heads run one after another upon its output,
+/// each with its own backward pass, so that only one head's activations are alive at a time; then their
+/// summed gradient goes through the trunk, block by block. Returns `false` when a cross-entropy is not finite: the sums
 /// then say so and the gradients are of no use.
 pub fn accumulate(
-    model: &MtpModel,
-    parameters: &[Parameter],
+    learner: &Learner<'_>,
     batch: &PaddedBatch,
     first_slot: usize,
     scorer: &mut dyn Scorer,
     loss: &mut StepLoss,
     gradients: &mut Gradients,
 ) -> Result<bool> {
+    let Learner {
+        model, parameters, ..
+    } = *learner;
     let device = model.unembedding().device().clone();
-    let trunk = model.trunk(&ids_tensor(batch, &device)?)?;
-    let cut = Var::from_tensor(&trunk.detach())?;
+    let num_kept = learner.num_kept(batch.rows * batch.width);
+    let trunk = model.trunk_taped(&ids_tensor(batch, &device)?, num_kept)?;
+    let cut = Var::from_tensor(trunk.output())?;
     let active = loss.active() as f64;
     let mut trunk_gradient: Option<Tensor> = None;
     for (horizon, sums) in model.params().horizons().zip(&mut loss.heads) {
@@ -194,8 +219,7 @@ pub fn accumulate(
         }
     }
     if let Some(gradient) = trunk_gradient {
-        let store = (&trunk * gradient)?.sum_all()?.backward()?;
-        gradients.add(parameters, &store)?;
+        trunk.backward(gradient, |store| gradients.add(parameters, store))?;
     }
     Ok(true)
 }

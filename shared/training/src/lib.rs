@@ -21,6 +21,7 @@ mod schedule;
 pub mod scorer;
 mod scores;
 pub mod session;
+mod throughput;
 mod value;
 
 pub use buffer::Buffer;
@@ -32,6 +33,7 @@ pub use policy::{PolicySettings, PolicyTrainer, Rows};
 pub use schedule::Schedule;
 pub use scorer::{Rho1Scorer, Rho1Settings, Rho1Weighting, Scorer, StepScorer};
 pub use scores::TokenScores;
+pub use throughput::{Throughput, Work};
 pub use value::{
     Objective, ValueParameters, ValueSettings, ValueTrainer, advantages, balanced_rows,
 };

@@ -14,10 +14,11 @@ use wmtp_weighting::{Histogram, WeightStats};
 use crate::buffer;
 use crate::engine::{Engine, OptimSettings, StepReport, Trainer, Update};
 use crate::error::{Error, Result};
-use crate::heads::{StepLoss, Target, accumulate, target_counts};
+use crate::heads::{Learner, StepLoss, Target, accumulate, target_counts};
 use crate::inference::{head_cross_entropies, mean};
 use crate::optimizer::{Gradients, parameters};
 use crate::scorer::{Scorer, StepRow, StepStats};
+use crate::throughput::Work;
 
 /// Bins of the weight histogram.
 const BINS: usize = 60;
@@ -45,6 +46,8 @@ pub struct PolicySettings {
     pub micro_batch_sequences: usize,
     /// Validate after so many steps, and after the last; 0 means only after the last.
     pub eval_every_steps: usize,
+    /// Bytes that the trunk's activations may take, see [`Learner`].
+    pub activation_bytes: Option<usize>,
     /// Upper end of the weight histogram.
     pub w_max: f64,
     /// Seed of the order of rows.
@@ -219,7 +222,7 @@ impl<'a> PolicyTrainer<'a> {
     }
 
     /// Sums of the loss over one optimizer step; its gradients are left in `self.gradients`.
-    fn step_loss(&mut self, rows: &[usize]) -> Result<(StepLoss, StepWeights)> {
+    fn step_loss(&mut self, rows: &[usize]) -> Result<(StepLoss, StepWeights, Work)> {
         let horizons: Vec<Horizon> = self.params.horizons().collect();
         let mut loss = StepLoss::new(&target_counts(self.train.file, rows, &horizons));
         let targets = |&row: &usize| StepRow {
@@ -235,12 +238,18 @@ impl<'a> PolicyTrainer<'a> {
         };
         scorer.begin_step(self.engine.step(), &step_rows)?;
         self.gradients.clear();
-        let mut first_slot = 0;
+        let (mut first_slot, mut work) = (0, Work::default());
         for micro in rows.chunks(self.settings.micro_batch_sequences.max(1)) {
+            let batch = pad_batch(self.train.file, micro);
+            work = work.with_batch(&batch, self.params.n_layers, self.params);
+            let learner = Learner {
+                model: &self.model,
+                parameters: self.engine.parameters(),
+                activation_bytes: self.settings.activation_bytes,
+            };
             let finite = accumulate(
-                &self.model,
-                self.engine.parameters(),
-                &pad_batch(self.train.file, micro),
+                &learner,
+                &batch,
                 first_slot,
                 &mut scorer,
                 &mut loss,
@@ -251,7 +260,9 @@ impl<'a> PolicyTrainer<'a> {
             }
             first_slot += micro.len();
         }
-        Ok((loss, scorer.heard))
+        let targets = loss.heads.iter().map(|head| head.count).sum();
+        work.flops += Work::TRAINING * self.params.unembedding_flops(targets);
+        Ok((loss, scorer.heard, work))
     }
 
     fn record_weights(&mut self, heard: StepWeights) {
@@ -332,7 +343,7 @@ impl Trainer for PolicyTrainer<'_> {
         let Some(rows) = self.plan.get(index).cloned() else {
             return Err(Error::BadData(format!("the run has only {index} steps")));
         };
-        let (loss, heard) = self.step_loss(&rows)?;
+        let (loss, heard, work) = self.step_loss(&rows)?;
         let all_needed = loss.active() == loss.heads.len();
         let update = self
             .engine
@@ -361,13 +372,9 @@ impl Trainer for PolicyTrainer<'_> {
             metrics.push(("validation_loss".to_owned(), loss));
         }
         self.engine.log(&metrics);
-        let tokens = rows
-            .iter()
-            .map(|&row| self.train.file.row(row).ids.len() as u64)
-            .sum();
         Ok(StepReport {
             step: self.engine.step(),
-            tokens,
+            work,
             update,
             metrics,
         })

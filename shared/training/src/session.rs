@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
 use wmtp_artifacts::fault;
 use wmtp_data_sets::TokenFile;
 use wmtp_job_kit::{JobError, Manifest, Run};
@@ -12,6 +12,7 @@ use wmtp_records::{Split, data_files, jsonl};
 
 use crate::engine::{MAX_BAD_STEPS, Trainer, Update};
 use crate::error::{Error, Result};
+use crate::throughput::{Throughput, peak_memory_bytes};
 
 /// Paths inside a model bundle.
 pub mod bundle {
@@ -102,12 +103,14 @@ pub fn drive(
     let (total, every) = (trainer.total_steps(), checkpoint_every as u64);
     let progress = run.progress(label, "step", total);
     progress.set(trainer.step());
-    let (started, mut tokens) = (run.elapsed(), 0);
+    let peak = peak_flops(run)?;
+    let mut throughput = Throughput::default();
     while trainer.step() < total {
         if run.should_stop() {
             save(trainer, run)?;
             return Err(JobError::preempted());
         }
+        let started = run.elapsed();
         let report = match trainer.advance() {
             Ok(report) => report,
             Err(error @ Error::Numeric { .. }) => {
@@ -127,17 +130,21 @@ pub fn drive(
                 report.step
             ));
         }
-        tokens += report.tokens;
-        let seconds = (run.elapsed().saturating_sub(started))
-            .as_secs_f64()
-            .max(1e-9);
-        let rate = tokens as f64 / seconds;
+        let secs = run.elapsed().saturating_sub(started).as_secs_f64();
+        throughput.add(report.work, secs);
+        let rate = throughput.tokens_per_second();
         let mut metrics: Vec<(&str, f64)> = report
             .metrics
             .iter()
             .map(|(name, value)| (name.as_str(), *value))
             .collect();
         metrics.push(("tokens_per_second", rate));
+        metrics.push((
+            "padded_tokens_per_second",
+            throughput.positions_per_second(),
+        ));
+        metrics.push(("mfu", throughput.flops_per_second() / peak));
+        metrics.push(("step_secs", secs));
         run.metrics(report.step, &metrics);
         let loss = report.metric("train_loss").unwrap_or(f64::NAN);
         progress.detail(format!("loss {loss:.3}, {rate:.0} tokens/s"));
@@ -148,7 +155,28 @@ pub fn drive(
         }
     }
     progress.finish();
+    if throughput.step_secs(0.5).is_some() {
+        run.log(throughput.summary(peak, peak_memory_bytes()));
+    }
     Ok(())
+}
+
+/// Floating-point operations per second that this machine reaches in a plain matrix product: the best of a few.
+fn peak_flops(run: &Run) -> Result<f64> {
+    // Rows enough for every core, and a weight that fits its cache.
+    const ROWS: usize = 2048;
+    const WIDTH: usize = 512;
+    const TRIES: usize = 3;
+    let x = Tensor::ones((ROWS, WIDTH), DType::F32, &Device::Cpu)?;
+    let weight = Tensor::ones((WIDTH, WIDTH), DType::F32, &Device::Cpu)?;
+    let mut best = 0.0_f64;
+    for _ in 0..TRIES {
+        let started = run.elapsed();
+        wmtp_model::ops::linear(&x, &weight)?;
+        let secs = run.elapsed().saturating_sub(started).as_secs_f64();
+        best = best.max(2.0 * (ROWS * WIDTH * WIDTH) as f64 / secs.max(1e-9));
+    }
+    Ok(best)
 }
 
 /// Saves what continuing needs.

@@ -7,7 +7,7 @@ use candle_core::Tensor;
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
-use wmtp_data_sets::{TokenFile, pad_batch};
+use wmtp_data_sets::{PaddedBatch, TokenFile, pad_batch};
 use wmtp_model::loss::select_rows;
 use wmtp_model::{HeadKind, ParamStore, Params, ValueModel};
 use wmtp_weighting::{gae, td_errors};
@@ -20,6 +20,7 @@ use crate::inference::{mean, raw_values};
 use crate::optimizer::{Gradients, parameters};
 use crate::policy::{Rows, plan};
 use crate::scores::TokenScores;
+use crate::throughput::Work;
 
 /// What the head's output means and what it is trained with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -154,21 +155,22 @@ impl<'a> ValueTrainer<'a> {
     }
 
     /// Mean loss over the value positions of one optimizer step; gradients are left in `self.gradients`.
-    fn step_loss(&mut self, rows: &[usize]) -> Result<f64> {
+    fn step_loss(&mut self, rows: &[usize]) -> Result<(f64, Work)> {
         let file = self.train.file;
         let count: usize = rows.iter().map(|&row| file.row(row).response_len()).sum();
         self.gradients.clear();
-        let mut sum = 0.0;
+        let (mut sum, mut work) = (0.0, Work::default());
         for micro in rows.chunks(self.settings.micro_batch_sequences.max(1)) {
-            sum += self.accumulate(micro, count)?;
+            let batch = pad_batch(file, micro);
+            work = work.with_batch(&batch, self.params.num_trunk_blocks(), self.params);
+            sum += self.accumulate(micro, &batch, count)?;
         }
-        Ok(sum / count as f64)
+        Ok((sum / count as f64, work))
     }
 
     /// Sum of the loss over one micro-batch. The derivative for each output is computed on the host and
     /// goes back through the model as a plain tensor.
-    fn accumulate(&mut self, rows: &[usize], count: usize) -> Result<f64> {
-        let batch = pad_batch(self.train.file, rows);
+    fn accumulate(&mut self, rows: &[usize], batch: &PaddedBatch, count: usize) -> Result<f64> {
         let (mut positions, mut rewards) = (Vec::new(), Vec::new());
         for (slot, &row) in rows.iter().enumerate() {
             let start = slot * batch.width;
@@ -178,7 +180,7 @@ impl<'a> ValueTrainer<'a> {
             rewards.extend((prompt..length).map(|_| reward));
         }
         let device = self.store.head.device().clone();
-        let outputs = self.model.values(&ids_tensor(&batch, &device)?)?;
+        let outputs = self.model.values(&ids_tensor(batch, &device)?)?;
         let outputs = select_rows(&outputs.reshape((batch.rows * batch.width, 1))?, &positions)?;
         let (mut sum, mut derivatives) = (0.0, Vec::with_capacity(rewards.len()));
         for (output, reward) in Buffer::of(&outputs)?.into_f64().into_iter().zip(rewards) {
@@ -248,7 +250,7 @@ impl Trainer for ValueTrainer<'_> {
         let Some(rows) = self.plan.get(index).cloned() else {
             return Err(Error::BadData(format!("the run has only {index} steps")));
         };
-        let loss = self.step_loss(&rows)?;
+        let (loss, work) = self.step_loss(&rows)?;
         // A head that starts at zero gives the trunk a gradient of zero at first, yet it does give one.
         let update = self.engine.apply(loss, &self.gradients, true)?;
         let mut metrics = vec![("train_loss".to_owned(), loss)];
@@ -266,13 +268,9 @@ impl Trainer for ValueTrainer<'_> {
             metrics.push(("validation_loss".to_owned(), loss));
         }
         self.engine.log(&metrics);
-        let tokens = rows
-            .iter()
-            .map(|&row| self.train.file.row(row).ids.len() as u64)
-            .sum();
         Ok(StepReport {
             step,
-            tokens,
+            work,
             update,
             metrics,
         })

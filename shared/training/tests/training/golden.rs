@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor};
 use wmtp_data_sets::PaddedBatch;
 use wmtp_model::{Horizon, MtpModel, ParamStore, Params, Rotary};
-use wmtp_training::heads::{StepLoss, Target, accumulate};
+use wmtp_training::heads::{Learner, StepLoss, Target, accumulate};
 use wmtp_training::optimizer::{AdamW, AdamWSettings, Gradients, clip_coefficient, parameters};
 use wmtp_training::scorer::{StepRow, StepStats};
 use wmtp_training::{Result, Scorer};
@@ -143,19 +143,12 @@ fn compare(dir: &Path, dtype: DType, tolerance: &Tolerance) {
     for step in 0..10 {
         gradients.clear();
         let mut loss = StepLoss::new(&[targets, targets]);
-        let parameters = optimizer.parameters();
-        assert!(
-            accumulate(
-                &model,
-                parameters,
-                &batch,
-                0,
-                &mut scorer,
-                &mut loss,
-                &mut gradients
-            )
-            .unwrap()
-        );
+        let learner = Learner {
+            model: &model,
+            parameters: optimizer.parameters(),
+            activation_bytes: None,
+        };
+        assert!(accumulate(&learner, &batch, 0, &mut scorer, &mut loss, &mut gradients).unwrap());
         losses.push(loss.weighted());
         norms.push(gradients.norm());
         if step == 0 {
@@ -168,7 +161,7 @@ fn compare(dir: &Path, dtype: DType, tolerance: &Tolerance) {
                 );
             }
             assert_eq!(gradients.first_untouched(), None);
-            for (index, parameter) in parameters.iter().enumerate() {
+            for (index, parameter) in optimizer.parameters().iter().enumerate() {
                 let expected = numbers(&golden[&format!("grad.{}", parameter.name)]);
                 let found = gradients.get(index).clone().into_f64();
                 let error = rel_l2(&found, &expected);

@@ -7,7 +7,7 @@ use crate::support::{counting, settings, some_scores, store, tiny};
 use candle_core::{DType, Device, Tensor};
 use wmtp_data_sets::{TokenFile, pad_batch};
 use wmtp_model::{Horizon, MtpModel, ParamStore, Params};
-use wmtp_training::heads::{HeadTargets, StepLoss, accumulate, target_counts};
+use wmtp_training::heads::{HeadTargets, Learner, StepLoss, accumulate, target_counts};
 use wmtp_training::optimizer::{Gradients, Parameter, parameters};
 use wmtp_training::scorer::StepRow;
 use wmtp_training::{
@@ -66,9 +66,13 @@ fn loss_and_gradients(
     let mut first_slot = 0;
     for chunk in rows.chunks(micro) {
         let batch = pad_batch(file, chunk);
+        let learner = Learner {
+            model: &model,
+            parameters: &parameters,
+            activation_bytes: None,
+        };
         let finite = accumulate(
-            &model,
-            &parameters,
+            &learner,
             &batch,
             first_slot,
             scorer.as_mut(),
@@ -323,6 +327,38 @@ fn a_resumed_run_equals_the_uninterrupted_one_bit_for_bit() {
                 "{algo} after step {stop}"
             );
         }
+    }
+}
+
+/// What a run leaves when rayon has so many threads.
+fn finished_with_threads(threads: usize, settings: PolicySettings) -> Vec<Vec<u8>> {
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build()
+        .unwrap();
+    pool.install(|| {
+        let file = counting(40);
+        let params = tiny(2);
+        let store = store(&params, DType::F32);
+        let mut trainer = trainer(&params, &store, &file, "rho1", settings);
+        finished(&mut trainer, &store)
+    })
+}
+
+#[test]
+fn threads_and_recomputation_change_no_bit() {
+    let expected = finished_with_threads(1, settings());
+    assert!(
+        finished_with_threads(2, settings()) == expected,
+        "two threads"
+    );
+    for activation_bytes in [0, 60_000] {
+        let settings = PolicySettings {
+            activation_bytes: Some(activation_bytes),
+            ..settings()
+        };
+        let same = finished_with_threads(2, settings) == expected;
+        assert!(same, "{activation_bytes} bytes for activations");
     }
 }
 

@@ -75,6 +75,7 @@ pub(crate) fn settings() -> PolicySettings {
         batch_sequences: 8,
         micro_batch_sequences: 3,
         eval_every_steps: 4,
+        activation_bytes: None,
         w_max: 3.0,
         order_seed: 5,
     }
