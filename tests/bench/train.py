@@ -1,0 +1,184 @@
+"""`make bench-train`: whole MTP training steps, ours beside PyTorch's, on the same cores in turn.
+
+    python train.py TRAIN_RATE [--rounds 3] [--steps 6] [--threads N] [--sizes micro-a,demo,wide]
+
+TRAIN_RATE is our binary (`cargo build --workspace --examples`). A step is forward, backward, clipping and AdamW of one
+MTP model with weighted cross-entropy over every head and token, in f32. PyTorch runs as its users would run it: fused
+attention, fused norm, fused AdamW; eager and compiled. Every round runs each contender once, in an order that turns;
+the first two steps of a run warm up, the median of the others over all rounds is printed. The first losses of both
+sides are compared on equal weights by the parity goldens, not here.
+"""
+import argparse, json, os, pathlib, statistics, subprocess, sys, time
+
+# dim, trunk blocks, heads, feed-forward, attention heads, vocabulary, sequence, batch
+SIZES = {
+    "micro-a": (256, 5, 4, 704, 4, 4096, 256, 8),
+    "demo": (128, 6, 4, 384, 4, 1024, 128, 32),
+    "wide": (512, 8, 4, 1408, 8, 8192, 512, 2),
+}
+WARM_UP = 2
+
+
+def torch_steps(size, steps, compiled, threads):
+    """Seconds of each step of the same model in PyTorch."""
+    import torch
+    import torch.nn.functional as F
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(42)
+    dim, trunk, heads, ffn, n_heads, vocab, sequence, batch = size
+    head_dim = dim // n_heads
+
+    class Block(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            linear = lambda i, o: torch.nn.Linear(i, o, bias=False)
+            self.attention_norm, self.ffn_norm = torch.nn.RMSNorm(dim, 1e-5), torch.nn.RMSNorm(dim, 1e-5)
+            self.qkv, self.wo = linear(dim, 3 * dim), linear(dim, dim)
+            self.w13, self.w2 = linear(dim, 2 * ffn), linear(ffn, dim)
+
+        def forward(self, x, cos, sin):
+            b, s, _ = x.shape
+            q, k, v = self.qkv(self.attention_norm(x)).view(b, s, 3, n_heads, head_dim).unbind(2)
+            turn = lambda t: torch.stack(
+                (t[..., 0::2] * cos - t[..., 1::2] * sin, t[..., 0::2] * sin + t[..., 1::2] * cos), -1
+            ).flatten(-2)
+            q, k, v = turn(q).transpose(1, 2), turn(k).transpose(1, 2), v.transpose(1, 2)
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            x = x + self.wo(y.transpose(1, 2).reshape(b, s, dim))
+            gate, up = self.w13(self.ffn_norm(x)).chunk(2, -1)
+            return x + self.w2(F.silu(gate) * up)
+
+    class Mtp(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed = torch.nn.Embedding(vocab, dim)
+            self.trunk = torch.nn.ModuleList(Block() for _ in range(trunk))
+            self.heads = torch.nn.ModuleList(Block() for _ in range(heads))
+            self.norm = torch.nn.RMSNorm(dim, 1e-5)
+            self.output = torch.nn.Linear(dim, vocab, bias=False)
+
+        def forward(self, ids, weights, cos, sin):
+            x = self.embed(ids)
+            for block in self.trunk:
+                x = block(x, cos, sin)
+            total = 0.0
+            for k, block in enumerate(self.heads, 1):
+                logits = self.output(self.norm(block(x, cos, sin)))[:, :-k]
+                ce = F.cross_entropy(logits.reshape(-1, vocab), ids[:, k:].reshape(-1), reduction="none")
+                total = total + (ce * weights[:, k:].reshape(-1)).mean()
+            return total / len(self.heads)
+
+    model = Mtp()
+    step_model = torch.compile(model) if compiled else model
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.01, fused=True)
+    ids = (torch.arange(batch * sequence) * 7919 % vocab).view(batch, sequence)
+    weights = (0.5 + (torch.arange(sequence) % 3) / 2.0).expand(batch, sequence)
+    angles = torch.outer(
+        torch.arange(sequence).float(), 10000.0 ** (-torch.arange(0, head_dim, 2).float() / head_dim)
+    )[None, :, None, :]
+    cos, sin = angles.cos(), angles.sin()
+    secs = []
+    for _ in range(steps):
+        start = time.perf_counter()
+        loss = step_model(ids, weights, cos, sin)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        secs.append(time.perf_counter() - start)
+    return secs
+
+
+def matmul_peak(threads):
+    """GFLOP/s of PyTorch's f32 product of two 2,048 x 2,048 matrices, best of five."""
+    import torch
+
+    torch.set_num_threads(threads)
+    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
+    best = float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        a @ b
+        best = min(best, time.perf_counter() - start)
+    return 2 * 2048**3 / best / 1e9
+
+
+def flops_per_token(size):
+    """Multiplications and additions of forward and backward: 6 a weight, and causal attention."""
+    dim, trunk, heads, ffn, _, vocab, sequence, _ = size
+    blocks = trunk + heads
+    matrices = blocks * (4 * dim * dim + 3 * dim * ffn) + heads * dim * vocab
+    return 6 * matrices + 6 * blocks * sequence * dim
+
+
+def worker(arguments):
+    """Runs one PyTorch contender in a process of its own, so that none warms the other's caches."""
+    size, steps, threads = SIZES[arguments.size], arguments.steps, arguments.threads
+    if arguments.worker == "peak":
+        print(json.dumps(matmul_peak(threads)))
+    else:
+        print(json.dumps(torch_steps(size, steps, arguments.worker == "compiled", threads)))
+
+
+def run_ours(binary, size, steps, threads):
+    env = os.environ | {"RAYON_NUM_THREADS": str(threads), "CANDLE_NUM_THREADS": "1", "MIMALLOC_PURGE_DELAY": "-1"}
+    found = subprocess.run([binary, *map(str, size), str(steps)], env=env, check=True, capture_output=True, text=True)
+    return json.loads(found.stdout)["secs"]
+
+
+def run_torch(kind, name, steps, threads):
+    env = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    command = [sys.executable, __file__, "-", "--worker", kind, "--size", name, "--steps", str(steps), "--threads", str(threads)]
+    found = subprocess.run(command, env=env, capture_output=True, text=True)
+    if found.returncode != 0:
+        print(f"  PyTorch {kind} did not run: {found.stderr.strip().splitlines()[-1]}", file=sys.stderr)
+        return None
+    return json.loads(found.stdout)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("binary")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--sizes", default=",".join(SIZES))
+    parser.add_argument("--worker", choices=["eager", "compiled", "peak"])
+    parser.add_argument("--size", choices=SIZES, default="micro-a")
+    arguments = parser.parse_args()
+    if arguments.worker:
+        return worker(arguments)
+    binary = str(pathlib.Path(arguments.binary).resolve())
+    threads, steps = arguments.threads, arguments.steps + WARM_UP
+    print(f"f32, {threads} threads, median of {arguments.steps} steps in each of {arguments.rounds} rounds")
+    print(f"{'size':<10}{'ours':>9}{'eager':>9}{'compiled':>10}   tokens/s   {'/eager':>7}{'/compiled':>10}  of the matmul peak")
+    for name in arguments.sizes.split(","):
+        size = SIZES[name]
+        contenders = {
+            "ours": lambda: run_ours(binary, size, steps, threads),
+            "eager": lambda: run_torch("eager", name, steps, threads),
+            "compiled": lambda: run_torch("compiled", name, steps, threads),
+        }
+        secs = {kind: [] for kind in contenders}
+        peaks = []
+        for turn in range(arguments.rounds):
+            kinds = list(contenders)
+            for kind in kinds[turn % 3 :] + kinds[: turn % 3]:
+                found = contenders[kind]()
+                secs[kind] += found[WARM_UP:] if found else []
+            peaks.append(run_torch("peak", name, steps, threads))
+        tokens = size[6] * size[7]
+        rate = {kind: tokens / statistics.median(found) for kind, found in secs.items() if found}
+        cell = lambda kind, width: f"{rate[kind]:>{width},.0f}" if kind in rate else f"{'-':>{width}}"
+        ratio = lambda kind, width: f"{rate['ours'] / rate[kind]:>{width}.2f}" if kind in rate else f"{'-':>{width}}"
+        share = rate["ours"] * flops_per_token(size) / statistics.median(peaks) / 1e9
+        print(
+            f"{name:<10}{cell('ours', 9)}{cell('eager', 9)}{cell('compiled', 10)}              {ratio('eager', 7)}"
+            f"{ratio('compiled', 10)}  {share:.0%} of {statistics.median(peaks):.0f} GFLOP/s",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
