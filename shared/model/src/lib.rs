@@ -11,6 +11,7 @@
 mod error;
 mod float;
 mod kernels;
+mod lora;
 mod model;
 mod observer;
 mod params;
@@ -27,6 +28,7 @@ mod composed;
 /// Element type and place of tensors, so that jobs need not see candle themselves.
 pub use candle_core::{DType, Device};
 pub use error::{Error, Result};
+pub use lora::{Adapters, LoraSettings, LoraTarget};
 pub use model::MtpModel;
 pub use observer::{Observer, Point, Site, Unobserved};
 pub use params::{Horizon, Params};

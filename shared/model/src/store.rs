@@ -1,6 +1,6 @@
 //! Ordered, named, trainable parameters: seeded creation, strict loading, deterministic saving.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor, Var};
@@ -139,6 +139,15 @@ impl ParamStore {
 
     /// Writes safetensors; the same values give the same bytes.
     pub fn save(&self, path: &Path) -> Result<()> {
+        self.save_with(path, None)
+    }
+
+    /// [`Self::save`] with entries for the file's header.
+    pub(crate) fn save_with(
+        &self,
+        path: &Path,
+        header: Option<HashMap<String, String>>,
+    ) -> Result<()> {
         let mut buffers = Vec::with_capacity(self.entries.len());
         for (name, var) in &self.entries {
             buffers.push((
@@ -158,7 +167,7 @@ impl ParamStore {
             (name.as_str(), view)
         });
         let bytes =
-            safetensors::serialize(views, None).map_err(|reason| Error::corrupt(path, reason))?;
+            safetensors::serialize(views, header).map_err(|reason| Error::corrupt(path, reason))?;
         std::fs::write(path, bytes).map_err(|source| Error::io(path, source))
     }
 
@@ -211,15 +220,27 @@ impl ParamStore {
         device: &Device,
     ) -> Result<Self> {
         let bytes = std::fs::read(path).map_err(|source| Error::io(path, source))?;
+        Self::parse(path, &bytes, shapes, &[TOLERATED], dtype, device)
+    }
+
+    /// Takes the tensors of `shapes` out of the bytes of a file, which must hold no others but the tolerated.
+    pub(crate) fn parse(
+        path: &Path,
+        bytes: &[u8],
+        shapes: Vec<(String, Vec<usize>)>,
+        tolerated: &[&str],
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Self> {
         let file =
-            SafeTensors::deserialize(&bytes).map_err(|reason| Error::corrupt(path, reason))?;
+            SafeTensors::deserialize(bytes).map_err(|reason| Error::corrupt(path, reason))?;
         let origin = || path.display().to_string();
         let mut names = file.names();
         names.sort_unstable();
         let known: BTreeSet<&str> = shapes.iter().map(|(name, _)| name.as_str()).collect();
         if let Some(name) = names
             .into_iter()
-            .find(|name| *name != TOLERATED && !known.contains(name))
+            .find(|name| !tolerated.contains(name) && !known.contains(name))
         {
             return Err(Error::UnexpectedTensor {
                 origin: origin(),
@@ -317,6 +338,15 @@ fn normal(seed: u64, name: &str, shape: &[usize], std: f64) -> Vec<f64> {
     }
     values.truncate(count);
     values
+}
+
+/// Uniform values in ±bound from the stream of one tensor.
+pub(crate) fn uniform(seed: u64, name: &str, count: usize, bound: f64) -> Vec<f64> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    rng.set_stream(fnv1a(name));
+    (0..count)
+        .map(|_| bound * (2.0 * rng.random::<f64>() - 1.0))
+        .collect()
 }
 
 /// FNV-1a, 64 bits: a stable number for a stream name.
