@@ -16,6 +16,7 @@ mod model;
 mod observer;
 mod params;
 mod rotary;
+mod shards;
 mod store;
 mod value;
 

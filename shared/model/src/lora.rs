@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::Tracking;
 use crate::ops::{LowRank, Slot};
+use crate::shards::{self, Wanted};
 use crate::store::uniform;
 use crate::{Error, ParamStore, Params, Result};
 
@@ -166,7 +167,14 @@ impl Adapters {
             .validate()
             .map_err(|reason| Error::corrupt(path, reason))?;
         let shapes = settings.tensor_shapes(params);
-        let store = ParamStore::parse(path, &bytes, shapes, &[], dtype, device)?;
+        let wanted = Wanted {
+            shapes: &shapes,
+            tolerated: &[],
+            dtype,
+            device,
+        };
+        let tensors = shards::take(path, &shards::open(path, &bytes)?, &wanted)?;
+        let store = ParamStore::from_tensors(tensors)?;
         Ok(Self { settings, store })
     }
 

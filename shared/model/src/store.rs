@@ -1,14 +1,14 @@
 //! Ordered, named, trainable parameters: seeded creation, strict loading, deterministic saving.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor, Var};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 
+use crate::shards::{self, Wanted};
 use crate::value::head_shapes;
 use crate::{Error, HeadKind, Params, Result};
 
@@ -46,10 +46,11 @@ impl ParamStore {
         Self::from_tensors(tensors.collect::<Result<_>>()?)
     }
 
-    /// Reads the weights of a whole model. Names and shapes must be exactly those of `params`; stored
-    /// f16, bf16, f32 or f64 values are converted to `dtype`.
+    /// Reads the weights of a whole model: a safetensors file, or the shards of `path.index.json` where only that
+    /// is there. Names and shapes must be exactly those of `params`; stored f16, bf16, f32 or f64 values are
+    /// converted to `dtype`.
     pub fn load(path: &Path, params: &Params, dtype: DType, device: &Device) -> Result<Self> {
-        Self::read(path, params.tensor_shapes(), dtype, device)
+        Self::read(path, &params.tensor_shapes(), dtype, device)
     }
 
     /// Copies embeddings, trunk blocks and norm of a base model: the start of a value model.
@@ -69,7 +70,7 @@ impl ParamStore {
         dtype: DType,
         device: &Device,
     ) -> Result<Self> {
-        Self::read(path, params.value_trunk_shapes(), dtype, device)
+        Self::read(path, &params.value_trunk_shapes(), dtype, device)
     }
 
     /// A fresh value head whose output is `bias` everywhere: its last layer has zero weights.
@@ -102,7 +103,7 @@ impl ParamStore {
         dtype: DType,
         device: &Device,
     ) -> Result<Self> {
-        Self::read(path, head_shapes(kind, params.dim), dtype, device)
+        Self::read(path, &head_shapes(kind, params.dim), dtype, device)
     }
 
     /// Copies tensors into trainable variables, keeping their order.
@@ -215,88 +216,18 @@ impl ParamStore {
 
     fn read(
         path: &Path,
-        shapes: Vec<(String, Vec<usize>)>,
+        shapes: &[(String, Vec<usize>)],
         dtype: DType,
         device: &Device,
     ) -> Result<Self> {
-        let bytes = std::fs::read(path).map_err(|source| Error::io(path, source))?;
-        Self::parse(path, &bytes, shapes, &[TOLERATED], dtype, device)
+        let wanted = Wanted {
+            shapes,
+            tolerated: &[TOLERATED.to_owned()],
+            dtype,
+            device,
+        };
+        Self::from_tensors(shards::read(path, &wanted)?)
     }
-
-    /// Takes the tensors of `shapes` out of the bytes of a file, which must hold no others but the tolerated.
-    pub(crate) fn parse(
-        path: &Path,
-        bytes: &[u8],
-        shapes: Vec<(String, Vec<usize>)>,
-        tolerated: &[&str],
-        dtype: DType,
-        device: &Device,
-    ) -> Result<Self> {
-        let file =
-            SafeTensors::deserialize(bytes).map_err(|reason| Error::corrupt(path, reason))?;
-        let origin = || path.display().to_string();
-        let mut names = file.names();
-        names.sort_unstable();
-        let known: BTreeSet<&str> = shapes.iter().map(|(name, _)| name.as_str()).collect();
-        if let Some(name) = names
-            .into_iter()
-            .find(|name| !tolerated.contains(name) && !known.contains(name))
-        {
-            return Err(Error::UnexpectedTensor {
-                origin: origin(),
-                name: name.to_owned(),
-            });
-        }
-        let mut tensors = Vec::with_capacity(shapes.len());
-        for (name, expected) in shapes {
-            let Ok(view) = file.tensor(&name) else {
-                return Err(Error::MissingTensor {
-                    origin: origin(),
-                    name,
-                });
-            };
-            if view.shape() != expected {
-                return Err(Error::TensorShape {
-                    origin: origin(),
-                    name,
-                    found: view.shape().to_vec(),
-                    expected,
-                });
-            }
-            let stored = match view.dtype() {
-                Dtype::F64 => DType::F64,
-                Dtype::F32 => DType::F32,
-                Dtype::F16 => DType::F16,
-                Dtype::BF16 => DType::BF16,
-                other => {
-                    return Err(Error::corrupt(
-                        path,
-                        format!("tensor {name} is stored as {other:?}"),
-                    ));
-                }
-            };
-            let tensor =
-                Tensor::from_raw_buffer(view.data(), stored, &expected, device)?.to_dtype(dtype)?;
-            if !is_finite(&tensor)? {
-                return Err(Error::NotFinite {
-                    origin: origin(),
-                    name,
-                });
-            }
-            tensors.push((name, tensor));
-        }
-        Self::from_tensors(tensors)
-    }
-}
-
-/// Whether every element is a number: a sum of x·0 is 0 exactly then.
-fn is_finite(tensor: &Tensor) -> Result<bool> {
-    let zero = tensor
-        .affine(0.0, 0.0)?
-        .sum_all()?
-        .to_dtype(DType::F64)?
-        .to_scalar::<f64>()?;
-    Ok(zero == 0.0)
 }
 
 fn tensor(values: Vec<f64>, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
