@@ -16,9 +16,6 @@ use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 
 use crate::{Error, Result};
 
-/// Names and shapes in the order of the configuration.
-pub(crate) type Shapes = Vec<(String, Vec<usize>)>;
-
 /// What is wanted of a file.
 pub(crate) struct Wanted<'a> {
     /// Every tensor, in order.
@@ -161,12 +158,8 @@ fn read_shard(
 ) -> Result<(Vec<(String, Tensor)>, u64)> {
     let path = index.with_file_name(shard);
     let of_shard = |name: &str| weight_map.get(name).is_some_and(|one| one == shard);
-    let shapes: Shapes = wanted
-        .shapes
-        .to_vec()
-        .into_iter()
-        .filter(|(name, _)| of_shard(name))
-        .collect();
+    let shapes = wanted.shapes.iter().filter(|(name, _)| of_shard(name));
+    let shapes: Vec<_> = shapes.cloned().collect();
     if !path.exists() {
         let first = shapes.first().map_or("nothing", |(name, _)| name);
         let reason = format!("shard {shard}, which holds {first}, is missing");

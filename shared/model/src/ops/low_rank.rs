@@ -1,16 +1,16 @@
 //! Low-rank adapters upon the frozen weights of a fused operation (Hu et al. 2021).
 //!
-//! Forward multiplies by `W + s·B·A`, made anew for every call at the price of `rank` rows, so that each fused
-//! kernel serves adapters as it stands; a branch of its own would pass over all rows twice more per matrix.
+//! Forward and backward multiply by `W + s·B·A`, made anew for every call at the price of `rank` rows, so that each
+//! fused kernel serves adapters as it stands; a branch of its own would pass over all rows twice more per matrix.
 //! Backward never forms `dW = dyᵀ·x`: `dA = s·(dy·B)ᵀ·x` and `dB = s·dyᵀ·(x·Aᵀ)` come from its two factors, which
 //! spares a third of a full step's products and the memory of a gradient as large as the weights. The price is
 //! that dropout on the branch alone cannot be expressed.
 
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::{GRADIENT_TILES, TASK_ROWS, by_dtype, gradient, tensor_values};
+use super::{GRADIENT_TILES, TASK_ROWS, by_dtype, gradient, storage_of, tensor_values, values};
 use crate::float::Float;
 use crate::kernels::{Matrix, MatrixMut, Write, matmul, project};
 
@@ -89,7 +89,7 @@ impl LowRank {
 
     /// The weights `parts` behind each other, adapters added, without a graph. A lone part keeps its shape.
     pub(crate) fn effective(&self, parts: &[Tensor]) -> Result<Tensor> {
-        self.added(parts, &self.flat()?)
+        self.upon(parts, &self.flat()?)
     }
 
     /// Runs an operation on the effective weights; gradients go to `x` and the adapters alone.
@@ -99,11 +99,12 @@ impl LowRank {
         parts: &[Tensor],
         op: O,
     ) -> Result<Tensor> {
-        let flat = self.flat()?;
-        let effective = self.added(parts, &flat)?;
-        let low_rank = self.clone();
-        x.contiguous()?
-            .apply_op3(&effective, &flat, Adapted { op, low_rank })
+        let adapted = Adapted {
+            op,
+            low_rank: self.clone(),
+            parts: parts.to_vec(),
+        };
+        x.contiguous()?.apply_op2(&self.flat()?, adapted)
     }
 
     fn flat(&self) -> Result<Tensor> {
@@ -111,22 +112,23 @@ impl LowRank {
         Tensor::cat(&flat?, 0)
     }
 
-    fn added(&self, parts: &[Tensor], flat: &Tensor) -> Result<Tensor> {
-        let packed = by_dtype!(flat.dtype(), self.sum(parts, flat))?;
-        match parts {
-            [one] => packed.reshape(one.shape()),
-            _ => Ok(packed),
-        }
+    fn upon(&self, parts: &[Tensor], flat: &Tensor) -> Result<Tensor> {
+        by_dtype!(flat.dtype(), self.tensor(parts, flat))
     }
 
-    fn sum<T: Float>(&self, parts: &[Tensor], flat: &Tensor) -> Result<Tensor> {
+    fn tensor<T: Float>(&self, parts: &[Tensor], flat: &Tensor) -> Result<Tensor> {
+        let (storage, layout) = flat.storage_and_layout();
+        let weights = self.sum::<T>(parts, tensor_values(&storage, layout)?)?;
+        Tensor::from_vec(weights, packed_shape(parts), flat.device())
+    }
+
+    fn sum<T: Float>(&self, parts: &[Tensor], flat: &[T]) -> Result<Vec<T>> {
         let mut packed = Vec::with_capacity(parts.iter().map(Tensor::elem_count).sum());
         for part in parts {
             let (storage, layout) = part.storage_and_layout();
             packed.extend_from_slice(tensor_values::<T>(&storage, layout)?);
         }
-        let (storage, layout) = flat.storage_and_layout();
-        let mut rest = tensor_values::<T>(&storage, layout)?;
+        let mut rest = flat;
         for slot in &self.slots {
             let (a, b);
             (a, rest) = rest.split_at(self.rank * slot.inputs);
@@ -134,8 +136,7 @@ impl LowRank {
             let weight = &mut packed[slot.start..][..slot.outputs * slot.inputs];
             self.add_product(weight, *slot, a, b);
         }
-        let len = packed.len();
-        Tensor::from_vec(packed, len, flat.device())
+        Ok(packed)
     }
 
     /// `weight += s·B·A`, tiled over output rows.
@@ -263,13 +264,39 @@ fn located<'a, 'b, T>(
     unreachable!("a slot lies inside the packed weights")
 }
 
-/// An operation that takes its effective weights as given and hands gradients to the adapters.
+fn packed_shape(parts: &[Tensor]) -> Shape {
+    match parts {
+        [one] => one.shape().clone(),
+        _ => Shape::from(parts.iter().map(Tensor::elem_count).sum::<usize>()),
+    }
+}
+
+/// An operation on `x` and the flat adapters. The effective weights are made again for backward, so that those of
+/// one block exist at a time.
 struct Adapted<O> {
     op: O,
     low_rank: LowRank,
+    parts: Vec<Tensor>,
 }
 
-impl<O: Fused> CustomOp3 for Adapted<O> {
+impl<O: Fused> Adapted<O> {
+    fn forward<T: Float>(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        flat: &CpuStorage,
+        flat_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let weights = self
+            .low_rank
+            .sum::<T>(&self.parts, values(flat, flat_layout)?)?;
+        let layout = Layout::contiguous(packed_shape(&self.parts));
+        self.op
+            .forward::<T>(x, x_layout, &storage_of(weights), &layout)
+    }
+}
+
+impl<O: Fused> CustomOp2 for Adapted<O> {
     fn name(&self) -> &'static str {
         O::NAME
     }
@@ -278,29 +305,25 @@ impl<O: Fused> CustomOp3 for Adapted<O> {
         &self,
         x: &CpuStorage,
         x_layout: &Layout,
-        w: &CpuStorage,
-        w_layout: &Layout,
-        _flat: &CpuStorage,
-        _flat_layout: &Layout,
+        flat: &CpuStorage,
+        flat_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let op = &self.op;
-        by_dtype!(x.dtype(), op.forward(x, x_layout, w, w_layout))
+        by_dtype!(x.dtype(), self.forward(x, x_layout, flat, flat_layout))
     }
 
     fn bwd(
         &self,
         x: &Tensor,
-        w: &Tensor,
         flat: &Tensor,
         res: &Tensor,
         grad: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let (op, grad) = (&self.op, grad.contiguous()?);
+        let weights = self.low_rank.upon(&self.parts, flat)?;
         let adapters = Some(AdapterGradient {
             low_rank: &self.low_rank,
             flat,
         });
-        let (dx, d_flat) = by_dtype!(x.dtype(), op.backward(x, w, res, &grad, adapters))?;
-        Ok((dx, None, d_flat))
+        by_dtype!(x.dtype(), op.backward(x, &weights, res, &grad, adapters))
     }
 }
