@@ -1,13 +1,15 @@
 //! Tokens per second of one forward and backward pass at the demo's size.
 //!
-//! `CANDLE_NUM_THREADS=1 cargo run -p wmtp-model --example step_rate -- [dim] [batch] [sequence]`
+//! `CANDLE_NUM_THREADS=1 cargo run -p wmtp-model --example step_rate -- [dim] [batch] [sequence] [rank]`
+//!
+//! A rank above 0 trains adapters on every matrix instead of the weights.
 
 use std::error::Error;
 use std::io::Write;
 use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
-use wmtp_model::{MtpModel, ParamStore, Params, loss};
+use wmtp_model::{Adapters, LoraSettings, LoraTarget, MtpModel, ParamStore, Params, loss};
 
 /// The jobs' allocator: it decides how much of the time goes to fresh pages.
 #[global_allocator]
@@ -24,9 +26,18 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut next = |default: usize| numbers.next().unwrap_or(Ok(default));
     let micro = Params::micro_mtp(512);
     let (dim, batch, sequence) = (next(micro.dim)?, next(32)?, next(96)?);
+    let rank = next(0)?;
     let params = Params { dim, ..micro };
     let store = ParamStore::init(&params, 42, DType::F32, &Device::Cpu)?;
-    let model = MtpModel::new(&params, &store)?;
+    let adapters = match rank {
+        0 => None,
+        r => Some(fresh_adapters(&params, r)?),
+    };
+    let model = match &adapters {
+        Some(adapters) => MtpModel::adapted(&params, &store, adapters)?,
+        None => MtpModel::new(&params, &store)?,
+    };
+    let trained = adapters.as_ref().map_or(&store, Adapters::store);
     let ids: Vec<u32> = (0..batch * sequence)
         .map(|i| (i * 7919 % 512) as u32)
         .collect();
@@ -41,7 +52,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let grads = total.backward()?;
         let secs = start.elapsed().as_secs_f64();
         assert!(
-            store.iter().all(|(_, var)| grads.get(var).is_some()),
+            trained.iter().all(|(_, var)| grads.get(var).is_some()),
             "every parameter gets a gradient"
         );
         if secs < best {
@@ -51,12 +62,22 @@ fn main() -> Result<(), Box<dyn Error>> {
     let tokens = (batch * sequence) as f64;
     writeln!(
         std::io::stdout(),
-        "{:.0} tokens/s ({} parameters, dim {dim}, ffn {}, batch {batch}, sequence {sequence}; forward {forward_secs:.3} s, backward {backward_secs:.3} s)",
+        "{:.0} tokens/s ({} of {} parameters trained, dim {dim}, ffn {}, batch {batch}, sequence {sequence}; forward {forward_secs:.3} s, backward {backward_secs:.3} s)",
         tokens / best,
+        trained.num_elements(),
         params.num_params(),
         params.ffn_dim(),
     )?;
     Ok(())
+}
+
+fn fresh_adapters(params: &Params, r: usize) -> wmtp_model::Result<Adapters> {
+    let settings = LoraSettings {
+        r,
+        alpha: 2.0 * r as f64,
+        targets: LoraTarget::ALL.to_vec(),
+    };
+    Adapters::init(params, settings, 42, DType::F32, &Device::Cpu)
 }
 
 /// Mean over heads of the mean cross-entropy over the second half of each sequence.
