@@ -66,6 +66,7 @@ impl Subject {
         recipe.model.horizon = trained.model.horizon;
         recipe.model.dtype = trained.model.dtype;
         recipe.optim = trained.optim;
+        recipe.lora = trained.lora;
         Ok(Self {
             version_id: recipe.version.id.clone(),
             algo: recipe.experiment.algo.to_string(),

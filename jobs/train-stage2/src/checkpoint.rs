@@ -6,17 +6,18 @@ use serde::Serialize;
 use serde_json::Value;
 use wmtp_data_sets::TokenFile;
 use wmtp_job_kit::{JobError, Kind, Output, Run};
-use wmtp_model::{ParamStore, Params};
+use wmtp_model::{Adapters, ParamStore, Params};
 use wmtp_recipe::{Algo, Version};
 use wmtp_records::{Record, Split, data_files, jsonl};
 use wmtp_tokens::Tokenizer;
 use wmtp_training::session::{TOKENIZER_SHA256, write_recipe, write_text};
 use wmtp_training::{Error, PolicyTrainer, Trainer};
 
-/// A finished run on its way into the store; the store holds the best weights.
+/// A finished run on its way into the store; the store, or the adapters upon it, holds the best weights.
 pub(crate) struct Checkpoint<'a> {
     pub(crate) params: &'a Params,
     pub(crate) store: &'a ParamStore,
+    pub(crate) adapters: Option<&'a Adapters>,
     pub(crate) trainer: &'a PolicyTrainer<'a>,
     pub(crate) train: &'a TokenFile,
     pub(crate) best_step: u64,
@@ -31,6 +32,9 @@ struct Summary<'a> {
     train_rows: usize,
     train_targets: usize,
     n_params: usize,
+    /// Parameters of the adapters, where those were trained in place of the weights.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    adapter_params: Option<usize>,
     steps: u64,
     /// The step whose weights are in `model.safetensors`: the smallest validation loss of head 1.
     best_step: u64,
@@ -53,9 +57,7 @@ impl Checkpoint<'_> {
         let recipe = run.recipe();
         let dir = run.output_dir("checkpoint")?;
         let data = run.input("data")?;
-        self.store
-            .save(&dir.join("model.safetensors"))
-            .map_err(Error::from)?;
+        self.write_weights(&dir).map_err(Error::from)?;
         self.params
             .save(&dir.join("params.json"))
             .map_err(Error::from)?;
@@ -76,6 +78,7 @@ impl Checkpoint<'_> {
                 .sum(),
             train_rows: rows.len(),
             n_params: self.store.num_elements(),
+            adapter_params: self.adapters.map(|one| one.store().num_elements()),
             steps: self.trainer.total_steps(),
             best_step: self.best_step,
             last_step: self.trainer.step(),
@@ -92,6 +95,18 @@ impl Checkpoint<'_> {
             .attribute("n_future_tokens", self.params.n_future_tokens)
             .attribute("data", &run.manifest("data")?.id)
             .attribute(TOKENIZER_SHA256, run.attribute("data", TOKENIZER_SHA256)?))
+    }
+
+    /// `model.safetensors` for whoever evaluates; adapters are merged into it and lie beside it too.
+    fn write_weights(&self, dir: &Path) -> wmtp_model::Result<()> {
+        let path = dir.join("model.safetensors");
+        match self.adapters {
+            None => self.store.save(&path),
+            Some(adapters) => {
+                adapters.save(&dir.join("adapter.safetensors"))?;
+                adapters.merge(self.store)?.save(&path)
+            }
+        }
     }
 
     /// A few rows with the weight of every response token, for readers of the site.

@@ -13,7 +13,7 @@ use wmtp_recipe::seed::stream;
 use wmtp_recipe::{Algo, Recipe};
 use wmtp_records::Split;
 use wmtp_training::session::{
-    bundle, check_tokenizers, check_vocabulary, drive, dtype, load_bundle, load_tokens,
+    adapters, bundle, check_tokenizers, check_vocabulary, drive, dtype, load_bundle, load_tokens,
 };
 use wmtp_training::{Error, OptimSettings, PolicySettings, PolicyTrainer, Rows};
 
@@ -111,9 +111,14 @@ fn check_horizon(recipe: &Recipe, params: &Params) -> Result<(), JobError> {
     )))
 }
 
-/// Settings that can change a byte of the checkpoint, by algorithm.
-fn sections(algo: Algo) -> Vec<&'static str> {
+/// Settings that can change a byte of the checkpoint: those that the algorithm reads, and those of adapters where
+/// there are any.
+fn sections(recipe: &Recipe) -> Vec<&'static str> {
+    let algo = recipe.experiment.algo;
     let mut sections = vec!["version", "seed", "experiment", "model", "optim"];
+    if recipe.lora.r > 0 {
+        sections.push("lora");
+    }
     if algo != Algo::Baseline {
         sections.push("weights");
     }
@@ -145,7 +150,7 @@ train-stage2 --data micropy --base micro-mtp --reference-ce v003 --recipe v003.y
             Params::load(&cx.fetch(&base.id)?.join(bundle::PARAMS)).map_err(Error::from)?;
         check_horizon(&recipe, &params)?;
         check_vocabulary(&params, &data)?;
-        let options = recipe.section_options(&sections(algo));
+        let options = recipe.section_options(&sections(&recipe));
         let work = Work {
             options: options.clone(),
         };
@@ -161,15 +166,16 @@ train-stage2 --data micropy --base micro-mtp --reference-ce v003 --recipe v003.y
         let train = load_tokens(&data_dir, Split::Train)?;
         let validation = load_tokens(&data_dir, Split::Validation)?;
         let (params, store) = load_bundle(&run.input("base")?, dtype(recipe.model.dtype))?;
+        let adapters = adapters(recipe, &params)?;
         let scorer = scorer::build(run, &train)?;
-        let mut trainer = PolicyTrainer::new(
-            &params,
-            &store,
-            Rows::correct(&train),
-            Rows::correct(&validation),
-            scorer,
-            settings(recipe),
-        )?;
+        let (rows, held_out) = (Rows::correct(&train), Rows::correct(&validation));
+        let settings = settings(recipe);
+        let mut trainer = match &adapters {
+            Some(adapters) => {
+                PolicyTrainer::adapted(&params, &store, adapters, rows, held_out, scorer, settings)
+            }
+            None => PolicyTrainer::new(&params, &store, rows, held_out, scorer, settings),
+        }?;
         let label = format!("policy ({})", recipe.experiment.algo);
         drive(
             &mut trainer,
@@ -181,6 +187,7 @@ train-stage2 --data micropy --base micro-mtp --reference-ce v003 --recipe v003.y
         let written = checkpoint::Checkpoint {
             params: &params,
             store: &store,
+            adapters: adapters.as_ref(),
             trainer: &trainer,
             train: &train,
             best_step,
@@ -211,7 +218,11 @@ mod tests {
     #[test]
     fn only_the_settings_of_the_algorithm_are_hashed() {
         let mut recipe = Recipe::default();
-        let options = |recipe: &Recipe, algo| recipe.section_options(&sections(algo));
+        let options = |recipe: &Recipe, algo| {
+            let mut recipe = recipe.clone();
+            recipe.experiment.algo = algo;
+            recipe.section_options(&sections(&recipe))
+        };
         let (baseline, rho1) = (
             options(&recipe, Algo::Baseline),
             options(&recipe, Algo::Rho1),
@@ -219,8 +230,12 @@ mod tests {
         recipe.rho1.ratio = 0.7;
         recipe.stage1.epochs = 9.0;
         recipe.optim.checkpoint_every_steps += 1;
+        recipe.lora.alpha = 8.0;
         assert_eq!(options(&recipe, Algo::Baseline), baseline);
         assert_ne!(options(&recipe, Algo::Rho1), rho1);
+        recipe.lora.r = 4;
+        assert_ne!(options(&recipe, Algo::Baseline), baseline);
+        recipe.lora.r = 0;
         recipe.optim.lr *= 2.0;
         assert_ne!(options(&recipe, Algo::Baseline), baseline);
     }

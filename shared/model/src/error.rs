@@ -67,6 +67,9 @@ pub enum Error {
     /// The model configuration contradicts itself.
     #[error("model configuration: {0}")]
     Params(String),
+    /// The settings of adapters contradict themselves.
+    #[error("adapters: {0}")]
+    Lora(String),
     /// An argument has the wrong rank, size or value.
     #[error("{0}")]
     Shape(String),

@@ -11,10 +11,13 @@
 mod error;
 mod float;
 mod kernels;
+mod layout;
+mod lora;
 mod model;
 mod observer;
 mod params;
 mod rotary;
+mod shards;
 mod store;
 mod tape;
 mod value;
@@ -28,6 +31,8 @@ mod composed;
 /// Element type and place of tensors, so that jobs need not see candle themselves.
 pub use candle_core::{DType, Device};
 pub use error::{Error, Result};
+pub use layout::{load_hugging_face, next_token, save_hugging_face};
+pub use lora::{Adapters, LoraSettings, LoraTarget};
 pub use model::MtpModel;
 pub use observer::{Observer, Point, Site, Unobserved};
 pub use params::{Horizon, Params};

@@ -6,9 +6,9 @@ use candle_core::{DType, Tensor};
 
 use crate::kernels::HeadLayout;
 use crate::observer::{Observer, Point, Site, Unobserved};
-use crate::ops::{self, AttentionSetup};
+use crate::ops::{self, AttentionSetup, LowRank};
 use crate::params::trunk_prefix;
-use crate::{Error, Horizon, ParamStore, Params, Result, Rotary, TrunkTape};
+use crate::{Adapters, Error, Horizon, ParamStore, Params, Result, Rotary, TrunkTape};
 
 /// Whether a model's tensors take gradients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,26 +35,60 @@ struct Block {
     attention_in: [Tensor; 4],
     wo: Tensor,
     feed_forward: [Tensor; 4],
+    adapters: BlockAdapters,
 }
+
+/// The adapters of a block by operation.
+#[derive(Debug, Clone, Default)]
+struct BlockAdapters {
+    attention_in: Option<LowRank>,
+    wo: Option<LowRank>,
+    feed_forward: Option<LowRank>,
+}
+
+/// Names of a block's weights in the order of its operations.
+const ATTENTION_IN: [&str; 4] = [
+    "attention_norm",
+    "attention.wq",
+    "attention.wk",
+    "attention.wv",
+];
+const WO: &str = "attention.wo";
+const FEED_FORWARD: [&str; 4] = [
+    "ffn_norm",
+    "feed_forward.w1",
+    "feed_forward.w3",
+    "feed_forward.w2",
+];
 
 impl Block {
     fn new(store: &ParamStore, prefix: &str, tracking: Tracking) -> Result<Self> {
         let get = |name: &str| tracking.tensor(store, &format!("{prefix}.{name}.weight"));
+        let all = |[a, b, c, d]: [&str; 4]| Ok::<_, Error>([get(a)?, get(b)?, get(c)?, get(d)?]);
         Ok(Self {
-            attention_in: [
-                get("attention_norm")?,
-                get("attention.wq")?,
-                get("attention.wk")?,
-                get("attention.wv")?,
-            ],
-            wo: get("attention.wo")?,
-            feed_forward: [
-                get("ffn_norm")?,
-                get("feed_forward.w1")?,
-                get("feed_forward.w3")?,
-                get("feed_forward.w2")?,
-            ],
+            attention_in: all(ATTENTION_IN)?,
+            wo: get(WO)?,
+            feed_forward: all(FEED_FORWARD)?,
+            adapters: BlockAdapters::default(),
         })
+    }
+
+    /// Puts adapters upon the block's weights.
+    fn adapt(&mut self, adapters: &Adapters, prefix: &str, tracking: Tracking) -> Result<()> {
+        let on = |names: &[&str], weights: &[Tensor]| {
+            let names: Vec<_> = names
+                .iter()
+                .map(|name| format!("{prefix}.{name}"))
+                .collect();
+            let named: Vec<_> = names.iter().map(String::as_str).zip(weights).collect();
+            adapters.on(&named, tracking)
+        };
+        self.adapters = BlockAdapters {
+            attention_in: on(&ATTENTION_IN, &self.attention_in)?,
+            wo: on(&[WO], std::slice::from_ref(&self.wo))?,
+            feed_forward: on(&FEED_FORWARD, &self.feed_forward)?,
+        };
+        Ok(())
     }
 
     fn forward<O: Observer>(
@@ -64,12 +98,27 @@ impl Block {
         site: impl Fn(Point) -> Site,
         observer: &mut O,
     ) -> Result<Tensor> {
-        let heads = ops::attention_heads(x, &packed(&self.attention_in)?, setup)?;
-        let heads = observer.observe(site(Point::AttnHeads), heads)?;
-        let out = observer.observe(site(Point::AttnOut), ops::linear(&heads, &self.wo)?)?;
+        let heads = observer.observe(site(Point::AttnHeads), self.attention_heads(x, setup)?)?;
+        let out = match &self.adapters.wo {
+            Some(low_rank) => ops::adapted_linear(&heads, &self.wo, low_rank)?,
+            None => ops::linear(&heads, &self.wo)?,
+        };
+        let out = observer.observe(site(Point::AttnOut), out)?;
         let middle = (x + out)?;
-        let resid = ops::feed_forward(&middle, &packed(&self.feed_forward)?, setup.eps)?;
+        let resid = match &self.adapters.feed_forward {
+            Some(low_rank) => {
+                ops::adapted_feed_forward(&middle, &self.feed_forward, low_rank, setup.eps)?
+            }
+            None => ops::feed_forward(&middle, &packed(&self.feed_forward)?, setup.eps)?,
+        };
         observer.observe(site(Point::Resid), resid)
+    }
+
+    fn attention_heads(&self, x: &Tensor, setup: &AttentionSetup) -> Result<Tensor> {
+        Ok(match &self.adapters.attention_in {
+            Some(low_rank) => ops::adapted_attention_heads(x, &self.attention_in, low_rank, setup)?,
+            None => ops::attention_heads(x, &packed(&self.attention_in)?, setup)?,
+        })
     }
 }
 
@@ -177,6 +226,30 @@ impl MtpModel {
     /// The same values without a graph: evaluation, reference losses.
     pub fn frozen(params: &Params, store: &ParamStore) -> Result<Self> {
         Self::build(params, store, Tracking::Frozen)
+    }
+
+    /// A frozen base under adapters that take gradients.
+    pub fn adapted(params: &Params, store: &ParamStore, adapters: &Adapters) -> Result<Self> {
+        Self::frozen(params, store)?.with_adapters(adapters, Tracking::Trained)
+    }
+
+    /// The same values as [`Self::adapted`] without a graph.
+    pub fn adapted_frozen(
+        params: &Params,
+        store: &ParamStore,
+        adapters: &Adapters,
+    ) -> Result<Self> {
+        Self::frozen(params, store)?.with_adapters(adapters, Tracking::Frozen)
+    }
+
+    fn with_adapters(mut self, adapters: &Adapters, tracking: Tracking) -> Result<Self> {
+        for (i, block) in self.body.blocks.iter_mut().enumerate() {
+            block.adapt(adapters, &trunk_prefix(i), tracking)?;
+        }
+        for (block, horizon) in self.heads.iter_mut().zip(self.params.horizons()) {
+            block.adapt(adapters, &self.params.head_prefix(horizon), tracking)?;
+        }
+        Ok(self)
     }
 
     fn build(params: &Params, store: &ParamStore, tracking: Tracking) -> Result<Self> {

@@ -1,14 +1,14 @@
 //! Ordered, named, trainable parameters: seeded creation, strict loading, deterministic saving.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor, Var};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 
+use crate::shards::{self, Wanted};
 use crate::value::head_shapes;
 use crate::{Error, HeadKind, Params, Result};
 
@@ -46,10 +46,11 @@ impl ParamStore {
         Self::from_tensors(tensors.collect::<Result<_>>()?)
     }
 
-    /// Reads the weights of a whole model. Names and shapes must be exactly those of `params`; stored
-    /// f16, bf16, f32 or f64 values are converted to `dtype`.
+    /// Reads the weights of a whole model: a safetensors file, or the shards of `path.index.json` where only that
+    /// is there. Names and shapes must be exactly those of `params`; stored f16, bf16, f32 or f64 values are
+    /// converted to `dtype`.
     pub fn load(path: &Path, params: &Params, dtype: DType, device: &Device) -> Result<Self> {
-        Self::read(path, params.tensor_shapes(), dtype, device)
+        Self::read(path, &params.tensor_shapes(), dtype, device)
     }
 
     /// Copies embeddings, trunk blocks and norm of a base model: the start of a value model.
@@ -69,7 +70,7 @@ impl ParamStore {
         dtype: DType,
         device: &Device,
     ) -> Result<Self> {
-        Self::read(path, params.value_trunk_shapes(), dtype, device)
+        Self::read(path, &params.value_trunk_shapes(), dtype, device)
     }
 
     /// A fresh value head whose output is `bias` everywhere: its last layer has zero weights.
@@ -102,7 +103,7 @@ impl ParamStore {
         dtype: DType,
         device: &Device,
     ) -> Result<Self> {
-        Self::read(path, head_shapes(kind, params.dim), dtype, device)
+        Self::read(path, &head_shapes(kind, params.dim), dtype, device)
     }
 
     /// Copies tensors into trainable variables, keeping their order.
@@ -139,6 +140,15 @@ impl ParamStore {
 
     /// Writes safetensors; the same values give the same bytes.
     pub fn save(&self, path: &Path) -> Result<()> {
+        self.save_with(path, None)
+    }
+
+    /// [`Self::save`] with entries for the file's header.
+    pub(crate) fn save_with(
+        &self,
+        path: &Path,
+        header: Option<HashMap<String, String>>,
+    ) -> Result<()> {
         let mut buffers = Vec::with_capacity(self.entries.len());
         for (name, var) in &self.entries {
             buffers.push((
@@ -158,7 +168,7 @@ impl ParamStore {
             (name.as_str(), view)
         });
         let bytes =
-            safetensors::serialize(views, None).map_err(|reason| Error::corrupt(path, reason))?;
+            safetensors::serialize(views, header).map_err(|reason| Error::corrupt(path, reason))?;
         std::fs::write(path, bytes).map_err(|source| Error::io(path, source))
     }
 
@@ -206,76 +216,18 @@ impl ParamStore {
 
     fn read(
         path: &Path,
-        shapes: Vec<(String, Vec<usize>)>,
+        shapes: &[(String, Vec<usize>)],
         dtype: DType,
         device: &Device,
     ) -> Result<Self> {
-        let bytes = std::fs::read(path).map_err(|source| Error::io(path, source))?;
-        let file =
-            SafeTensors::deserialize(&bytes).map_err(|reason| Error::corrupt(path, reason))?;
-        let origin = || path.display().to_string();
-        let mut names = file.names();
-        names.sort_unstable();
-        let known: BTreeSet<&str> = shapes.iter().map(|(name, _)| name.as_str()).collect();
-        if let Some(name) = names
-            .into_iter()
-            .find(|name| *name != TOLERATED && !known.contains(name))
-        {
-            return Err(Error::UnexpectedTensor {
-                origin: origin(),
-                name: name.to_owned(),
-            });
-        }
-        let mut tensors = Vec::with_capacity(shapes.len());
-        for (name, expected) in shapes {
-            let Ok(view) = file.tensor(&name) else {
-                return Err(Error::MissingTensor {
-                    origin: origin(),
-                    name,
-                });
-            };
-            if view.shape() != expected {
-                return Err(Error::TensorShape {
-                    origin: origin(),
-                    name,
-                    found: view.shape().to_vec(),
-                    expected,
-                });
-            }
-            let stored = match view.dtype() {
-                Dtype::F64 => DType::F64,
-                Dtype::F32 => DType::F32,
-                Dtype::F16 => DType::F16,
-                Dtype::BF16 => DType::BF16,
-                other => {
-                    return Err(Error::corrupt(
-                        path,
-                        format!("tensor {name} is stored as {other:?}"),
-                    ));
-                }
-            };
-            let tensor =
-                Tensor::from_raw_buffer(view.data(), stored, &expected, device)?.to_dtype(dtype)?;
-            if !is_finite(&tensor)? {
-                return Err(Error::NotFinite {
-                    origin: origin(),
-                    name,
-                });
-            }
-            tensors.push((name, tensor));
-        }
-        Self::from_tensors(tensors)
+        let wanted = Wanted {
+            shapes,
+            tolerated: &[TOLERATED.to_owned()],
+            dtype,
+            device,
+        };
+        Self::from_tensors(shards::read(path, &wanted)?)
     }
-}
-
-/// Whether every element is a number: a sum of x·0 is 0 exactly then.
-fn is_finite(tensor: &Tensor) -> Result<bool> {
-    let zero = tensor
-        .affine(0.0, 0.0)?
-        .sum_all()?
-        .to_dtype(DType::F64)?
-        .to_scalar::<f64>()?;
-    Ok(zero == 0.0)
 }
 
 fn tensor(values: Vec<f64>, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
@@ -317,6 +269,15 @@ fn normal(seed: u64, name: &str, shape: &[usize], std: f64) -> Vec<f64> {
     }
     values.truncate(count);
     values
+}
+
+/// Uniform values in ±bound from the stream of one tensor.
+pub(crate) fn uniform(seed: u64, name: &str, count: usize, bound: f64) -> Vec<f64> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    rng.set_stream(fnv1a(name));
+    (0..count)
+        .map(|_| bound * (2.0 * rng.random::<f64>() - 1.0))
+        .collect()
 }
 
 /// FNV-1a, 64 bits: a stable number for a stream name.

@@ -74,6 +74,12 @@ fn is_section(key: &str) -> bool {
 
 /// One checked leaf.
 pub(crate) fn leaf(key: &str, value: Value, origin: &str) -> Result<(&'static str, Value), Error> {
+    if let Some(reason) = refusal(key, &value) {
+        let value = value
+            .as_str()
+            .map_or_else(|| value.to_string(), str::to_owned);
+        return Err(Error::rule(key, value, reason));
+    }
     let leaf = find(key).ok_or_else(|| Error::UnknownKey {
         key: key.to_owned(),
         origin: origin.to_owned(),
@@ -88,6 +94,24 @@ pub(crate) fn leaf(key: &str, value: Value, origin: &str) -> Result<(&'static st
         found: describe(&value),
         expected: leaf.shape.describe(),
     })
+}
+
+/// Why a setting that other trainers have is none here.
+fn refusal(key: &str, value: &Value) -> Option<&'static str> {
+    match (key, value.as_str()) {
+        ("model.dtype", Some("f16" | "fp16" | "float16")) => Some(
+            "f16 ends at 65504 and loses gradients below 6e-8, and nothing here scales the loss; weights stored as \
+             f16 are widened when they are read, so train in f32",
+        ),
+        ("model.dtype", Some("bf16" | "bfloat16")) => Some(
+            "bf16 keeps 8 bits, so that most updates would round to nothing without f32 master weights, which this \
+             release does not keep; weights stored as bf16 are widened when they are read, so train in f32",
+        ),
+        ("lora.dropout", _) => Some(
+            "adapters are trained without dropout: they are added to the weights, not run beside them",
+        ),
+        _ => None,
+    }
 }
 
 /// The setting of that name.

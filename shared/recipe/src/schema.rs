@@ -109,6 +109,26 @@ words! {
     }
 }
 
+words! {
+    /// A matrix of every block that can carry an adapter, by Meta's names.
+    LoraTarget {
+        /// Queries.
+        Wq = "wq",
+        /// Keys.
+        Wk = "wk",
+        /// Values.
+        Wv = "wv",
+        /// Output of attention.
+        Wo = "wo",
+        /// Gate of the feed-forward half.
+        W1 = "w1",
+        /// Its way down.
+        W2 = "w2",
+        /// Its way up.
+        W3 = "w3",
+    }
+}
+
 section! {
     /// What this recipe is called and how it differs from its parent.
     Version("version") {
@@ -200,6 +220,18 @@ section! {
         checkpoint_every_steps: usize = 100 => Runtime;
         /// Memory for the trunk's activations, MiB; blocks beyond it are computed again on the way back. All when null.
         activation_mib: Option<usize> = None => Runtime;
+    }
+}
+
+section! {
+    /// Low-rank adapters of the policy, trained in place of its weights.
+    Lora("lora") {
+        /// Rank of the adapters; 0 trains every weight instead.
+        r: usize = 0;
+        /// The adapters' product counts alpha / r.
+        alpha: f64 = 32.0;
+        /// Matrices that carry one, in the trunk and in every head.
+        targets: Vec<LoraTarget> = LoraTarget::ALL.to_vec();
     }
 }
 
@@ -319,6 +351,8 @@ pub struct Recipe {
     pub data: Data,
     /// Optimiser, schedule and batches of stage 2.
     pub optim: Optim,
+    /// Low-rank adapters of the policy, trained in place of its weights.
+    pub lora: Lora,
     /// The value model.
     pub stage1: Stage1,
     /// The tuned reference of Rho-1.
@@ -342,6 +376,7 @@ impl Default for Recipe {
             model: Model::default(),
             data: Data::default(),
             optim: Optim::default(),
+            lora: Lora::default(),
             stage1: Stage1::default(),
             reference: Reference::default(),
             score: Score::default(),
@@ -368,6 +403,7 @@ pub fn leaves() -> impl Iterator<Item = &'static Leaf> {
         Model::LEAVES,
         Data::LEAVES,
         Optim::LEAVES,
+        Lora::LEAVES,
         Stage1::LEAVES,
         Reference::LEAVES,
         Score::LEAVES,

@@ -21,6 +21,8 @@ pub enum Shape {
     Choice(&'static [&'static str]),
     /// A list of whole numbers of at least 0.
     Counts,
+    /// A list of some of the words listed.
+    Words(&'static [&'static str]),
 }
 
 impl Shape {
@@ -37,6 +39,10 @@ impl Shape {
             Self::Counts => value
                 .as_array()
                 .is_some_and(|items| items.iter().all(Value::is_u64)),
+            Self::Words(words) => value.as_array().is_some_and(|items| {
+                let known = |item: &Value| item.as_str().is_some_and(|word| words.contains(&word));
+                items.iter().all(known)
+            }),
         }
     }
 
@@ -51,6 +57,7 @@ impl Shape {
             Self::Flag => "true or false".to_owned(),
             Self::Choice(words) => format!("one of {}", words.join(", ")),
             Self::Counts => "a list of whole numbers".to_owned(),
+            Self::Words(words) => format!("a list of some of {}", words.join(", ")),
         }
     }
 }
@@ -109,6 +116,7 @@ shapes! {
     Option<usize> => Shape::OptionalCount;
     f64 => Shape::Number;
     Vec<u32> => Shape::Counts;
+    Vec<crate::schema::LoraTarget> => Shape::Words(&["wq", "wk", "wv", "wo", "w1", "w2", "w3"]);
     wmtp_records::Split => Shape::Choice(&["train", "validation", "test"]);
 }
 

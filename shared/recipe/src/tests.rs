@@ -58,6 +58,7 @@ fn changed(leaf: &Leaf, recipe: &Recipe) -> Vec<String> {
         ("evaluation.ks", _) => "[1, 2]".to_owned(),
         ("stage1.objective", _) => "bce".to_owned(),
         ("weights.w_max", _) => "2".to_owned(),
+        ("lora.targets", _) => "[wq, w2]".to_owned(),
         (_, Shape::Text | Shape::OptionalText) => "other".to_owned(),
         (_, Shape::Count) => (current.as_u64().expect("a count") + 1).to_string(),
         (_, Shape::OptionalCount) => "7".to_owned(),
@@ -69,7 +70,7 @@ fn changed(leaf: &Leaf, recipe: &Recipe) -> Vec<String> {
             .find(|word| Some(*word) != current.as_str())
             .expect("two words at least")
             .to_owned(),
-        (_, Shape::Counts) => unreachable!("evaluation.ks is the only list"),
+        (_, Shape::Counts | Shape::Words(_)) => unreachable!("every list is changed above"),
     };
     vec![format!("{}={value}", leaf.key)]
 }
@@ -254,6 +255,13 @@ fn broken_recipes_are_named_with_key_and_source() {
         set("optim.micro_batch_sequences=7"),
         set("stage1.objective=pairwise"),
         set("data.validation_share=0.9"),
+        set("lora.targets=[wq, w4]"),
+        set("lora.targets=[w1, wq]"),
+        set("lora.targets=[]"),
+        set("lora.alpha=0"),
+        set("lora.dropout=0.05"),
+        set("model.dtype=f16"),
+        set("model.dtype=bf16"),
     ];
     insta::assert_snapshot!(messages.join("\n"), @r#"
     unknown key `optim.learning_rat` in r.yaml
@@ -276,6 +284,13 @@ fn broken_recipes_are_named_with_key_and_source() {
     `optim.micro_batch_sequences` is 7, which is not allowed: it divides optim.batch_sequences, 96
     `stage1.objective` is pairwise, which is not allowed: this release trains with mse_mc or bce
     `data.test_share` is 0.2, which is not allowed: validation and test together leave something to train on
+    `lora.targets` in --set: found a list, expected a list of some of wq, wk, wv, wo, w1, w2, w3
+    `lora.targets` is [w1, wq], which is not allowed: at least one, each once, in the order wq, wk, wv, wo, w1, w2, w3
+    `lora.targets` is [], which is not allowed: at least one, each once, in the order wq, wk, wv, wo, w1, w2, w3
+    `lora.alpha` is 0, which is not allowed: more than 0
+    `lora.dropout` is 0.05, which is not allowed: adapters are trained without dropout: they are added to the weights, not run beside them
+    `model.dtype` is f16, which is not allowed: f16 ends at 65504 and loses gradients below 6e-8, and nothing here scales the loss; weights stored as f16 are widened when they are read, so train in f32
+    `model.dtype` is bf16, which is not allowed: bf16 keeps 8 bits, so that most updates would round to nothing without f32 master weights, which this release does not keep; weights stored as bf16 are widened when they are read, so train in f32
     "#);
 }
 

@@ -2,7 +2,7 @@
 
 use crate::Error;
 use crate::resolve::{Origin, Resolved};
-use crate::schema::{Algo, Recipe, ValueObjective};
+use crate::schema::{Algo, LoraTarget, Recipe, ValueObjective};
 
 impl Recipe {
     /// Checks every rule that the settings alone can break.
@@ -13,6 +13,7 @@ impl Recipe {
         self.validate_version()?;
         self.validate_data()?;
         self.validate_training()?;
+        self.validate_lora()?;
         self.validate_weights()?;
         self.validate_evaluation()
     }
@@ -119,6 +120,21 @@ impl Recipe {
             "reference.batch_sequences",
             self.reference.batch_sequences,
             1,
+        )
+    }
+
+    fn validate_lora(&self) -> Result<(), Error> {
+        positive("lora.alpha", self.lora.alpha)?;
+        let targets = &self.lora.targets;
+        let words: Vec<_> = targets.iter().map(|target| target.as_str()).collect();
+        let order: Vec<_> = LoraTarget::ALL.iter().map(|one| one.as_str()).collect();
+        let holds = !targets.is_empty() && targets.is_sorted_by(|a, b| a < b);
+        let rule = format!("at least one, each once, in the order {}", order.join(", "));
+        ensure(
+            "lora.targets",
+            format!("[{}]", words.join(", ")),
+            holds,
+            rule,
         )
     }
 

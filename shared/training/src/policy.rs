@@ -7,7 +7,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use wmtp_data_sets::{BatchPlan, TokenFile, pad_batch};
-use wmtp_model::{Horizon, MtpModel, ParamStore, Params};
+use wmtp_model::{Adapters, Horizon, MtpModel, ParamStore, Params};
 use wmtp_records::jsonl;
 use wmtp_weighting::{Histogram, WeightStats};
 
@@ -79,6 +79,7 @@ pub struct PolicyTrainer<'a> {
     gradients: Gradients,
     params: &'a Params,
     store: &'a ParamStore,
+    adapters: Option<&'a Adapters>,
     model: MtpModel,
     train: Rows<'a>,
     validation: Rows<'a>,
@@ -86,6 +87,13 @@ pub struct PolicyTrainer<'a> {
     scorer: Box<dyn Scorer>,
     settings: PolicySettings,
     record: WeightRecord,
+}
+
+/// The model that a run starts from, and what it trains of it: the adapters where there are any.
+struct Weights<'a> {
+    params: &'a Params,
+    store: &'a ParamStore,
+    adapters: Option<&'a Adapters>,
 }
 
 /// What is kept of the weights.
@@ -177,7 +185,7 @@ fn round(weight: f64) -> f64 {
 }
 
 impl<'a> PolicyTrainer<'a> {
-    /// Prepares a run; nothing is computed yet.
+    /// Prepares a run that trains every weight of the store; nothing is computed yet.
     ///
     /// # Errors
     /// [`Error::BadData`] when there are no training rows.
@@ -189,6 +197,47 @@ impl<'a> PolicyTrainer<'a> {
         scorer: Box<dyn Scorer>,
         settings: PolicySettings,
     ) -> Result<Self> {
+        let weights = Weights {
+            params,
+            store,
+            adapters: None,
+        };
+        Self::build(weights, train, validation, scorer, settings)
+    }
+
+    /// Prepares a run that trains adapters upon the store's weights, which stay as they are.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn adapted(
+        params: &'a Params,
+        store: &'a ParamStore,
+        adapters: &'a Adapters,
+        train: Rows<'a>,
+        validation: Rows<'a>,
+        scorer: Box<dyn Scorer>,
+        settings: PolicySettings,
+    ) -> Result<Self> {
+        let weights = Weights {
+            params,
+            store,
+            adapters: Some(adapters),
+        };
+        Self::build(weights, train, validation, scorer, settings)
+    }
+
+    fn build(
+        weights: Weights<'a>,
+        train: Rows<'a>,
+        validation: Rows<'a>,
+        scorer: Box<dyn Scorer>,
+        settings: PolicySettings,
+    ) -> Result<Self> {
+        let Weights {
+            params,
+            store,
+            adapters,
+        } = weights;
         if train.rows.is_empty() {
             let reason = "the training split holds no row that is known to be correct";
             return Err(Error::BadData(reason.to_owned()));
@@ -200,11 +249,15 @@ impl<'a> PolicyTrainer<'a> {
             settings.order_seed,
         );
         let total = plan.len() as u64;
-        let engine = Engine::new(parameters(store, settings.lr), &settings.optim, total)?;
+        let trained = adapters.map_or(store, Adapters::store);
+        let engine = Engine::new(parameters(trained, settings.lr), &settings.optim, total)?;
         let shown = shown_rows(&train.rows);
         Ok(Self {
             gradients: Gradients::zeros(engine.parameters())?,
-            model: MtpModel::new(params, store)?,
+            model: match adapters {
+                Some(adapters) => MtpModel::adapted(params, store, adapters)?,
+                None => MtpModel::new(params, store)?,
+            },
             record: WeightRecord {
                 lines: String::new(),
                 histogram: Histogram::new(0.0, settings.w_max, BINS),
@@ -213,6 +266,7 @@ impl<'a> PolicyTrainer<'a> {
             engine,
             params,
             store,
+            adapters,
             train,
             validation,
             plan,
@@ -288,7 +342,10 @@ impl<'a> PolicyTrainer<'a> {
 
     /// Unweighted cross-entropy of head 1 over the validation rows; `None` when there are none.
     pub fn validate(&self) -> Result<Option<f64>> {
-        let model = MtpModel::frozen(self.params, self.store)?;
+        let model = match self.adapters {
+            Some(adapters) => MtpModel::adapted_frozen(self.params, self.store, adapters)?,
+            None => MtpModel::frozen(self.params, self.store)?,
+        };
         let Some(first) = self.params.horizons().next() else {
             return Ok(None);
         };
@@ -299,7 +356,7 @@ impl<'a> PolicyTrainer<'a> {
         )?))
     }
 
-    /// Puts the best weights into the store and tells the step that they come from.
+    /// Puts the best weights into the store (the best adapters into theirs) and tells the step that they come from.
     pub fn finish(&mut self) -> Result<u64> {
         self.engine.adopt_best()?;
         Ok(self.engine.best_step().unwrap_or(self.engine.step()))

@@ -6,8 +6,9 @@ use candle_core::{DType, Device, Tensor};
 use wmtp_artifacts::fault;
 use wmtp_data_sets::TokenFile;
 use wmtp_job_kit::{JobError, Manifest, Run};
-use wmtp_model::{ParamStore, Params};
-use wmtp_recipe::Dtype;
+use wmtp_model::{Adapters, LoraSettings, LoraTarget, ParamStore, Params};
+use wmtp_recipe::seed::stream;
+use wmtp_recipe::{Dtype, Recipe};
 use wmtp_records::{Split, data_files, jsonl};
 
 use crate::engine::{MAX_BAD_STEPS, Trainer, Update};
@@ -40,6 +41,37 @@ pub fn load_bundle(dir: &Path, dtype: DType) -> Result<(Params, ParamStore)> {
     let params = Params::load(&dir.join(bundle::PARAMS))?;
     let store = ParamStore::load(&dir.join(bundle::WEIGHTS), &params, dtype, &Device::Cpu)?;
     Ok((params, store))
+}
+
+/// Fresh adapters as a recipe asks for them; none where it trains every weight.
+pub fn adapters(recipe: &Recipe, params: &Params) -> Result<Option<Adapters>> {
+    use wmtp_recipe::LoraTarget as Word;
+    let lora = &recipe.lora;
+    if lora.r == 0 {
+        return Ok(None);
+    }
+    let target = |word: &Word| match word {
+        Word::Wq => LoraTarget::Wq,
+        Word::Wk => LoraTarget::Wk,
+        Word::Wv => LoraTarget::Wv,
+        Word::Wo => LoraTarget::Wo,
+        Word::W1 => LoraTarget::W1,
+        Word::W2 => LoraTarget::W2,
+        Word::W3 => LoraTarget::W3,
+    };
+    let settings = LoraSettings {
+        r: lora.r,
+        alpha: lora.alpha,
+        targets: lora.targets.iter().map(target).collect(),
+    };
+    let (seed, dtype) = (stream(recipe.seed, "lora"), dtype(recipe.model.dtype));
+    Ok(Some(Adapters::init(
+        params,
+        settings,
+        seed,
+        dtype,
+        &Device::Cpu,
+    )?))
 }
 
 /// Token ids of one split of a fetched data set.
@@ -225,11 +257,7 @@ pub fn write_text(path: &Path, text: &str) -> Result<()> {
 }
 
 /// The resolved recipe, cut down to the settings that were hashed: the same key gives the same bytes.
-pub fn write_recipe(
-    path: &Path,
-    recipe: &wmtp_recipe::Recipe,
-    options: &serde_json::Value,
-) -> Result<()> {
+pub fn write_recipe(path: &Path, recipe: &Recipe, options: &serde_json::Value) -> Result<()> {
     let mut kept = serde_json::Map::new();
     let tree = recipe.to_json();
     for key in options

@@ -1,5 +1,6 @@
 //! The whole chain through its binaries, at the smallest size that is still true: kills, repeats, wrong input.
 
+mod adapters;
 mod errors;
 mod kills;
 mod place;

@@ -6,6 +6,7 @@ use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
+use super::low_rank::{AdapterGradient, Factors, Fused, LowRank};
 use super::{
     Saved, TASK_ROWS, add_partials, by_dtype, gradient, storage_of, tensor_values, values,
     weight_gradient,
@@ -43,6 +44,21 @@ pub(crate) fn attention_heads(
     )
 }
 
+/// [`attention_heads`] upon the frozen weights `[norm, wq, wk, wv]` with adapters.
+pub(crate) fn adapted_attention_heads(
+    x: &Tensor,
+    parts: &[Tensor; 4],
+    low_rank: &LowRank,
+    setup: &AttentionSetup,
+) -> Result<Tensor> {
+    let op = AttentionHeads {
+        setup: setup.clone(),
+        keep: x.track_op() || low_rank.tracked(),
+        saved: Saved::new(),
+    };
+    low_rank.apply(x, parts, op)
+}
+
 struct AttentionHeads {
     setup: AttentionSetup,
     /// Whether backward will follow.
@@ -74,7 +90,7 @@ struct Angles<T> {
 
 impl CustomOp2 for AttentionHeads {
     fn name(&self) -> &'static str {
-        "attention-heads"
+        Self::NAME
     }
 
     fn cpu_fwd(
@@ -94,7 +110,10 @@ impl CustomOp2 for AttentionHeads {
         res: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        by_dtype!(x.dtype(), self.backward(x, w, res, &grad.contiguous()?))
+        by_dtype!(
+            x.dtype(),
+            self.backward(x, w, res, &grad.contiguous()?, None)
+        )
     }
 }
 
@@ -137,6 +156,10 @@ impl AttentionHeads {
             half: rotary.half(),
         }
     }
+}
+
+impl Fused for AttentionHeads {
+    const NAME: &'static str = "attention-heads";
 
     fn forward<T: Float>(
         &self,
@@ -217,6 +240,7 @@ impl AttentionHeads {
         packed: &Tensor,
         res: &Tensor,
         grad: &Tensor,
+        adapters: Option<AdapterGradient<'_>>,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let context = self.saved.get::<Context<T>>()?;
         let sizes = self.sizes(x.shape(), packed.elem_count())?;
@@ -277,6 +301,16 @@ impl AttentionHeads {
             },
         );
 
+        let dx = x.track_op().then(|| gradient(dx, x)).transpose()?;
+        if let Some(adapters) = adapters {
+            let factors = Factors {
+                grad: &d_qkv,
+                outputs: sizes.packed,
+                input: &normed,
+                inputs: sizes.dim,
+            };
+            return Ok((dx, Some(adapters.gradient(sizes.dim, &[factors])?)));
+        }
         let d_packed = packed.track_op().then(|| {
             let mut d_packed = vec![T::zero(); packed.elem_count()];
             let (d_norm, d_weights) = d_packed.split_at_mut(sizes.dim);
@@ -284,7 +318,7 @@ impl AttentionHeads {
             weight_gradient(d_weights, &d_qkv, sizes.packed, &normed, sizes.dim);
             gradient(d_packed, packed)
         });
-        Ok((Some(gradient(dx, x)?), d_packed.transpose()?))
+        Ok((dx, d_packed.transpose()?))
     }
 }
 

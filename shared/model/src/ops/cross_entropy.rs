@@ -15,8 +15,8 @@ use crate::kernels::{
 /// Parts of the rows that gather their own unembedding gradient; a constant keeps the sum's order.
 const ROW_GROUPS: usize = 4;
 
-/// `Σ w_i · ce_i` as a scalar, and the unweighted `ce_i` in nats. The gradients of both operands are
-/// computed in the same pass when either operand is trained.
+/// `Σ w_i · ce_i` as a scalar, and the unweighted `ce_i` in nats. The gradients of the operands that are trained
+/// are computed in the same pass.
 pub(crate) fn linear_cross_entropy(
     hidden: &Tensor,
     unembedding: &Tensor,
@@ -28,6 +28,7 @@ pub(crate) fn linear_cross_entropy(
         targets: targets.to_vec(),
         weights: weights.to_vec(),
         keep: hidden.track_op() || unembedding.track_op(),
+        keep_unembedding: unembedding.track_op(),
         per_row: Arc::clone(&per_row),
         saved: Saved::new(),
     };
@@ -40,13 +41,15 @@ struct LinearCrossEntropy {
     targets: Vec<u32>,
     weights: Vec<f64>,
     keep: bool,
+    /// Whether backward will ask for the gradient of the unembedding.
+    keep_unembedding: bool,
     per_row: Arc<Mutex<Vec<f64>>>,
     saved: Saved,
 }
 
 struct Gradients<T> {
     hidden: Vec<T>,
-    unembedding: Vec<T>,
+    unembedding: Option<Vec<T>>,
 }
 
 impl CustomOp2 for LinearCrossEntropy {
@@ -90,7 +93,12 @@ impl LinearCrossEntropy {
         let groups = rows.div_ceil(group);
         let mut per_row = vec![0.0; rows];
         let mut d_hidden = vec![T::zero(); if self.keep { rows * dim } else { 0 }];
-        let mut partials = vec![T::zero(); if self.keep { groups * vocab * dim } else { 0 }];
+        let of_group = if self.keep_unembedding {
+            vocab * dim
+        } else {
+            0
+        };
+        let mut partials = vec![T::zero(); groups * of_group];
         let pieces = h
             .par_chunks(group * dim)
             .zip(self.targets.par_chunks(group))
@@ -102,16 +110,26 @@ impl LinearCrossEntropy {
                 weights,
                 per_row,
             });
-        if self.keep {
+        if self.keep_unembedding {
             pieces
                 .zip(d_hidden.par_chunks_mut(group * dim))
                 .zip(partials.par_chunks_mut(vocab * dim))
-                .for_each(|((rows, d_hidden), d_w)| rows.run(w, dim, vocab, Some((d_hidden, d_w))));
+                .for_each(|((rows, d_hidden), d_w)| {
+                    rows.run(w, dim, vocab, Some((d_hidden, Some(d_w))));
+                });
             let mut d_w = vec![T::zero(); vocab * dim];
             add_partials(&mut d_w, &partials);
             self.saved.put(Gradients {
                 hidden: d_hidden,
-                unembedding: d_w,
+                unembedding: Some(d_w),
+            })?;
+        } else if self.keep {
+            pieces
+                .zip(d_hidden.par_chunks_mut(group * dim))
+                .for_each(|(rows, d_hidden)| rows.run(w, dim, vocab, Some((d_hidden, None))));
+            self.saved.put(Gradients {
+                hidden: d_hidden,
+                unembedding: None,
             })?;
         } else {
             pieces.for_each(|rows| rows.run(w, dim, vocab, None));
@@ -162,7 +180,11 @@ impl LinearCrossEntropy {
         };
         Ok((
             Some(scaled(&gradients.hidden, h)?),
-            Some(scaled(&gradients.unembedding, w)?),
+            gradients
+                .unembedding
+                .as_deref()
+                .map(|data| scaled(data, w))
+                .transpose()?,
         ))
     }
 }
@@ -176,7 +198,13 @@ struct Rows<'a, T> {
 }
 
 impl<T: Float> Rows<'_, T> {
-    fn run(self, w: &[T], dim: usize, vocab: usize, mut gradients: Option<(&mut [T], &mut [T])>) {
+    fn run(
+        self,
+        w: &[T],
+        dim: usize,
+        vocab: usize,
+        mut gradients: Option<(&mut [T], Option<&mut [T]>)>,
+    ) {
         let mut logits = vec![T::zero(); TASK_ROWS.min(self.targets.len()) * vocab];
         for first in (0..self.targets.len()).step_by(TASK_ROWS) {
             let last = self.targets.len().min(first + TASK_ROWS);
@@ -199,13 +227,15 @@ impl<T: Float> Rows<'_, T> {
                     vocab,
                     dim,
                 );
-                matmul(
-                    MatrixMut::new(d_w, vocab, dim, dim),
-                    Matrix::new(logits, last - first, vocab, vocab).transposed(),
-                    Matrix::new(hidden, last - first, dim, dim),
-                    T::one(),
-                    Write::Add,
-                );
+                if let Some(d_w) = d_w {
+                    matmul(
+                        MatrixMut::new(d_w, vocab, dim, dim),
+                        Matrix::new(logits, last - first, vocab, vocab).transposed(),
+                        Matrix::new(hidden, last - first, dim, dim),
+                        T::one(),
+                        Write::Add,
+                    );
+                }
             }
         }
     }

@@ -4,6 +4,7 @@ use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
+use super::low_rank::{AdapterGradient, Factors, Fused, LowRank};
 use super::{
     Saved, TASK_ROWS, add_partials, by_dtype, gradient, rows_and_width, storage_of, tensor_values,
     values, weight_gradient,
@@ -25,6 +26,21 @@ pub(crate) fn feed_forward(x: &Tensor, packed: &Tensor, eps: f64) -> Result<Tens
             saved: Saved::new(),
         },
     )
+}
+
+/// [`feed_forward`] upon the frozen weights `[norm, w1, w3, w2]` with adapters.
+pub(crate) fn adapted_feed_forward(
+    x: &Tensor,
+    parts: &[Tensor; 4],
+    low_rank: &LowRank,
+    eps: f64,
+) -> Result<Tensor> {
+    let op = FeedForward {
+        eps,
+        keep: x.track_op() || low_rank.tracked(),
+        saved: Saved::new(),
+    };
+    low_rank.apply(x, parts, op)
 }
 
 struct FeedForward {
@@ -69,7 +85,7 @@ impl<'a, T> Weights<'a, T> {
 
 impl CustomOp2 for FeedForward {
     fn name(&self) -> &'static str {
-        "feed-forward"
+        Self::NAME
     }
 
     fn cpu_fwd(
@@ -86,14 +102,19 @@ impl CustomOp2 for FeedForward {
         &self,
         x: &Tensor,
         w: &Tensor,
-        _res: &Tensor,
+        res: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        by_dtype!(x.dtype(), self.backward(x, w, &grad.contiguous()?))
+        by_dtype!(
+            x.dtype(),
+            self.backward(x, w, res, &grad.contiguous()?, None)
+        )
     }
 }
 
-impl FeedForward {
+impl Fused for FeedForward {
+    const NAME: &'static str = "feed-forward";
+
     fn forward<T: Float>(
         &self,
         x: &CpuStorage,
@@ -148,7 +169,9 @@ impl FeedForward {
         &self,
         x: &Tensor,
         packed: &Tensor,
+        _res: &Tensor,
         grad: &Tensor,
+        adapters: Option<AdapterGradient<'_>>,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let context = self.saved.get::<Context<T>>()?;
         let (rows, dim) = rows_and_width(x.shape())?;
@@ -188,6 +211,22 @@ impl FeedForward {
             },
         );
 
+        let dx = x.track_op().then(|| gradient(dx, x)).transpose()?;
+        if let Some(adapters) = adapters {
+            let up = Factors {
+                grad: &d_gate_up,
+                outputs: 2 * ffn,
+                input: &normed,
+                inputs: dim,
+            };
+            let down = Factors {
+                grad,
+                outputs: dim,
+                input: &act,
+                inputs: ffn,
+            };
+            return Ok((dx, Some(adapters.gradient(dim, &[up, down])?)));
+        }
         let d_packed = packed.track_op().then(|| {
             let mut d_packed = vec![T::zero(); packed.elem_count()];
             let (d_norm, rest) = d_packed.split_at_mut(dim);
@@ -197,6 +236,6 @@ impl FeedForward {
             weight_gradient(d_down, grad, dim, &act, ffn);
             gradient(d_packed, packed)
         });
-        Ok((Some(gradient(dx, x)?), d_packed.transpose()?))
+        Ok((dx, d_packed.transpose()?))
     }
 }

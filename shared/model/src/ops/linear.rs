@@ -4,6 +4,7 @@ use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
+use super::low_rank::{AdapterGradient, Factors, Fused, LowRank};
 use super::{
     TASK_ROWS, by_dtype, gradient, rows_and_width, storage_of, tensor_values, values,
     weight_gradient,
@@ -16,11 +17,16 @@ pub fn linear(x: &Tensor, w: &Tensor) -> Result<Tensor> {
     x.contiguous()?.apply_op2(w, Linear)
 }
 
+/// [`linear`] upon a frozen weight with an adapter.
+pub(crate) fn adapted_linear(x: &Tensor, w: &Tensor, low_rank: &LowRank) -> Result<Tensor> {
+    low_rank.apply(x, std::slice::from_ref(w), Linear)
+}
+
 struct Linear;
 
 impl CustomOp2 for Linear {
     fn name(&self) -> &'static str {
-        "linear"
+        Self::NAME
     }
 
     fn cpu_fwd(
@@ -30,68 +36,89 @@ impl CustomOp2 for Linear {
         w: &CpuStorage,
         w_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        by_dtype!(x.dtype(), forward(x, x_layout, w, w_layout))
+        by_dtype!(x.dtype(), self.forward(x, x_layout, w, w_layout))
     }
 
     fn bwd(
         &self,
         x: &Tensor,
         w: &Tensor,
-        _res: &Tensor,
+        res: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        by_dtype!(x.dtype(), backward(x, w, &grad.contiguous()?))
+        by_dtype!(
+            x.dtype(),
+            self.backward(x, w, res, &grad.contiguous()?, None)
+        )
     }
 }
 
-fn forward<T: Float>(
-    x: &CpuStorage,
-    x_layout: &Layout,
-    w: &CpuStorage,
-    w_layout: &Layout,
-) -> Result<(CpuStorage, Shape)> {
-    let (rows, inputs) = rows_and_width(x_layout.shape())?;
-    let (outputs, w_inputs) = w_layout.shape().dims2()?;
-    if w_inputs != inputs {
-        return Err(candle_core::Error::msg(format!(
-            "linear: rows of {inputs} against weights of {w_inputs} inputs"
-        )));
-    }
-    let (x, w) = (values::<T>(x, x_layout)?, values::<T>(w, w_layout)?);
-    let mut out = vec![T::zero(); rows * outputs];
-    out.par_chunks_mut(TASK_ROWS * outputs)
-        .zip(x.par_chunks(TASK_ROWS * inputs))
-        .for_each(|(out, x)| project(out, x, w, outputs, inputs, Write::Replace));
-    let mut dims = x_layout.shape().dims().to_vec();
-    *dims.last_mut().expect("rows_and_width refused scalars") = outputs;
-    Ok((storage_of(out), Shape::from(dims)))
-}
+impl Fused for Linear {
+    const NAME: &'static str = "linear";
 
-fn backward<T: Float>(
-    x: &Tensor,
-    w: &Tensor,
-    grad: &Tensor,
-) -> Result<(Option<Tensor>, Option<Tensor>)> {
-    let (outputs, inputs) = w.dims2()?;
-    let (x_storage, x_layout) = x.storage_and_layout();
-    let (w_storage, w_layout) = w.storage_and_layout();
-    let (grad_storage, grad_layout) = grad.storage_and_layout();
-    let (x_values, w_values) = (
-        tensor_values::<T>(&x_storage, x_layout)?,
-        tensor_values::<T>(&w_storage, w_layout)?,
-    );
-    let grad = tensor_values::<T>(&grad_storage, grad_layout)?;
-    let dx = x.track_op().then(|| {
-        let mut dx = vec![T::zero(); x_values.len()];
-        dx.par_chunks_mut(TASK_ROWS * inputs)
-            .zip(grad.par_chunks(TASK_ROWS * outputs))
-            .for_each(|(dx, grad)| project_back(dx, grad, w_values, outputs, inputs));
-        gradient(dx, x)
-    });
-    let dw = w.track_op().then(|| {
-        let mut dw = vec![T::zero(); w_values.len()];
-        weight_gradient(&mut dw, grad, outputs, x_values, inputs);
-        gradient(dw, w)
-    });
-    Ok((dx.transpose()?, dw.transpose()?))
+    fn forward<T: Float>(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        w: &CpuStorage,
+        w_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (rows, inputs) = rows_and_width(x_layout.shape())?;
+        let (outputs, w_inputs) = w_layout.shape().dims2()?;
+        if w_inputs != inputs {
+            return Err(candle_core::Error::msg(format!(
+                "linear: rows of {inputs} against weights of {w_inputs} inputs"
+            )));
+        }
+        let (x, w) = (values::<T>(x, x_layout)?, values::<T>(w, w_layout)?);
+        let mut out = vec![T::zero(); rows * outputs];
+        out.par_chunks_mut(TASK_ROWS * outputs)
+            .zip(x.par_chunks(TASK_ROWS * inputs))
+            .for_each(|(out, x)| project(out, x, w, outputs, inputs, Write::Replace));
+        let mut dims = x_layout.shape().dims().to_vec();
+        *dims.last_mut().expect("rows_and_width refused scalars") = outputs;
+        Ok((storage_of(out), Shape::from(dims)))
+    }
+
+    fn backward<T: Float>(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        _res: &Tensor,
+        grad: &Tensor,
+        adapters: Option<AdapterGradient<'_>>,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let (outputs, inputs) = w.dims2()?;
+        let (x_storage, x_layout) = x.storage_and_layout();
+        let (w_storage, w_layout) = w.storage_and_layout();
+        let (grad_storage, grad_layout) = grad.storage_and_layout();
+        let (x_values, w_values) = (
+            tensor_values::<T>(&x_storage, x_layout)?,
+            tensor_values::<T>(&w_storage, w_layout)?,
+        );
+        let grad = tensor_values::<T>(&grad_storage, grad_layout)?;
+        let dx = x.track_op().then(|| {
+            let mut dx = vec![T::zero(); x_values.len()];
+            dx.par_chunks_mut(TASK_ROWS * inputs)
+                .zip(grad.par_chunks(TASK_ROWS * outputs))
+                .for_each(|(dx, grad)| project_back(dx, grad, w_values, outputs, inputs));
+            gradient(dx, x)
+        });
+        let dx = dx.transpose()?;
+        if let Some(adapters) = adapters {
+            let factors = Factors {
+                grad,
+                outputs,
+                input: x_values,
+                inputs,
+            };
+            return Ok((dx, Some(adapters.gradient(0, &[factors])?)));
+        }
+        let dw = w.track_op().then(|| {
+            let mut dw = vec![T::zero(); w_values.len()];
+            weight_gradient(&mut dw, grad, outputs, x_values, inputs);
+            gradient(dw, w)
+        });
+        Ok((dx, dw.transpose()?))
+    }
 }

@@ -8,6 +8,7 @@ mod cross_entropy;
 mod embedding;
 mod feed_forward;
 mod linear;
+mod low_rank;
 mod norm;
 
 use std::any::Any;
@@ -19,11 +20,13 @@ use rayon::prelude::*;
 use crate::float::Float;
 use crate::kernels::{Matrix, MatrixMut, Write, matmul};
 
-pub(crate) use attention::{AttentionSetup, attention_heads};
+pub(crate) use attention::{AttentionSetup, adapted_attention_heads, attention_heads};
 pub(crate) use cross_entropy::linear_cross_entropy;
 pub use embedding::embedding;
-pub(crate) use feed_forward::feed_forward;
+pub(crate) use feed_forward::{adapted_feed_forward, feed_forward};
+pub(crate) use linear::adapted_linear;
 pub use linear::linear;
+pub(crate) use low_rank::{LowRank, Slot};
 pub use norm::rms_norm;
 
 /// Rows that one parallel task takes at least. A constant, so results do not depend on the thread count.

@@ -105,8 +105,11 @@ impl RmsNorm {
             .for_each(|((((dx, x), grad), inverse), partial)| {
                 kernels::rms_norm_back(grad, x, w_values, inverse, dx, partial);
             });
-        let mut dw = vec![T::zero(); dim];
-        add_partials(&mut dw, &partials);
-        Ok((Some(gradient(dx, x)?), Some(gradient(dw, w)?)))
+        let dw = w.track_op().then(|| {
+            let mut dw = vec![T::zero(); dim];
+            add_partials(&mut dw, &partials);
+            gradient(dw, w)
+        });
+        Ok((Some(gradient(dx, x)?), dw.transpose()?))
     }
 }

@@ -6,6 +6,7 @@
 )]
 
 mod golden;
+mod lora;
 mod policy;
 mod support;
 mod value;

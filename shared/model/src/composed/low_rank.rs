@@ -1,0 +1,240 @@
+//! Adapters against plain twins, finite differences, merged weights and each other's threads.
+
+use std::collections::BTreeSet;
+
+use super::{
+    attention_heads, distance, feed_forward, flat, functional, linear, random, setup, small,
+    small_loss,
+};
+use crate::ops::{self, LowRank, Slot};
+use crate::{Adapters, LoraSettings, LoraTarget, MtpModel, ParamStore};
+use candle_core::{DType, Device, Result, Tensor, Var};
+
+const RANK: usize = 3;
+const SCALE: f64 = 0.75;
+
+/// A frozen weight with an adapter on it.
+struct Adapted {
+    weight: Tensor,
+    a: Var,
+    b: Var,
+}
+
+impl Adapted {
+    fn new(seed: u64, outputs: usize, inputs: usize, dtype: DType) -> Self {
+        Self {
+            weight: random(seed, &[outputs, inputs], dtype).as_detached_tensor(),
+            a: random(seed + 100, &[RANK, inputs], dtype),
+            b: random(seed + 200, &[outputs, RANK], dtype),
+        }
+    }
+
+    fn effective(&self) -> Tensor {
+        (&self.weight + (self.b.matmul(&self.a).unwrap() * SCALE).unwrap()).unwrap()
+    }
+}
+
+/// Adapters on those parts that are `Some`; packed weights are the parts behind each other.
+fn low_rank(parts: &[Tensor], adapted: &[Option<&Adapted>]) -> LowRank {
+    let mut start = 0;
+    let mut slots = Vec::new();
+    for (part, adapted) in parts.iter().zip(adapted) {
+        if let Some(adapted) = adapted {
+            let (outputs, inputs) = part.dims2().unwrap();
+            let slot = Slot {
+                start,
+                outputs,
+                inputs,
+            };
+            let pair = [&adapted.a, &adapted.b].map(|var| var.as_tensor().clone());
+            slots.push((slot, pair));
+        }
+        start += part.elem_count();
+    }
+    LowRank::new(RANK, SCALE, slots)
+}
+
+fn packed(parts: &[Tensor]) -> Tensor {
+    let flat: Result<Vec<_>> = parts.iter().map(Tensor::flatten_all).collect();
+    Tensor::cat(&flat.unwrap(), 0).unwrap()
+}
+
+/// Value and gradients of `x` and all adapters agree, and there is no further gradient.
+fn agree(fused: &Tensor, twin: &Tensor, x: &Var, adapted: &[&Adapted], tolerance: f64) {
+    let off = distance(fused, twin);
+    assert!(off < tolerance, "value is off by {off:e}");
+    let grads = functional(fused).backward().unwrap();
+    let wanted = functional(twin).backward().unwrap();
+    let vars = adapted.iter().flat_map(|one| [&one.a, &one.b]);
+    for (index, var) in std::iter::once(x).chain(vars).enumerate() {
+        let off = distance(grads.get(var).unwrap(), wanted.get(var).unwrap());
+        assert!(off < 4.0 * tolerance, "gradient {index} is off by {off:e}");
+    }
+}
+
+const PRECISIONS: [(DType, f64); 2] = [(DType::F64, 1e-12), (DType::F32, 5e-6)];
+
+#[test]
+fn an_adapted_linear_is_a_linear_with_a_branch_of_its_own() {
+    for (dtype, tolerance) in PRECISIONS {
+        let x = random(1, &[3, 211, 7], dtype);
+        let one = Adapted::new(2, 5, 7, dtype);
+        let low_rank = low_rank(std::slice::from_ref(&one.weight), &[Some(&one)]);
+        let fused = ops::adapted_linear(&x, &one.weight, &low_rank).unwrap();
+        let branch = linear(&linear(&x, &one.a).unwrap(), &one.b).unwrap();
+        let twin = (linear(&x, &one.weight).unwrap() + (branch * SCALE).unwrap()).unwrap();
+        agree(&fused, &twin, &x, &[&one], tolerance);
+    }
+}
+
+#[test]
+fn adapted_attention_equals_its_twin_also_where_only_some_matrices_are_adapted() {
+    for (dtype, tolerance) in PRECISIONS {
+        let setup = setup(4, 2, 6);
+        let x = random(1, &[5, 70, 24], dtype);
+        let norm = random(9, &[24], dtype).as_detached_tensor();
+        let all = [(2, 24), (3, 12), (4, 12)].map(|(seed, out)| Adapted::new(seed, out, 24, dtype));
+        let [q, k, v] = &all;
+        let parts = [&norm, &q.weight, &k.weight, &v.weight].map(Tensor::clone);
+        let low_rank = low_rank(&parts, &[None, Some(q), None, Some(v)]);
+        let fused = ops::adapted_attention_heads(&x, &parts, &low_rank, &setup).unwrap();
+        let effective = packed(&[norm, q.effective(), k.weight.clone(), v.effective()]);
+        let twin = attention_heads(&x, &effective, &setup).unwrap();
+        agree(&fused, &twin, &x, &[q, v], tolerance);
+    }
+}
+
+#[test]
+fn an_adapted_feed_forward_equals_its_twin() {
+    for (dtype, tolerance) in PRECISIONS {
+        let x = random(1, &[3, 101, 12], dtype);
+        let norm = random(9, &[12], dtype).as_detached_tensor();
+        let [w1, w3] = [2, 3].map(|seed| Adapted::new(seed, 20, 12, dtype));
+        let w2 = Adapted::new(4, 12, 20, dtype);
+        let parts = [&norm, &w1.weight, &w3.weight, &w2.weight].map(Tensor::clone);
+        let low_rank = low_rank(&parts, &[None, Some(&w1), Some(&w3), Some(&w2)]);
+        let fused = ops::adapted_feed_forward(&x, &parts, &low_rank, 1e-5).unwrap();
+        let effective = packed(&[norm, w1.effective(), w3.effective(), w2.effective()]);
+        let twin = feed_forward(&x, &effective, 1e-5).unwrap();
+        agree(&fused, &twin, &x, &[&w1, &w3, &w2], tolerance);
+    }
+}
+
+fn settings() -> LoraSettings {
+    LoraSettings {
+        r: 2,
+        alpha: 3.0,
+        targets: LoraTarget::ALL.to_vec(),
+    }
+}
+
+/// A base and adapters none of which is zero.
+fn stores(dtype: DType) -> (ParamStore, Adapters) {
+    let base = ParamStore::init(&small(), 11, dtype, &Device::Cpu).unwrap();
+    let adapters = Adapters::init(&small(), settings(), 5, dtype, &Device::Cpu).unwrap();
+    for (index, (_, var)) in adapters.store().iter().enumerate() {
+        let noise = random(index as u64, var.dims(), dtype).as_detached_tensor();
+        var.set(&(noise * 0.2).unwrap()).unwrap();
+    }
+    (base, adapters)
+}
+
+fn value(model: &MtpModel) -> f64 {
+    flat(&small_loss(model).0)[0]
+}
+
+#[test]
+fn merged_weights_give_what_the_adapters_give() {
+    for (dtype, tolerance) in [(DType::F64, 1e-12), (DType::F32, 2e-6)] {
+        let (base, adapters) = stores(dtype);
+        let merged = adapters.merge(&base).unwrap();
+        let frozen = |store| MtpModel::frozen(&small(), store).unwrap();
+        let adapted = MtpModel::adapted(&small(), &base, &adapters).unwrap();
+        let same = MtpModel::adapted_frozen(&small(), &base, &adapters).unwrap();
+        let expected = value(&frozen(&merged));
+        for found in [value(&adapted), value(&same)] {
+            assert!((found - expected).abs() < tolerance, "{found} {expected}");
+        }
+        assert!((expected - value(&frozen(&base))).abs() > 1e-3);
+    }
+}
+
+#[test]
+fn fresh_adapters_change_no_bit() {
+    let base = ParamStore::init(&small(), 11, DType::F32, &Device::Cpu).unwrap();
+    let fresh = Adapters::init(&small(), settings(), 5, DType::F32, &Device::Cpu).unwrap();
+    let merged = fresh.merge(&base).unwrap();
+    for ((name, before), (_, after)) in base.iter().zip(merged.iter()) {
+        assert_eq!(flat(before), flat(after), "{name}");
+    }
+}
+
+#[test]
+fn adapters_alone_get_gradients_and_those_match_finite_differences() {
+    const STEP: f64 = 1e-5;
+    let (base, adapters) = stores(DType::F64);
+    let model = MtpModel::adapted(&small(), &base, &adapters).unwrap();
+    let grads = small_loss(&model).0.backward().unwrap();
+    for (name, var) in base.iter() {
+        assert!(grads.get(var).is_none(), "{name} is frozen");
+    }
+    for (index, (name, var)) in adapters.store().iter().enumerate() {
+        let gradient = flat(grads.get(var).unwrap_or_else(|| panic!("{name}")));
+        assert!(gradient.iter().any(|g| *g != 0.0), "{name} learns nothing");
+        if index % 3 > 0 {
+            continue;
+        }
+        let before = flat(var);
+        let at = index % before.len();
+        let moved = |by: f64| {
+            let mut values = before.clone();
+            values[at] += by;
+            let values = Tensor::from_vec(values, var.dims(), &Device::Cpu).unwrap();
+            var.set(&values).unwrap();
+            value(&model)
+        };
+        let slope = (moved(STEP) - moved(-STEP)) / (2.0 * STEP);
+        moved(0.0);
+        let off = (slope - gradient[at]).abs();
+        assert!(off < 1e-8, "{name}: {slope} and {}", gradient[at]);
+    }
+}
+
+/// What backward leaves behind holds no tensor but the adapters' gradients and those of activations: the one that
+/// candle's residual sum in the first block hands to the untracked embeddings.
+#[test]
+fn the_gradient_store_holds_the_adapters_and_nothing_of_the_weights() {
+    let (base, adapters) = stores(DType::F32);
+    let model = MtpModel::adapted(&small(), &base, &adapters).unwrap();
+    let grads = small_loss(&model).0.backward().unwrap();
+    let kept: BTreeSet<String> = grads.get_ids().map(|id| format!("{id:?}")).collect();
+    let expected: BTreeSet<String> = adapters
+        .store()
+        .iter()
+        .map(|(_, var)| format!("{:?}", var.id()))
+        .collect();
+    assert!(kept.is_superset(&expected));
+    let others: Vec<_> = grads
+        .get_ids()
+        .filter(|id| !expected.contains(&format!("{id:?}")))
+        .map(|id| grads.get_id(*id).unwrap().dims().to_vec())
+        .collect();
+    assert_eq!(others, [vec![9, 70, 24]]);
+}
+
+#[test]
+fn one_and_two_threads_give_the_same_adapter_gradients() {
+    let bits = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+        pool.unwrap().install(|| {
+            let (base, adapters) = stores(DType::F32);
+            let model = MtpModel::adapted(&small(), &base, &adapters).unwrap();
+            let grads = small_loss(&model).0.backward().unwrap();
+            let all = adapters.store().iter();
+            all.flat_map(|(_, var)| flat(grads.get(var).unwrap()))
+                .map(f64::to_bits)
+                .collect::<Vec<u64>>()
+        })
+    };
+    assert_eq!(bits(1), bits(2));
+}

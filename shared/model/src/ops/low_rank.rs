@@ -1,0 +1,329 @@
+//! Low-rank adapters upon the frozen weights of a fused operation (Hu et al. 2021).
+//!
+//! Forward and backward multiply by `W + s·B·A`, made anew for every call at the price of `rank` rows, so that each
+//! fused kernel serves adapters as it stands; a branch of its own would pass over all rows twice more per matrix.
+//! Backward never forms `dW = dyᵀ·x`: `dA = s·(dy·B)ᵀ·x` and `dB = s·dyᵀ·(x·Aᵀ)` come from its two factors, which
+//! spares a third of a full step's products and the memory of a gradient as large as the weights. The price is
+//! that dropout on the branch alone cannot be expressed.
+
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
+use rayon::prelude::*;
+
+use super::{GRADIENT_TILES, TASK_ROWS, by_dtype, gradient, storage_of, tensor_values, values};
+use crate::float::Float;
+use crate::kernels::{Matrix, MatrixMut, Write, matmul, project};
+
+/// One adapted matrix `[outputs, inputs]` among the packed weights of an operation.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Slot {
+    /// Where it starts in the packed weights.
+    pub(crate) start: usize,
+    pub(crate) outputs: usize,
+    pub(crate) inputs: usize,
+}
+
+/// The adapters of one operation: `A [rank, inputs]` and `B [outputs, rank]` for every slot.
+#[derive(Debug, Clone)]
+pub(crate) struct LowRank {
+    rank: usize,
+    scale: f64,
+    slots: Vec<Slot>,
+    /// A and B of the first slot, of the second, and so on.
+    tensors: Vec<Tensor>,
+}
+
+/// An operation whose weight gradient is a row of products `gradᵀ · input`.
+pub(super) trait Fused: Send + Sync {
+    const NAME: &'static str;
+
+    fn forward<T: Float>(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        w: &CpuStorage,
+        w_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)>;
+
+    /// Gradients of `x` and of the weights; with `adapters`, theirs instead of the weights'.
+    fn backward<T: Float>(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        res: &Tensor,
+        grad: &Tensor,
+        adapters: Option<AdapterGradient<'_>>,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)>;
+}
+
+/// The factors of one weight gradient `[outputs, inputs]`: `grad [rows, outputs]`, `input [rows, inputs]`.
+pub(super) struct Factors<'a, T> {
+    pub(super) grad: &'a [T],
+    pub(super) outputs: usize,
+    pub(super) input: &'a [T],
+    pub(super) inputs: usize,
+}
+
+/// AdapterGradient as backward sees them.
+#[derive(Clone, Copy)]
+pub(super) struct AdapterGradient<'a> {
+    low_rank: &'a LowRank,
+    flat: &'a Tensor,
+}
+
+impl LowRank {
+    pub(crate) fn new(rank: usize, scale: f64, adapted: Vec<(Slot, [Tensor; 2])>) -> Self {
+        let (slots, tensors): (_, Vec<_>) = adapted.into_iter().unzip();
+        Self {
+            rank,
+            scale,
+            slots,
+            tensors: tensors.into_iter().flatten().collect(),
+        }
+    }
+
+    /// Whether backward will ask for the adapters' gradients.
+    pub(super) fn tracked(&self) -> bool {
+        self.tensors.iter().any(Tensor::track_op)
+    }
+
+    /// The weights `parts` behind each other, adapters added, without a graph. A lone part keeps its shape.
+    pub(crate) fn effective(&self, parts: &[Tensor]) -> Result<Tensor> {
+        self.upon(parts, &self.flat()?)
+    }
+
+    /// Runs an operation on the effective weights; gradients go to `x` and the adapters alone.
+    pub(super) fn apply<O: Fused + 'static>(
+        &self,
+        x: &Tensor,
+        parts: &[Tensor],
+        op: O,
+    ) -> Result<Tensor> {
+        let adapted = Adapted {
+            op,
+            low_rank: self.clone(),
+            parts: parts.to_vec(),
+        };
+        x.contiguous()?.apply_op2(&self.flat()?, adapted)
+    }
+
+    fn flat(&self) -> Result<Tensor> {
+        let flat: Result<Vec<_>> = self.tensors.iter().map(Tensor::flatten_all).collect();
+        Tensor::cat(&flat?, 0)
+    }
+
+    fn upon(&self, parts: &[Tensor], flat: &Tensor) -> Result<Tensor> {
+        by_dtype!(flat.dtype(), self.tensor(parts, flat))
+    }
+
+    fn tensor<T: Float>(&self, parts: &[Tensor], flat: &Tensor) -> Result<Tensor> {
+        let (storage, layout) = flat.storage_and_layout();
+        let weights = self.sum::<T>(parts, tensor_values(&storage, layout)?)?;
+        Tensor::from_vec(weights, packed_shape(parts), flat.device())
+    }
+
+    fn sum<T: Float>(&self, parts: &[Tensor], flat: &[T]) -> Result<Vec<T>> {
+        let mut packed = Vec::with_capacity(parts.iter().map(Tensor::elem_count).sum());
+        for part in parts {
+            let (storage, layout) = part.storage_and_layout();
+            packed.extend_from_slice(tensor_values::<T>(&storage, layout)?);
+        }
+        let mut rest = flat;
+        for slot in &self.slots {
+            let (a, b);
+            (a, rest) = rest.split_at(self.rank * slot.inputs);
+            (b, rest) = rest.split_at(slot.outputs * self.rank);
+            let weight = &mut packed[slot.start..][..slot.outputs * slot.inputs];
+            self.add_product(weight, *slot, a, b);
+        }
+        Ok(packed)
+    }
+
+    /// `weight += s·B·A`, tiled over output rows.
+    fn add_product<T: Float>(&self, weight: &mut [T], slot: Slot, a: &[T], b: &[T]) {
+        let (rank, inputs) = (self.rank, slot.inputs);
+        let tile = slot.outputs.div_ceil(GRADIENT_TILES);
+        weight
+            .par_chunks_mut(tile * inputs)
+            .zip(b.par_chunks(tile * rank))
+            .for_each(|(weight, b)| {
+                let height = b.len() / rank;
+                matmul(
+                    MatrixMut::new(weight, height, inputs, inputs),
+                    Matrix::new(b, height, rank, rank),
+                    Matrix::new(a, rank, inputs, inputs),
+                    T::from_f64(self.scale),
+                    Write::Add,
+                );
+            });
+    }
+
+    /// `dA` and `dB` of one slot, whose output columns start at `column` of the factors' gradient.
+    fn gradients<T: Float>(
+        &self,
+        slot: Slot,
+        (a, b): (&[T], &[T]),
+        factors: &Factors<'_, T>,
+        column: usize,
+        (d_a, d_b): (&mut [T], &mut [T]),
+    ) {
+        let (rank, inputs, stride) = (self.rank, slot.inputs, factors.outputs);
+        let rows = factors.input.len() / inputs;
+        if rows == 0 {
+            return;
+        }
+        // x·Aᵀ and dy·B, `[rows, rank]` both.
+        let mut down = vec![T::zero(); rows * rank];
+        let mut up = vec![T::zero(); rows * rank];
+        down.par_chunks_mut(TASK_ROWS * rank)
+            .zip(up.par_chunks_mut(TASK_ROWS * rank))
+            .zip(factors.input.par_chunks(TASK_ROWS * inputs))
+            .zip(factors.grad.par_chunks(TASK_ROWS * stride))
+            .for_each(|(((down, up), input), grad)| {
+                let rows = up.len() / rank;
+                project(down, input, a, rank, inputs, Write::Replace);
+                matmul(
+                    MatrixMut::new(up, rows, rank, rank),
+                    Matrix::new(&grad[column..], rows, slot.outputs, stride),
+                    Matrix::new(b, slot.outputs, rank, rank),
+                    T::one(),
+                    Write::Replace,
+                );
+            });
+        let scale = T::from_f64(self.scale);
+        rayon::join(
+            || {
+                matmul(
+                    MatrixMut::new(d_a, rank, inputs, inputs),
+                    Matrix::new(&up, rows, rank, rank).transposed(),
+                    Matrix::new(factors.input, rows, inputs, inputs),
+                    scale,
+                    Write::Replace,
+                );
+            },
+            || {
+                matmul(
+                    MatrixMut::new(d_b, slot.outputs, rank, rank),
+                    Matrix::new(&factors.grad[column..], rows, slot.outputs, stride).transposed(),
+                    Matrix::new(&down, rows, rank, rank),
+                    scale,
+                    Write::Replace,
+                );
+            },
+        );
+    }
+}
+
+impl AdapterGradient<'_> {
+    /// Gradient of the flat adapters. `factors` are those of the weight matrices that lie behind each other in
+    /// the packed weights, from `start` on.
+    pub(super) fn gradient<T: Float>(
+        &self,
+        start: usize,
+        factors: &[Factors<'_, T>],
+    ) -> Result<Tensor> {
+        let (storage, layout) = self.flat.storage_and_layout();
+        let mut flat = tensor_values::<T>(&storage, layout)?;
+        let mut sums = vec![T::zero(); flat.len()];
+        let mut rest = sums.as_mut_slice();
+        let mut tasks = Vec::with_capacity(self.low_rank.slots.len());
+        for slot in &self.low_rank.slots {
+            let (of_a, of_b) = (
+                self.low_rank.rank * slot.inputs,
+                slot.outputs * self.low_rank.rank,
+            );
+            let (a, b, d_a, d_b);
+            (a, flat) = flat.split_at(of_a);
+            (b, flat) = flat.split_at(of_b);
+            (d_a, rest) = rest.split_at_mut(of_a);
+            (d_b, rest) = rest.split_at_mut(of_b);
+            tasks.push((*slot, (a, b), (d_a, d_b)));
+        }
+        tasks.into_par_iter().for_each(|(slot, pair, gradients)| {
+            let (factors, column) = located(slot, start, factors);
+            self.low_rank
+                .gradients(slot, pair, factors, column, gradients);
+        });
+        gradient(sums, self.flat)
+    }
+}
+
+/// The factors of a slot's gradient, and the column of their `grad` at which its outputs start.
+fn located<'a, 'b, T>(
+    slot: Slot,
+    mut start: usize,
+    factors: &'a [Factors<'b, T>],
+) -> (&'a Factors<'b, T>, usize) {
+    for one in factors {
+        let end = start + one.outputs * one.inputs;
+        if slot.start < end {
+            return (one, (slot.start - start) / one.inputs);
+        }
+        start = end;
+    }
+    unreachable!("a slot lies inside the packed weights")
+}
+
+fn packed_shape(parts: &[Tensor]) -> Shape {
+    match parts {
+        [one] => one.shape().clone(),
+        _ => Shape::from(parts.iter().map(Tensor::elem_count).sum::<usize>()),
+    }
+}
+
+/// An operation on `x` and the flat adapters. The effective weights are made again for backward, so that those of
+/// one block exist at a time.
+struct Adapted<O> {
+    op: O,
+    low_rank: LowRank,
+    parts: Vec<Tensor>,
+}
+
+impl<O: Fused> Adapted<O> {
+    fn forward<T: Float>(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        flat: &CpuStorage,
+        flat_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let weights = self
+            .low_rank
+            .sum::<T>(&self.parts, values(flat, flat_layout)?)?;
+        let layout = Layout::contiguous(packed_shape(&self.parts));
+        self.op
+            .forward::<T>(x, x_layout, &storage_of(weights), &layout)
+    }
+}
+
+impl<O: Fused> CustomOp2 for Adapted<O> {
+    fn name(&self) -> &'static str {
+        O::NAME
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        flat: &CpuStorage,
+        flat_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        by_dtype!(x.dtype(), self.forward(x, x_layout, flat, flat_layout))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        flat: &Tensor,
+        res: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let (op, grad) = (&self.op, grad.contiguous()?);
+        let weights = self.low_rank.upon(&self.parts, flat)?;
+        let adapters = Some(AdapterGradient {
+            low_rank: &self.low_rank,
+            flat,
+        });
+        by_dtype!(x.dtype(), op.backward(x, &weights, res, &grad, adapters))
+    }
+}

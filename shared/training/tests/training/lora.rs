@@ -1,0 +1,96 @@
+//! Adapters in the policy trainer.
+
+use crate::support::{counting, settings, store, tiny};
+use candle_core::{DType, Device};
+use wmtp_data_sets::TokenFile;
+use wmtp_model::{Adapters, LoraSettings, LoraTarget, MtpModel, ParamStore, Params};
+use wmtp_training::inference::{head_cross_entropies, mean};
+use wmtp_training::{PolicyTrainer, Rows, StepScorer, Trainer};
+use wmtp_weighting::WeightSettings;
+
+fn adapters(params: &Params) -> Adapters {
+    let lora = LoraSettings {
+        r: 2,
+        alpha: 4.0,
+        targets: LoraTarget::ALL.to_vec(),
+    };
+    Adapters::init(params, lora, 3, DType::F32, &Device::Cpu).unwrap()
+}
+
+fn trainer<'a>(
+    params: &'a Params,
+    base: &'a ParamStore,
+    adapters: &'a Adapters,
+    file: &'a TokenFile,
+) -> PolicyTrainer<'a> {
+    let scorer = Box::new(StepScorer::baseline(WeightSettings::default()));
+    let rows = Rows::correct(file);
+    PolicyTrainer::adapted(
+        params,
+        base,
+        adapters,
+        rows.clone(),
+        rows,
+        scorer,
+        settings(),
+    )
+    .unwrap()
+}
+
+fn run(trainer: &mut PolicyTrainer<'_>) {
+    while trainer.step() < trainer.total_steps() {
+        trainer.advance().unwrap();
+    }
+    trainer.finish().unwrap();
+}
+
+fn bits(store: &ParamStore) -> Vec<u32> {
+    let values = |var: &candle_core::Var| var.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let all = store.iter().flat_map(|(_, var)| values(var));
+    all.map(f32::to_bits).collect()
+}
+
+#[test]
+fn adapters_learn_while_the_base_keeps_every_bit() {
+    let (file, params) = (counting(40), tiny(2));
+    let base = store(&params, DType::F32);
+    let before = bits(&base);
+    let adapters = adapters(&params);
+    let mut trainer = trainer(&params, &base, &adapters, &file);
+    let first = trainer.validate().unwrap().unwrap();
+    run(&mut trainer);
+    let last = trainer.validate().unwrap().unwrap();
+    assert!(last < first - 0.2, "{first} {last}");
+    assert_eq!(bits(&base), before);
+
+    // The merged weights are the model that was trained.
+    let merged = adapters.merge(&base).unwrap();
+    let model = MtpModel::frozen(&params, &merged).unwrap();
+    let horizon = params.horizons().next().unwrap();
+    let losses = head_cross_entropies(&model, &file, &file.correct_rows(), 3, horizon).unwrap();
+    let merged = mean(&losses).unwrap();
+    assert!((merged - last).abs() < 1e-6, "{merged} {last}");
+    assert_eq!(trainer.best_loss(), Some(last));
+}
+
+#[test]
+fn a_resumed_run_of_adapters_equals_the_uninterrupted_one_bit_for_bit() {
+    let (file, params) = (counting(40), tiny(2));
+    let base = store(&params, DType::F32);
+    let whole = adapters(&params);
+    run(&mut trainer(&params, &base, &whole, &file));
+    for stop in [1, 7] {
+        let dir = tempfile::tempdir().unwrap();
+        let stopped = adapters(&params);
+        let mut first = trainer(&params, &base, &stopped, &file);
+        for _ in 0..stop {
+            first.advance().unwrap();
+        }
+        first.save(dir.path()).unwrap();
+        let resumed = adapters(&params);
+        let mut second = trainer(&params, &base, &resumed, &file);
+        second.restore(dir.path()).unwrap();
+        run(&mut second);
+        assert_eq!(bits(resumed.store()), bits(whole.store()), "step {stop}");
+    }
+}
