@@ -1,5 +1,7 @@
 """Makes the golden cases of the parity room. Usage: python reference.py OUT_DIR [CASE ...]
 
+    python3 -m venv env && env/bin/pip install -r requirements.txt && env/bin/python reference.py ../goldens
+
 An offline tool: the product needs no Python, and checking needs none either. A new case is a function that
 takes its folder, and a line in CASES. A golden is never edited: a change gets a new folder and a changelog line.
 """

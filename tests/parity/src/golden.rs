@@ -282,7 +282,13 @@ fn parse(path: &Path, bytes: &[u8]) -> Result<BTreeMap<String, Values>, Error> {
                 .iter()
                 .map(|b| i64::from_le_bytes(*b) as f64)
                 .collect(),
-            Dtype::U8 => data.iter().map(|b| f64::from(*b)).collect(),
+            Dtype::I32 => data
+                .as_chunks::<4>()
+                .0
+                .iter()
+                .map(|b| f64::from(i32::from_le_bytes(*b)))
+                .collect(),
+            Dtype::U8 | Dtype::BOOL => data.iter().map(|b| f64::from(*b)).collect(),
             other => return Err(golden_error(path, format!("{name} is stored as {other:?}"))),
         };
         all.insert(

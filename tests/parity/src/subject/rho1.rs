@@ -35,10 +35,11 @@ pub(super) fn run(run: &mut Run) -> Result<(), Error> {
     let batch = Batch::new(run.case)?;
     let reference = Scored::new(run, &config.reference, "reference")?;
     let next = Horizon::new(1).expect("1 is a horizon");
-    let reference_ce = reference.cross_entropy(&batch, next)?;
-    let shape = vec![batch.responses.len(), batch.sequence];
-    let data = reference_ce;
-    run.record("rho1.reference_ce", Values { shape, data });
+    let reference_ce = Values {
+        shape: vec![batch.responses.len(), batch.sequence],
+        data: reference.cross_entropy(&batch, next)?,
+    };
+    run.record("rho1.reference_ce", reference_ce);
     let policy = Scored::new(run, &config.policy, "policy")?;
     let by_horizon = policy
         .model
