@@ -280,7 +280,7 @@ fn judge_stage(
     let mut judged = StageReport::new(stage.name, num_expected);
     let mut first = None;
     for key in order(keys, expected, actual) {
-        let floor = Floor::of(case, key, precision);
+        let floor = Floor::of(case, key, precision, actual);
         let divergence = judge_key(
             stage,
             key,

@@ -21,7 +21,7 @@ use wmtp_model::{Observer, Site};
 use crate::{Case, Error, Kind, Values};
 
 pub(crate) use batch::ModelConfig;
-pub(crate) use model::MEAN_WEIGHT;
+pub(crate) use model::{MEAN_WEIGHT, TOKEN_WEIGHTS};
 
 /// Element type of the run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

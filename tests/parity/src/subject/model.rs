@@ -12,6 +12,9 @@ use super::batch::{Batch, ModelConfig, shared_rotary};
 use super::{Mutation, Run, layout, step};
 use crate::{Error, Values};
 
+/// Key of the weights that the loss takes, `[b, s]`.
+pub(crate) const TOKEN_WEIGHTS: &str = "weight.projected";
+
 /// Key of the weights' mean over all response targets.
 pub(crate) const MEAN_WEIGHT: &str = "weight.mean";
 
@@ -194,7 +197,7 @@ fn record_weights(run: &mut Run, batch: &Batch) -> Result<(), Error> {
     let weigh = |bounds| token_weights(&advantages, &whitening, &weighting.settings(bounds));
     run.record("weight.raw", batch.spread(&weigh(OPEN)?.weights));
     let projected = weigh((weighting.w_min, weighting.w_max))?;
-    run.record("weight.projected", batch.spread(&projected.weights));
+    run.record(TOKEN_WEIGHTS, batch.spread(&projected.weights));
     run.record(MEAN_WEIGHT, Values::vector(vec![projected.stats.mean]));
     Ok(())
 }
@@ -211,7 +214,7 @@ pub(super) struct TargetWeights {
 impl TargetWeights {
     fn new(run: &Run, batch: &Batch) -> Result<Self, Error> {
         let mut weights = Self {
-            projected: run.upstream("weight.projected")?.data.clone(),
+            projected: run.upstream(TOKEN_WEIGHTS)?.data.clone(),
             sequence: batch.sequence,
             at_source: run.has(&Mutation::WeightAtSource),
             factors: None,
