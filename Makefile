@@ -7,8 +7,11 @@ RAW ?=
 SEEDS ?= 1
 # Folder of recipes for `make pipeline`.
 RECIPE ?= storage/recipes/$(DATA)
-GOLDENS ?= ../shared/goldens/nano
+# Folder of golden cases (or of one), which of them, and at which precision and inputs.
+GOLDENS ?= tests/parity/goldens
+CASE ?= all
 DTYPE ?= f32
+MODE ?= chained
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 TOOLS := .wmtp/tools
@@ -40,8 +43,10 @@ test-full: build ## Every test, those of many minutes too
 	cargo test --workspace --lib --tests --no-fail-fast -- --include-ignored
 
 .PHONY: parity
-parity: ## Compare with PyTorch goldens. GOLDENS=folder DTYPE=f32|f64
-	cargo run -q -p parity -- --goldens $(GOLDENS) --dtype $(DTYPE)
+parity: ## Compare with PyTorch goldens. CASE=all|name GOLDENS=folder DTYPE=f32|f64 MODE=chained|isolated
+	cargo build -q --workspace --bin parity
+	$(TARGET)/debug/parity --goldens $(GOLDENS) --case $(CASE) --dtype $(DTYPE) --mode $(MODE) \
+		--report $(TARGET)/parity/$(DTYPE) --commit "$$(git rev-parse HEAD 2>/dev/null || echo unknown)"
 
 .PHONY: check
 check: ## Format, lints, licences; cheapest first

@@ -14,6 +14,54 @@ pub struct Sampling {
     pub top_p: f64,
 }
 
+impl Sampling {
+    /// Probability `[v]` of every token under this protocol; tokens outside the nucleus have 0. `None` when no
+    /// logit is finite.
+    ///
+    /// ```
+    /// let narrow = wmtp_decoding::Sampling { temperature: 1.0, top_p: 0.6 };
+    /// assert_eq!(narrow.probabilities(&[0.0, 0.0, f32::NEG_INFINITY]), Some(vec![0.5, 0.5, 0.0]));
+    /// ```
+    pub fn probabilities(&self, logits_v: &[f32]) -> Option<Vec<f64>> {
+        let nucleus = self.nucleus(logits_v)?;
+        let total: f64 = nucleus.iter().map(|(_, mass)| mass).sum();
+        let mut probabilities = vec![0.0; logits_v.len()];
+        for (id, mass) in nucleus {
+            probabilities[id as usize] = mass / total;
+        }
+        Some(probabilities)
+    }
+
+    /// Tokens by falling probability up to and including the one that crosses `top_p`, each with its share of
+    /// an unnormalised mass.
+    fn nucleus(&self, logits_v: &[f32]) -> Option<Vec<(u32, f64)>> {
+        let highest = f64::from(logits_v[argmax(logits_v)? as usize]);
+        let mut ranked: Vec<(u32, f64)> = logits_v
+            .iter()
+            .enumerate()
+            .filter(|(_, logit)| logit.is_finite())
+            .map(|(id, &logit)| {
+                (
+                    id as u32,
+                    ((f64::from(logit) - highest) / self.temperature).exp(),
+                )
+            })
+            .collect();
+        let total: f64 = ranked.iter().map(|(_, mass)| mass).sum();
+        ranked.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+        let mut kept = 0.0_f64;
+        let size = ranked
+            .iter()
+            .position(|(_, mass)| {
+                kept += mass;
+                kept >= self.top_p * total
+            })
+            .map_or(ranked.len(), |last| last + 1);
+        ranked.truncate(size);
+        Some(ranked)
+    }
+}
+
 /// How one row picks its tokens.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Choice {
@@ -66,33 +114,11 @@ fn argmax(logits_v: &[f32]) -> Option<u32> {
     best.map(|(id, _)| id as u32)
 }
 
-/// Draws from the nucleus: tokens by falling probability up to and including the one that crosses `top_p`.
+/// Draws from the nucleus.
 fn draw(logits_v: &[f32], sampling: Sampling, uniform: f64) -> Option<u32> {
-    let highest = f64::from(logits_v[argmax(logits_v)? as usize]);
-    let mut ranked: Vec<(u32, f64)> = logits_v
-        .iter()
-        .enumerate()
-        .filter(|(_, logit)| logit.is_finite())
-        .map(|(id, &logit)| {
-            (
-                id as u32,
-                ((f64::from(logit) - highest) / sampling.temperature).exp(),
-            )
-        })
-        .collect();
-    let total: f64 = ranked.iter().map(|(_, mass)| mass).sum();
-    ranked.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-    let mut kept = 0.0_f64;
-    let size = ranked
-        .iter()
-        .position(|(_, mass)| {
-            kept += mass;
-            kept >= sampling.top_p * total
-        })
-        .map_or(ranked.len(), |last| last + 1);
-    let nucleus = &ranked[..size];
+    let nucleus = sampling.nucleus(logits_v)?;
     let mut left = uniform * nucleus.iter().map(|(_, mass)| mass).sum::<f64>();
-    for &(id, mass) in nucleus {
+    for &(id, mass) in &nucleus {
         if left < mass {
             return Some(id);
         }

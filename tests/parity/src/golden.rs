@@ -2,19 +2,25 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use safetensors::SafeTensors;
 use safetensors::tensor::Dtype;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
-use wmtp_model::Params;
 
 use crate::{Error, Precision};
 
 /// The layout this crate reads.
 const SCHEMA: &str = "wmtp.parity/1";
+
+/// The file of expected results.
+pub(crate) const GOLDEN_FILE: &str = "golden.safetensors";
+
+/// The file of what goes in.
+pub(crate) const INPUTS_FILE: &str = "inputs.safetensors";
 
 /// Numbers of one key, widened to f64 (exact for every stored type).
 #[derive(Debug, Clone, PartialEq)]
@@ -35,6 +41,24 @@ impl Values {
         })
     }
 
+    /// Numbers in one dimension.
+    pub fn vector(data: Vec<f64>) -> Self {
+        Self {
+            shape: vec![data.len()],
+            data,
+        }
+    }
+
+    /// The numbers as a tensor of the given element type.
+    pub(crate) fn tensor(&self, dtype: DType) -> candle_core::Result<Tensor> {
+        Tensor::from_slice(&self.data, self.shape.as_slice(), &Device::Cpu)?.to_dtype(dtype)
+    }
+
+    /// The numbers as ids.
+    pub(crate) fn ids(&self) -> Vec<u32> {
+        self.data.iter().map(|id| *id as u32).collect()
+    }
+
     /// Position of element `flat` in every dimension.
     pub fn index(&self, flat: usize) -> Vec<usize> {
         let mut rest = flat;
@@ -53,52 +77,66 @@ impl Values {
     }
 }
 
-/// The model and weighting settings of a case.
-#[derive(Debug, Clone, Deserialize)]
-pub struct Config {
-    pub(crate) vocab: usize,
-    pub(crate) dim: usize,
-    pub(crate) ffn: usize,
-    pub(crate) n_heads: usize,
-    pub(crate) n_kv: usize,
-    pub(crate) n_layers: usize,
-    pub(crate) n_future: usize,
-    pub(crate) eps: f64,
-    pub(crate) theta: f64,
-    pub(crate) gamma: f64,
-    pub(crate) lam: f64,
-    pub(crate) temp: f64,
-    pub(crate) w_min: f64,
-    pub(crate) w_max: f64,
+/// What a case exercises; the manifest says it, and a manifest that does not is a model's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// A whole training step of a model: stages 2 to 13.
+    #[default]
+    Model,
+    /// Rotary tables.
+    Rope,
+    /// TD errors, advantages and token weights of plain vectors.
+    Weighting,
+    /// Excess loss and its weights from two models.
+    Rho1,
+    /// Schedule, clipping and optimizer on plain tensors.
+    AdamW,
+    /// Order of query and key rows, casts to half precision.
+    Layout,
+    /// Greedy decoding and the sampling filter.
+    Generate,
+    /// Text to ids and back.
+    Tokenizer,
+    /// The estimate of pass@k.
+    PassK,
 }
 
-impl Config {
-    /// Our configuration of the same model. A multiple equal to the width itself rounds to it whenever it
-    /// is not below the unrounded width; [`Case::load`] checks that the result is the width stated.
-    pub fn params(&self) -> Params {
-        Params {
-            dim: self.dim,
-            n_layers: self.n_layers,
-            n_heads: self.n_heads,
-            n_kv_heads: self.n_kv,
-            vocab_size: self.vocab,
-            multiple_of: self.ffn,
-            ffn_dim_multiplier: 1.0,
-            norm_eps: self.eps,
-            rope_theta: self.theta,
-            n_future_tokens: self.n_future,
+impl Kind {
+    /// The crate that a case of this kind exercises.
+    pub(crate) fn crate_name(self) -> &'static str {
+        match self {
+            Self::Model | Self::Rope | Self::Layout => "wmtp-model",
+            Self::Weighting | Self::Rho1 => "wmtp-weighting",
+            Self::AdamW => "wmtp-training",
+            Self::Generate => "wmtp-decoding",
+            Self::Tokenizer => "wmtp-tokens",
+            Self::PassK => "wmtp-stats",
         }
     }
+}
+
+/// Constants of the optimizer of a model case.
+#[derive(Debug, Clone, Copy, Deserialize)]
+pub(crate) struct Optimizer {
+    pub(crate) lr: f64,
+    pub(crate) betas: (f64, f64),
+    pub(crate) eps: f64,
+    pub(crate) weight_decay: f64,
+    pub(crate) clip: f64,
 }
 
 #[derive(Deserialize)]
 struct Manifest {
     schema: String,
     case: String,
-    config: Config,
+    #[serde(default)]
+    kind: Kind,
+    config: serde_json::Value,
     files: BTreeMap<String, String>,
+    optimizer: Option<Optimizer>,
+    #[serde(default)]
     noise_floor: BTreeMap<String, BTreeMap<String, f64>>,
-    grad_absent: Vec<String>,
 }
 
 /// A golden case in memory.
@@ -106,66 +144,66 @@ struct Manifest {
 pub struct Case {
     /// Name of the case.
     pub name: String,
+    /// What it exercises.
+    pub kind: Kind,
     /// SHA-256 of `golden.safetensors`.
     pub golden_sha256: String,
-    /// Model and weighting settings.
-    pub config: Config,
-    /// Parameters that must receive no gradient.
-    pub grad_absent: Vec<String>,
     /// The expected results.
     pub golden: BTreeMap<String, Values>,
+    pub(crate) folder: PathBuf,
     pub(crate) weights: BTreeMap<String, Values>,
     pub(crate) inputs: BTreeMap<String, Values>,
+    config: serde_json::Value,
+    optimizer: Option<Optimizer>,
     noise_floor: BTreeMap<String, BTreeMap<String, f64>>,
 }
 
 impl Case {
-    /// Reads a case and checks the digest of each of its files.
+    /// Reads a case and checks the digest of each file that its manifest lists.
     pub fn load(folder: &Path) -> Result<Self, Error> {
         let path = folder.join("manifest.json");
-        let bytes = std::fs::read(&path).map_err(|e| golden_error(&path, e))?;
         let manifest: Manifest =
-            serde_json::from_slice(&bytes).map_err(|e| golden_error(&path, e))?;
+            serde_json::from_slice(&read(&path)?).map_err(|e| golden_error(&path, e))?;
         if manifest.schema != SCHEMA {
             return Err(golden_error(
                 &path,
                 format!("schema {}, this program reads {SCHEMA}", manifest.schema),
             ));
         }
-        let width = manifest.config.params().ffn_dim();
-        if width != manifest.config.ffn {
-            return Err(golden_error(
-                &path,
-                format!(
-                    "feed-forward width {} cannot be configured",
-                    manifest.config.ffn
-                ),
-            ));
-        }
-        let read = |name: &str| -> Result<(BTreeMap<String, Values>, String), Error> {
+        let mut tensors = BTreeMap::new();
+        for (name, digest) in &manifest.files {
             let path = folder.join(name);
-            let bytes = std::fs::read(&path).map_err(|e| golden_error(&path, e))?;
-            let digest = hex(&Sha256::digest(&bytes));
-            match manifest.files.get(name) {
-                Some(expected) if *expected == digest => Ok((parse(&path, &bytes)?, digest)),
-                Some(expected) => Err(golden_error(
-                    &path,
-                    format!("SHA-256 is {digest}, the manifest says {expected}"),
-                )),
-                None => Err(golden_error(&path, "not listed in the manifest")),
+            let bytes = read(&path)?;
+            check_digest(&path, &bytes, digest)?;
+            if name.ends_with(".safetensors") {
+                tensors.insert(name.as_str(), parse(&path, &bytes)?);
             }
-        };
-        let (golden, golden_sha256) = read("golden.safetensors")?;
+        }
+        let golden = tensors
+            .remove(GOLDEN_FILE)
+            .ok_or_else(|| golden_error(&path, format!("{GOLDEN_FILE} is not listed")))?;
         Ok(Self {
-            weights: read("weights.safetensors")?.0,
-            inputs: read("inputs.safetensors")?.0,
             golden,
-            golden_sha256,
+            golden_sha256: manifest.files[GOLDEN_FILE].clone(),
+            weights: tensors.remove("weights.safetensors").unwrap_or_default(),
+            inputs: tensors.remove(INPUTS_FILE).unwrap_or_default(),
+            folder: folder.to_owned(),
             name: manifest.case,
+            kind: manifest.kind,
             config: manifest.config,
-            grad_absent: manifest.grad_absent,
+            optimizer: manifest.optimizer,
             noise_floor: manifest.noise_floor,
         })
+    }
+
+    /// The manifest's `config`, read as what this kind of case needs.
+    pub(crate) fn config<T: DeserializeOwned>(&self) -> Result<T, Error> {
+        T::deserialize(&self.config).map_err(|e| self.bad(format!("config: {e}")))
+    }
+
+    pub(crate) fn optimizer(&self) -> Result<Optimizer, Error> {
+        self.optimizer
+            .ok_or_else(|| self.bad("the manifest has no optimizer"))
     }
 
     /// The reference's own relative distance at a precision, where the manifest states one.
@@ -176,26 +214,34 @@ impl Case {
     pub(crate) fn input(&self, key: &str) -> Result<&Values, Error> {
         self.inputs
             .get(key)
-            .ok_or_else(|| self.missing("input", key))
+            .ok_or_else(|| self.bad(format!("input {key} is missing")))
     }
 
-    pub(crate) fn weight(&self, key: &str, dtype: DType) -> Result<Tensor, Error> {
-        let values = self
-            .weights
+    pub(crate) fn weight(&self, key: &str) -> Result<&Values, Error> {
+        self.weights
             .get(key)
-            .ok_or_else(|| self.missing("weight", key))?;
-        Ok(
-            Tensor::from_slice(&values.data, values.shape.as_slice(), &Device::Cpu)?
-                .to_dtype(dtype)?,
-        )
+            .ok_or_else(|| self.bad(format!("weight {key} is missing")))
     }
 
-    fn missing(&self, kind: &str, key: &str) -> Error {
-        Error::Golden {
-            path: self.name.clone(),
-            reason: format!("{kind} {key} is missing"),
-        }
+    /// An error that says what is wrong with this case.
+    pub(crate) fn bad(&self, reason: impl std::fmt::Display) -> Error {
+        golden_error(&self.folder, reason)
     }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, Error> {
+    std::fs::read(path).map_err(|e| golden_error(path, e))
+}
+
+fn check_digest(path: &Path, bytes: &[u8], expected: &str) -> Result<(), Error> {
+    let digest = hex(&Sha256::digest(bytes));
+    if digest == expected {
+        return Ok(());
+    }
+    Err(golden_error(
+        path,
+        format!("SHA-256 is {digest}, the manifest says {expected}"),
+    ))
 }
 
 fn golden_error(path: &Path, reason: impl std::fmt::Display) -> Error {
@@ -236,7 +282,13 @@ fn parse(path: &Path, bytes: &[u8]) -> Result<BTreeMap<String, Values>, Error> {
                 .iter()
                 .map(|b| i64::from_le_bytes(*b) as f64)
                 .collect(),
-            Dtype::U8 => data.iter().map(|b| f64::from(*b)).collect(),
+            Dtype::I32 => data
+                .as_chunks::<4>()
+                .0
+                .iter()
+                .map(|b| f64::from(i32::from_le_bytes(*b)))
+                .collect(),
+            Dtype::U8 | Dtype::BOOL => data.iter().map(|b| f64::from(*b)).collect(),
             other => return Err(golden_error(path, format!("{name} is stored as {other:?}"))),
         };
         all.insert(

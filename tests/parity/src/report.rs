@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use crate::compare::Comparison;
-use crate::{Case, Error, Precision, Values};
+use crate::{Case, Error, Mode, Precision, Values};
 
 /// Outcome of a stage or of the whole comparison.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -61,6 +61,11 @@ pub struct StageReport {
     pub mismatch_count: usize,
     /// The key farthest from the golden.
     pub worst: Option<Worst>,
+    /// The largest noise ratio of all keys; often not that of the farthest one.
+    pub noise_ratio: Option<f64>,
+    /// Outcome on the golden's own inputs, for the first diverging stage and the one after it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub isolated: Option<Status>,
 }
 
 impl StageReport {
@@ -73,10 +78,15 @@ impl StageReport {
             mismatched: 0,
             mismatch_count: 0,
             worst: None,
+            noise_ratio: None,
+            isolated: None,
         }
     }
 
     pub(crate) fn consider(&mut self, candidate: Worst) {
+        if let Some(ratio) = candidate.noise_ratio {
+            self.noise_ratio = Some(self.noise_ratio.map_or(ratio, |worst| worst.max(ratio)));
+        }
         let farther = self.worst.as_ref().is_none_or(|worst| {
             // NaN counts as farthest.
             candidate.rel_l2.is_nan() || candidate.rel_l2 > worst.rel_l2
@@ -121,6 +131,8 @@ pub struct Divergence {
     pub value: Option<f64>,
     /// Its bound.
     pub tolerance: Option<f64>,
+    /// Whether the stage passes on the golden's own inputs: then it only inherits what is wrong.
+    pub isolated: Option<Status>,
     /// Up to five elements around the first one outside the gate.
     pub around: Vec<Element>,
 }
@@ -138,6 +150,7 @@ impl Divergence {
             metric: None,
             value: None,
             tolerance: None,
+            isolated: None,
             around: Vec::new(),
         }
     }
@@ -203,6 +216,25 @@ fn farthest(expected: &Values, actual: &Values) -> usize {
     })
 }
 
+/// The command that gives this report again.
+fn rerun(case: &Case, precision: Precision, mode: Mode) -> String {
+    let name = case.folder.file_name().map_or_else(
+        || case.name.clone(),
+        |name| name.to_string_lossy().into_owned(),
+    );
+    let mut command = format!("make parity CASE={name} DTYPE={}", precision.name());
+    if let Some(parent) = case.folder.parent()
+        && !parent.ends_with("tests/parity/goldens")
+        && parent != Path::new("")
+    {
+        let _ = write!(command, " GOLDENS={}", parent.display());
+    }
+    if mode == Mode::Isolated {
+        command.push_str(" MODE=isolated");
+    }
+    command
+}
+
 /// What was compared with what.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Subject {
@@ -230,8 +262,8 @@ pub struct Report {
     pub golden_sha256: String,
     /// What was compared.
     pub subject: Subject,
-    /// `chained`: every stage ran on our own upstream results.
-    pub mode: &'static str,
+    /// What each stage was given.
+    pub mode: Mode,
     /// The first divergence, if any.
     pub first_divergence: Option<Divergence>,
     /// Sum over stages.
@@ -240,36 +272,47 @@ pub struct Report {
     pub compared_count: usize,
     /// Stages in order.
     pub stages: Vec<StageReport>,
-    /// Golden keys that no stage of this program reads (the optimizer step and the trace).
+    /// Golden keys that no stage of this program reads.
     pub not_compared: Vec<String>,
     /// How to run this again.
     pub rerun: String,
 }
 
 impl Report {
-    pub(crate) fn new(case: &Case, precision: Precision) -> Self {
-        let dtype = precision.name();
+    pub(crate) fn new(case: &Case, precision: Precision, mode: Mode) -> Self {
         Self {
             schema: "wmtp.parity-report/1",
             status: Status::Pass,
             case: case.name.clone(),
             golden_sha256: case.golden_sha256.clone(),
             subject: Subject {
-                name: "wmtp-model",
+                name: case.kind.crate_name(),
                 commit: None,
-                dtype,
+                dtype: precision.name(),
                 device: "cpu",
             },
-            mode: "chained",
+            mode,
             first_divergence: None,
             mismatch_count: 0,
             compared_count: 0,
             stages: Vec::new(),
             not_compared: Vec::new(),
-            rerun: format!(
-                "cargo run -p parity -- --case {} --dtype {dtype} --goldens DIR",
-                case.name
-            ),
+            rerun: rerun(case, precision, mode),
+        }
+    }
+
+    /// Takes over from an isolated run how the first diverging stage and its successor did there.
+    pub(crate) fn adopt_isolated(&mut self, isolated: &Self) {
+        let Some(first) = &mut self.first_divergence else {
+            return;
+        };
+        let Some(place) = self.stages.iter().position(|s| s.name == first.stage) else {
+            return;
+        };
+        let status = |place: usize| isolated.stages.get(place).map(|stage| stage.status);
+        first.isolated = status(place);
+        for (offset, stage) in self.stages[place..].iter_mut().take(2).enumerate() {
+            stage.isolated = status(place + offset);
         }
     }
 
@@ -326,8 +369,10 @@ impl Report {
         };
         writeln!(
             out,
-            "# Parity {}, {}: {verdict}\n",
-            self.case, self.subject.dtype
+            "# Parity {}, {}, {}: {verdict}\n",
+            self.case,
+            self.subject.dtype,
+            self.mode.name()
         )?;
         writeln!(
             out,
@@ -336,7 +381,7 @@ impl Report {
         )?;
         writeln!(
             out,
-            "| stage | status | compared | mismatches | worst key | rel_l2 | noise ratio |"
+            "| stage | status | compared | mismatches | worst key | rel_l2 | worst noise ratio |"
         )?;
         writeln!(out, "|---|---|---|---|---|---|---|")?;
         for stage in &self.stages {
@@ -345,16 +390,13 @@ impl Report {
                 Status::Fail => "FAIL",
                 Status::AfterDivergence => "after divergence",
             };
-            let (key, rel_l2, noise) = match &stage.worst {
-                Some(worst) => (
-                    worst.key.as_str(),
-                    format!("{:.1e}", worst.rel_l2),
-                    worst
-                        .noise_ratio
-                        .map_or_else(|| "-".to_owned(), |r| format!("{r:.2}")),
-                ),
-                None => ("-", "-".to_owned(), "-".to_owned()),
+            let (key, rel_l2) = match &stage.worst {
+                Some(worst) => (worst.key.as_str(), format!("{:.1e}", worst.rel_l2)),
+                None => ("-", "-".to_owned()),
             };
+            let noise = stage
+                .noise_ratio
+                .map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}"));
             let (name, compared, keys, mismatches) =
                 (stage.name, stage.compared, stage.keys, stage.mismatch_count);
             writeln!(
@@ -368,7 +410,7 @@ impl Report {
         if !self.not_compared.is_empty() {
             writeln!(
                 out,
-                "\nNot compared by this program: {} golden keys of later stages.",
+                "\nNot compared by this program: {} golden keys.",
                 self.not_compared.len()
             )?;
         }
@@ -391,6 +433,18 @@ impl Divergence {
                 out,
                 "{metric} is {value:.3e}, the bound is {tolerance:.1e}.\n"
             )?;
+        }
+        match self.isolated {
+            Some(Status::Pass) => {
+                writeln!(
+                    out,
+                    "On the golden's own inputs this stage passes: it inherits.\n"
+                )?;
+            }
+            Some(_) => writeln!(out, "On the golden's own inputs this stage fails too.\n")?,
+            None => {}
+        }
+        if !self.around.is_empty() {
             writeln!(
                 out,
                 "| index | expected | actual | difference |\n|---|---|---|---|"

@@ -3,90 +3,150 @@
 use std::collections::BTreeSet;
 
 use crate::compare::{Comparison, Gate};
+use crate::floor::Floor;
+use crate::golden::{GOLDEN_FILE, INPUTS_FILE, Kind};
 use crate::report::{Divergence, Report, StageReport, Status, Worst};
-use crate::subject::Results;
-use crate::{Case, Precision, Values};
+use crate::subject::{MEAN_WEIGHT, ModelConfig, Results};
+use crate::{Case, Error, Mode, Precision, Values};
 
 /// One stage: which keys it owns and what they must satisfy.
 struct Stage {
     name: &'static str,
     file: &'static str,
     prefixes: &'static [&'static str],
-    gate: fn(Precision) -> Gate,
+    gate: fn(&str, Precision) -> Gate,
 }
 
-/// `spec/parity.md` 4.2 in order, up to the loss and the gradients.
-const STAGES: [Stage; 10] = [
+const fn golden(
+    name: &'static str,
+    prefixes: &'static [&'static str],
+    gate: fn(&str, Precision) -> Gate,
+) -> Stage {
     Stage {
-        name: "tokens",
-        file: "inputs.safetensors",
-        prefixes: &["ids", "mask", "target."],
-        gate: |_| Gate::Exact,
-    },
-    // Tables of another routine: 2e-6 below position 32. Later stages share the golden's tables.
+        name,
+        file: GOLDEN_FILE,
+        prefixes,
+        gate,
+    }
+}
+
+const fn inputs(
+    name: &'static str,
+    prefixes: &'static [&'static str],
+    gate: fn(&str, Precision) -> Gate,
+) -> Stage {
     Stage {
-        name: "rotary",
-        file: "inputs.safetensors",
-        prefixes: &["rope."],
-        gate: |_| Gate::Absolute(2e-6),
-    },
-    Stage {
-        name: "embed",
-        file: GOLDEN,
-        prefixes: &["embed"],
-        gate: |_| Gate::Exact,
-    },
-    Stage {
-        name: "trunk",
-        file: GOLDEN,
-        prefixes: &["trunk."],
-        gate: activations,
-    },
-    Stage {
-        name: "heads",
-        file: GOLDEN,
-        prefixes: &["head."],
-        gate: activations,
-    },
-    Stage {
-        name: "token-loss",
-        file: GOLDEN,
-        prefixes: &["ce."],
-        gate: |p| relative(p, 1e-10, 2e-6, 5e-6),
-    },
-    Stage {
-        name: "value",
-        file: GOLDEN,
-        prefixes: &["value."],
-        gate: |p| relative(p, 1e-9, 1e-5, 1e-5),
-    },
-    Stage {
-        name: "weighting",
-        file: GOLDEN,
-        prefixes: &["td.", "weight."],
-        gate: weighting,
-    },
-    Stage {
-        name: "loss",
-        file: GOLDEN,
-        prefixes: &["loss."],
-        gate: |p| relative(p, 1e-11, 1e-6, 1e-6),
-    },
-    Stage {
-        name: "gradients",
-        file: GOLDEN,
-        prefixes: &["grad."],
-        gate: |p| relative(p, 1e-9, 3e-5, 3e-5),
-    },
+        file: INPUTS_FILE,
+        ..golden(name, prefixes, gate)
+    }
+}
+
+/// `spec/parity.md` 4.2 in order.
+const MODEL: [Stage; 13] = [
+    inputs("tokens", &["ids", "mask", "target."], exact),
+    // Our own tables; later stages share the golden's.
+    inputs("rotary", &["rope."], |_, _| Gate::Tables),
+    golden("embed", &["embed"], exact),
+    golden("trunk", &["trunk."], activations),
+    golden("heads", &["head."], activations),
+    golden("token-loss", &["ce."], token_loss),
+    golden("value", &["value."], |_, p| relative(p, 1e-9, 1e-5, 1e-5)),
+    golden("weighting", &["td.", "weight."], weighting),
+    golden("loss", &["loss."], |_, p| relative(p, 1e-11, 1e-6, 1e-6)),
+    golden("gradients", &["grad."], |_, p| {
+        relative(p, 1e-9, 3e-5, 3e-5)
+    }),
+    golden("clip", &["clip."], |_, p| whole(p, 1e-10, 5e-6)),
+    golden("optimizer", &["param.step1."], parameters),
+    golden("trace", &["trace."], |key, p| match key {
+        "trace.grad_norm" => whole(p, 1e-10, 5e-6),
+        _ => whole(p, 1e-10, 2e-6),
+    }),
 ];
 
-const GOLDEN: &str = "golden.safetensors";
+const ROPE: [Stage; 1] = [golden("rotary", &["cos.", "sin."], double)];
 
-fn activations(precision: Precision) -> Gate {
+const WEIGHTING: [Stage; 2] = [
+    golden("advantage", &["td."], double),
+    golden("weighting", &["weight."], double),
+];
+
+const RHO1: [Stage; 3] = [
+    golden(
+        "token-loss",
+        &["rho1.policy_ce", "rho1.reference_ce"],
+        token_loss,
+    ),
+    golden("excess", &["rho1.excess", "rho1.abs_excess"], weighting),
+    golden("weighting", &["rho1.weight", "rho1.topk"], weighting),
+];
+
+const ADAMW: [Stage; 3] = [
+    golden("schedule", &["schedule."], double),
+    golden("clip", &["clip."], |_, p| whole(p, 1e-10, 5e-6)),
+    golden("optimizer", &["param."], parameters),
+];
+
+const LAYOUT: [Stage; 3] = [
+    golden("rows", &["rows."], exact),
+    golden("logits", &["logits."], activations),
+    golden("casts", &["bits.", "widened."], exact),
+];
+
+const GENERATE: [Stage; 2] = [
+    golden("greedy", &["ids."], exact),
+    golden("sampling", &["probability."], double),
+];
+
+const TOKENIZER: [Stage; 2] = [
+    golden("encode", &["ids."], exact),
+    golden("decode", &["back."], exact),
+];
+
+const PASSK: [Stage; 1] = [golden("passk", &["passk."], double)];
+
+fn stages(kind: Kind) -> &'static [Stage] {
+    match kind {
+        Kind::Model => &MODEL,
+        Kind::Rope => &ROPE,
+        Kind::Weighting => &WEIGHTING,
+        Kind::Rho1 => &RHO1,
+        Kind::AdamW => &ADAMW,
+        Kind::Layout => &LAYOUT,
+        Kind::Generate => &GENERATE,
+        Kind::Tokenizer => &TOKENIZER,
+        Kind::PassK => &PASSK,
+    }
+}
+
+fn exact(_: &str, _: Precision) -> Gate {
+    Gate::Exact
+}
+
+fn activations(_: &str, precision: Precision) -> Gate {
     relative(precision, 1e-9, 1e-5, 2e-5)
 }
 
-fn weighting(precision: Precision) -> Gate {
+fn token_loss(_: &str, precision: Precision) -> Gate {
+    relative(precision, 1e-10, 2e-6, 5e-6)
+}
+
+/// No element gate: Adam's first step is nearly the sign of the gradient, so an element whose gradient is
+/// about eps moves by up to the learning rate for a rounding of it.
+fn parameters(_: &str, precision: Precision) -> Gate {
+    whole(precision, 1e-9, 3e-5)
+}
+
+/// Numbers that we compute in f64 whatever the run's precision.
+fn double(_: &str, _: Precision) -> Gate {
+    relative(Precision::F64, 1e-9, 1e-9, 1e-9)
+}
+
+/// Weights and what they are made of: nothing may leak off the mask, and the mean is 1.
+fn weighting(key: &str, precision: Precision) -> Gate {
+    if key == MEAN_WEIGHT {
+        return Gate::Absolute(1e-6);
+    }
     match relative(precision, 1e-9, 1e-5, 1e-5) {
         Gate::Relative {
             rel_l2, scaled_max, ..
@@ -99,14 +159,26 @@ fn weighting(precision: Precision) -> Gate {
     }
 }
 
-fn relative(precision: Precision, double: f64, single: f64, single_max: f64) -> Gate {
+fn relative(precision: Precision, f64_both: f64, f32_rel_l2: f64, f32_scaled_max: f64) -> Gate {
     let (rel_l2, scaled_max) = match precision {
-        Precision::F64 => (double, double),
-        Precision::F32 => (single, single_max),
+        Precision::F64 => (f64_both, f64_both),
+        Precision::F32 => (f32_rel_l2, f32_scaled_max),
     };
     Gate::Relative {
         rel_l2,
-        scaled_max,
+        scaled_max: Some(scaled_max),
+        zeros_exact: false,
+    }
+}
+
+/// A tensor judged as a whole.
+fn whole(precision: Precision, f64_rel_l2: f64, f32_rel_l2: f64) -> Gate {
+    Gate::Relative {
+        rel_l2: match precision {
+            Precision::F64 => f64_rel_l2,
+            Precision::F32 => f32_rel_l2,
+        },
+        scaled_max: None,
         zeros_exact: false,
     }
 }
@@ -123,50 +195,76 @@ impl Stage {
     }
 }
 
-/// Judges every stage; those after the first failing one are listed and marked.
-pub(crate) fn judge(case: &Case, precision: Precision, actual: &Results) -> Report {
-    let expected = expectations(case);
-    let mut report = Report::new(case, precision);
-    for stage in &STAGES {
+/// Judges every stage. In chained mode those after the first failing one are marked; in isolated mode each
+/// stands for itself.
+pub(crate) fn judge(
+    case: &Case,
+    precision: Precision,
+    mode: Mode,
+    actual: &Results,
+) -> Result<Report, Error> {
+    let expected = expectations(case)?;
+    let stages = stages(case.kind);
+    let mut report = Report::new(case, precision, mode);
+    for stage in stages {
         let (mut judged, divergence) = judge_stage(stage, case, precision, &expected, actual);
-        if report.first_divergence.is_some() {
-            judged.status = Status::AfterDivergence;
-        } else {
+        if report.first_divergence.is_none() {
             report.first_divergence = divergence;
+        } else if mode == Mode::Chained {
+            judged.status = Status::AfterDivergence;
         }
         report.add(judged);
     }
-    let owned = |key: &str| STAGES.iter().any(|stage| stage.owns(key));
+    let owned = |key: &str| stages.iter().any(|stage| stage.owns(key));
     report.not_compared = case
         .golden
         .keys()
         .filter(|key| !owned(key))
         .cloned()
         .collect();
-    report
+    Ok(report)
 }
 
-/// All expected keys: the golden file, and the inputs that our side reproduces.
-fn expectations(case: &Case) -> Results {
+/// All expected keys: the golden file and, for a model, what follows from its inputs and its trace.
+fn expectations(case: &Case) -> Result<Results, Error> {
     let mut expected = case.golden.clone();
+    if case.kind != Kind::Model {
+        return Ok(expected);
+    }
     for key in ["ids", "mask", "rope.cos", "rope.sin"] {
-        if let Some(values) = case.inputs.get(key) {
-            expected.insert(key.to_owned(), values.clone());
-        }
+        expected.insert(key.to_owned(), case.input(key)?.clone());
     }
-    if let Some(ids) = case.inputs.get("ids") {
-        let sequence = ids.shape[1];
-        for k in 1..=case.config.n_future {
-            let data = ids
-                .data
-                .chunks_exact(sequence)
-                .flat_map(|row| row[k..].to_vec())
-                .collect();
-            let shape = vec![ids.shape[0], sequence - k];
-            expected.insert(format!("target.{k}"), Values { shape, data });
-        }
+    expect_targets(case, &mut expected)?;
+    expected.insert(MEAN_WEIGHT.to_owned(), Values::vector(vec![1.0]));
+    if let Some(norm) = case
+        .golden
+        .get("trace.grad_norm")
+        .and_then(|norms| norms.data.first())
+    {
+        let coefficient = (case.optimizer()?.clip / (norm + 1e-6)).min(1.0);
+        expected.insert("clip.norm".to_owned(), Values::vector(vec![*norm]));
+        expected.insert(
+            "clip.coefficient".to_owned(),
+            Values::vector(vec![coefficient]),
+        );
     }
-    expected
+    Ok(expected)
+}
+
+/// `target.k`: the ids that horizon k predicts, `[b, s-k]`.
+fn expect_targets(case: &Case, expected: &mut Results) -> Result<(), Error> {
+    let ids = case.input("ids")?;
+    let [rows, sequence] = ids.shape[..] else {
+        return Err(case.bad(format!("ids have shape {:?}", ids.shape)));
+    };
+    let horizons = case.config::<ModelConfig>()?.n_future;
+    for k in 1..=horizons.min(sequence.saturating_sub(1)) {
+        let of_row = |row: &[f64]| row[k..].to_vec();
+        let data = ids.data.chunks_exact(sequence).flat_map(of_row).collect();
+        let shape = vec![rows, sequence - k];
+        expected.insert(format!("target.{k}"), Values { shape, data });
+    }
+    Ok(())
 }
 
 fn judge_stage(
@@ -179,22 +277,17 @@ fn judge_stage(
     let mut keys: BTreeSet<&String> = expected.keys().filter(|key| stage.owns(key)).collect();
     let num_expected = keys.len();
     keys.extend(actual.keys().filter(|key| stage.owns(key)));
-    let gate = (stage.gate)(precision);
     let mut judged = StageReport::new(stage.name, num_expected);
     let mut first = None;
     for key in order(keys, expected, actual) {
-        let floor = if precision == Precision::F32 {
-            case.noise_floor(key, precision)
-        } else {
-            None
-        };
+        let floor = Floor::of(case, key, precision, actual);
         let divergence = judge_key(
             stage,
             key,
             expected.get(key),
             actual.get(key),
-            gate,
-            floor,
+            (stage.gate)(key, precision),
+            floor.as_ref(),
             &mut judged,
         );
         first = first.or(divergence);
@@ -237,7 +330,7 @@ fn judge_key(
     expected: Option<&Values>,
     actual: Option<&Values>,
     gate: Gate,
-    floor: Option<f64>,
+    floor: Option<&Floor>,
     judged: &mut StageReport,
 ) -> Option<Divergence> {
     let fail = |judged: &mut StageReport, reason: String| {

@@ -1,0 +1,185 @@
+//! Every committed case passes, and a golden that differs in one element fails at the stage that owns it.
+
+use std::path::{Path, PathBuf};
+
+use parity::{Case, Mode, Precision, Report, Status};
+
+/// Tests run in their package's folder; a compiled-in path would be wrong where checkouts share a target folder.
+pub(crate) const GOLDENS: &str = "goldens";
+
+const BOTH: [Precision; 2] = [Precision::F64, Precision::F32];
+
+pub(crate) fn load(name: &str) -> Case {
+    Case::load(&Path::new(GOLDENS).join(name)).expect("the committed golden is whole")
+}
+
+fn assert_passes(case: &Case) {
+    for precision in BOTH {
+        for mode in [Mode::Chained, Mode::Isolated] {
+            let report = parity::run(case, precision, mode).expect("the subject runs");
+            assert_eq!(report.status, Status::Pass, "{}", report.markdown());
+            assert_eq!((report.mismatch_count, report.exit_code()), (0, 0));
+            assert_eq!(report.not_compared, [""; 0], "{}", case.name);
+            for stage in &report.stages {
+                assert_eq!(stage.compared, stage.keys, "{}: {}", case.name, stage.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn every_committed_case_passes_in_both_precisions_and_modes() {
+    let folders = parity::find_all(Path::new(GOLDENS)).unwrap();
+    let names: Vec<_> = folders
+        .iter()
+        .filter_map(|folder| folder.file_name())
+        .collect();
+    let expected = [
+        "adamw",
+        "generate",
+        "layout",
+        "nano",
+        "nano-h4-mha",
+        "passk",
+        "rho1",
+        "rope",
+        "tokenizer",
+        "weighting",
+    ];
+    assert_eq!(names, expected);
+    for name in expected {
+        assert_passes(&load(name));
+    }
+}
+
+#[test]
+fn nano_compares_thirteen_stages() {
+    let report = parity::run(&load("nano"), Precision::F32, Mode::Chained).unwrap();
+    let compared: Vec<_> = report.stages.iter().map(|s| (s.name, s.compared)).collect();
+    let expected = [
+        ("tokens", 4),
+        ("rotary", 2),
+        ("embed", 1),
+        ("trunk", 6),
+        ("heads", 8),
+        ("token-loss", 2),
+        ("value", 2),
+        ("weighting", 6),
+        ("loss", 3),
+        ("gradients", 39),
+        ("clip", 2),
+        ("optimizer", 39),
+        ("trace", 2),
+    ];
+    assert_eq!(compared, expected);
+}
+
+/// A case from outside the repository: beside the checkout, or where `WMTP_GOLDENS` says.
+#[test]
+fn a_case_from_outside_passes_where_there_is_one() {
+    let root = std::env::var_os("WMTP_GOLDENS").map_or_else(
+        || Path::new("../../../shared/goldens").to_owned(),
+        PathBuf::from,
+    );
+    match parity::find(&root, "nano") {
+        Ok(folder) => assert_passes(&Case::load(&folder).expect("the golden case is whole")),
+        Err(error) => announce(&format!("SKIPPED: {error}; set WMTP_GOLDENS")),
+    }
+}
+
+#[expect(
+    clippy::print_stderr,
+    reason = "a skipped test says so where the test output goes"
+)]
+fn announce(text: &str) {
+    eprintln!("{text}");
+}
+
+/// Changes the last element of a golden by a tenth of the largest one.
+fn damage(case: &Case, key: &str) -> Case {
+    let mut case = case.clone();
+    let data = &mut case.golden.get_mut(key).expect("a golden key").data;
+    let top = data.iter().fold(0f64, |m, x| m.max(x.abs()));
+    *data.last_mut().expect("an element") += if top.is_finite() && top > 0.0 {
+        top / 10.0
+    } else {
+        1.0
+    };
+    case
+}
+
+#[test]
+fn one_wrong_element_fails_at_its_stage_key_and_index() {
+    for folder in parity::find_all(Path::new(GOLDENS)).unwrap() {
+        let case = Case::load(&folder).unwrap();
+        // Its stages are nano's.
+        if case.name == "nano-h4-mha" {
+            continue;
+        }
+        let passing = parity::run(&case, Precision::F32, Mode::Chained).unwrap();
+        for stage in &passing.stages {
+            let key = &stage.worst.as_ref().expect("every stage compares").key;
+            if !case.golden.contains_key(key) {
+                continue;
+            }
+            let damaged = damage(&case, key);
+            let report = parity::run(&damaged, Precision::F32, Mode::Chained).unwrap();
+            let first = report
+                .first_divergence
+                .as_ref()
+                .expect("a difference is found");
+            assert_eq!((first.stage, first.key.as_ref()), (stage.name, Some(key)));
+            let values = &damaged.golden[key];
+            assert_eq!(
+                first.index,
+                Some(values.index(values.data.len() - 1)),
+                "{key}"
+            );
+            assert_eq!(report.exit_code(), 1);
+        }
+    }
+}
+
+fn first_reason(report: Report) -> (String, String) {
+    let first = report.first_divergence.expect("it differs");
+    (first.stage.to_owned(), first.reason)
+}
+
+#[test]
+fn keys_on_one_side_only_are_mismatches() {
+    let mut case = load("nano");
+    let gone = case.golden.remove("grad.norm.weight").unwrap();
+    let report = parity::run(&case, Precision::F64, Mode::Chained).unwrap();
+    assert_eq!(
+        first_reason(report),
+        ("gradients".into(), "unexpected".into())
+    );
+    case.golden.insert("grad.norm.weight".into(), gone.clone());
+    case.golden.insert("grad.value_head.weight".into(), gone);
+    let report = parity::run(&case, Precision::F64, Mode::Chained).unwrap();
+    assert_eq!(first_reason(report), ("gradients".into(), "missing".into()));
+}
+
+#[test]
+fn a_stage_that_compares_nothing_fails() {
+    let mut case = load("nano");
+    case.golden.retain(|key, _| !key.starts_with("value."));
+    let report = parity::run(&case, Precision::F64, Mode::Chained).unwrap();
+    assert_eq!(first_reason(report).0, "value");
+    let mut empty = load("passk");
+    empty.golden.clear();
+    let report = parity::run(&empty, Precision::F64, Mode::Chained).unwrap();
+    assert_eq!(report.exit_code(), 4);
+}
+
+#[test]
+fn the_committed_goldens_stay_small() {
+    let files = parity::find_all(Path::new(GOLDENS))
+        .unwrap()
+        .into_iter()
+        .flat_map(|folder| {
+            let entries = std::fs::read_dir(folder).unwrap();
+            entries.map(|entry| entry.unwrap().metadata().unwrap().len())
+        });
+    assert!(files.sum::<u64>() < 5_000_000);
+}

@@ -1,0 +1,145 @@
+//! Each deliberate fault of `spec/parity.md` 4.10 is reported at the stage that contains it.
+
+use parity::{Mode, Mutation, Precision, Report, Status};
+
+use crate::cases::load;
+
+/// The parameter that the optimizer's stage compares first.
+const FIRST_PARAMETER: &str = "param.step1.extra_heads.0.attention.wk.weight";
+
+fn compare(case: &str, mutation: &Mutation, precision: Precision) -> Report {
+    parity::run_mutated(&load(case), precision, Mode::Chained, Some(mutation))
+        .expect("the subject runs")
+}
+
+fn place_of(report: &Report, stage: &str) -> usize {
+    let place = report.stages.iter().position(|s| s.name == stage);
+    place.expect("a stage of that name")
+}
+
+fn assert_found(mutation: &Mutation, precision: Precision, stage: &str, key: &str) -> Report {
+    assert_found_in("nano", mutation, precision, stage, key)
+}
+
+/// The fault is reported at this stage and key, the stages before it pass, and it is no inheritance.
+fn assert_found_in(
+    case: &str,
+    mutation: &Mutation,
+    precision: Precision,
+    stage: &str,
+    key: &str,
+) -> Report {
+    let report = compare(case, mutation, precision);
+    assert_eq!(report.exit_code(), 1, "{mutation:?}");
+    let first = report.first_divergence.as_ref().expect("a fault diverges");
+    assert_eq!(
+        (first.stage, first.key.as_deref()),
+        (stage, Some(key)),
+        "{mutation:?}"
+    );
+    assert_eq!(first.isolated, Some(Status::Fail), "{mutation:?}");
+    let place = place_of(&report, stage);
+    for (index, found) in report.stages.iter().enumerate() {
+        let expected = match index.cmp(&place) {
+            std::cmp::Ordering::Less => Status::Pass,
+            std::cmp::Ordering::Equal => Status::Fail,
+            std::cmp::Ordering::Greater => Status::AfterDivergence,
+        };
+        assert_eq!(found.status, expected, "{mutation:?}: {}", found.name);
+    }
+    report
+}
+
+#[test]
+fn faults_of_the_forward_pass_are_found_in_the_first_attention() {
+    for mutation in [
+        Mutation::NormEpsilon,
+        Mutation::AttentionScale,
+        Mutation::HalfSplitRotary,
+        Mutation::RotaryTable,
+    ] {
+        for precision in [Precision::F32, Precision::F64] {
+            assert_found(&mutation, precision, "trunk", "trunk.0.attn_heads");
+        }
+    }
+}
+
+#[test]
+fn faults_of_the_loss_are_found_at_the_loss() {
+    for precision in [Precision::F32, Precision::F64] {
+        assert_found(&Mutation::WeightAtSource, precision, "loss", "loss.head.1");
+        // Weights have mean 1 over all targets, so their sum is the number of them unless a horizon misses some:
+        // that takes a response which starts before position H.
+        let mutation = Mutation::DivideByWeights;
+        assert_found_in("nano-h4-mha", &mutation, precision, "loss", "loss.head.2");
+    }
+}
+
+#[test]
+fn faults_of_the_optimizer_are_found_at_the_parameters() {
+    for mutation in [
+        Mutation::AdamEpsilon,
+        Mutation::WeightDecay,
+        Mutation::NoClipping,
+    ] {
+        for precision in [Precision::F32, Precision::F64] {
+            assert_found(&mutation, precision, "optimizer", FIRST_PARAMETER);
+        }
+    }
+}
+
+#[test]
+fn a_clip_coefficient_without_its_epsilon_is_seen_in_f64_only() {
+    let mutation = Mutation::ClipWithoutEpsilon;
+    let single = compare("nano", &mutation, Precision::F32);
+    assert_eq!(single.status, Status::Pass, "{}", single.markdown());
+    let double = assert_found(&mutation, Precision::F64, "clip", "clip.coefficient");
+    let trace = double.stages.last().unwrap();
+    assert!(
+        trace.name == "trace" && trace.mismatch_count > 0,
+        "{}",
+        double.markdown()
+    );
+}
+
+/// Missing gradients while every value up to the loss agrees to the bit with the sound run's.
+fn assert_cut(mutation: &Mutation, missing: usize, first: &str) {
+    let report = assert_found(mutation, Precision::F32, "gradients", first);
+    let sound = parity::run(&load("nano"), Precision::F32, Mode::Chained).expect("it runs");
+    let place = place_of(&report, "gradients");
+    assert_eq!(report.stages[..place], sound.stages[..place]);
+    let gradients = &report.stages[place];
+    assert_eq!(gradients.compared, gradients.keys - missing, "{mutation:?}");
+    let reason = report.first_divergence.map(|first| first.reason);
+    assert_eq!(reason.as_deref(), Some("missing"));
+}
+
+#[test]
+fn operations_without_a_backward_pass_are_found_by_the_names_that_miss_a_gradient() {
+    assert_cut(
+        &Mutation::FusedNorm,
+        38,
+        "grad.extra_heads.0.attention.wk.weight",
+    );
+    assert_cut(
+        &Mutation::FusedAttention,
+        8,
+        "grad.extra_heads.0.attention.wk.weight",
+    );
+    let one = "layers.0.attention.wq.weight";
+    assert_cut(
+        &Mutation::CutGradient(one.to_owned()),
+        1,
+        &format!("grad.{one}"),
+    );
+}
+
+#[test]
+fn isolated_mode_tells_a_wrong_stage_from_one_that_inherits() {
+    let report = assert_found(&Mutation::ValueBias, Precision::F32, "value", "value.v");
+    let stage = |name: &str| report.stages.iter().find(|s| s.name == name).unwrap();
+    assert_eq!(stage("value").isolated, Some(Status::Fail));
+    let weighting = stage("weighting");
+    assert!(weighting.mismatch_count > 0 && weighting.isolated == Some(Status::Pass));
+    assert_eq!(stage("loss").isolated, None);
+}

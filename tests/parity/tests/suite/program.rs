@@ -1,0 +1,170 @@
+//! The `parity` program: reports, exit codes, thread counts.
+
+use std::ffi::OsStr;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use crate::cases::GOLDENS;
+
+fn command(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_parity"));
+    command.args(args).env_remove("WMTP_GOLDENS");
+    command
+}
+
+fn program(args: &[&str]) -> Output {
+    command(args).output().expect("the program starts")
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn the_program_writes_both_reports_and_exits_0() {
+    let dir = tempfile::tempdir().unwrap();
+    let report = dir.path().to_str().unwrap();
+    let output = program(&[
+        "--goldens",
+        GOLDENS,
+        "--case",
+        "nano",
+        "--dtype",
+        "f64",
+        "--report",
+        report,
+    ]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let json = std::fs::read(dir.path().join("parity_report.json")).unwrap();
+    let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
+    assert_eq!(json["schema"], "wmtp.parity-report/1");
+    assert_eq!(
+        (&json["status"], &json["mode"]),
+        (&"pass".into(), &"chained".into())
+    );
+    assert_eq!(
+        (&json["mismatch_count"], &json["compared_count"]),
+        (&0.into(), &116.into())
+    );
+    let again = "make parity CASE=nano DTYPE=f64 GOLDENS=goldens";
+    assert_eq!(json["rerun"], again);
+    assert!(dir.path().join("parity_report.md").is_file());
+}
+
+#[test]
+fn all_runs_every_case_and_reports_each() {
+    let dir = tempfile::tempdir().unwrap();
+    let report = dir.path().to_str().unwrap();
+    let output = program(&["--goldens", GOLDENS, "--dtype", "f32", "--report", report]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    for case in ["adamw", "nano-h4-mha", "weighting"] {
+        assert!(
+            dir.path().join(case).join("parity_report.json").is_file(),
+            "{case}"
+        );
+    }
+}
+
+#[test]
+fn one_and_two_threads_give_the_same_report() {
+    let reports = ["1", "2"].map(|threads| {
+        let dir = tempfile::tempdir().unwrap();
+        let report = dir.path().to_str().unwrap();
+        for dtype in ["f32", "f64"] {
+            let output = command(&[
+                "--goldens",
+                GOLDENS,
+                "--case",
+                "nano",
+                "--dtype",
+                dtype,
+                "--report",
+                report,
+            ])
+            .env("RAYON_NUM_THREADS", threads)
+            .output()
+            .unwrap();
+            assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        }
+        std::fs::read_to_string(dir.path().join("parity_report.json")).unwrap()
+    });
+    assert_eq!(reports[0], reports[1]);
+}
+
+/// A copy of a committed case in which files may be changed.
+fn copy(case: &str, change: impl Fn(&str, &mut Vec<u8>)) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().expect("a folder");
+    let entries = std::fs::read_dir(Path::new(GOLDENS).join(case)).expect("a committed case");
+    for path in entries.map(|entry| entry.expect("an entry").path()) {
+        let name = path.file_name().and_then(OsStr::to_str).expect("a name");
+        let mut bytes = std::fs::read(&path).expect("a file");
+        change(name, &mut bytes);
+        std::fs::write(dir.path().join(name), bytes).expect("a copy");
+    }
+    dir
+}
+
+#[test]
+fn one_changed_byte_of_any_file_is_refused_with_exit_code_3() {
+    for file in ["golden.safetensors", "inputs.safetensors"] {
+        let dir = copy("passk", |name, bytes| {
+            if name == file {
+                *bytes.last_mut().unwrap() ^= 1;
+            }
+        });
+        let output = program(&["--goldens", dir.path().to_str().unwrap(), "--dtype", "f64"]);
+        assert_eq!(output.status.code(), Some(3));
+        assert!(stderr(&output).contains("SHA-256"), "{}", stderr(&output));
+    }
+}
+
+#[test]
+fn a_divergence_exits_1_and_the_json_names_it() {
+    // Another base than the golden's: the tables part at the second position.
+    let dir = copy("rope", |name, bytes| {
+        if name == "manifest.json" {
+            let text = String::from_utf8(bytes.clone()).unwrap();
+            *bytes = text.replacen("10000.0", "10001.0", 1).into_bytes();
+        }
+    });
+    let report = dir.path().join("report");
+    let goldens = dir.path().to_str().unwrap();
+    let output = program(&[
+        "--goldens",
+        goldens,
+        "--dtype",
+        "f64",
+        "--report",
+        report.to_str().unwrap(),
+    ]);
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    let json = std::fs::read(report.join("parity_report.json")).unwrap();
+    let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
+    let first = &json["first_divergence"];
+    assert_eq!(
+        (&first["stage"], &first["file"]),
+        (&"rotary".into(), &"golden.safetensors".into())
+    );
+    assert_eq!(
+        (&first["key"], &first["isolated"]),
+        (&"cos.e64-theta10000".into(), &"fail".into())
+    );
+    assert_eq!(first["index"].as_array().map(Vec::len), Some(2));
+    assert!(first["expected"].is_number() && first["actual"].is_number());
+    assert!(stderr(&output).contains("First divergence"));
+}
+
+#[test]
+fn missing_goldens_and_wrong_usage_have_their_own_exit_codes() {
+    let code = |args: &[&str]| program(args).status.code();
+    assert_eq!(code(&["--goldens", "/nowhere", "--dtype", "f64"]), Some(3));
+    assert_eq!(
+        code(&["--goldens", GOLDENS, "--case", "none", "--dtype", "f64"]),
+        Some(3)
+    );
+    assert_eq!(code(&["--dtype", "f16", "--goldens", "/nowhere"]), Some(2));
+    assert_eq!(
+        code(&["--dtype", "f64", "--goldens", GOLDENS, "--mode", "other"]),
+        Some(2)
+    );
+}
