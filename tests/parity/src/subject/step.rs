@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 use candle_core::backprop::GradStore;
 use wmtp_model::{Horizon, MtpModel, ParamStore};
-use wmtp_training::heads::{HeadTargets, StepLoss, Target, accumulate};
+use wmtp_training::heads::{HeadTargets, Learner, StepLoss, Target, accumulate};
 use wmtp_training::optimizer::{Parameter, clip_coefficient};
 use wmtp_training::scorer::{Scorer, StepRow, StepStats};
 use wmtp_training::{AdamW, AdamWSettings, Gradients};
@@ -139,15 +139,12 @@ fn training_pass(
         .collect();
     let mut loss = StepLoss::new(&counts);
     let mut gradients = Gradients::zeros(parameters)?;
-    accumulate(
-        policy,
+    let learner = Learner {
+        model: policy,
         parameters,
-        &padded,
-        0,
-        scorer,
-        &mut loss,
-        &mut gradients,
-    )?;
+        activation_bytes: None,
+    };
+    accumulate(&learner, &padded, 0, scorer, &mut loss, &mut gradients)?;
     Ok((loss.weighted(), gradients))
 }
 
