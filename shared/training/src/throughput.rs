@@ -79,9 +79,12 @@ impl Throughput {
     /// One line for people; `peak_flops` is the machine's measured rate, `memory_bytes` the most that was used.
     pub fn summary(&self, peak_flops: f64, memory_bytes: Option<u64>) -> String {
         let millis = |share| Millis(self.step_secs(share).unwrap_or(0.0));
-        let mut text = format!(
+        let memory = memory_bytes.map_or_else(String::new, |bytes| {
+            format!("; {} MiB of memory at most", bytes >> 20)
+        });
+        format!(
             "{:.0} tokens/s ({:.0} with padding), {:.1} GFLOP/s, {:.0}% of the measured peak; steps of {} (half), {} \
-             (9 in 10), {} (99 in 100)",
+             (9 in 10), {} (99 in 100){memory}",
             self.tokens_per_second(),
             self.positions_per_second(),
             self.flops_per_second() / 1e9,
@@ -89,11 +92,7 @@ impl Throughput {
             millis(0.5),
             millis(0.9),
             millis(0.99),
-        );
-        if let Some(bytes) = memory_bytes {
-            text.push_str(&format!("; {} MiB of memory at most", bytes >> 20));
-        }
-        text
+        )
     }
 }
 
