@@ -36,23 +36,13 @@ impl TrunkTape {
         let first_kept = body.num_blocks().saturating_sub(num_kept);
         let mut segments = Vec::with_capacity(body.num_blocks());
         for index in 0..body.num_blocks() {
-            let segment = if index < first_kept {
-                let input_bsd = Var::from_tensor(&output_bsd)?;
-                output_bsd = body.block(index, &output_bsd)?.detach();
-                Segment {
-                    input_bsd,
-                    output_bsd: None,
-                }
-            } else {
-                let input_bsd = Var::from_tensor(&output_bsd)?;
-                let graph = body.block(index, &input_bsd)?;
-                output_bsd = graph.detach();
-                Segment {
-                    input_bsd,
-                    output_bsd: Some(graph),
-                }
-            };
-            segments.push(segment);
+            let input_bsd = Var::from_tensor(&output_bsd)?;
+            let graph = body.block(index, &input_bsd)?;
+            output_bsd = graph.detach();
+            segments.push(Segment {
+                input_bsd,
+                output_bsd: (index >= first_kept).then_some(graph),
+            });
         }
         Ok(Self {
             body: body.clone(),
