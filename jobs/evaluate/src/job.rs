@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
-use std::ops::ControlFlow;
 use std::path::Path;
 
 use serde_json::json;
@@ -241,11 +240,7 @@ fn execute(
     let progress = run.progress("execute", "programs", programs.len() as u64);
     let verdicts = grader.grade_all(&programs, |_, _| {
         progress.inc(1);
-        if run.should_stop() {
-            ControlFlow::Break(())
-        } else {
-            ControlFlow::Continue(())
-        }
+        run.flow()
     });
     if run.should_stop() {
         return Err(JobError::preempted());

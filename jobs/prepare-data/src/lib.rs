@@ -5,7 +5,6 @@
 //! limits and the inputs only.
 
 use std::num::NonZeroUsize;
-use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use wmtp_artifacts::{Digest, Kind};
@@ -177,11 +176,7 @@ fn execute(work: &Work, problems: Vec<SourceProblem>, run: &Run) -> Result<Label
             let share = programs as u64 * done as u64 / total.max(1) as u64;
             progress.inc(share - shown);
             shown = share;
-            if run.should_stop() {
-                ControlFlow::Break(())
-            } else {
-                ControlFlow::Continue(())
-            }
+            run.flow()
         },
     )
     .map_err(job_error)

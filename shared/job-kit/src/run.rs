@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -141,6 +142,15 @@ impl Run {
     /// Whether a signal asked to stop: save a checkpoint and return [`JobError::preempted`].
     pub fn should_stop(&self) -> bool {
         self.stop.load(Ordering::SeqCst)
+    }
+
+    /// [`Run::should_stop`] as what a loop of somebody else's asks for after each round.
+    pub fn flow(&self) -> ControlFlow<()> {
+        if self.should_stop() {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
     }
 
     /// The flag behind [`Run::should_stop`], for worker threads.

@@ -64,7 +64,7 @@ pub(super) struct Factors<'a, T> {
     pub(super) inputs: usize,
 }
 
-/// AdapterGradient as backward sees them.
+/// The adapters as backward sees them.
 #[derive(Clone, Copy)]
 pub(super) struct AdapterGradient<'a> {
     low_rank: &'a LowRank,
