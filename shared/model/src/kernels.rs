@@ -174,6 +174,30 @@ pub(crate) fn project<T: Float>(
     );
 }
 
+/// Side of the square tiles that [`turn`] works in.
+const TURN_TILE: usize = 16;
+
+/// Rows `first..` of the transpose of `w [width, depth]`, as many as `turned [.., width]` has.
+pub(crate) fn turn<T: Float>(w: &[T], depth: usize, first: usize, turned: &mut [T]) {
+    let width = w.len() / depth;
+    for (band, rows) in turned.chunks_mut(TURN_TILE * width).enumerate() {
+        let first = first + band * TURN_TILE;
+        let height = rows.len() / width;
+        for left in (0..width).step_by(TURN_TILE) {
+            let across = TURN_TILE.min(width - left);
+            let mut tile = [[T::zero(); TURN_TILE]; TURN_TILE];
+            for (j, line) in tile[..across].iter_mut().enumerate() {
+                line[..height].copy_from_slice(&w[(left + j) * depth + first..][..height]);
+            }
+            for (i, row) in rows.chunks_exact_mut(width).enumerate() {
+                for (out, line) in row[left..left + across].iter_mut().zip(&tile) {
+                    *out = line[i];
+                }
+            }
+        }
+    }
+}
+
 /// `out [rows, depth] = grad [rows, width] · w` with `w [width, depth]`.
 pub(crate) fn project_back<T: Float>(
     out: &mut [T],

@@ -8,13 +8,13 @@ use rayon::prelude::*;
 
 use super::low_rank::{AdapterGradient, Factors, Fused, LowRank};
 use super::{
-    Saved, TASK_ROWS, add_partials, by_dtype, gradient, storage_of, tensor_values, values,
-    weight_gradient,
+    Projection, Saved, TASK_ROWS, add_partials, by_dtype, gradient, storage_of, tensor_values,
+    values, weight_gradient,
 };
 use crate::Rotary;
 use crate::float::Float;
 use crate::kernels::{
-    AttentionGrad, HeadLayout, Write, attention, attention_back, project, project_back, rms_norm,
+    AttentionGrad, HeadLayout, Write, attention, attention_back, project_back, rms_norm,
     rms_norm_again, rms_norm_back, rotate,
 };
 
@@ -174,6 +174,7 @@ impl Fused for AttentionHeads {
         let (norm, weights) = packed.split_at(sizes.dim);
         let angles = self.angles::<T>(sequence);
         let (layout, rows) = (self.setup.layout, batch * sequence);
+        let into_qkv = Projection::new(weights, sizes.packed, sizes.dim, rows, sizes.task_rows);
         let mut out = vec![T::zero(); rows * sizes.query];
         let mut inverse = vec![T::zero(); rows];
         let mut log_sums = vec![T::zero(); rows * layout.heads];
@@ -182,14 +183,7 @@ impl Fused for AttentionHeads {
             |out: &mut [T], x: &[T], inverse: &mut [T], log_sums: &mut [T], qkv: &mut [T]| {
                 let mut normed = vec![T::zero(); x.len()];
                 rms_norm(x, norm, self.setup.eps, &mut normed, inverse);
-                project(
-                    qkv,
-                    &normed,
-                    weights,
-                    sizes.packed,
-                    sizes.dim,
-                    Write::Replace,
-                );
+                into_qkv.apply(qkv, &normed, Write::Replace);
                 let mut scores = Vec::new();
                 let sequences = qkv
                     .chunks_exact_mut(sequence * sizes.packed)
@@ -315,7 +309,14 @@ impl Fused for AttentionHeads {
             let mut d_packed = vec![T::zero(); packed.elem_count()];
             let (d_norm, d_weights) = d_packed.split_at_mut(sizes.dim);
             add_partials(d_norm, &partials);
-            weight_gradient(d_weights, &d_qkv, sizes.packed, &normed, sizes.dim);
+            weight_gradient(
+                d_weights,
+                &d_qkv,
+                sizes.packed,
+                &normed,
+                sizes.dim,
+                Write::Replace,
+            );
             gradient(d_packed, packed)
         });
         Ok((dx, d_packed.transpose()?))

@@ -1,4 +1,4 @@
-//! Unembedding and weighted cross-entropy in row chunks; logits are never stored.
+//! Unembedding and weighted cross-entropy in spans of rows; all logits never exist together.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -6,14 +6,13 @@ use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::{Saved, TASK_ROWS, add_partials, by_dtype, storage_of, values};
+use super::{Projection, Saved, TASK_ROWS, by_dtype, storage_of, values, weight_gradient};
 use crate::float::Float;
-use crate::kernels::{
-    Matrix, MatrixMut, Write, exp_sum, matmul, maximum, project, project_back, vectorised,
-};
+use crate::kernels::{Write, exp_sum, maximum, project_back, vectorised};
 
-/// Parts of the rows that gather their own unembedding gradient; a constant keeps the sum's order.
-const ROW_GROUPS: usize = 4;
+/// Rows whose logits are held at once: enough for the product that makes the unembedding's gradient to run at full
+/// speed. A constant, so that the order of its sums depends on shapes alone.
+const SPAN_ROWS: usize = 1024;
 
 /// `Σ w_i · ce_i` as a scalar, and the unweighted `ce_i` in nats. The gradients of the operands that are trained
 /// are computed in the same pass.
@@ -89,50 +88,51 @@ impl LinearCrossEntropy {
         let ((rows, dim), (vocab, w_dim)) = (h_layout.shape().dims2()?, w_layout.shape().dims2()?);
         self.check(rows, dim, vocab, w_dim)?;
         let (h, w) = (values::<T>(h, h_layout)?, values::<T>(w, w_layout)?);
-        let group = rows.div_ceil(ROW_GROUPS).next_multiple_of(TASK_ROWS).max(1);
-        let groups = rows.div_ceil(group);
+        let unembedding = Projection::new(w, vocab, dim, rows, TASK_ROWS);
         let mut per_row = vec![0.0; rows];
-        let mut d_hidden = vec![T::zero(); if self.keep { rows * dim } else { 0 }];
-        let of_group = if self.keep_unembedding {
-            vocab * dim
-        } else {
-            0
-        };
-        let mut partials = vec![T::zero(); groups * of_group];
-        let pieces = h
-            .par_chunks(group * dim)
-            .zip(self.targets.par_chunks(group))
-            .zip(self.weights.par_chunks(group))
-            .zip(per_row.par_chunks_mut(group))
-            .map(|(((hidden, targets), weights), per_row)| Rows {
-                hidden,
-                targets,
-                weights,
-                per_row,
-            });
-        if self.keep_unembedding {
-            pieces
-                .zip(d_hidden.par_chunks_mut(group * dim))
-                .zip(partials.par_chunks_mut(vocab * dim))
-                .for_each(|((rows, d_hidden), d_w)| {
-                    rows.run(w, dim, vocab, Some((d_hidden, Some(d_w))));
+        let mut logits = vec![T::zero(); SPAN_ROWS.min(rows) * vocab];
+        let mut d_hidden = vec![T::zero(); if self.keep { rows * dim } else { rows }];
+        let d_width = d_hidden.len() / rows.max(1);
+        let mut d_w = vec![
+            T::zero();
+            if self.keep_unembedding {
+                vocab * dim
+            } else {
+                0
+            }
+        ];
+        for first in (0..rows).step_by(SPAN_ROWS) {
+            let span = first..rows.min(first + SPAN_ROWS);
+            let hidden = &h[span.start * dim..span.end * dim];
+            let logits = &mut logits[..span.len() * vocab];
+            logits
+                .par_chunks_mut(TASK_ROWS * vocab)
+                .zip(hidden.par_chunks(TASK_ROWS * dim))
+                .zip(self.targets[span.clone()].par_chunks(TASK_ROWS))
+                .zip(self.weights[span.clone()].par_chunks(TASK_ROWS))
+                .zip(per_row[span.clone()].par_chunks_mut(TASK_ROWS))
+                .zip(d_hidden[span.start * d_width..].par_chunks_mut(TASK_ROWS * d_width))
+                .for_each(|(((((logits, hidden), targets), weights), ce), d_hidden)| {
+                    unembedding.apply(logits, hidden, Write::Replace);
+                    softmax_rows(logits, vocab, targets, weights, ce);
+                    if self.keep {
+                        project_back(d_hidden, logits, w, vocab, dim);
+                    }
                 });
-            let mut d_w = vec![T::zero(); vocab * dim];
-            add_partials(&mut d_w, &partials);
+            if self.keep_unembedding {
+                let write = if first == 0 {
+                    Write::Replace
+                } else {
+                    Write::Add
+                };
+                weight_gradient(&mut d_w, logits, vocab, hidden, dim, write);
+            }
+        }
+        if self.keep {
             self.saved.put(Gradients {
                 hidden: d_hidden,
-                unembedding: Some(d_w),
+                unembedding: self.keep_unembedding.then_some(d_w),
             })?;
-        } else if self.keep {
-            pieces
-                .zip(d_hidden.par_chunks_mut(group * dim))
-                .for_each(|(rows, d_hidden)| rows.run(w, dim, vocab, Some((d_hidden, None))));
-            self.saved.put(Gradients {
-                hidden: d_hidden,
-                unembedding: None,
-            })?;
-        } else {
-            pieces.for_each(|rows| rows.run(w, dim, vocab, None));
         }
         let sum: f64 = per_row
             .iter()
@@ -186,58 +186,6 @@ impl LinearCrossEntropy {
                 .map(|data| scaled(data, w))
                 .transpose()?,
         ))
-    }
-}
-
-/// A run of rows that one task works through, chunk by chunk.
-struct Rows<'a, T> {
-    hidden: &'a [T],
-    targets: &'a [u32],
-    weights: &'a [f64],
-    per_row: &'a mut [f64],
-}
-
-impl<T: Float> Rows<'_, T> {
-    fn run(
-        self,
-        w: &[T],
-        dim: usize,
-        vocab: usize,
-        mut gradients: Option<(&mut [T], Option<&mut [T]>)>,
-    ) {
-        let mut logits = vec![T::zero(); TASK_ROWS.min(self.targets.len()) * vocab];
-        for first in (0..self.targets.len()).step_by(TASK_ROWS) {
-            let last = self.targets.len().min(first + TASK_ROWS);
-            let hidden = &self.hidden[first * dim..last * dim];
-            let logits = &mut logits[..(last - first) * vocab];
-            project(logits, hidden, w, vocab, dim, Write::Replace);
-            let (targets, weights) = (&self.targets[first..last], &self.weights[first..last]);
-            softmax_rows(
-                logits,
-                vocab,
-                targets,
-                weights,
-                &mut self.per_row[first..last],
-            );
-            if let Some((d_hidden, d_w)) = &mut gradients {
-                project_back(
-                    &mut d_hidden[first * dim..last * dim],
-                    logits,
-                    w,
-                    vocab,
-                    dim,
-                );
-                if let Some(d_w) = d_w {
-                    matmul(
-                        MatrixMut::new(d_w, vocab, dim, dim),
-                        Matrix::new(logits, last - first, vocab, vocab).transposed(),
-                        Matrix::new(hidden, last - first, dim, dim),
-                        T::one(),
-                        Write::Add,
-                    );
-                }
-            }
-        }
     }
 }
 

@@ -6,12 +6,12 @@ use rayon::prelude::*;
 
 use super::low_rank::{AdapterGradient, Factors, Fused, LowRank};
 use super::{
-    Saved, TASK_ROWS, add_partials, by_dtype, gradient, rows_and_width, storage_of, tensor_values,
-    values, weight_gradient,
+    Projection, Saved, TASK_ROWS, add_partials, by_dtype, gradient, rows_and_width, storage_of,
+    tensor_values, values, weight_gradient,
 };
 use crate::float::Float;
 use crate::kernels::{
-    Write, project, project_back, rms_norm, rms_norm_again, rms_norm_back, swiglu, swiglu_back,
+    Write, project_back, rms_norm, rms_norm_again, rms_norm_back, swiglu, swiglu_back,
 };
 
 /// Norm, gated projection, down projection and residual in one. `packed` is the concatenation
@@ -126,6 +126,8 @@ impl Fused for FeedForward {
         let x = values::<T>(x, x_layout)?;
         let weights = Weights::split(values::<T>(w, w_layout)?, dim)?;
         let ffn = weights.ffn;
+        let into_ffn = Projection::new(weights.gate_up, 2 * ffn, dim, rows, TASK_ROWS);
+        let out_of_ffn = Projection::new(weights.down, dim, ffn, rows, TASK_ROWS);
         let mut out = x.to_vec();
         let mut inverse = vec![T::zero(); rows];
         let mut kept = vec![T::zero(); if self.keep { rows * 2 * ffn } else { 0 }];
@@ -133,16 +135,9 @@ impl Fused for FeedForward {
             let mut normed = vec![T::zero(); x.len()];
             let mut act = vec![T::zero(); inverse.len() * ffn];
             rms_norm(x, weights.norm, self.eps, &mut normed, inverse);
-            project(
-                gate_up,
-                &normed,
-                weights.gate_up,
-                2 * ffn,
-                dim,
-                Write::Replace,
-            );
+            into_ffn.apply(gate_up, &normed, Write::Replace);
             swiglu(gate_up, ffn, &mut act);
-            project(out, &act, weights.down, dim, ffn, Write::Add);
+            out_of_ffn.apply(out, &act, Write::Add);
         };
         let tasks = out
             .par_chunks_mut(TASK_ROWS * dim)
@@ -232,8 +227,8 @@ impl Fused for FeedForward {
             let (d_norm, rest) = d_packed.split_at_mut(dim);
             let (d_weights, d_down) = rest.split_at_mut(2 * ffn * dim);
             add_partials(d_norm, &partials);
-            weight_gradient(d_weights, &d_gate_up, 2 * ffn, &normed, dim);
-            weight_gradient(d_down, grad, dim, &act, ffn);
+            weight_gradient(d_weights, &d_gate_up, 2 * ffn, &normed, dim, Write::Replace);
+            weight_gradient(d_down, grad, dim, &act, ffn, Write::Replace);
             gradient(d_packed, packed)
         });
         Ok((dx, d_packed.transpose()?))

@@ -6,11 +6,11 @@ use rayon::prelude::*;
 
 use super::low_rank::{AdapterGradient, Factors, Fused, LowRank};
 use super::{
-    TASK_ROWS, by_dtype, gradient, rows_and_width, storage_of, tensor_values, values,
+    Projection, TASK_ROWS, by_dtype, gradient, rows_and_width, storage_of, tensor_values, values,
     weight_gradient,
 };
 use crate::float::Float;
-use crate::kernels::{Write, project, project_back};
+use crate::kernels::{Write, project_back};
 
 /// Projects the last dimension of `x [.., in]` by `w [out, in]`.
 pub fn linear(x: &Tensor, w: &Tensor) -> Result<Tensor> {
@@ -71,10 +71,11 @@ impl Fused for Linear {
             )));
         }
         let (x, w) = (values::<T>(x, x_layout)?, values::<T>(w, w_layout)?);
+        let weights = Projection::new(w, outputs, inputs, rows, TASK_ROWS);
         let mut out = vec![T::zero(); rows * outputs];
         out.par_chunks_mut(TASK_ROWS * outputs)
             .zip(x.par_chunks(TASK_ROWS * inputs))
-            .for_each(|(out, x)| project(out, x, w, outputs, inputs, Write::Replace));
+            .for_each(|(out, x)| weights.apply(out, x, Write::Replace));
         let mut dims = x_layout.shape().dims().to_vec();
         *dims.last_mut().expect("rows_and_width refused scalars") = outputs;
         Ok((storage_of(out), Shape::from(dims)))
@@ -116,7 +117,7 @@ impl Fused for Linear {
         }
         let dw = w.track_op().then(|| {
             let mut dw = vec![T::zero(); w_values.len()];
-            weight_gradient(&mut dw, grad, outputs, x_values, inputs);
+            weight_gradient(&mut dw, grad, outputs, x_values, inputs, Write::Replace);
             gradient(dw, w)
         });
         Ok((dx, dw.transpose()?))
