@@ -2,7 +2,6 @@
 
 use rayon::prelude::*;
 use wmtp_data_sets::{PaddedBatch, TokenFile, pad_batch};
-use wmtp_model::loss::select_rows;
 use wmtp_model::{Device, Horizon, MtpModel, ParamStore, Params};
 use wmtp_records::HeadLoss;
 use wmtp_training::Result;
@@ -65,10 +64,8 @@ fn batch_sums(model: &MtpModel, horizons: &[Horizon], batch: &PaddedBatch) -> Re
             if targets.ids.is_empty() {
                 return Ok(Sums::default());
             }
-            let hidden_bsd = model.head_hidden(horizon, &trunk_bsd)?;
-            let logits_nv =
-                model.logits(&select_rows(&hidden_bsd, &targets.sources)?.unsqueeze(0)?)?;
-            let logits_nv = logits_nv.squeeze(0)?.to_vec2::<f32>()?;
+            let hidden_nd = model.head_hidden_at(horizon, &trunk_bsd, &targets.sources)?;
+            let logits_nv = model.logits(&hidden_nd)?.to_vec2::<f32>()?;
             Ok(sum_up(&logits_nv, &targets.ids))
         })
         .collect::<Result<_>>()

@@ -9,7 +9,7 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::kernels::HeadLayout;
 use crate::ops::{self, AttentionSetup};
-use crate::{MtpModel, ParamStore, Params, Rotary, loss};
+use crate::{Horizon, MtpModel, ParamStore, Params, Rotary, loss};
 
 fn rms_norm(x: &Tensor, w: &Tensor, eps: f64) -> Result<Tensor> {
     let scale = (x.sqr()?.mean_keepdim(D::Minus1)? + eps)?.sqrt()?.recip()?;
@@ -242,6 +242,8 @@ fn setup(heads: usize, kv_heads: usize, head_dim: usize) -> AttentionSetup {
 #[test]
 fn linear_equals_its_twin() {
     check(&ops::linear, &linear, &[3, 11, 7], &[5, 7]);
+    // More rows than a task takes, and sides that no tile divides.
+    check(&ops::linear, &linear, &[3, 101, 37], &[21, 37]);
 }
 
 #[test]
@@ -386,8 +388,7 @@ fn small_loss(model: &MtpModel) -> (Tensor, Vec<f64>) {
             .collect();
         let rows: Vec<u32> = targets.iter().map(|i| i - k).collect();
         let targets: Vec<u32> = targets.iter().map(|i| ids[*i as usize]).collect();
-        let hidden =
-            loss::select_rows(&model.head_hidden(horizon, &trunk).unwrap(), &rows).unwrap();
+        let hidden = model.head_hidden_at(horizon, &trunk, &rows).unwrap();
         let head = loss::weighted_cross_entropy(
             &hidden,
             model.unembedding(),
@@ -461,6 +462,32 @@ fn one_and_two_threads_give_the_same_bits() {
         })
     };
     assert_eq!(bits(1), bits(2));
+}
+
+#[test]
+fn a_head_at_some_rows_is_that_head_at_every_row() {
+    let params = small();
+    let store = ParamStore::init(&params, 4, DType::F64, &Device::Cpu).unwrap();
+    let model = MtpModel::new(&params, &store).unwrap();
+    let horizon = Horizon::new(2).unwrap();
+    let ids: Vec<u32> = (0..10 * 60).map(|i| i * 7919 % 31).collect();
+    let ids_bs = Tensor::from_slice(&ids, (10, 60), &Device::Cpu).unwrap();
+    let trunk = Var::from_tensor(&model.trunk(&ids_bs).unwrap().detach()).unwrap();
+    // All rows of some sequences, some of others, and none of the last.
+    let rows: Vec<u32> = (0..9 * 60).filter(|i| i / 60 < 6 || i % 5 == 2).collect();
+    let whole = loss::select_rows(&model.head_hidden(horizon, &trunk).unwrap(), &rows).unwrap();
+    let some = model.head_hidden_at(horizon, &trunk, &rows).unwrap();
+    assert_eq!(flat(&some), flat(&whole));
+    let grads = |y: &Tensor| functional(y).backward().unwrap();
+    let (of_whole, of_some) = (grads(&whole), grads(&some));
+    let vars = store.iter().map(|(_, var)| var.as_tensor());
+    for var in vars.chain([trunk.as_tensor()]) {
+        let (Some(expected), Some(found)) = (of_whole.get(var), of_some.get(var)) else {
+            assert!(of_whole.get(var).is_none() && of_some.get(var).is_none());
+            continue;
+        };
+        assert!(distance(found, expected) < 1e-12);
+    }
 }
 
 #[test]

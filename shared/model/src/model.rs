@@ -5,6 +5,7 @@ use std::sync::Arc;
 use candle_core::{DType, Tensor};
 
 use crate::kernels::HeadLayout;
+use crate::loss::select_rows;
 use crate::observer::{Observer, Point, Site, Unobserved};
 use crate::ops::{self, AttentionSetup, LowRank};
 use crate::params::trunk_prefix;
@@ -99,9 +100,34 @@ impl Block {
         observer: &mut O,
     ) -> Result<Tensor> {
         let heads = observer.observe(site(Point::AttnHeads), self.attention_heads(x, setup)?)?;
+        self.after_attention(x, &heads, setup, site, observer)
+    }
+
+    /// The block's output `[n, d]` at some rows of `x [b, s, d]`: every position is attended to, the rest is computed
+    /// for these rows alone.
+    fn forward_at(
+        &self,
+        x: &Tensor,
+        rows: &[u32],
+        setup: &AttentionSetup,
+        site: impl Fn(Point) -> Site,
+    ) -> Result<Tensor> {
+        let heads = select_rows(&self.attention_heads(x, setup)?, rows)?;
+        self.after_attention(&select_rows(x, rows)?, &heads, setup, site, &mut Unobserved)
+    }
+
+    /// What follows the heads' outputs: output projection, feed-forward half and both residual sums.
+    fn after_attention<O: Observer>(
+        &self,
+        x: &Tensor,
+        heads: &Tensor,
+        setup: &AttentionSetup,
+        site: impl Fn(Point) -> Site,
+        observer: &mut O,
+    ) -> Result<Tensor> {
         let out = match &self.adapters.wo {
-            Some(low_rank) => ops::adapted_linear(&heads, &self.wo, low_rank)?,
-            None => ops::linear(&heads, &self.wo)?,
+            Some(low_rank) => ops::adapted_linear(heads, &self.wo, low_rank)?,
+            None => ops::linear(heads, &self.wo)?,
         };
         let out = observer.observe(site(Point::AttnOut), out)?;
         let middle = (x + out)?;
@@ -304,19 +330,34 @@ impl MtpModel {
         trunk_bsd: &Tensor,
         observer: &mut O,
     ) -> Result<Tensor> {
-        let Some(block) = self.heads.get(horizon.get() - 1) else {
-            return Err(Error::Shape(format!(
-                "horizon {horizon} of a model with {}",
-                self.heads.len()
-            )));
-        };
-        let x = block.forward(
+        let x = self.head(horizon)?.forward(
             trunk_bsd,
             &self.body.setup,
             |point| Site::Head(horizon, point),
             observer,
         )?;
         self.body.normed(&x)
+    }
+
+    /// [`Self::head_hidden`] at some positions, as `[n, d]`; `rows` count over the flattened batch. A head predicts
+    /// from the positions of the response only, so training and scoring need no others.
+    pub fn head_hidden_at(
+        &self,
+        horizon: Horizon,
+        trunk_bsd: &Tensor,
+        rows: &[u32],
+    ) -> Result<Tensor> {
+        let site = |point| Site::Head(horizon, point);
+        let block = self.head(horizon)?;
+        self.body
+            .normed(&block.forward_at(trunk_bsd, rows, &self.body.setup, site)?)
+    }
+
+    fn head(&self, horizon: Horizon) -> Result<&Block> {
+        self.heads.get(horizon.get() - 1).ok_or_else(|| {
+            let heads = self.heads.len();
+            Error::Shape(format!("horizon {horizon} of a model with {heads}"))
+        })
     }
 
     /// The trunk's output after the shared norm: the input of a value head.
@@ -329,8 +370,8 @@ impl MtpModel {
         &self.output
     }
 
-    /// Logits `[b, s, v]` of normed hidden states. Training never needs them: see [`crate::loss`].
-    pub fn logits(&self, hidden_bsd: &Tensor) -> Result<Tensor> {
-        Ok(ops::linear(hidden_bsd, &self.output)?)
+    /// Logits `[.., v]` of normed hidden states `[.., d]`. Training never needs them: see [`crate::loss`].
+    pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        Ok(ops::linear(hidden, &self.output)?)
     }
 }

@@ -2,7 +2,7 @@
 
 use candle_core::{Device, Tensor, Var};
 use wmtp_data_sets::{PaddedBatch, TokenFile};
-use wmtp_model::loss::{cross_entropy, select_rows, weighted_cross_entropy};
+use wmtp_model::loss::{cross_entropy, weighted_cross_entropy};
 use wmtp_model::{Horizon, MtpModel};
 
 use crate::error::Result;
@@ -184,7 +184,7 @@ pub fn accumulate(
         if targets.ids.is_empty() {
             continue;
         }
-        let hidden = select_rows(&model.head_hidden(horizon, &cut)?, &targets.sources)?;
+        let hidden = model.head_hidden_at(horizon, &cut, &targets.sources)?;
         let policy_ce = if scorer.needs_policy_ce() {
             let ce = cross_entropy(
                 &hidden.detach(),

@@ -1,7 +1,7 @@
 //! Passing rows through a frozen model: cross-entropies and values per response target.
 
 use wmtp_data_sets::{TokenFile, pad_batch};
-use wmtp_model::loss::{cross_entropy, select_rows};
+use wmtp_model::loss::cross_entropy;
 use wmtp_model::{Horizon, MtpModel, ValueModel};
 
 use crate::buffer::Buffer;
@@ -53,7 +53,7 @@ pub fn head_cross_entropies(
             return Ok(answers);
         }
         let trunk = model.trunk(&ids_tensor(&batch, model.unembedding().device())?)?;
-        let hidden = select_rows(&model.head_hidden(horizon, &trunk)?, &targets.sources)?;
+        let hidden = model.head_hidden_at(horizon, &trunk, &targets.sources)?;
         let losses = cross_entropy(&hidden, model.unembedding(), &targets.ids)?;
         for (target, loss) in targets.targets.iter().zip(losses) {
             answers[target.slot].push(loss);
