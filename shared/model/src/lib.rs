@@ -38,5 +38,5 @@ pub use observer::{Observer, Point, Site, Unobserved};
 pub use params::{Horizon, Params};
 pub use rotary::Rotary;
 pub use store::ParamStore;
-pub use tape::TrunkTape;
+pub use tape::{HeadTape, TrunkTape};
 pub use value::{HeadKind, ValueModel};

@@ -2,6 +2,8 @@
 
 use candle_core::Tensor;
 
+pub use crate::ops::LossGradients;
+
 use crate::{Error, Result, ops};
 
 /// A weighted sum of cross-entropies and its terms.
@@ -36,6 +38,22 @@ pub fn weighted_cross_entropy(
 ) -> Result<WeightedLoss> {
     let (sum, ce) = ops::linear_cross_entropy(hidden, unembedding, targets, weights)?;
     Ok(WeightedLoss { sum, ce })
+}
+
+/// The gradients of `Σ w_i · ce_i` without a graph, as [`weighted_cross_entropy`] would give them: they are made in the
+/// pass that computes the loss. That of the unembedding is made where it is a variable.
+pub fn cross_entropy_gradients(
+    hidden: &Tensor,
+    unembedding: &Tensor,
+    targets: &[u32],
+    weights: &[f64],
+) -> Result<LossGradients> {
+    Ok(ops::cross_entropy_gradients(
+        hidden,
+        unembedding,
+        targets,
+        weights,
+    )?)
 }
 
 /// Cross-entropy of each row in nats, without a graph.

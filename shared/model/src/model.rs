@@ -7,8 +7,11 @@ use candle_core::{DType, Tensor};
 use crate::kernels::HeadLayout;
 use crate::loss::select_rows;
 use crate::observer::{Observer, Point, Site, Unobserved};
-use crate::ops::{self, AttentionSetup, LowRank};
+use crate::ops::{
+    self, AttentionHeads, AttentionSetup, FeedForward, Layer, Linear, LowRank, RmsNorm,
+};
 use crate::params::trunk_prefix;
+use crate::tape::{HeadTape, Operand};
 use crate::{Adapters, Error, Horizon, ParamStore, Params, Result, Rotary, TrunkTape};
 
 /// Whether a model's tensors take gradients.
@@ -32,7 +35,7 @@ impl Tracking {
 
 /// One pre-norm block.
 #[derive(Debug, Clone)]
-struct Block {
+pub(crate) struct Block {
     attention_in: [Tensor; 4],
     wo: Tensor,
     feed_forward: [Tensor; 4],
@@ -146,11 +149,58 @@ impl Block {
             None => ops::attention_heads(x, &packed(&self.attention_in)?, setup)?,
         })
     }
+
+    /// Norm, q/k/v and attention, for a tape.
+    pub(crate) fn attention_layer(
+        &self,
+        setup: &AttentionSetup,
+    ) -> Result<(Box<dyn Layer>, Operand)> {
+        let layer = AttentionHeads::new(setup, true);
+        taped(
+            layer,
+            &self.attention_in,
+            self.adapters.attention_in.as_ref(),
+        )
+    }
+
+    /// The output projection, for a tape.
+    pub(crate) fn out_layer(&self) -> Result<(Box<dyn Layer>, Operand)> {
+        let parts = std::slice::from_ref(&self.wo);
+        taped(Linear, parts, self.adapters.wo.as_ref())
+    }
+
+    /// The feed-forward half with its residual sum, for a tape.
+    pub(crate) fn feed_forward_layer(&self, eps: f64) -> Result<(Box<dyn Layer>, Operand)> {
+        let layer = FeedForward::new(eps, true);
+        taped(
+            layer,
+            &self.feed_forward,
+            self.adapters.feed_forward.as_ref(),
+        )
+    }
+}
+
+/// An operation with its weights, or upon them with the adapters that are trained in their place.
+fn taped<O: ops::Fused + candle_core::CustomOp2 + 'static>(
+    op: O,
+    parts: &[Tensor],
+    adapters: Option<&LowRank>,
+) -> Result<(Box<dyn Layer>, Operand)> {
+    Ok(match adapters {
+        Some(low_rank) => (
+            Box::new(low_rank.upon_parts(parts, op)),
+            Operand::new(low_rank.flat()?, low_rank.tensors()),
+        ),
+        None => (Box::new(op), Operand::new(packed(parts)?, parts)),
+    })
 }
 
 /// The weights of one fused operation behind each other. Copying them costs far less than the extra
 /// passes over activations that separate operations would need.
 fn packed(weights: &[Tensor]) -> Result<Tensor> {
+    if let [one] = weights {
+        return Ok(one.clone());
+    }
     let flat = weights
         .iter()
         .map(Tensor::flatten_all)
@@ -213,10 +263,22 @@ impl Body {
         self.blocks.len()
     }
 
-    /// One trunk block.
-    pub(crate) fn block(&self, index: usize, x_bsd: &Tensor) -> Result<Tensor> {
-        let site = |point| Site::Trunk(index, point);
-        self.blocks[index].forward(x_bsd, &self.setup, site, &mut Unobserved)
+    pub(crate) fn block(&self, index: usize) -> &Block {
+        &self.blocks[index]
+    }
+
+    pub(crate) fn embeddings(&self) -> &Tensor {
+        &self.embeddings
+    }
+
+    pub(crate) fn setup(&self) -> &AttentionSetup {
+        &self.setup
+    }
+
+    /// The shared norm, for a tape.
+    pub(crate) fn norm_layer(&self) -> (Box<dyn Layer>, Operand) {
+        let operand = Operand::new(self.norm.clone(), std::slice::from_ref(&self.norm));
+        (Box::new(RmsNorm::new(self.setup.eps)), operand)
     }
 
     pub(crate) fn trunk<O: Observer>(&self, ids_bs: &Tensor, observer: &mut O) -> Result<Tensor> {
@@ -351,6 +413,16 @@ impl MtpModel {
         let block = self.head(horizon)?;
         self.body
             .normed(&block.forward_at(trunk_bsd, rows, &self.body.setup, site)?)
+    }
+
+    /// [`Self::head_hidden_at`] for training, upon the trunk's output without its graph.
+    pub fn head_taped(
+        &self,
+        horizon: Horizon,
+        trunk_bsd: &Tensor,
+        rows: &[u32],
+    ) -> Result<HeadTape> {
+        HeadTape::record(&self.body, self.head(horizon)?, trunk_bsd, rows)
     }
 
     fn head(&self, horizon: Horizon) -> Result<&Block> {

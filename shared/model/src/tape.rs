@@ -1,87 +1,278 @@
-//! Going back through a trunk block by block.
+//! Training without candle's graph: a block runs, keeps what going back needs, and goes back on its own.
 //!
-//! The graph is cut between blocks: on the way back one block's gradients are alive at a time, its activations go as
-//! soon as it is done, and a block whose activations were not kept is computed again from its input. The same
-//! operations run on the same numbers either way, so what is kept changes memory and time, never a bit.
+//! One block's gradients are alive at a time, its activations go as soon as it is done, and a trunk block whose
+//! activations were not kept is computed again from its input. The same operations run on the same numbers either way,
+//! so what is kept changes memory and time, never a bit. candle's graph would cut a packed gradient into its parameters
+//! with a pass that clears and one that adds for each of them; here every gradient is handed out as it was made.
 
-use candle_core::backend::BackendStorage;
-use candle_core::backprop::GradStore;
-use candle_core::{CpuStorage, CustomOp1, DType, Layout, Shape, Tensor, Var};
+use candle_core::{DType, Tensor, TensorId};
 
-use crate::model::Body;
+use crate::loss::select_rows;
+use crate::model::{Block, Body};
+use crate::ops::{AttentionSetup, Layer, Wanted, scatter_rows};
 use crate::{Params, Result};
 
+/// The weights of one operation.
+pub(crate) struct Operand {
+    /// What the operation reads: the parts behind each other, or the lone part as it is.
+    flat: Tensor,
+    /// The tensors that its gradient belongs to.
+    parts: Vec<Tensor>,
+}
+
+impl Operand {
+    pub(crate) fn new(flat: Tensor, parts: &[Tensor]) -> Self {
+        Self {
+            flat: flat.detach(),
+            parts: parts.to_vec(),
+        }
+    }
+
+    fn trained(&self) -> bool {
+        self.parts.iter().any(Tensor::track_op)
+    }
+
+    /// Hands every part its piece of the gradient.
+    fn hand_out<E: From<crate::Error>>(
+        &self,
+        gradient: &Tensor,
+        take: &mut impl FnMut(TensorId, &Tensor) -> std::result::Result<(), E>,
+    ) -> std::result::Result<(), E> {
+        let piece = |start, part: &Tensor| -> Result<Tensor> {
+            let flat = gradient.flatten_all()?;
+            Ok(flat
+                .narrow(0, start, part.elem_count())?
+                .reshape(part.shape())?)
+        };
+        let mut start = 0;
+        for part in &self.parts {
+            take(part.id(), &piece(start, part)?)?;
+            start += part.elem_count();
+        }
+        Ok(())
+    }
+}
+
+/// An operation that ran.
+struct Step {
+    layer: Box<dyn Layer>,
+    input: Tensor,
+    operand: Operand,
+    output: Tensor,
+}
+
+impl Step {
+    fn run((layer, operand): (Box<dyn Layer>, Operand), input: Tensor) -> Result<Self> {
+        let output = layer.run(&input, &operand.flat)?;
+        Ok(Self {
+            layer,
+            input,
+            operand,
+            output,
+        })
+    }
+
+    /// Hands out the gradients of the weights; returns that of the input where it is wanted.
+    fn back<E: From<crate::Error>>(
+        self,
+        gradient: &Tensor,
+        input: bool,
+        take: &mut impl FnMut(TensorId, &Tensor) -> std::result::Result<(), E>,
+    ) -> std::result::Result<Option<Tensor>, E> {
+        let weights = self.operand.trained();
+        let wanted = Wanted { input, weights };
+        let (of_input, of_weights) = self
+            .layer
+            .back(
+                &self.input,
+                &self.operand.flat,
+                &self.output,
+                gradient,
+                wanted,
+            )
+            .map_err(crate::Error::from)?;
+        if let Some(of_weights) = of_weights {
+            self.operand.hand_out(&of_weights, take)?;
+        }
+        Ok(of_input)
+    }
+}
+
+/// A block that ran: `[b, s, d]` to the same, or to `[n, d]` at some rows.
+struct BlockPass {
+    attention: Step,
+    rows: Option<Vec<u32>>,
+    out: Step,
+    feed_forward: Step,
+}
+
+impl BlockPass {
+    fn record(
+        block: &Block,
+        x: &Tensor,
+        rows: Option<&[u32]>,
+        setup: &AttentionSetup,
+    ) -> Result<Self> {
+        let attention = Step::run(block.attention_layer(setup)?, x.clone())?;
+        let (x, heads) = match rows {
+            None => (x.clone(), attention.output.clone()),
+            Some(rows) => (select_rows(x, rows)?, select_rows(&attention.output, rows)?),
+        };
+        let out = Step::run(block.out_layer()?, heads)?;
+        let middle = (x + &out.output)?;
+        let feed_forward = Step::run(block.feed_forward_layer(setup.eps)?, middle)?;
+        Ok(Self {
+            attention,
+            rows: rows.map(<[u32]>::to_vec),
+            out,
+            feed_forward,
+        })
+    }
+
+    fn output(&self) -> &Tensor {
+        &self.feed_forward.output
+    }
+
+    /// Hands out the gradients of the weights; returns that of the input where it is wanted.
+    fn back<E: From<crate::Error>>(
+        self,
+        gradient: &Tensor,
+        input: bool,
+        take: &mut impl FnMut(TensorId, &Tensor) -> std::result::Result<(), E>,
+    ) -> std::result::Result<Option<Tensor>, E> {
+        let made = |gradient: Option<Tensor>| gradient.expect("the input's gradient was wanted");
+        let of_middle = made(self.feed_forward.back(gradient, true, take)?);
+        let of_heads = made(self.out.back(&of_middle, true, take)?);
+        let to_every_row = |gradient: Tensor| -> Result<Tensor> {
+            let Some(rows) = &self.rows else {
+                return Ok(gradient);
+            };
+            let (batch, sequence, _) = self.attention.input.dims3()?;
+            let width = gradient.dim(1)?;
+            let all = scatter_rows(&gradient, rows, batch * sequence)?;
+            Ok(all.reshape((batch, sequence, width))?)
+        };
+        let (of_heads, of_middle) = (to_every_row(of_heads)?, to_every_row(of_middle)?);
+        let through = self.attention.back(&of_heads, input, take)?;
+        let sum = through.map(|through| (through + of_middle).map_err(crate::Error::from));
+        Ok(sum.transpose()?)
+    }
+}
+
 /// A forward pass through the trunk, and what going back needs.
-#[derive(Debug)]
 pub struct TrunkTape {
     body: Body,
-    embedded_bsd: Tensor,
+    ids: Vec<u32>,
     segments: Vec<Segment>,
     output_bsd: Tensor,
 }
 
 /// One block of the pass.
-#[derive(Debug)]
 struct Segment {
-    input_bsd: Var,
-    /// The block's output with its graph; `None` where it is computed again.
-    output_bsd: Option<Tensor>,
+    input_bsd: Tensor,
+    /// `None` where the block is computed again.
+    pass: Option<BlockPass>,
 }
 
 impl TrunkTape {
     /// Runs the trunk and keeps the activations of its last `num_kept` blocks, which going back needs first.
     pub(crate) fn record(body: &Body, ids_bs: &Tensor, num_kept: usize) -> Result<Self> {
-        let embedded_bsd = body.embed(ids_bs)?;
-        let mut output_bsd = embedded_bsd.detach();
+        let mut output_bsd = body.embed(ids_bs)?.detach();
         let first_kept = body.num_blocks().saturating_sub(num_kept);
         let mut segments = Vec::with_capacity(body.num_blocks());
         for index in 0..body.num_blocks() {
-            let input_bsd = Var::from_tensor(&output_bsd)?;
-            let graph = body.block(index, &input_bsd)?;
-            output_bsd = graph.detach();
+            let pass = BlockPass::record(body.block(index), &output_bsd, None, body.setup())?;
+            let input_bsd = std::mem::replace(&mut output_bsd, pass.output().clone());
             segments.push(Segment {
                 input_bsd,
-                output_bsd: (index >= first_kept).then_some(graph),
+                pass: (index >= first_kept).then_some(pass),
             });
         }
         Ok(Self {
             body: body.clone(),
-            embedded_bsd,
+            ids: ids_bs.flatten_all()?.to_vec1()?,
             segments,
             output_bsd,
         })
     }
 
-    /// The trunk's output `[b, s, d]` without a graph.
+    /// The trunk's output `[b, s, d]`.
     pub fn output(&self) -> &Tensor {
         &self.output_bsd
     }
 
-    /// Takes the gradient `[b, s, d]` of the output back to the embedding. `take` gets the gradients of one block
-    /// after another, last block first, each parameter once.
+    /// Takes the gradient `[b, s, d]` of the output back to the embedding. `take` gets the gradient of one parameter
+    /// after another, those of the last block first, each once.
     ///
     /// # Errors
     /// What `take` says, and what the operations say.
     pub fn backward<E: From<crate::Error>>(
         self,
         gradient_bsd: Tensor,
-        mut take: impl FnMut(&GradStore) -> std::result::Result<(), E>,
+        mut take: impl FnMut(TensorId, &Tensor) -> std::result::Result<(), E>,
     ) -> std::result::Result<(), E> {
+        let table = self.body.embeddings();
         let mut gradient_bsd = gradient_bsd;
         for (index, segment) in self.segments.into_iter().enumerate().rev() {
-            let output_bsd = match segment.output_bsd {
+            let pass = match segment.pass {
                 Some(kept) => kept,
-                None => self.body.block(index, &segment.input_bsd)?,
+                None => {
+                    let (block, setup) = (self.body.block(index), self.body.setup());
+                    BlockPass::record(block, &segment.input_bsd, None, setup)?
+                }
             };
-            let store = backward_from(&output_bsd, gradient_bsd)?;
-            take(&store)?;
-            let input = store.get(&segment.input_bsd).cloned();
-            gradient_bsd = match input {
-                Some(gradient) => gradient,
-                None => segment.input_bsd.zeros_like().map_err(crate::Error::from)?,
-            };
+            let goes_on = index > 0 || table.track_op();
+            match pass.back(&gradient_bsd, goes_on, &mut take)? {
+                Some(gradient) => gradient_bsd = gradient,
+                None => return Ok(()),
+            }
         }
-        take(&backward_from(&self.embedded_bsd, gradient_bsd)?)
+        if table.track_op() {
+            let rows = table.dim(0).map_err(crate::Error::from)?;
+            let gradient =
+                scatter_rows(&gradient_bsd, &self.ids, rows).map_err(crate::Error::from)?;
+            take(table.id(), &gradient)?;
+        }
+        Ok(())
+    }
+}
+
+/// A forward pass of one prediction head at the rows that predict, and what going back needs.
+pub struct HeadTape {
+    block: BlockPass,
+    norm: Step,
+}
+
+impl HeadTape {
+    pub(crate) fn record(
+        body: &Body,
+        block: &Block,
+        trunk_bsd: &Tensor,
+        rows: &[u32],
+    ) -> Result<Self> {
+        let block = BlockPass::record(block, trunk_bsd, Some(rows), body.setup())?;
+        let norm = Step::run(body.norm_layer(), block.output().clone())?;
+        Ok(Self { block, norm })
+    }
+
+    /// The normed hidden states `[n, d]`.
+    pub fn hidden(&self) -> &Tensor {
+        &self.norm.output
+    }
+
+    /// Takes the gradient `[n, d]` of the hidden states back to the trunk's output, `[b, s, d]`. `take` gets the
+    /// gradient of every parameter on the way, the shared norm first.
+    ///
+    /// # Errors
+    /// What `take` says, and what the operations say.
+    pub fn backward<E: From<crate::Error>>(
+        self,
+        gradient_nd: &Tensor,
+        mut take: impl FnMut(TensorId, &Tensor) -> std::result::Result<(), E>,
+    ) -> std::result::Result<Tensor, E> {
+        let made = |gradient: Option<Tensor>| gradient.expect("the input's gradient was wanted");
+        let of_block = made(self.norm.back(gradient_nd, true, &mut take)?);
+        Ok(made(self.block.back(&of_block, true, &mut take)?))
     }
 }
 
@@ -95,43 +286,12 @@ impl Params {
     }
 }
 
-/// The backward pass of `output` that starts from `gradient`.
-fn backward_from(output: &Tensor, gradient: Tensor) -> Result<GradStore> {
-    let start = output.apply_op1(Start(gradient))?;
-    Ok(start.backward()?)
-}
-
-/// Nothing forward; backward hands out a gradient that was computed elsewhere.
-struct Start(Tensor);
-
-impl CustomOp1 for Start {
-    fn name(&self) -> &'static str {
-        "start-backward"
-    }
-
-    fn cpu_fwd(
-        &self,
-        storage: &CpuStorage,
-        _: &Layout,
-    ) -> candle_core::Result<(CpuStorage, Shape)> {
-        let zero = match storage.dtype() {
-            DType::F64 => CpuStorage::F64(vec![0.0]),
-            _ => CpuStorage::F32(vec![0.0]),
-        };
-        Ok((zero, Shape::from(())))
-    }
-
-    fn bwd(&self, _: &Tensor, _: &Tensor, _: &Tensor) -> candle_core::Result<Option<Tensor>> {
-        Ok(Some(self.0.clone()))
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use candle_core::Device;
+    use candle_core::{Device, Var};
 
     use super::*;
-    use crate::{Error, MtpModel, ParamStore};
+    use crate::{Error, Horizon, MtpModel, ParamStore, loss};
 
     fn tiny() -> Params {
         Params {
@@ -148,13 +308,21 @@ mod tests {
         }
     }
 
-    fn bytes(tensor: &Tensor) -> Vec<u32> {
-        let flat = tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-        flat.into_iter().map(f32::to_bits).collect()
+    fn numbers(tensor: &Tensor) -> Vec<f32> {
+        tensor.flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    fn bits(tensor: &Tensor) -> Vec<u32> {
+        numbers(tensor).into_iter().map(f32::to_bits).collect()
+    }
+
+    fn name_of(store: &ParamStore, id: TensorId) -> String {
+        let found = store.iter().find(|(_, var)| var.id() == id);
+        found.expect("a parameter of the store").0.to_owned()
     }
 
     #[test]
-    fn every_way_of_keeping_gives_the_gradients_of_the_whole_graph_bit_for_bit() {
+    fn every_way_of_keeping_gives_the_gradients_of_the_whole_graph() {
         let params = tiny();
         let store = ParamStore::init(&params, 3, DType::F32, &Device::Cpu).unwrap();
         let model = MtpModel::new(&params, &store).unwrap();
@@ -164,31 +332,64 @@ mod tests {
             .unwrap();
 
         let whole = model.trunk(&ids).unwrap();
-        let expected = (&whole * &seed)
-            .unwrap()
-            .sum_all()
-            .unwrap()
-            .backward()
-            .unwrap();
+        let product = (&whole * &seed).unwrap().sum_all().unwrap();
+        let expected = product.backward().unwrap();
+        let mut first = None;
         for num_kept in 0..=params.num_trunk_blocks() {
             let tape = model.trunk_taped(&ids, num_kept).unwrap();
-            assert_eq!(bytes(tape.output()), bytes(&whole), "{num_kept} kept");
-            let mut taken = 0;
-            tape.backward(seed.clone(), |grads| {
-                for (name, var) in store.iter() {
-                    let Some(found) = grads.get(var) else {
-                        continue;
-                    };
-                    let expected = expected.get(var).expect("the whole graph reaches it too");
-                    assert_eq!(bytes(found), bytes(expected), "{name}, {num_kept} kept");
-                    taken += 1;
-                }
+            assert_eq!(bits(tape.output()), bits(&whole), "{num_kept} kept");
+            let mut taken = Vec::new();
+            tape.backward(seed.clone(), |id, gradient| {
+                let name = name_of(&store, id);
+                let graph = expected.get_id(id).expect("the graph reaches it too");
+                assert_eq!(gradient.dims(), graph.dims(), "{name}");
+                // Equal numbers; the graph adds to zero, which makes a plus of a minus zero.
+                assert_eq!(numbers(gradient), numbers(graph), "{name}, {num_kept} kept");
+                taken.push((name, bits(gradient)));
                 Ok::<(), Error>(())
             })
             .unwrap();
             // Three trunk blocks of nine tensors, and the embedding.
-            assert_eq!(taken, 28, "{num_kept} kept");
+            assert_eq!(taken.len(), 28, "{num_kept} kept");
+            assert_eq!(&taken, first.get_or_insert_with(|| taken.clone()));
         }
+    }
+
+    #[test]
+    fn a_taped_head_gives_what_the_graph_gives() {
+        let params = tiny();
+        let store = ParamStore::init(&params, 3, DType::F32, &Device::Cpu).unwrap();
+        let model = MtpModel::new(&params, &store).unwrap();
+        let ids = Tensor::new(&[[1u32, 5, 9, 2, 7], [3, 3, 8, 28, 0]], &Device::Cpu).unwrap();
+        let trunk = Var::from_tensor(&model.trunk(&ids).unwrap().detach()).unwrap();
+        let (rows, targets, weights) = ([0, 2, 3, 6], [9, 7, 4, 28], [0.5, 1.0, 0.0, 2.0]);
+        let horizon = Horizon::new(2).unwrap();
+
+        let hidden = model.head_hidden_at(horizon, &trunk, &rows).unwrap();
+        let output = model.unembedding();
+        let whole = loss::weighted_cross_entropy(&hidden, output, &targets, &weights).unwrap();
+        let expected = whole.sum.backward().unwrap();
+
+        let tape = model.head_taped(horizon, &trunk, &rows).unwrap();
+        assert_eq!(bits(tape.hidden()), bits(&hidden));
+        let made =
+            loss::cross_entropy_gradients(tape.hidden(), output, &targets, &weights).unwrap();
+        assert_eq!(made.ce, whole.ce);
+        let of_output = made.unembedding.unwrap();
+        assert_eq!(numbers(&of_output), numbers(expected.get(output).unwrap()));
+        let mut taken = 0;
+        let of_trunk = tape.backward(&made.hidden, |id, gradient| {
+            let graph = expected.get_id(id).expect("the graph reaches it too");
+            assert_eq!(numbers(gradient), numbers(graph), "{}", name_of(&store, id));
+            taken += 1;
+            Ok::<(), Error>(())
+        });
+        assert_eq!(
+            numbers(&of_trunk.unwrap()),
+            numbers(expected.get(&trunk).unwrap())
+        );
+        // The norm and the head's block.
+        assert_eq!(taken, 10);
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! Which position of which head predicts which token, and the loss over heads.
 
-use candle_core::{Device, Tensor, Var};
+use candle_core::{Device, Tensor};
 use wmtp_data_sets::{PaddedBatch, TokenFile};
-use wmtp_model::loss::{cross_entropy, weighted_cross_entropy};
+use wmtp_model::loss::{cross_entropy, cross_entropy_gradients};
 use wmtp_model::{Horizon, MtpModel};
 
 use crate::error::Result;
@@ -158,9 +158,8 @@ impl Learner<'_> {
 
 /// Adds loss and gradients of one micro-batch to those of its optimizer step.
 ///
-/// The trunk runs once, cut off the graph between its blocks. The heads run one after another upon its output,
-/// each with its own backward pass, so that only one head's activations are alive at a time; then their
-/// summed gradient goes through the trunk, block by block. Returns `false` when a cross-entropy is not finite: the sums
+/// The trunk runs once. The heads run one after another upon its output, each with its own way back, so that only one
+/// head's activations are alive at a time; then their summed gradient goes through the trunk, block by block. Returns `false` when a cross-entropy is not finite: the sums
 /// then say so and the gradients are of no use.
 pub fn accumulate(
     learner: &Learner<'_>,
@@ -176,21 +175,17 @@ pub fn accumulate(
     let device = model.unembedding().device().clone();
     let num_kept = learner.num_kept(batch.rows * batch.width);
     let trunk = model.trunk_taped(&ids_tensor(batch, &device)?, num_kept)?;
-    let cut = Var::from_tensor(trunk.output())?;
     let active = loss.active() as f64;
+    let mut take = |id, gradient: &Tensor| gradients.add(parameters, id, gradient);
     let mut trunk_gradient: Option<Tensor> = None;
     for (horizon, sums) in model.params().horizons().zip(&mut loss.heads) {
         let targets = HeadTargets::of(batch, horizon, first_slot);
         if targets.ids.is_empty() {
             continue;
         }
-        let hidden = model.head_hidden_at(horizon, &cut, &targets.sources)?;
+        let head = model.head_taped(horizon, trunk.output(), &targets.sources)?;
         let policy_ce = if scorer.needs_policy_ce() {
-            let ce = cross_entropy(
-                &hidden.detach(),
-                &model.unembedding().detach(),
-                &targets.ids,
-            )?;
+            let ce = cross_entropy(head.hidden(), model.unembedding(), &targets.ids)?;
             if !ce.iter().all(|ce| ce.is_finite()) {
                 sums.weighted = f64::NAN;
                 return Ok(false);
@@ -200,26 +195,28 @@ pub fn accumulate(
             None
         };
         let weights = scorer.weigh(horizon, &targets.targets, policy_ce.as_deref())?;
-        let result = weighted_cross_entropy(&hidden, model.unembedding(), &targets.ids, &weights)?;
-        for (weight, ce) in weights.iter().zip(&result.ce) {
+        let share = 1.0 / (sums.count as f64 * active);
+        let shares: Vec<f64> = weights.iter().map(|weight| weight * share).collect();
+        let made =
+            cross_entropy_gradients(head.hidden(), model.unembedding(), &targets.ids, &shares)?;
+        for (weight, ce) in weights.iter().zip(&made.ce) {
             sums.weighted += weight * ce;
             sums.unweighted += ce;
         }
         if !sums.weighted.is_finite() {
             return Ok(false);
         }
-        let share = (&result.sum / (sums.count as f64 * active))?;
-        let store = share.backward()?;
-        gradients.add(parameters, &store)?;
-        if let Some(gradient) = store.get(&cut) {
-            trunk_gradient = Some(match trunk_gradient {
-                Some(sum) => (sum + gradient)?.detach(),
-                None => gradient.detach(),
-            });
+        if let Some(gradient) = &made.unembedding {
+            take(model.unembedding().id(), gradient)?;
         }
+        let gradient = head.backward(&made.hidden, &mut take)?;
+        trunk_gradient = Some(match trunk_gradient {
+            Some(sum) => (sum + gradient)?,
+            None => gradient,
+        });
     }
     if let Some(gradient) = trunk_gradient {
-        trunk.backward(gradient, |store| gradients.add(parameters, store))?;
+        trunk.backward(gradient, take)?;
     }
     Ok(true)
 }

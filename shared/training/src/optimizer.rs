@@ -8,7 +8,7 @@ use std::cell::RefCell;
 use std::path::Path;
 
 use candle_core::backprop::GradStore;
-use candle_core::{CpuStorage, InplaceOp1, Layout, Var};
+use candle_core::{CpuStorage, InplaceOp1, Layout, Tensor, TensorId, Var};
 use rayon::prelude::*;
 use wmtp_model::ParamStore;
 
@@ -85,12 +85,20 @@ impl Gradients {
         }
     }
 
-    /// Adds what a backward pass left for these parameters; other entries of the store are ignored.
-    pub fn add(&mut self, parameters: &[Parameter], store: &GradStore) -> Result<()> {
-        for (index, parameter) in parameters.iter().enumerate() {
+    /// Adds the gradient of one tensor; tensors that are none of these parameters are passed over.
+    pub fn add(&mut self, parameters: &[Parameter], id: TensorId, gradient: &Tensor) -> Result<()> {
+        if let Some(index) = parameters.iter().position(|p| p.var.id() == id) {
+            self.sums[index].add(gradient)?;
+            self.touched[index] = true;
+        }
+        Ok(())
+    }
+
+    /// Adds what a pass through candle's graph left for these parameters.
+    pub fn add_store(&mut self, parameters: &[Parameter], store: &GradStore) -> Result<()> {
+        for parameter in parameters {
             if let Some(gradient) = store.get(&parameter.var) {
-                self.sums[index].add(gradient)?;
-                self.touched[index] = true;
+                self.add(parameters, parameter.var.id(), gradient)?;
             }
         }
         Ok(())
@@ -375,7 +383,7 @@ mod tests {
                 .sum_all()
                 .unwrap();
             gradients
-                .add(parameters, &loss.backward().unwrap())
+                .add_store(parameters, &loss.backward().unwrap())
                 .unwrap();
         }
         gradients

@@ -191,7 +191,7 @@ impl<'a> ValueTrainer<'a> {
         let derivatives = Tensor::from_vec(derivatives, outputs.dims(), &device)?;
         let surrogate = (&outputs * derivatives.to_dtype(outputs.dtype())?)?.sum_all()?;
         self.gradients
-            .add(self.engine.parameters(), &surrogate.backward()?)?;
+            .add_store(self.engine.parameters(), &surrogate.backward()?)?;
         Ok(sum)
     }
 

@@ -8,8 +8,8 @@ use rayon::prelude::*;
 
 use super::low_rank::{AdapterGradient, Factors, Fused, LowRank};
 use super::{
-    Projection, Saved, TASK_ROWS, add_partials, by_dtype, gradient, storage_of, tensor_values,
-    values, weight_gradient,
+    Layer, Projection, Saved, TASK_ROWS, Wanted, add_partials, by_dtype, gradient, storage_of,
+    tensor_values, values, weight_gradient,
 };
 use crate::Rotary;
 use crate::float::Float;
@@ -34,14 +34,8 @@ pub(crate) fn attention_heads(
     setup: &AttentionSetup,
 ) -> Result<Tensor> {
     let keep = x.track_op() || packed.track_op();
-    x.contiguous()?.apply_op2(
-        packed,
-        AttentionHeads {
-            setup: setup.clone(),
-            keep,
-            saved: Saved::new(),
-        },
-    )
+    x.contiguous()?
+        .apply_op2(packed, AttentionHeads::new(setup, keep))
 }
 
 /// [`attention_heads`] upon the frozen weights `[norm, wq, wk, wv]` with adapters.
@@ -51,15 +45,11 @@ pub(crate) fn adapted_attention_heads(
     low_rank: &LowRank,
     setup: &AttentionSetup,
 ) -> Result<Tensor> {
-    let op = AttentionHeads {
-        setup: setup.clone(),
-        keep: x.track_op() || low_rank.tracked(),
-        saved: Saved::new(),
-    };
-    low_rank.apply(x, parts, op)
+    let keep = x.track_op() || low_rank.tracked();
+    low_rank.apply(x, parts, AttentionHeads::new(setup, keep))
 }
 
-struct AttentionHeads {
+pub(crate) struct AttentionHeads {
     setup: AttentionSetup,
     /// Whether backward will follow.
     keep: bool,
@@ -110,14 +100,20 @@ impl CustomOp2 for AttentionHeads {
         res: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        by_dtype!(
-            x.dtype(),
-            self.backward(x, w, res, &grad.contiguous()?, None)
-        )
+        Layer::back(self, x, w, res, grad, Wanted::by_graph(x, w))
     }
 }
 
 impl AttentionHeads {
+    /// With `keep`, going back will follow.
+    pub(crate) fn new(setup: &AttentionSetup, keep: bool) -> Self {
+        Self {
+            setup: setup.clone(),
+            keep,
+            saved: Saved::new(),
+        }
+    }
+
     fn sizes(&self, shape: &Shape, num_weights: usize) -> Result<Sizes> {
         let (_, sequence, dim) = shape.dims3()?;
         let layout = self.setup.layout;
@@ -234,6 +230,7 @@ impl Fused for AttentionHeads {
         packed: &Tensor,
         res: &Tensor,
         grad: &Tensor,
+        wanted: Wanted,
         adapters: Option<AdapterGradient<'_>>,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let context = self.saved.get::<Context<T>>()?;
@@ -295,7 +292,7 @@ impl Fused for AttentionHeads {
             },
         );
 
-        let dx = x.track_op().then(|| gradient(dx, x)).transpose()?;
+        let dx = wanted.input.then(|| gradient(dx, x)).transpose()?;
         if let Some(adapters) = adapters {
             let factors = Factors {
                 grad: &d_qkv,
@@ -305,7 +302,7 @@ impl Fused for AttentionHeads {
             };
             return Ok((dx, Some(adapters.gradient(sizes.dim, &[factors])?)));
         }
-        let d_packed = packed.track_op().then(|| {
+        let d_packed = wanted.weights.then(|| {
             let mut d_packed = vec![T::zero(); packed.elem_count()];
             let (d_norm, d_weights) = d_packed.split_at_mut(sizes.dim);
             add_partials(d_norm, &partials);

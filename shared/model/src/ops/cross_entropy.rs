@@ -6,7 +6,9 @@ use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::{Projection, Saved, TASK_ROWS, by_dtype, storage_of, values, weight_gradient};
+use super::{
+    Projection, Saved, TASK_ROWS, by_dtype, gradient, storage_of, values, weight_gradient,
+};
 use crate::float::Float;
 use crate::kernels::{Write, exp_sum, maximum, project_back, vectorised};
 
@@ -34,6 +36,38 @@ pub(crate) fn linear_cross_entropy(
     let sum = hidden.contiguous()?.apply_op2(unembedding, op)?;
     let per_row = std::mem::take(&mut *per_row.lock().unwrap_or_else(PoisonError::into_inner));
     Ok((sum, per_row))
+}
+
+/// What one head's loss leaves for going back.
+#[derive(Debug)]
+pub struct LossGradients {
+    /// Unweighted cross-entropy of each row, in nats.
+    pub ce: Vec<f64>,
+    /// Gradient of the hidden rows `[n, d]`.
+    pub hidden: Tensor,
+    /// Gradient of the unembedding `[v, d]`, where it is trained.
+    pub unembedding: Option<Tensor>,
+}
+
+/// The gradients of `Σ w_i · ce_i` straight away, without a graph.
+pub(crate) fn cross_entropy_gradients(
+    hidden: &Tensor,
+    unembedding: &Tensor,
+    targets: &[u32],
+    weights: &[f64],
+) -> Result<LossGradients> {
+    let per_row = Arc::new(Mutex::new(Vec::new()));
+    let op = LinearCrossEntropy {
+        targets: targets.to_vec(),
+        weights: weights.to_vec(),
+        keep: true,
+        keep_unembedding: unembedding.track_op(),
+        per_row: Arc::clone(&per_row),
+        saved: Saved::new(),
+    };
+    hidden.contiguous()?.apply_op2_no_bwd(unembedding, &op)?;
+    let ce = std::mem::take(&mut *per_row.lock().unwrap_or_else(PoisonError::into_inner));
+    by_dtype!(hidden.dtype(), op.into_gradients(ce, hidden, unembedding))
 }
 
 struct LinearCrossEntropy {
@@ -78,6 +112,21 @@ impl CustomOp2 for LinearCrossEntropy {
 }
 
 impl LinearCrossEntropy {
+    fn into_gradients<T: Float>(
+        self,
+        ce: Vec<f64>,
+        hidden: &Tensor,
+        unembedding: &Tensor,
+    ) -> Result<LossGradients> {
+        let saved = self.saved.take::<Gradients<T>>()?;
+        let of_unembedding = saved.unembedding.map(|data| gradient(data, unembedding));
+        Ok(LossGradients {
+            ce,
+            hidden: gradient(saved.hidden, hidden)?,
+            unembedding: of_unembedding.transpose()?,
+        })
+    }
+
     fn forward<T: Float>(
         &self,
         h: &CpuStorage,
@@ -176,7 +225,7 @@ impl LinearCrossEntropy {
         let gradients = self.saved.get::<Gradients<T>>()?;
         let factor = T::from_f64(grad.to_dtype(candle_core::DType::F64)?.to_scalar::<f64>()?);
         let scaled = |data: &[T], like: &Tensor| -> Result<Tensor> {
-            super::gradient(data.iter().map(|x| *x * factor).collect::<Vec<T>>(), like)
+            gradient(data.iter().map(|x| *x * factor).collect::<Vec<T>>(), like)
         };
         Ok((
             Some(scaled(&gradients.hidden, h)?),

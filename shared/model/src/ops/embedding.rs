@@ -1,14 +1,19 @@
 //! Row gather with one scatter-add as its backward: token embeddings and selected hidden rows.
 
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Tensor};
 
-use super::{by_dtype, gradient, storage_of, tensor_values, values};
+use super::{by_dtype, storage_of, tensor_values, values};
 use crate::float::Float;
 
 /// The rows `ids` of `table [rows, d]`, as `[ids, d]`. A row may be taken more than once.
 pub fn embedding(table: &Tensor, ids: &[u32]) -> Result<Tensor> {
     table.contiguous()?.apply_op1(Gather { ids: ids.to_vec() })
+}
+
+/// Gradient of a table of `rows` rows from the gradient `[ids, d]` of the rows that were taken.
+pub(crate) fn scatter_rows(grad: &Tensor, ids: &[u32], rows: usize) -> Result<Tensor> {
+    by_dtype!(grad.dtype(), scatter(&grad.contiguous()?, ids, rows))
 }
 
 struct Gather {
@@ -25,7 +30,7 @@ impl CustomOp1 for Gather {
     }
 
     fn bwd(&self, table: &Tensor, _res: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        by_dtype!(table.dtype(), self.backward(table, &grad.contiguous()?))
+        scatter_rows(grad, &self.ids, table.dim(0)?).map(Some)
     }
 }
 
@@ -48,17 +53,17 @@ impl Gather {
         }
         Ok((storage_of(out), Shape::from((self.ids.len(), dim))))
     }
+}
 
-    fn backward<T: Float>(&self, table: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        let (rows, dim) = table.dims2()?;
-        let (storage, layout) = grad.storage_and_layout();
-        let grad = tensor_values::<T>(&storage, layout)?;
-        let mut sum = vec![T::zero(); rows * dim];
-        for (id, grad) in self.ids.iter().zip(grad.chunks_exact(dim)) {
-            for (sum, g) in sum[*id as usize * dim..][..dim].iter_mut().zip(grad) {
-                *sum += *g;
-            }
+fn scatter<T: Float>(grad: &Tensor, ids: &[u32], rows: usize) -> Result<Tensor> {
+    let dim = grad.dim(candle_core::D::Minus1)?;
+    let (storage, layout) = grad.storage_and_layout();
+    let grad = tensor_values::<T>(&storage, layout)?;
+    let mut sum = vec![T::zero(); rows * dim];
+    for (id, grad) in ids.iter().zip(grad.chunks_exact(dim)) {
+        for (sum, g) in sum[*id as usize * dim..][..dim].iter_mut().zip(grad) {
+            *sum += *g;
         }
-        gradient(sum, table).map(Some)
     }
+    Tensor::from_vec(sum, (rows, dim), &Device::Cpu)
 }

@@ -6,8 +6,8 @@ use rayon::prelude::*;
 
 use super::low_rank::{AdapterGradient, Factors, Fused, LowRank};
 use super::{
-    Projection, Saved, TASK_ROWS, add_partials, by_dtype, gradient, rows_and_width, storage_of,
-    tensor_values, values, weight_gradient,
+    Layer, Projection, Saved, TASK_ROWS, Wanted, add_partials, by_dtype, gradient, rows_and_width,
+    storage_of, tensor_values, values, weight_gradient,
 };
 use crate::float::Float;
 use crate::kernels::{
@@ -18,14 +18,8 @@ use crate::kernels::{
 /// `[norm d | w1 f·d | w3 f·d | w2 d·f]`.
 pub(crate) fn feed_forward(x: &Tensor, packed: &Tensor, eps: f64) -> Result<Tensor> {
     let keep = x.track_op() || packed.track_op();
-    x.contiguous()?.apply_op2(
-        packed,
-        FeedForward {
-            eps,
-            keep,
-            saved: Saved::new(),
-        },
-    )
+    x.contiguous()?
+        .apply_op2(packed, FeedForward::new(eps, keep))
 }
 
 /// [`feed_forward`] upon the frozen weights `[norm, w1, w3, w2]` with adapters.
@@ -35,19 +29,26 @@ pub(crate) fn adapted_feed_forward(
     low_rank: &LowRank,
     eps: f64,
 ) -> Result<Tensor> {
-    let op = FeedForward {
-        eps,
-        keep: x.track_op() || low_rank.tracked(),
-        saved: Saved::new(),
-    };
-    low_rank.apply(x, parts, op)
+    let keep = x.track_op() || low_rank.tracked();
+    low_rank.apply(x, parts, FeedForward::new(eps, keep))
 }
 
-struct FeedForward {
+pub(crate) struct FeedForward {
     eps: f64,
     /// Whether backward will follow.
     keep: bool,
     saved: Saved,
+}
+
+impl FeedForward {
+    /// With `keep`, going back will follow.
+    pub(crate) fn new(eps: f64, keep: bool) -> Self {
+        Self {
+            eps,
+            keep,
+            saved: Saved::new(),
+        }
+    }
 }
 
 struct Context<T> {
@@ -105,10 +106,7 @@ impl CustomOp2 for FeedForward {
         res: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        by_dtype!(
-            x.dtype(),
-            self.backward(x, w, res, &grad.contiguous()?, None)
-        )
+        Layer::back(self, x, w, res, grad, Wanted::by_graph(x, w))
     }
 }
 
@@ -166,6 +164,7 @@ impl Fused for FeedForward {
         packed: &Tensor,
         _res: &Tensor,
         grad: &Tensor,
+        wanted: Wanted,
         adapters: Option<AdapterGradient<'_>>,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let context = self.saved.get::<Context<T>>()?;
@@ -206,7 +205,7 @@ impl Fused for FeedForward {
             },
         );
 
-        let dx = x.track_op().then(|| gradient(dx, x)).transpose()?;
+        let dx = wanted.input.then(|| gradient(dx, x)).transpose()?;
         if let Some(adapters) = adapters {
             let up = Factors {
                 grad: &d_gate_up,
@@ -222,7 +221,7 @@ impl Fused for FeedForward {
             };
             return Ok((dx, Some(adapters.gradient(dim, &[up, down])?)));
         }
-        let d_packed = packed.track_op().then(|| {
+        let d_packed = wanted.weights.then(|| {
             let mut d_packed = vec![T::zero(); packed.elem_count()];
             let (d_norm, rest) = d_packed.split_at_mut(dim);
             let (d_weights, d_down) = rest.split_at_mut(2 * ffn * dim);

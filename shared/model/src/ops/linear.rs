@@ -6,8 +6,8 @@ use rayon::prelude::*;
 
 use super::low_rank::{AdapterGradient, Factors, Fused, LowRank};
 use super::{
-    Projection, TASK_ROWS, by_dtype, gradient, rows_and_width, storage_of, tensor_values, values,
-    weight_gradient,
+    Layer, Projection, TASK_ROWS, Wanted, by_dtype, gradient, rows_and_width, storage_of,
+    tensor_values, values, weight_gradient,
 };
 use crate::float::Float;
 use crate::kernels::{Write, project_back};
@@ -22,7 +22,7 @@ pub(crate) fn adapted_linear(x: &Tensor, w: &Tensor, low_rank: &LowRank) -> Resu
     low_rank.apply(x, std::slice::from_ref(w), Linear)
 }
 
-struct Linear;
+pub(crate) struct Linear;
 
 impl CustomOp2 for Linear {
     fn name(&self) -> &'static str {
@@ -46,10 +46,7 @@ impl CustomOp2 for Linear {
         res: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        by_dtype!(
-            x.dtype(),
-            self.backward(x, w, res, &grad.contiguous()?, None)
-        )
+        Layer::back(self, x, w, res, grad, Wanted::by_graph(x, w))
     }
 }
 
@@ -87,6 +84,7 @@ impl Fused for Linear {
         w: &Tensor,
         _res: &Tensor,
         grad: &Tensor,
+        wanted: Wanted,
         adapters: Option<AdapterGradient<'_>>,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let (outputs, inputs) = w.dims2()?;
@@ -98,7 +96,7 @@ impl Fused for Linear {
             tensor_values::<T>(&w_storage, w_layout)?,
         );
         let grad = tensor_values::<T>(&grad_storage, grad_layout)?;
-        let dx = x.track_op().then(|| {
+        let dx = wanted.input.then(|| {
             let mut dx = vec![T::zero(); x_values.len()];
             dx.par_chunks_mut(TASK_ROWS * inputs)
                 .zip(grad.par_chunks(TASK_ROWS * outputs))
@@ -115,7 +113,7 @@ impl Fused for Linear {
             };
             return Ok((dx, Some(adapters.gradient(0, &[factors])?)));
         }
-        let dw = w.track_op().then(|| {
+        let dw = wanted.weights.then(|| {
             let mut dw = vec![T::zero(); w_values.len()];
             weight_gradient(&mut dw, grad, outputs, x_values, inputs, Write::Replace);
             gradient(dw, w)

@@ -10,7 +10,9 @@ use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::{GRADIENT_TILES, TASK_ROWS, by_dtype, gradient, storage_of, tensor_values, values};
+use super::{
+    GRADIENT_TILES, Layer, TASK_ROWS, Wanted, by_dtype, gradient, storage_of, tensor_values, values,
+};
 use crate::float::Float;
 use crate::kernels::{Matrix, MatrixMut, Write, matmul, project};
 
@@ -34,7 +36,7 @@ pub(crate) struct LowRank {
 }
 
 /// An operation whose weight gradient is a row of products `gradᵀ · input`.
-pub(super) trait Fused: Send + Sync {
+pub(crate) trait Fused: Send + Sync {
     const NAME: &'static str;
 
     fn forward<T: Float>(
@@ -52,12 +54,13 @@ pub(super) trait Fused: Send + Sync {
         w: &Tensor,
         res: &Tensor,
         grad: &Tensor,
+        wanted: Wanted,
         adapters: Option<AdapterGradient<'_>>,
     ) -> Result<(Option<Tensor>, Option<Tensor>)>;
 }
 
 /// The factors of one weight gradient `[outputs, inputs]`: `grad [rows, outputs]`, `input [rows, inputs]`.
-pub(super) struct Factors<'a, T> {
+pub(crate) struct Factors<'a, T> {
     pub(super) grad: &'a [T],
     pub(super) outputs: usize,
     pub(super) input: &'a [T],
@@ -66,7 +69,7 @@ pub(super) struct Factors<'a, T> {
 
 /// The adapters as backward sees them.
 #[derive(Clone, Copy)]
-pub(super) struct AdapterGradient<'a> {
+pub(crate) struct AdapterGradient<'a> {
     low_rank: &'a LowRank,
     flat: &'a Tensor,
 }
@@ -99,15 +102,26 @@ impl LowRank {
         parts: &[Tensor],
         op: O,
     ) -> Result<Tensor> {
-        let adapted = Adapted {
+        x.contiguous()?
+            .apply_op2(&self.flat()?, self.upon_parts(parts, op))
+    }
+
+    /// The operation on the effective weights; its own weights are the flat adapters.
+    pub(crate) fn upon_parts<O: Fused>(&self, parts: &[Tensor], op: O) -> Adapted<O> {
+        Adapted {
             op,
             low_rank: self.clone(),
             parts: parts.to_vec(),
-        };
-        x.contiguous()?.apply_op2(&self.flat()?, adapted)
+        }
     }
 
-    fn flat(&self) -> Result<Tensor> {
+    /// A and B of the first slot, of the second, and so on.
+    pub(crate) fn tensors(&self) -> &[Tensor] {
+        &self.tensors
+    }
+
+    /// The adapters' tensors behind each other.
+    pub(crate) fn flat(&self) -> Result<Tensor> {
         let flat: Result<Vec<_>> = self.tensors.iter().map(Tensor::flatten_all).collect();
         Tensor::cat(&flat?, 0)
     }
@@ -273,7 +287,7 @@ fn packed_shape(parts: &[Tensor]) -> Shape {
 
 /// An operation on `x` and the flat adapters. The effective weights are made again for backward, so that those of
 /// one block exist at a time.
-struct Adapted<O> {
+pub(crate) struct Adapted<O> {
     op: O,
     low_rank: LowRank,
     parts: Vec<Tensor>,
@@ -318,12 +332,32 @@ impl<O: Fused> CustomOp2 for Adapted<O> {
         res: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        Layer::back(self, x, flat, res, grad, Wanted::by_graph(x, flat))
+    }
+}
+
+impl<O: Fused> Layer for Adapted<O> {
+    fn run(&self, x: &Tensor, flat: &Tensor) -> Result<Tensor> {
+        x.contiguous()?.apply_op2_no_bwd(flat, self)
+    }
+
+    fn back(
+        &self,
+        x: &Tensor,
+        flat: &Tensor,
+        res: &Tensor,
+        grad: &Tensor,
+        wanted: Wanted,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let (op, grad) = (&self.op, grad.contiguous()?);
         let weights = self.low_rank.upon(&self.parts, flat)?;
         let adapters = Some(AdapterGradient {
             low_rank: &self.low_rank,
             flat,
         });
-        by_dtype!(x.dtype(), op.backward(x, &weights, res, &grad, adapters))
+        by_dtype!(
+            x.dtype(),
+            op.backward(x, &weights, res, &grad, wanted, adapters)
+        )
     }
 }

@@ -14,20 +14,44 @@ mod norm;
 use std::any::Any;
 use std::sync::OnceLock;
 
-use candle_core::{CpuStorage, DType, Layout, Result, Shape, Storage, Tensor};
+use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Storage, Tensor};
 use rayon::prelude::*;
 
 use crate::float::Float;
 use crate::kernels::{Matrix, MatrixMut, Write, matmul, project, turn};
 
-pub(crate) use attention::{AttentionSetup, adapted_attention_heads, attention_heads};
-pub(crate) use cross_entropy::linear_cross_entropy;
+pub(crate) use attention::{
+    AttentionHeads, AttentionSetup, adapted_attention_heads, attention_heads,
+};
+pub use cross_entropy::LossGradients;
+pub(crate) use cross_entropy::{cross_entropy_gradients, linear_cross_entropy};
 pub use embedding::embedding;
-pub(crate) use feed_forward::{adapted_feed_forward, feed_forward};
-pub(crate) use linear::adapted_linear;
+pub(crate) use embedding::scatter_rows;
+pub(crate) use feed_forward::{FeedForward, adapted_feed_forward, feed_forward};
 pub use linear::linear;
-pub(crate) use low_rank::{LowRank, Slot};
+pub(crate) use linear::{Linear, adapted_linear};
+pub(crate) use low_rank::{Fused, LowRank, Slot};
+pub(crate) use norm::RmsNorm;
 pub use norm::rms_norm;
+
+/// Implements the dispatch over element types that candle's operation traits leave to us.
+macro_rules! by_dtype {
+    ($dtype:expr, $call:ident ( $($arg:expr),* $(,)? )) => {
+        match $dtype {
+            candle_core::DType::F32 => $call::<f32>($($arg),*),
+            candle_core::DType::F64 => $call::<f64>($($arg),*),
+            other => Err($crate::ops::unsupported(other)),
+        }
+    };
+    ($dtype:expr, $this:ident . $call:ident ( $($arg:expr),* $(,)? )) => {
+        match $dtype {
+            candle_core::DType::F32 => $this.$call::<f32>($($arg),*),
+            candle_core::DType::F64 => $this.$call::<f64>($($arg),*),
+            other => Err($crate::ops::unsupported(other)),
+        }
+    };
+}
+use by_dtype;
 
 /// Rows that one parallel task takes at least. A constant, so results do not depend on the thread count.
 const TASK_ROWS: usize = 256;
@@ -52,6 +76,14 @@ impl Saved {
             .map_err(|_| candle_core::Error::msg("a fused operation instance ran forward twice"))
     }
 
+    fn take<C: Any>(self) -> Result<C> {
+        self.0
+            .into_inner()
+            .and_then(|context| context.downcast().ok())
+            .map(|context| *context)
+            .ok_or_else(|| candle_core::Error::msg("a fused operation kept nothing"))
+    }
+
     fn get<C: Any>(&self) -> Result<&C> {
         self.0
             .get()
@@ -59,6 +91,57 @@ impl Saved {
             .ok_or_else(|| {
                 candle_core::Error::msg("backward of a fused operation that recorded nothing")
             })
+    }
+}
+
+/// Which gradients going back should make.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Wanted {
+    pub(crate) input: bool,
+    pub(crate) weights: bool,
+}
+
+impl Wanted {
+    /// What candle's graph will ask for.
+    fn by_graph(x: &Tensor, w: &Tensor) -> Self {
+        Self {
+            input: x.track_op(),
+            weights: w.track_op(),
+        }
+    }
+}
+
+/// A fused operation as a tape runs it: once forward, once back, without candle's graph, whose edges each cost a pass
+/// that clears and one that adds.
+pub(crate) trait Layer: Send + Sync {
+    fn run(&self, x: &Tensor, w: &Tensor) -> Result<Tensor>;
+
+    /// Gradients of `x` and of the weights from that of the result.
+    fn back(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        res: &Tensor,
+        grad: &Tensor,
+        wanted: Wanted,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)>;
+}
+
+impl<O: Fused + CustomOp2> Layer for O {
+    fn run(&self, x: &Tensor, w: &Tensor) -> Result<Tensor> {
+        x.contiguous()?.apply_op2_no_bwd(w, self)
+    }
+
+    fn back(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        res: &Tensor,
+        grad: &Tensor,
+        wanted: Wanted,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let grad = grad.contiguous()?;
+        by_dtype!(x.dtype(), self.backward(x, w, res, &grad, wanted, None))
     }
 }
 
@@ -197,22 +280,3 @@ fn add_partials<T: Float>(dst: &mut [T], partials: &[T]) {
         }
     }
 }
-
-/// Implements the dispatch over element types that candle's operation traits leave to us.
-macro_rules! by_dtype {
-    ($dtype:expr, $call:ident ( $($arg:expr),* $(,)? )) => {
-        match $dtype {
-            candle_core::DType::F32 => $call::<f32>($($arg),*),
-            candle_core::DType::F64 => $call::<f64>($($arg),*),
-            other => Err($crate::ops::unsupported(other)),
-        }
-    };
-    ($dtype:expr, $this:ident . $call:ident ( $($arg:expr),* $(,)? )) => {
-        match $dtype {
-            candle_core::DType::F32 => $this.$call::<f32>($($arg),*),
-            candle_core::DType::F64 => $this.$call::<f64>($($arg),*),
-            other => Err($crate::ops::unsupported(other)),
-        }
-    };
-}
-use by_dtype;

@@ -5,24 +5,18 @@ use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::{
-    Saved, TASK_ROWS, add_partials, by_dtype, gradient, rows_and_width, storage_of, tensor_values,
-    values,
+    Layer, Saved, TASK_ROWS, Wanted, add_partials, by_dtype, gradient, rows_and_width, storage_of,
+    tensor_values, values,
 };
 use crate::float::Float;
 use crate::kernels;
 
 /// Normalises the last dimension of `x [.., d]` and scales it by `w [d]`.
 pub fn rms_norm(x: &Tensor, w: &Tensor, eps: f64) -> Result<Tensor> {
-    x.contiguous()?.apply_op2(
-        w,
-        RmsNorm {
-            eps,
-            inverse: Saved::new(),
-        },
-    )
+    x.contiguous()?.apply_op2(w, RmsNorm::new(eps))
 }
 
-struct RmsNorm {
+pub(crate) struct RmsNorm {
     eps: f64,
     inverse: Saved,
 }
@@ -46,14 +40,38 @@ impl CustomOp2 for RmsNorm {
         &self,
         x: &Tensor,
         w: &Tensor,
-        _res: &Tensor,
+        res: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        by_dtype!(x.dtype(), self.backward(x, w, &grad.contiguous()?))
+        Layer::back(self, x, w, res, grad, Wanted::by_graph(x, w))
+    }
+}
+
+impl Layer for RmsNorm {
+    fn run(&self, x: &Tensor, w: &Tensor) -> Result<Tensor> {
+        x.contiguous()?.apply_op2_no_bwd(w, self)
+    }
+
+    fn back(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        _res: &Tensor,
+        grad: &Tensor,
+        wanted: Wanted,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        by_dtype!(x.dtype(), self.backward(x, w, &grad.contiguous()?, wanted))
     }
 }
 
 impl RmsNorm {
+    pub(crate) fn new(eps: f64) -> Self {
+        Self {
+            eps,
+            inverse: Saved::new(),
+        }
+    }
+
     fn forward<T: Float>(
         &self,
         x: &CpuStorage,
@@ -84,6 +102,7 @@ impl RmsNorm {
         x: &Tensor,
         w: &Tensor,
         grad: &Tensor,
+        wanted: Wanted,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let inverse = self.inverse.get::<Vec<T>>()?;
         let dim = w.elem_count();
@@ -105,11 +124,12 @@ impl RmsNorm {
             .for_each(|((((dx, x), grad), inverse), partial)| {
                 kernels::rms_norm_back(grad, x, w_values, inverse, dx, partial);
             });
-        let dw = w.track_op().then(|| {
+        let dw = wanted.weights.then(|| {
             let mut dw = vec![T::zero(); dim];
             add_partials(&mut dw, &partials);
             gradient(dw, w)
         });
-        Ok((Some(gradient(dx, x)?), dw.transpose()?))
+        let dx = wanted.input.then(|| gradient(dx, x));
+        Ok((dx.transpose()?, dw.transpose()?))
     }
 }

@@ -99,12 +99,12 @@ fn first_gradients(
 ) -> Result<Gradients, Error> {
     let mut gradients = Gradients::zeros(parameters)?;
     if run.mode == Mode::Chained {
-        gradients.add(parameters, backward)?;
+        gradients.add_store(parameters, backward)?;
         return Ok(gradients);
     }
     for parameter in parameters {
         if let Some(golden) = run.case.golden.get(&format!("grad.{}", parameter.name)) {
-            gradients.add(parameters, &given(parameter, golden)?)?;
+            gradients.add_store(parameters, &given(parameter, golden)?)?;
         }
     }
     Ok(gradients)
