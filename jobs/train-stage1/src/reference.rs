@@ -101,8 +101,6 @@ fn settings(recipe: &Recipe) -> PolicySettings {
         optim: OptimSettings::of(optim),
         epochs: reference.epochs,
         batch_sequences: reference.batch_sequences,
-        micro_batch_sequences: optim.micro_batch_sequences,
-        eval_every_steps: optim.eval_every_steps,
         activation_bytes: optim.activation_bytes(),
         w_max: WeightSettings::default().w_max,
         order_seed: stream(recipe.seed, "stage1/order"),

@@ -162,8 +162,6 @@ fn settings(recipe: &Recipe) -> Result<ValueSettings, JobError> {
         optim: OptimSettings::of(optim),
         epochs: stage1.epochs,
         batch_sequences: stage1.batch_sequences,
-        micro_batch_sequences: optim.micro_batch_sequences,
-        eval_every_steps: optim.eval_every_steps,
         order_seed: stream(recipe.seed, "stage1/order"),
     })
 }

@@ -203,8 +203,6 @@ fn settings(recipe: &Recipe) -> PolicySettings {
         optim: OptimSettings::of(optim),
         epochs: optim.epochs,
         batch_sequences: optim.batch_sequences,
-        micro_batch_sequences: optim.micro_batch_sequences,
-        eval_every_steps: optim.eval_every_steps,
         activation_bytes: optim.activation_bytes(),
         w_max: recipe.weights.w_max,
         order_seed: stream(recipe.seed, "stage2/order"),

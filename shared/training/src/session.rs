@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
+use serde_json::json;
 use wmtp_artifacts::fault;
 use wmtp_data_sets::TokenFile;
 use wmtp_job_kit::{JobError, Manifest, Run};
@@ -11,8 +12,9 @@ use wmtp_recipe::seed::stream;
 use wmtp_recipe::{Dtype, Recipe};
 use wmtp_records::{Split, data_files, jsonl};
 
-use crate::engine::{MAX_BAD_STEPS, Trainer, Update};
+use crate::engine::{MAX_BAD_STEPS, StepReport, Trainer, Update};
 use crate::error::{Error, Result};
+use crate::memory::Halved;
 use crate::throughput::{Throughput, peak_memory_bytes};
 
 /// Paths inside a model bundle.
@@ -119,10 +121,11 @@ pub fn check_tokenizers(one: (&str, &Manifest), other: (&str, &Manifest)) -> Res
 /// Runs a trainer to its end.
 ///
 /// Goes on from the run's last checkpoint, saves one every `checkpoint_every` steps (0: never), stops
-/// between two steps on a signal, and keeps the state when the numeric fallbacks are used up.
+/// between two steps on a signal, and keeps the state when the fallbacks are used up.
 ///
 /// # Errors
-/// Preempted (143) after a signal, numeric (78) at the third bad step in a row.
+/// Preempted (143) after a signal, numeric (78) at the third bad step in a row, no room (73) when memory is too small for
+/// one sequence at a time.
 pub fn drive(
     trainer: &mut dyn Trainer,
     run: &Run,
@@ -145,23 +148,14 @@ pub fn drive(
         let started = run.elapsed();
         let report = match trainer.advance() {
             Ok(report) => report,
-            Err(error @ Error::Numeric { .. }) => {
-                save(trainer, run)?;
+            Err(error) => {
+                if matches!(error, Error::Numeric { .. }) || error.is_out_of_memory() {
+                    save(trainer, run)?;
+                }
                 return Err(error.into());
             }
-            Err(error) => return Err(error.into()),
         };
-        if let Update::Skipped {
-            in_a_row,
-            lr_factor,
-        } = report.update
-        {
-            run.warning(format!(
-                "step {}: loss or gradient is not finite ({in_a_row} of {MAX_BAD_STEPS} in a row); the step \
-                 is skipped and the learning rate is now {lr_factor} of the schedule's",
-                report.step
-            ));
-        }
+        tell_fallbacks(run, &report);
         let secs = run.elapsed().saturating_sub(started).as_secs_f64();
         throughput.add(report.work, secs);
         let rate = throughput.tokens_per_second();
@@ -191,6 +185,47 @@ pub fn drive(
         run.log(throughput.summary(peak, peak_memory_bytes()));
     }
     Ok(())
+}
+
+/// Every fallback is an event with its numbers, and a warning for people.
+fn tell_fallbacks(run: &Run, report: &StepReport) {
+    let step = report.step;
+    for halved in &report.halved {
+        let Halved {
+            from, to, cause, ..
+        } = halved;
+        run.warning(format!(
+            "step {step}: out of memory: {cause}; from now on {to} sequences go through the model at once, not {from}: \
+             the steps are the same but for rounding, and slower"
+        ));
+        let data = json!({
+            "cause": "out_of_memory",
+            "step": step,
+            "micro_batch_sequences": to,
+            "micro_batch_sequences_before": from,
+            "needed_bytes": halved.needed_bytes,
+            "available_bytes": halved.available_bytes,
+        });
+        run.event("fallback", &data);
+    }
+    if let Update::Skipped {
+        in_a_row,
+        lr_factor,
+    } = report.update
+    {
+        run.warning(format!(
+            "step {step}: loss or gradient is not finite ({in_a_row} of {MAX_BAD_STEPS} in a row); the step is skipped \
+             and the learning rate is now {lr_factor} of the schedule's"
+        ));
+        let data = json!({
+            "cause": "not_finite",
+            "step": step,
+            "in_a_row": in_a_row,
+            "most_in_a_row": MAX_BAD_STEPS,
+            "lr_factor": lr_factor,
+        });
+        run.event("fallback", &data);
+    }
 }
 
 /// Floating-point operations per second that this machine reaches in a plain matrix product: the best of a few.
@@ -229,6 +264,11 @@ fn fresh_dir(dir: PathBuf) -> Result<PathBuf, JobError> {
 impl From<Error> for JobError {
     fn from(error: Error) -> Self {
         use wmtp_model::Error as Model;
+        if error.is_out_of_memory() {
+            return Self::no_room(error).hint(
+                "give the job more memory, set optim.activation_mib, or lower data.max_length; the last state is kept",
+            );
+        }
         match error {
             Error::Io { source, path } | Error::Model(Model::Io { source, path }) => {
                 Self::from(source).context(format!("cannot access {}", path.display()))
@@ -237,6 +277,7 @@ impl From<Error> for JobError {
             Error::Model(Model::Candle(_))
             | Error::Tensor(_)
             | Error::NoGradient { .. }
+            | Error::OutOfMemory { .. }
             | Error::Weighting(wmtp_weighting::Error::Invariant(_)) => Self::internal(error),
             Error::Weighting(wmtp_weighting::Error::Setting { .. }) => Self::usage(error),
             Error::Data(ref data) if !data.is_bad_input() => Self::internal(error),

@@ -11,8 +11,8 @@ use wmtp_training::heads::{HeadTargets, Learner, StepLoss, accumulate, target_co
 use wmtp_training::optimizer::{Gradients, Parameter, parameters};
 use wmtp_training::scorer::StepRow;
 use wmtp_training::{
-    Error, PolicySettings, PolicyTrainer, Rho1Scorer, Rho1Settings, Rho1Weighting, Rows, Scorer,
-    StepScorer, Trainer, Update,
+    Error, PolicySettings, PolicyTrainer, Rho1Scorer, Rho1Settings, Rho1Weighting, Room, Rows,
+    Scorer, StepReport, StepScorer, Trainer, Update,
 };
 use wmtp_weighting::rho1::ExcessMode;
 use wmtp_weighting::{WeightSettings, Whitening};
@@ -407,6 +407,99 @@ fn three_steps_that_are_not_finite_end_the_run() {
             })
         ));
     }
+}
+
+/// Memory in which two sequences of [`counting`] at once fit, and three do not: the first step says that two need 522,901
+/// bytes in f32 and four 720,192.
+fn room_for_two(dtype: DType) -> Room {
+    Room::Bytes(150_000 * dtype.size_in_bytes() as u64)
+}
+
+#[test]
+fn out_of_memory_halves_the_micro_batch_and_changes_no_more_than_rounding() {
+    let file = counting(40);
+    let params = tiny(2);
+    for algo in ALGORITHMS {
+        let run = |room| {
+            let store = store(&params, DType::F64);
+            let mut settings = settings();
+            settings.optim.micro_batch_sequences = 4;
+            settings.optim.room = room;
+            let mut trainer = trainer(&params, &store, &file, algo, settings);
+            let reports: Vec<StepReport> = (0..trainer.total_steps())
+                .map(|_| trainer.advance().unwrap())
+                .collect();
+            (reports, trainer.validate().unwrap().unwrap())
+        };
+        let (calm, calm_loss) = run(Room::Bytes(u64::MAX));
+        let (tight, tight_loss) = run(room_for_two(DType::F64));
+        let halved: Vec<_> = tight.iter().flat_map(|step| &step.halved).collect();
+        assert_eq!(
+            halved
+                .iter()
+                .map(|one| (one.from, one.to))
+                .collect::<Vec<_>>(),
+            [(4, 2)]
+        );
+        assert!(halved[0].needed_bytes > halved[0].available_bytes);
+        assert_eq!(tight[0].metric("micro_batch_sequences"), Some(2.0));
+        assert!(calm.iter().all(|step| step.halved.is_empty()));
+        for (calm, tight) in calm.iter().zip(&tight) {
+            let names = ["train_loss", "grad_norm", "lr"];
+            for (calm, tight) in names.map(|name| (calm.metric(name), tight.metric(name))) {
+                let (calm, tight) = (calm.unwrap(), tight.unwrap());
+                assert!(
+                    (calm - tight).abs() < 1e-9 * calm.abs(),
+                    "{algo}: {calm} {tight}"
+                );
+            }
+        }
+        assert!(
+            (calm_loss - tight_loss).abs() < 1e-9,
+            "{algo}: {calm_loss} {tight_loss}"
+        );
+    }
+}
+
+#[test]
+fn a_run_that_ran_out_of_memory_resumes_with_the_smaller_micro_batch() {
+    let file = counting(40);
+    let params = tiny(2);
+    let tight = |room| {
+        let mut settings = settings();
+        settings.optim.micro_batch_sequences = 4;
+        settings.optim.room = room;
+        settings
+    };
+    let whole_store = store(&params, DType::F32);
+    let scarce = tight(room_for_two(DType::F32));
+    let mut whole = trainer(&params, &whole_store, &file, "rho1", scarce);
+    let expected = finished(&mut whole, &whole_store);
+
+    let first_store = store(&params, DType::F32);
+    let mut first = trainer(&params, &first_store, &file, "rho1", scarce);
+    let saved = go_on(&mut first, None, 5);
+    let store = store(&params, DType::F32);
+    let plenty = tight(Room::Bytes(u64::MAX));
+    let mut second = trainer(&params, &store, &file, "rho1", plenty);
+    second.restore(saved.path()).unwrap();
+    assert!(finished(&mut second, &store) == expected);
+}
+
+#[test]
+fn memory_too_small_for_one_sequence_ends_the_run_with_the_numbers() {
+    let file = counting(24);
+    let params = tiny(2);
+    let store = store(&params, DType::F32);
+    let mut settings = settings();
+    settings.optim.room = Room::Bytes(300_000);
+    let mut trainer = trainer(&params, &store, &file, "baseline", settings);
+    let error = trainer.advance().unwrap_err();
+    assert!(
+        matches!(error, Error::OutOfMemory { sequences: 1, .. }),
+        "{error}"
+    );
+    assert_eq!(trainer.step(), 0);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use wmtp_data_sets::TokenFile;
 use wmtp_model::{ParamStore, Params};
 use wmtp_tokens::TokenizedSample;
-use wmtp_training::{AdamWSettings, OptimSettings, PolicySettings, TokenScores, Trainer};
+use wmtp_training::{AdamWSettings, OptimSettings, PolicySettings, Room, TokenScores, Trainer};
 
 /// Two trunk blocks and two heads of width 16.
 pub(crate) fn tiny(n_future_tokens: usize) -> Params {
@@ -70,6 +70,9 @@ pub(crate) fn optim() -> OptimSettings {
         grad_clip: 1.0,
         warmup_ratio: 0.1,
         min_lr_ratio: 0.05,
+        micro_batch_sequences: 3,
+        eval_every_steps: 4,
+        room: Room::Measured,
     }
 }
 
@@ -79,8 +82,6 @@ pub(crate) fn settings() -> PolicySettings {
         optim: optim(),
         epochs: 4.0,
         batch_sequences: 8,
-        micro_batch_sequences: 3,
-        eval_every_steps: 4,
         activation_bytes: None,
         w_max: 3.0,
         order_seed: 5,

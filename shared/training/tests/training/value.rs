@@ -7,8 +7,8 @@ use candle_core::{DType, Device};
 use wmtp_data_sets::TokenFile;
 use wmtp_model::{HeadKind, ParamStore, Params};
 use wmtp_training::{
-    Judged, Objective, Rows, Trainer, ValueParameters, ValueQuality, ValueSettings, ValueTrainer,
-    balanced_rows,
+    Judged, Objective, OptimSettings, Rows, Trainer, ValueParameters, ValueQuality, ValueSettings,
+    ValueTrainer, balanced_rows,
 };
 
 fn settings(objective: Objective, head: HeadKind, lr_trunk: f64) -> ValueSettings {
@@ -17,11 +17,12 @@ fn settings(objective: Objective, head: HeadKind, lr_trunk: f64) -> ValueSetting
         head,
         lr_trunk,
         lr_head: 1e-2,
-        optim: optim(),
+        optim: OptimSettings {
+            eval_every_steps: 5,
+            ..optim()
+        },
         epochs: 12.0,
         batch_sequences: 8,
-        micro_batch_sequences: 3,
-        eval_every_steps: 5,
         order_seed: 3,
     }
 }
