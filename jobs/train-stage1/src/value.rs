@@ -30,6 +30,9 @@ struct Summary {
     train_rows: usize,
     steps: u64,
     best_step: u64,
+    /// The step after which training stopped early, where it did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stopped_early_at: Option<u64>,
     best_validation_loss: Option<f64>,
     gate: f64,
     gate_passed: Option<bool>,
@@ -112,6 +115,7 @@ pub(crate) fn run(run: &Run) -> Result<Vec<Output>, JobError> {
         train_rows: train_count,
         steps: trainer.total_steps(),
         best_step,
+        stopped_early_at: trainer.stopped_early().map(|stop| stop.step),
         best_validation_loss: trainer.best_loss(),
         gate: recipe.stage1.gate,
         gate_passed,

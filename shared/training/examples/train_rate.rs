@@ -121,6 +121,7 @@ fn main() -> std::result::Result<(), Box<dyn Error>> {
         min_lr_ratio: 0.005,
         micro_batch_sequences: size.batch,
         eval_every_steps: 0,
+        early_stop: None,
         room: Room::Measured,
     };
     let mut engine = Engine::new(parameters(&store, 1e-3), &settings, size.steps as u64)?;

@@ -42,8 +42,19 @@ pub struct OptimSettings {
     pub micro_batch_sequences: usize,
     /// Validate after so many steps, and after the last; 0 means only after the last.
     pub eval_every_steps: usize,
+    /// When to stop before the last step; `None` means never.
+    pub early_stop: Option<EarlyStop>,
     /// Memory for a step.
     pub room: Room,
+}
+
+/// Training stops early when the validation loss has not improved for a while.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct EarlyStop {
+    /// Validations in a row without an improvement that are too many.
+    pub patience: usize,
+    /// An improvement is a loss lower than that of the last improvement by more than this.
+    pub min_delta: f64,
 }
 
 impl OptimSettings {
@@ -61,6 +72,10 @@ impl OptimSettings {
             min_lr_ratio: optim.min_lr_ratio,
             micro_batch_sequences: optim.micro_batch_sequences,
             eval_every_steps: optim.eval_every_steps,
+            early_stop: optim.early_stop_patience.map(|patience| EarlyStop {
+                patience,
+                min_delta: optim.early_stop_min_delta,
+            }),
             room: Room::Measured,
         }
     }
@@ -122,6 +137,46 @@ pub trait Trainer {
     fn restore(&mut self, dir: &Path) -> Result<()>;
     /// Smallest validation loss so far.
     fn best_loss(&self) -> Option<f64>;
+    /// The stop before the last step, once it has come.
+    fn stopped_early(&self) -> Option<StoppedEarly>;
+    /// Whether there is nothing left to do.
+    fn is_done(&self) -> bool {
+        self.step() >= self.total_steps() || self.stopped_early().is_some()
+    }
+}
+
+/// Why a run ended before its last step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct StoppedEarly {
+    /// The step after which it stopped.
+    pub step: u64,
+    /// Validations since the last improvement.
+    pub validations: usize,
+    /// The smallest validation loss.
+    pub best_loss: f64,
+    /// The step after which it was seen.
+    pub best_step: u64,
+}
+
+/// Validations since the last improvement.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+struct Waiting {
+    validations: usize,
+    /// Loss of the last improvement.
+    mark: Option<f64>,
+}
+
+impl Waiting {
+    fn note(&mut self, loss: f64, min_delta: f64) {
+        if self.mark.is_none_or(|mark| loss < mark - min_delta) && loss.is_finite() {
+            *self = Self {
+                validations: 0,
+                mark: Some(loss),
+            };
+        } else {
+            self.validations += 1;
+        }
+    }
 }
 
 /// Weights of the step with the smallest validation loss.
@@ -142,6 +197,9 @@ struct EngineState {
     best: Option<(u64, String)>,
     /// States of earlier builds do not say; there the settings hold.
     micro_batch_sequences: Option<usize>,
+    /// Validations since the last improvement, and the loss of that; only where a run may stop early.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    waiting: Option<(usize, Option<String>)>,
 }
 
 /// What to reckon with where so many bytes were computed: measured peaks of models of 9 to 180 MiB lie 9 to 35 % above
@@ -163,6 +221,8 @@ pub struct Engine {
     bad_in_a_row: u32,
     lr_factor: f64,
     best: Option<Best>,
+    early_stop: Option<EarlyStop>,
+    waiting: Waiting,
     metrics: String,
 }
 
@@ -187,6 +247,8 @@ impl Engine {
             bad_in_a_row: 0,
             lr_factor: 1.0,
             best: None,
+            early_stop: settings.early_stop,
+            waiting: Waiting::default(),
             metrics: String::new(),
         })
     }
@@ -214,6 +276,18 @@ impl Engine {
     /// The step after which the best weights were seen.
     pub fn best_step(&self) -> Option<u64> {
         self.best.as_ref().map(|best| best.step)
+    }
+
+    /// The stop before the last step, once it has come.
+    pub fn stopped_early(&self) -> Option<StoppedEarly> {
+        let (stop, best) = (self.early_stop?, self.best.as_ref()?);
+        let validations = self.waiting.validations;
+        (validations >= stop.patience && self.step < self.total).then_some(StoppedEarly {
+            step: self.step,
+            validations,
+            best_loss: best.loss,
+            best_step: best.step,
+        })
     }
 
     /// Sequences that go through the model at once.
@@ -296,8 +370,12 @@ impl Engine {
         })
     }
 
-    /// Keeps the present weights if this validation loss is the smallest so far.
+    /// Keeps the present weights if this validation loss is the smallest so far, and counts validations without an
+    /// improvement.
     pub fn offer_best(&mut self, loss: f64) -> Result<()> {
+        if let Some(EarlyStop { min_delta, .. }) = self.early_stop {
+            self.waiting.note(loss, min_delta);
+        }
         if loss.is_finite() && self.best.as_ref().is_none_or(|best| loss < best.loss) {
             let values = self.values()?;
             self.best = Some(Best {
@@ -351,6 +429,10 @@ impl Engine {
                 .as_ref()
                 .map(|best| (best.step, best.loss.to_string())),
             micro_batch_sequences: Some(self.micro_batch.sequences()),
+            waiting: self.early_stop.map(|_| {
+                let mark = self.waiting.mark.map(|mark| mark.to_string());
+                (self.waiting.validations, mark)
+            }),
         };
         Ok(jsonl::write_json(&dir.join(files::STATE), &state)?)
     }
@@ -388,6 +470,10 @@ impl Engine {
         self.metrics = String::from_utf8(buffer::read(&metrics_path)?)
             .map_err(|error| buffer::bad_file(&metrics_path, error))?;
         self.lr_factor = number(&state.lr_factor)?;
+        if let Some((validations, mark)) = state.waiting {
+            let mark = mark.as_deref().map(number).transpose()?;
+            self.waiting = Waiting { validations, mark };
+        }
         self.bad_in_a_row = state.bad_in_a_row;
         if let Some(sequences) = state.micro_batch_sequences {
             self.micro_batch.resume(sequences);

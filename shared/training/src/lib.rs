@@ -26,7 +26,7 @@ mod throughput;
 mod value;
 
 pub use buffer::Buffer;
-pub use engine::{OptimSettings, StepReport, Trainer, Update};
+pub use engine::{EarlyStop, OptimSettings, StepReport, StoppedEarly, Trainer, Update};
 pub use error::{Error, Result};
 pub use measure::{Judged, ValueQuality};
 pub use memory::{Halved, Room};

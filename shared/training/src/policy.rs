@@ -12,7 +12,7 @@ use wmtp_records::jsonl;
 use wmtp_weighting::{Histogram, WeightStats};
 
 use crate::buffer;
-use crate::engine::{Engine, OptimSettings, StepReport, Trainer, Update};
+use crate::engine::{Engine, OptimSettings, StepReport, StoppedEarly, Trainer, Update};
 use crate::error::{Error, Result};
 use crate::heads::{HeadTargets, Learner, StepLoss, Target, accumulate, target_counts};
 use crate::inference::{head_cross_entropies, mean};
@@ -550,6 +550,10 @@ impl Trainer for PolicyTrainer<'_> {
 
     fn best_loss(&self) -> Option<f64> {
         self.engine.best_loss()
+    }
+
+    fn stopped_early(&self) -> Option<StoppedEarly> {
+        self.engine.stopped_early()
     }
 }
 

@@ -12,7 +12,7 @@ use wmtp_recipe::seed::stream;
 use wmtp_recipe::{Dtype, Recipe};
 use wmtp_records::{Split, data_files, jsonl};
 
-use crate::engine::{MAX_BAD_STEPS, StepReport, Trainer, Update};
+use crate::engine::{MAX_BAD_STEPS, StepReport, StoppedEarly, Trainer, Update};
 use crate::error::{Error, Result};
 use crate::memory::Halved;
 use crate::throughput::{Throughput, peak_memory_bytes};
@@ -140,7 +140,7 @@ pub fn drive(
     progress.set(trainer.step());
     let peak = peak_flops(run)?;
     let mut throughput = Throughput::default();
-    while trainer.step() < total {
+    while !trainer.is_done() {
         if run.should_stop() {
             save(trainer, run)?;
             return Err(JobError::preempted());
@@ -181,6 +181,9 @@ pub fn drive(
         }
     }
     progress.finish();
+    if let Some(stopped) = trainer.stopped_early() {
+        tell_early_stop(run, &stopped, total);
+    }
     if throughput.step_secs(0.5).is_some() {
         run.log(throughput.summary(peak, peak_memory_bytes()));
     }
@@ -226,6 +229,27 @@ fn tell_fallbacks(run: &Run, report: &StepReport) {
         });
         run.event("fallback", &data);
     }
+}
+
+fn tell_early_stop(run: &Run, stopped: &StoppedEarly, total: u64) {
+    let StoppedEarly {
+        step,
+        validations,
+        best_loss,
+        best_step,
+    } = stopped;
+    run.log(format!(
+        "stopped early after step {step} of {total}: {validations} validations in a row without an improvement; the \
+         smallest loss, {best_loss:.4}, was seen after step {best_step}"
+    ));
+    let data = json!({
+        "step": step,
+        "total_steps": total,
+        "validations": validations,
+        "best_loss": best_loss,
+        "best_step": best_step,
+    });
+    run.event("stopped_early", &data);
 }
 
 /// Floating-point operations per second that this machine reaches in a plain matrix product: the best of a few.

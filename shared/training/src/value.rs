@@ -13,7 +13,7 @@ use wmtp_model::{HeadKind, ParamStore, Params, ValueModel};
 use wmtp_weighting::{gae, td_errors};
 
 use crate::buffer::Buffer;
-use crate::engine::{Engine, OptimSettings, StepReport, Trainer, Update};
+use crate::engine::{Engine, OptimSettings, StepReport, StoppedEarly, Trainer, Update};
 use crate::error::{Error, Result};
 use crate::heads::ids_tensor;
 use crate::inference::{mean, raw_values};
@@ -311,6 +311,10 @@ impl Trainer for ValueTrainer<'_> {
 
     fn best_loss(&self) -> Option<f64> {
         self.engine.best_loss()
+    }
+
+    fn stopped_early(&self) -> Option<StoppedEarly> {
+        self.engine.stopped_early()
     }
 }
 

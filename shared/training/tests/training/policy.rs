@@ -11,8 +11,8 @@ use wmtp_training::heads::{HeadTargets, Learner, StepLoss, accumulate, target_co
 use wmtp_training::optimizer::{Gradients, Parameter, parameters};
 use wmtp_training::scorer::StepRow;
 use wmtp_training::{
-    Error, PolicySettings, PolicyTrainer, Rho1Scorer, Rho1Settings, Rho1Weighting, Room, Rows,
-    Scorer, StepReport, StepScorer, Trainer, Update,
+    EarlyStop, Error, PolicySettings, PolicyTrainer, Rho1Scorer, Rho1Settings, Rho1Weighting, Room,
+    Rows, Scorer, StepReport, StepScorer, Trainer, Update,
 };
 use wmtp_weighting::rho1::ExcessMode;
 use wmtp_weighting::{WeightSettings, Whitening};
@@ -279,7 +279,7 @@ const ALGORITHMS: [&str; 5] = [
 /// Everything that a finished run leaves: its last state (parameters, moments, best weights, metrics, trace of the
 /// token weights) and the model that it publishes.
 fn finished(trainer: &mut PolicyTrainer<'_>, store: &ParamStore) -> BTreeMap<String, Vec<u8>> {
-    while trainer.step() < trainer.total_steps() {
+    while !trainer.is_done() {
         trainer.advance().unwrap();
     }
     let dir = tempfile::tempdir().unwrap();
@@ -500,6 +500,84 @@ fn memory_too_small_for_one_sequence_ends_the_run_with_the_numbers() {
         "{error}"
     );
     assert_eq!(trainer.step(), 0);
+}
+
+/// A run that may stop early, at a learning rate at which the validation loss soon rises.
+fn impatient(patience: usize, min_delta: f64) -> PolicySettings {
+    let mut settings = PolicySettings {
+        lr: 0.3,
+        epochs: 12.0,
+        ..settings()
+    };
+    settings.optim.eval_every_steps = 2;
+    settings.optim.early_stop = Some(EarlyStop {
+        patience,
+        min_delta,
+    });
+    settings
+}
+
+#[test]
+fn training_stops_when_so_many_validations_in_a_row_brought_no_improvement() {
+    let file = counting(40);
+    let params = tiny(2);
+    for (patience, min_delta) in [(1, 0.0), (3, 0.0), (3, 0.5)] {
+        let store = store(&params, DType::F32);
+        let settings = impatient(patience, min_delta);
+        let mut trainer = trainer(&params, &store, &file, "baseline", settings);
+        let (mut losses, mut mark, mut waited) = (Vec::new(), f64::INFINITY, 0);
+        while !trainer.is_done() {
+            assert!(waited < patience, "it should have stopped: {losses:?}");
+            if let Some(loss) = trainer.advance().unwrap().metric("validation_loss") {
+                losses.push(loss);
+                if loss < mark - min_delta {
+                    (mark, waited) = (loss, 0);
+                } else {
+                    waited += 1;
+                }
+            }
+        }
+        let stopped = trainer.stopped_early().expect("it stops early");
+        assert!(stopped.step < trainer.total_steps());
+        assert_eq!(
+            (stopped.step, stopped.validations),
+            (trainer.step(), patience)
+        );
+        assert_eq!(waited, patience);
+        let best = losses.iter().copied().fold(f64::INFINITY, f64::min);
+        assert_eq!(stopped.best_loss.to_bits(), best.to_bits());
+        assert_eq!(trainer.finish().unwrap(), stopped.best_step);
+        let after = trainer.validate().unwrap().unwrap();
+        assert_eq!(
+            after.to_bits(),
+            best.to_bits(),
+            "the best weights are adopted"
+        );
+    }
+}
+
+#[test]
+fn a_resumed_run_stops_early_at_the_same_step() {
+    let file = counting(40);
+    let params = tiny(2);
+    let whole_store = store(&params, DType::F32);
+    let mut whole = trainer(&params, &whole_store, &file, "rho1", impatient(3, 0.0));
+    let expected = finished(&mut whole, &whole_store);
+    let end = whole.stopped_early().expect("it stops early").step;
+    // Just before the stop two validations are counted; at the stop nothing is left to do.
+    for stop in [end - 1, end] {
+        let first_store = store(&params, DType::F32);
+        let mut first = trainer(&params, &first_store, &file, "rho1", impatient(3, 0.0));
+        let saved = go_on(&mut first, None, stop);
+        let store = store(&params, DType::F32);
+        let mut second = trainer(&params, &store, &file, "rho1", impatient(3, 0.0));
+        second.restore(saved.path()).unwrap();
+        assert_eq!(second.is_done(), stop == end);
+        assert!(
+            finished(&mut second, &store) == expected,
+            "stopped after {stop}"
+        );
+    }
 }
 
 #[test]

@@ -72,6 +72,7 @@ pub(crate) fn optim() -> OptimSettings {
         min_lr_ratio: 0.05,
         micro_batch_sequences: 3,
         eval_every_steps: 4,
+        early_stop: None,
         room: Room::Measured,
     }
 }
