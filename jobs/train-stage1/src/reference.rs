@@ -43,12 +43,7 @@ pub(crate) fn run(run: &Run) -> Result<Vec<Output>, JobError> {
     let held_out = Rows::correct(&validation);
     let mut trainer =
         PolicyTrainer::new(&params, &store, rows, held_out, scorer, settings(recipe))?;
-    drive(
-        &mut trainer,
-        run,
-        "reference",
-        recipe.optim.checkpoint_every_steps,
-    )?;
+    drive(&mut trainer, run, "reference")?;
     let best_step = trainer.finish()?;
 
     run.log(format!(

@@ -99,12 +99,7 @@ pub(crate) fn run(run: &Run) -> Result<Vec<Output>, JobError> {
         },
         settings(recipe)?,
     )?;
-    drive(
-        &mut trainer,
-        run,
-        "value model",
-        recipe.optim.checkpoint_every_steps,
-    )?;
+    drive(&mut trainer, run, "value model")?;
     let best_step = trainer.finish()?;
     let quality = judge(&trainer, &validation)?;
     let gate_passed = gate(run, recipe, &quality)?;

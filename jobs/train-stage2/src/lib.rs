@@ -177,12 +177,7 @@ train-stage2 --data micropy --base micro-mtp --reference-ce v003 --recipe v003.y
             None => PolicyTrainer::new(&params, &store, rows, held_out, scorer, settings),
         }?;
         let label = format!("policy ({})", recipe.experiment.algo);
-        drive(
-            &mut trainer,
-            run,
-            &label,
-            recipe.optim.checkpoint_every_steps,
-        )?;
+        drive(&mut trainer, run, &label)?;
         let best_step = trainer.finish()?;
         let written = checkpoint::Checkpoint {
             params: &params,

@@ -20,7 +20,11 @@ const COMPARED: [&str; 8] = [
 
 /// Settings that came after the first runs. At its default such a setting changes nothing, and is left out of what is
 /// hashed: recipes of earlier builds keep their digests, and finished runs their cache keys.
-const LATER: [&str; 2] = ["optim.early_stop_patience", "optim.early_stop_min_delta"];
+const LATER: [&str; 3] = [
+    "optim.checkpoint_minutes",
+    "optim.early_stop_patience",
+    "optim.early_stop_min_delta",
+];
 
 impl Recipe {
     /// The resolved tree: `recipe.json` of artifacts.

@@ -218,6 +218,8 @@ section! {
         eval_every_steps: usize = 100;
         /// Steps between two saved states.
         checkpoint_every_steps: usize = 100 => Runtime;
+        /// Minutes after the last saved state when the next is due, whatever the step; never when null.
+        checkpoint_minutes: Option<usize> = Some(15) => Runtime;
         /// Memory for the trunk's activations, MiB; blocks beyond it are computed again on the way back. All when null.
         activation_mib: Option<usize> = None => Runtime;
         /// Validations in a row without an improvement after which training stops early; never when null.

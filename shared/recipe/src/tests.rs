@@ -260,6 +260,7 @@ fn broken_recipes_are_named_with_key_and_source() {
         set("evaluation.ks=[10, 5]"),
         set("evaluation.ks=[50]"),
         set("optim.micro_batch_sequences=7"),
+        set("optim.checkpoint_minutes=0"),
         set("optim.early_stop_patience=0"),
         set("optim.early_stop_min_delta=0.01"),
         set("stage1.objective=pairwise"),
@@ -291,6 +292,7 @@ fn broken_recipes_are_named_with_key_and_source() {
     `evaluation.ks` is [10, 5], which is not allowed: rising numbers from 1 to evaluation.num_samples, 20
     `evaluation.ks` is [50], which is not allowed: rising numbers from 1 to evaluation.num_samples, 20
     `optim.micro_batch_sequences` is 7, which is not allowed: it divides optim.batch_sequences, 96
+    `optim.checkpoint_minutes` is 0, which is not allowed: at least 1
     `optim.early_stop_patience` is 0, which is not allowed: at least 1
     `optim.early_stop_min_delta` is 0.01, which is not allowed: it means something only beside optim.early_stop_patience
     `stage1.objective` is pairwise, which is not allowed: this release trains with mse_mc or bce

@@ -105,6 +105,9 @@ impl Recipe {
             rule,
         )?;
 
+        if let Some(minutes) = optim.checkpoint_minutes {
+            at_least("optim.checkpoint_minutes", minutes, 1)?;
+        }
         if let Some(patience) = optim.early_stop_patience {
             at_least("optim.early_stop_patience", patience, 1)?;
         }

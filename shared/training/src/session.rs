@@ -1,6 +1,7 @@
 //! A training run within a job: inputs, progress, checkpoints, signals, exit codes.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use candle_core::{DType, Device, Tensor};
 use serde_json::json;
@@ -9,7 +10,7 @@ use wmtp_data_sets::TokenFile;
 use wmtp_job_kit::{JobError, Manifest, Run};
 use wmtp_model::{Adapters, LoraSettings, LoraTarget, ParamStore, Params};
 use wmtp_recipe::seed::stream;
-use wmtp_recipe::{Dtype, Recipe};
+use wmtp_recipe::{Dtype, Optim, Recipe};
 use wmtp_records::{Split, data_files, jsonl};
 
 use crate::engine::{MAX_BAD_STEPS, StepReport, StoppedEarly, Trainer, Update};
@@ -120,22 +121,18 @@ pub fn check_tokenizers(one: (&str, &Manifest), other: (&str, &Manifest)) -> Res
 
 /// Runs a trainer to its end.
 ///
-/// Goes on from the run's last checkpoint, saves one every `checkpoint_every` steps (0: never), stops
+/// Goes on from the run's last checkpoint, saves one after as many steps or minutes as the recipe says, stops
 /// between two steps on a signal, and keeps the state when the fallbacks are used up.
 ///
 /// # Errors
 /// Preempted (143) after a signal, numeric (78) at the third bad step in a row, no room (73) when memory is too small for
 /// one sequence at a time.
-pub fn drive(
-    trainer: &mut dyn Trainer,
-    run: &Run,
-    label: &str,
-    checkpoint_every: usize,
-) -> Result<(), JobError> {
+pub fn drive(trainer: &mut dyn Trainer, run: &Run, label: &str) -> Result<(), JobError> {
     if let Some((_, dir)) = run.latest_checkpoint()? {
         trainer.restore(&dir)?;
     }
-    let (total, every) = (trainer.total_steps(), checkpoint_every as u64);
+    let total = trainer.total_steps();
+    let mut saving = Saving::new(&run.recipe().optim, run.elapsed());
     let progress = run.progress(label, "step", total);
     progress.set(trainer.step());
     let peak = peak_flops(run)?;
@@ -176,8 +173,9 @@ pub fn drive(
         progress.detail(format!("loss {loss:.3}, {rate:.0} tokens/s"));
         progress.set(report.step);
         fault::point("train:step");
-        if every > 0 && report.step.is_multiple_of(every) && report.step < total {
+        if saving.is_due(report.step, run.elapsed()) && !trainer.is_done() {
             save(trainer, run)?;
+            saving.last = run.elapsed();
         }
     }
     progress.finish();
@@ -270,6 +268,32 @@ fn peak_flops(run: &Run) -> Result<f64> {
     Ok(best)
 }
 
+/// When the state is to be saved.
+struct Saving {
+    every_steps: u64,
+    every: Option<Duration>,
+    /// When that was done last; at first, when the run began.
+    last: Duration,
+}
+
+impl Saving {
+    fn new(optim: &Optim, now: Duration) -> Self {
+        let minutes = |minutes: usize| Duration::from_secs(60 * minutes as u64);
+        Self {
+            every_steps: optim.checkpoint_every_steps as u64,
+            every: optim.checkpoint_minutes.map(minutes),
+            last: now,
+        }
+    }
+
+    fn is_due(&self, step: u64, now: Duration) -> bool {
+        step.is_multiple_of(self.every_steps)
+            || self
+                .every
+                .is_some_and(|every| now.saturating_sub(self.last) >= every)
+    }
+}
+
 /// Saves what continuing needs.
 fn save(trainer: &dyn Trainer, run: &Run) -> Result<(), JobError> {
     let dir = fresh_dir(run.scratch().join("resume"))?;
@@ -344,4 +368,27 @@ pub fn write_recipe(path: &Path, recipe: &Recipe, options: &serde_json::Value) -
         }
     }
     Ok(jsonl::write_json(path, &kept)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_state_is_saved_after_so_many_steps_and_after_so_many_minutes() {
+        let optim = Optim {
+            checkpoint_every_steps: 100,
+            checkpoint_minutes: Some(15),
+            ..Optim::default()
+        };
+        let secs = Duration::from_secs;
+        let mut saving = Saving::new(&optim, secs(60));
+        assert!(!saving.is_due(99, secs(60 + 899)));
+        assert!(saving.is_due(100, secs(61)));
+        assert!(saving.is_due(7, secs(60 + 900)));
+        saving.last = secs(960);
+        assert!(!saving.is_due(8, secs(960 + 899)));
+        saving.every = None;
+        assert!(!saving.is_due(8, secs(1_000_000)));
+    }
 }
