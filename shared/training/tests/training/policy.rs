@@ -85,7 +85,7 @@ fn loss_and_gradients(
     (loss, parameters, gradients)
 }
 
-fn trainer<'a>(
+pub(crate) fn trainer<'a>(
     params: &'a Params,
     store: &'a ParamStore,
     file: &'a TokenFile,
