@@ -27,7 +27,12 @@ const SHARED: [&str; 9] = [
 ];
 
 /// Settings of batches and validation that can change a byte.
-const BATCHES: [&str; 2] = ["optim.micro_batch_sequences", "optim.eval_every_steps"];
+const BATCHES: [&str; 4] = [
+    "optim.micro_batch_sequences",
+    "optim.eval_every_steps",
+    "optim.early_stop_patience",
+    "optim.early_stop_min_delta",
+];
 
 /// What stage 1 makes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]

@@ -21,6 +21,9 @@ struct Summary {
     train_rows: usize,
     steps: u64,
     best_step: u64,
+    /// The step after which training stopped early, where it did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stopped_early_at: Option<u64>,
     best_validation_loss: Option<f64>,
     mean_train_ce: Option<f64>,
 }
@@ -40,12 +43,7 @@ pub(crate) fn run(run: &Run) -> Result<Vec<Output>, JobError> {
     let held_out = Rows::correct(&validation);
     let mut trainer =
         PolicyTrainer::new(&params, &store, rows, held_out, scorer, settings(recipe))?;
-    drive(
-        &mut trainer,
-        run,
-        "reference",
-        recipe.optim.checkpoint_every_steps,
-    )?;
+    drive(&mut trainer, run, "reference")?;
     let best_step = trainer.finish()?;
 
     run.log(format!(
@@ -59,6 +57,7 @@ pub(crate) fn run(run: &Run) -> Result<Vec<Output>, JobError> {
         train_rows: train_rows.len(),
         steps: trainer.total_steps(),
         best_step,
+        stopped_early_at: trainer.stopped_early().map(|stop| stop.step),
         best_validation_loss: trainer.best_loss(),
         mean_train_ce: mean(&losses),
     };
@@ -101,8 +100,6 @@ fn settings(recipe: &Recipe) -> PolicySettings {
         optim: OptimSettings::of(optim),
         epochs: reference.epochs,
         batch_sequences: reference.batch_sequences,
-        micro_batch_sequences: optim.micro_batch_sequences,
-        eval_every_steps: optim.eval_every_steps,
         activation_bytes: optim.activation_bytes(),
         w_max: WeightSettings::default().w_max,
         order_seed: stream(recipe.seed, "stage1/order"),

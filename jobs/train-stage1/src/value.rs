@@ -30,6 +30,9 @@ struct Summary {
     train_rows: usize,
     steps: u64,
     best_step: u64,
+    /// The step after which training stopped early, where it did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stopped_early_at: Option<u64>,
     best_validation_loss: Option<f64>,
     gate: f64,
     gate_passed: Option<bool>,
@@ -96,12 +99,7 @@ pub(crate) fn run(run: &Run) -> Result<Vec<Output>, JobError> {
         },
         settings(recipe)?,
     )?;
-    drive(
-        &mut trainer,
-        run,
-        "value model",
-        recipe.optim.checkpoint_every_steps,
-    )?;
+    drive(&mut trainer, run, "value model")?;
     let best_step = trainer.finish()?;
     let quality = judge(&trainer, &validation)?;
     let gate_passed = gate(run, recipe, &quality)?;
@@ -112,6 +110,7 @@ pub(crate) fn run(run: &Run) -> Result<Vec<Output>, JobError> {
         train_rows: train_count,
         steps: trainer.total_steps(),
         best_step,
+        stopped_early_at: trainer.stopped_early().map(|stop| stop.step),
         best_validation_loss: trainer.best_loss(),
         gate: recipe.stage1.gate,
         gate_passed,
@@ -162,8 +161,6 @@ fn settings(recipe: &Recipe) -> Result<ValueSettings, JobError> {
         optim: OptimSettings::of(optim),
         epochs: stage1.epochs,
         batch_sequences: stage1.batch_sequences,
-        micro_batch_sequences: optim.micro_batch_sequences,
-        eval_every_steps: optim.eval_every_steps,
         order_seed: stream(recipe.seed, "stage1/order"),
     })
 }

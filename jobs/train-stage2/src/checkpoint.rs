@@ -39,6 +39,9 @@ struct Summary<'a> {
     /// The step whose weights are in `model.safetensors`: the smallest validation loss of head 1.
     best_step: u64,
     last_step: u64,
+    /// The step after which training stopped early, where it did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stopped_early_at: Option<u64>,
     best_validation_loss: Option<f64>,
 }
 
@@ -82,10 +85,11 @@ impl Checkpoint<'_> {
             steps: self.trainer.total_steps(),
             best_step: self.best_step,
             last_step: self.trainer.step(),
+            stopped_early_at: self.trainer.stopped_early().map(|stop| stop.step),
             best_validation_loss: self.trainer.best_loss(),
         };
         jsonl::write_json(&dir.join("summary.json"), &summary)?;
-        Ok(Output::new("checkpoint", Kind::Checkpoint, dir)
+        let output = Output::new("checkpoint", Kind::Checkpoint, dir)
             .attribute("version", &recipe.version.id)
             .attribute("algo", recipe.experiment.algo)
             .attribute("seed", recipe.seed)
@@ -94,7 +98,11 @@ impl Checkpoint<'_> {
             .attribute("n_params", summary.n_params)
             .attribute("n_future_tokens", self.params.n_future_tokens)
             .attribute("data", &run.manifest("data")?.id)
-            .attribute(TOKENIZER_SHA256, run.attribute("data", TOKENIZER_SHA256)?))
+            .attribute(TOKENIZER_SHA256, run.attribute("data", TOKENIZER_SHA256)?);
+        Ok(match summary.stopped_early_at {
+            Some(step) => output.attribute("stopped_early_at", step),
+            None => output,
+        })
     }
 
     /// `model.safetensors` for whoever evaluates; adapters are merged into it and lie beside it too.

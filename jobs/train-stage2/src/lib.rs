@@ -177,12 +177,7 @@ train-stage2 --data micropy --base micro-mtp --reference-ce v003 --recipe v003.y
             None => PolicyTrainer::new(&params, &store, rows, held_out, scorer, settings),
         }?;
         let label = format!("policy ({})", recipe.experiment.algo);
-        drive(
-            &mut trainer,
-            run,
-            &label,
-            recipe.optim.checkpoint_every_steps,
-        )?;
+        drive(&mut trainer, run, &label)?;
         let best_step = trainer.finish()?;
         let written = checkpoint::Checkpoint {
             params: &params,
@@ -203,8 +198,6 @@ fn settings(recipe: &Recipe) -> PolicySettings {
         optim: OptimSettings::of(optim),
         epochs: optim.epochs,
         batch_sequences: optim.batch_sequences,
-        micro_batch_sequences: optim.micro_batch_sequences,
-        eval_every_steps: optim.eval_every_steps,
         activation_bytes: optim.activation_bytes(),
         w_max: recipe.weights.w_max,
         order_seed: stream(recipe.seed, "stage2/order"),

@@ -1,4 +1,5 @@
-//! Named points at which a test kills the process as `kill -9` does, to prove that a kill anywhere does no harm.
+//! Named points at which a test kills the process as `kill -9` does, to prove that a kill anywhere does no harm, or
+//! makes something fail that rarely does.
 //!
 //! `WMTP_FAULT_POINT=publish:after-blobs` kills the process when it passes that point; a number at the
 //! end (`train:step:7`) means its n-th passage. Without the variable a point does nothing.
@@ -15,6 +16,9 @@
 //! | `publish:after-cache` | when the cache entry is committed |
 //! | `publish:after-name` | when a name points to the artifact |
 //! | `run:before-result` | before the run's result is written |
+//!
+//! Training dies at `train:step` (a step is done); it goes on, as it does when the thing happens by itself, after
+//! `train:memory` (none is left for a micro-batch) and `train:loss` (a step's loss is no number).
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -51,15 +55,20 @@ impl Target {
     }
 }
 
-/// Kills the process if the environment asks for it at this point.
-pub fn point(name: &str) {
+/// Whether the environment asks for a failure at this point; its caller then does what it does when it really fails.
+pub fn fails(name: &str) -> bool {
     static TARGET: OnceLock<Option<Target>> = OnceLock::new();
     let target = TARGET.get_or_init(|| {
         std::env::var(VARIABLE)
             .ok()
             .map(|text| Target::parse(&text))
     });
-    if target.as_ref().is_some_and(|target| target.is_hit(name)) {
+    target.as_ref().is_some_and(|target| target.is_hit(name))
+}
+
+/// Kills the process if the environment asks for it at this point.
+pub fn point(name: &str) {
+    if fails(name) {
         let killed =
             rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
         unreachable!("a process may always kill itself, and SIGKILL does not return: {killed:?}");

@@ -134,6 +134,11 @@ impl Run {
         }
     }
 
+    /// Reports something with numbers for programs; [`Run::warning`] or [`Run::log`] tells people.
+    pub fn event(&self, kind: &str, data: &serde_json::Value) {
+        self.reporter.event(kind, data);
+    }
+
     /// Reports something for people.
     pub fn log(&self, message: impl Into<String>) {
         self.reporter.say("info", &message.into());

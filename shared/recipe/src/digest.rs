@@ -18,6 +18,14 @@ const COMPARED: [&str; 8] = [
     "weights",
 ];
 
+/// Settings that came after the first runs. At its default such a setting changes nothing, and is left out of what is
+/// hashed: recipes of earlier builds keep their digests, and finished runs their cache keys.
+const LATER: [&str; 3] = [
+    "optim.checkpoint_minutes",
+    "optim.early_stop_patience",
+    "optim.early_stop_min_delta",
+];
+
 impl Recipe {
     /// The resolved tree: `recipe.json` of artifacts.
     pub fn to_json(&self) -> Value {
@@ -56,9 +64,12 @@ impl Recipe {
     }
 
     fn options(&self, keep: impl Fn(&Leaf) -> bool) -> Value {
-        let tree = self.to_json();
+        let (tree, defaults) = (self.to_json(), Self::default().to_json());
+        let is_new = |leaf: &Leaf| {
+            LATER.contains(&leaf.key) && at(&tree, leaf.key) == at(&defaults, leaf.key)
+        };
         let options: Map<String, Value> = leaves()
-            .filter(|leaf| keep(leaf))
+            .filter(|leaf| keep(leaf) && !is_new(leaf))
             .map(|leaf| (leaf.key.to_owned(), hashable(at(&tree, leaf.key))))
             .collect();
         Value::Object(options)

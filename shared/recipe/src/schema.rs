@@ -218,8 +218,14 @@ section! {
         eval_every_steps: usize = 100;
         /// Steps between two saved states.
         checkpoint_every_steps: usize = 100 => Runtime;
+        /// Minutes after the last saved state when the next is due, whatever the step; never when null.
+        checkpoint_minutes: Option<usize> = Some(15) => Runtime;
         /// Memory for the trunk's activations, MiB; blocks beyond it are computed again on the way back. All when null.
         activation_mib: Option<usize> = None => Runtime;
+        /// Validations in a row without an improvement after which training stops early; never when null.
+        early_stop_patience: Option<usize> = None;
+        /// Fall of the validation loss that counts as an improvement; 0 means any.
+        early_stop_min_delta: f64 = 0.0;
     }
 }
 

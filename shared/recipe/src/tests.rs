@@ -2,6 +2,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use serde_json::{Value, json};
+use wmtp_artifacts::{Digest, canonical_json};
 
 use crate::digest::at;
 use crate::{Affects, Algo, Error, Leaf, Origin, Recipe, Resolved, Shape, Sources, leaves};
@@ -52,6 +53,12 @@ fn changed(leaf: &Leaf, recipe: &Recipe) -> Vec<String> {
         }
         ("version.change", _) => {
             return vec!["version.parent=v000".into(), "version.change=y".into()];
+        }
+        ("optim.early_stop_min_delta", _) => {
+            return vec![
+                "optim.early_stop_patience=3".into(),
+                "optim.early_stop_min_delta=0.01".into(),
+            ];
         }
         ("optim.batch_sequences", _) => "120".to_owned(),
         ("optim.micro_batch_sequences", _) => "6".to_owned(),
@@ -253,6 +260,9 @@ fn broken_recipes_are_named_with_key_and_source() {
         set("evaluation.ks=[10, 5]"),
         set("evaluation.ks=[50]"),
         set("optim.micro_batch_sequences=7"),
+        set("optim.checkpoint_minutes=0"),
+        set("optim.early_stop_patience=0"),
+        set("optim.early_stop_min_delta=0.01"),
         set("stage1.objective=pairwise"),
         set("data.validation_share=0.9"),
         set("lora.targets=[wq, w4]"),
@@ -282,6 +292,9 @@ fn broken_recipes_are_named_with_key_and_source() {
     `evaluation.ks` is [10, 5], which is not allowed: rising numbers from 1 to evaluation.num_samples, 20
     `evaluation.ks` is [50], which is not allowed: rising numbers from 1 to evaluation.num_samples, 20
     `optim.micro_batch_sequences` is 7, which is not allowed: it divides optim.batch_sequences, 96
+    `optim.checkpoint_minutes` is 0, which is not allowed: at least 1
+    `optim.early_stop_patience` is 0, which is not allowed: at least 1
+    `optim.early_stop_min_delta` is 0.01, which is not allowed: it means something only beside optim.early_stop_patience
     `stage1.objective` is pairwise, which is not allowed: this release trains with mse_mc or bce
     `data.test_share` is 0.2, which is not allowed: validation and test together leave something to train on
     `lora.targets` in --set: found a list, expected a list of some of wq, wk, wv, wo, w1, w2, w3
@@ -355,4 +368,20 @@ fn shipped_recipes_differ_from_their_parent_in_the_algorithm_alone() {
             assert_eq!(child.shared_digest(), parent.shared_digest());
         }
     }
+}
+
+#[test]
+fn a_setting_that_came_later_leaves_the_digests_of_earlier_recipes_alone() {
+    // As computed when `optim.activation_mib` was the newest setting.
+    let recipe = Recipe::default();
+    let optim = recipe.section_options(&["optim"]);
+    let options = Digest::of(&canonical_json(&optim).expect("no floats"));
+    assert_eq!(
+        [recipe.digest(), recipe.shared_digest(), options].map(|digest| digest.to_string()),
+        [
+            "c4291c1cdbd544b3706d32b00aafe54d1bddda1202e1beba9a858ec302441c7b",
+            "c37994d8f4236afe183108204c7e870c7ed199c952db15262d294c1032d5ede4",
+            "7ed2fe6eee8d7f7a6972dbf910c6d94cd8ccaaddfb8a517874249065980e67b7",
+        ]
+    );
 }

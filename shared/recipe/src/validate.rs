@@ -105,6 +105,23 @@ impl Recipe {
             rule,
         )?;
 
+        if let Some(minutes) = optim.checkpoint_minutes {
+            at_least("optim.checkpoint_minutes", minutes, 1)?;
+        }
+        if let Some(patience) = optim.early_stop_patience {
+            at_least("optim.early_stop_patience", patience, 1)?;
+        }
+        let delta = optim.early_stop_min_delta;
+        ensure(
+            "optim.early_stop_min_delta",
+            delta,
+            delta >= 0.0,
+            "at least 0",
+        )?;
+        let used = delta == 0.0 || optim.early_stop_patience.is_some();
+        let rule = "it means something only beside optim.early_stop_patience";
+        ensure("optim.early_stop_min_delta", delta, used, rule)?;
+
         positive("stage1.epochs", self.stage1.epochs)?;
         positive("stage1.lr_trunk", self.stage1.lr_trunk)?;
         positive("stage1.lr_head", self.stage1.lr_head)?;

@@ -14,7 +14,7 @@ use wmtp_training::engine::Engine;
 use wmtp_training::heads::{Learner, StepLoss, Target, accumulate};
 use wmtp_training::optimizer::parameters;
 use wmtp_training::scorer::{StepRow, StepStats};
-use wmtp_training::{AdamWSettings, Gradients, OptimSettings, Result, Scorer};
+use wmtp_training::{AdamWSettings, Gradients, OptimSettings, Result, Room, Scorer};
 
 /// Weights that are not all equal, without the work of a real scorer.
 struct Wave;
@@ -119,6 +119,10 @@ fn main() -> std::result::Result<(), Box<dyn Error>> {
         grad_clip: 1.0,
         warmup_ratio: 0.03,
         min_lr_ratio: 0.005,
+        micro_batch_sequences: size.batch,
+        eval_every_steps: 0,
+        early_stop: None,
+        room: Room::Measured,
     };
     let mut engine = Engine::new(parameters(&store, 1e-3), &settings, size.steps as u64)?;
     let mut gradients = Gradients::zeros(engine.parameters())?;

@@ -48,6 +48,20 @@ pub enum Error {
         /// The optimizer step.
         step: u64,
     },
+    /// There is no room for a micro-batch.
+    #[error(
+        "a micro-batch of {sequences} sequences needs about {} MiB of memory, but only {} MiB are left",
+        needed >> 20,
+        available >> 20
+    )]
+    OutOfMemory {
+        /// Sequences in it, at most.
+        sequences: usize,
+        /// Bytes that it needs.
+        needed: u64,
+        /// Bytes that there are.
+        available: u64,
+    },
     /// The fallbacks are used up.
     #[error(
         "step {step}: {in_a_row} steps in a row had a loss or gradient that is not finite, \
@@ -59,6 +73,20 @@ pub enum Error {
         /// How many bad steps there were.
         in_a_row: u32,
     },
+}
+
+impl Error {
+    /// Whether memory ran out, the process's or a device's.
+    pub(crate) fn is_out_of_memory(&self) -> bool {
+        match self {
+            Self::OutOfMemory { .. } => true,
+            Self::Tensor(error) | Self::Model(wmtp_model::Error::Candle(error)) => {
+                // candle passes the driver's error on as text.
+                error.to_string().contains("OUT_OF_MEMORY")
+            }
+            _ => false,
+        }
+    }
 }
 
 /// Result of this crate.

@@ -10,7 +10,7 @@ use crate::optimizer::{Gradients, Parameter};
 use crate::scorer::Scorer;
 
 /// A response token that some head has to predict.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Target {
     /// Position of its row within the optimizer step.
     pub slot: usize,
@@ -147,6 +147,19 @@ pub struct Learner<'a> {
 }
 
 impl Learner<'_> {
+    /// Bytes that a micro-batch of so many positions takes at its peak, on top of weights, gradient sums and optimiser:
+    /// the trunk blocks that are kept, one more that is gone back through and its gradients, one head's, the stream
+    /// between the blocks, and the unembedding's gradient beside a chunk of logits.
+    pub(crate) fn peak_bytes(&self, positions: usize) -> usize {
+        let (params, unembedding) = (self.model.params(), self.model.unembedding());
+        let dtype = unembedding.dtype();
+        let kept = self.num_kept(positions).min(params.num_trunk_blocks());
+        let blocks = (kept + 3) * params.block_activation_bytes(positions, dtype);
+        let stream = (params.num_trunk_blocks() + 4) * positions * params.dim;
+        let gradients = 2 * unembedding.elem_count() + params.num_params() / params.n_layers;
+        blocks + (stream + gradients) * dtype.size_in_bytes()
+    }
+
     /// Trunk blocks whose activations are kept for a batch of so many positions.
     fn num_kept(&self, positions: usize) -> usize {
         let dtype = self.model.unembedding().dtype();

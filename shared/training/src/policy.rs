@@ -12,9 +12,9 @@ use wmtp_records::jsonl;
 use wmtp_weighting::{Histogram, WeightStats};
 
 use crate::buffer;
-use crate::engine::{Engine, OptimSettings, StepReport, Trainer, Update};
+use crate::engine::{Engine, OptimSettings, StepReport, StoppedEarly, Trainer, Update};
 use crate::error::{Error, Result};
-use crate::heads::{Learner, StepLoss, Target, accumulate, target_counts};
+use crate::heads::{HeadTargets, Learner, StepLoss, Target, accumulate, target_counts};
 use crate::inference::{head_cross_entropies, mean};
 use crate::optimizer::{Gradients, parameters};
 use crate::scorer::{Scorer, StepRow, StepStats};
@@ -42,10 +42,6 @@ pub struct PolicySettings {
     pub epochs: f64,
     /// Sequences per optimizer step.
     pub batch_sequences: usize,
-    /// Sequences that go through the model at once.
-    pub micro_batch_sequences: usize,
-    /// Validate after so many steps, and after the last; 0 means only after the last.
-    pub eval_every_steps: usize,
     /// Bytes that the trunk's activations may take, see [`Learner`].
     pub activation_bytes: Option<usize>,
     /// Upper end of the weight histogram.
@@ -179,6 +175,67 @@ impl Scorer for Listening<'_> {
     }
 }
 
+/// Weights of rows that were to go through the model together, but for which there is no room: they are made from all
+/// of them, as if there were, and then looked up. Costs a forward pass per head more.
+struct Made {
+    weights: BTreeMap<(Horizon, Target), f64>,
+}
+
+impl Made {
+    fn of(
+        frozen: &MtpModel,
+        file: &TokenFile,
+        rows: &[usize],
+        at_once: usize,
+        first_slot: usize,
+        scorer: &mut dyn Scorer,
+    ) -> Result<Self> {
+        let batch = pad_batch(file, rows);
+        let mut weights = BTreeMap::new();
+        for horizon in frozen.params().horizons() {
+            let targets = HeadTargets::of(&batch, horizon, first_slot).targets;
+            let policy_ce = head_cross_entropies(frozen, file, rows, at_once, horizon)?.concat();
+            // Where one is not finite, the step is skipped by the pass that computes it again.
+            let of_head = if policy_ce.iter().all(|ce| ce.is_finite()) {
+                scorer.weigh(horizon, &targets, Some(&policy_ce))?
+            } else {
+                vec![f64::NAN; targets.len()]
+            };
+            let keys = targets.into_iter().map(|target| (horizon, target));
+            weights.extend(keys.zip(of_head));
+        }
+        Ok(Self { weights })
+    }
+}
+
+impl Scorer for Made {
+    fn begin_step(&mut self, _: u64, _: &[StepRow]) -> Result<()> {
+        Ok(())
+    }
+
+    fn weigh(
+        &mut self,
+        horizon: Horizon,
+        targets: &[Target],
+        _: Option<&[f64]>,
+    ) -> Result<Vec<f64>> {
+        let weight = |&target: &Target| self.weights[&(horizon, target)];
+        Ok(targets.iter().map(weight).collect())
+    }
+
+    fn end_step(&mut self) -> Vec<StepStats> {
+        Vec::new()
+    }
+}
+
+/// The model without a graph.
+fn frozen(params: &Params, store: &ParamStore, adapters: Option<&Adapters>) -> Result<MtpModel> {
+    Ok(match adapters {
+        Some(adapters) => MtpModel::adapted_frozen(params, store, adapters)?,
+        None => MtpModel::frozen(params, store)?,
+    })
+}
+
 /// Four decimals are plenty for display, and such a number survives JSON exactly.
 fn round(weight: f64) -> f64 {
     (weight * 1e4).round() / 1e4
@@ -275,6 +332,19 @@ impl<'a> PolicyTrainer<'a> {
         })
     }
 
+    /// Makes sure that there is room for the largest micro-batch of a step.
+    fn admit(&mut self, rows: &[usize]) -> Result<()> {
+        let micro = rows.chunks(self.engine.micro_batch_sequences());
+        let positions = micro.map(|rows| pad_batch(self.train.file, rows).ids.len());
+        let learner = Learner {
+            model: &self.model,
+            parameters: self.engine.parameters(),
+            activation_bytes: self.settings.activation_bytes,
+        };
+        let bytes = learner.peak_bytes(positions.max().unwrap_or(0));
+        self.engine.admit(bytes)
+    }
+
     /// Sums of the loss over one optimizer step; its gradients are left in `self.gradients`.
     fn step_loss(&mut self, rows: &[usize]) -> Result<(StepLoss, StepWeights, Work)> {
         let horizons: Vec<Horizon> = self.params.horizons().collect();
@@ -292,27 +362,34 @@ impl<'a> PolicyTrainer<'a> {
         };
         scorer.begin_step(self.engine.step(), &step_rows)?;
         self.gradients.clear();
+        let learner = Learner {
+            model: &self.model,
+            parameters: self.engine.parameters(),
+            activation_bytes: self.settings.activation_bytes,
+        };
+        let at_once = self.engine.micro_batch_sequences();
         let (mut first_slot, mut work) = (0, Work::default());
-        for micro in rows.chunks(self.settings.micro_batch_sequences.max(1)) {
-            let batch = pad_batch(self.train.file, micro);
-            work = work.with_batch(&batch, self.params.n_layers, self.params);
-            let learner = Learner {
-                model: &self.model,
-                parameters: self.engine.parameters(),
-                activation_bytes: self.settings.activation_bytes,
-            };
-            let finite = accumulate(
-                &learner,
-                &batch,
-                first_slot,
-                &mut scorer,
-                &mut loss,
-                &mut self.gradients,
-            )?;
-            if !finite {
-                break;
+        'step: for group in rows.chunks(self.settings.optim.micro_batch_sequences.max(1)) {
+            let mut made = None;
+            if at_once < group.len() && scorer.needs_policy_ce() {
+                let frozen = frozen(self.params, self.store, self.adapters)?;
+                let file = self.train.file;
+                let weights = Made::of(&frozen, file, group, at_once, first_slot, &mut scorer)?;
+                made = Some(weights);
             }
-            first_slot += micro.len();
+            for micro in group.chunks(at_once) {
+                let batch = pad_batch(self.train.file, micro);
+                work = work.with_batch(&batch, self.params.n_layers, self.params);
+                let scorer: &mut dyn Scorer = match &mut made {
+                    Some(made) => made,
+                    None => &mut scorer,
+                };
+                let gradients = &mut self.gradients;
+                if !accumulate(&learner, &batch, first_slot, scorer, &mut loss, gradients)? {
+                    break 'step;
+                }
+                first_slot += micro.len();
+            }
         }
         let targets = loss.heads.iter().map(|head| head.count).sum();
         work.flops += Work::TRAINING * self.params.unembedding_flops(targets);
@@ -335,21 +412,13 @@ impl<'a> PolicyTrainer<'a> {
         }
     }
 
-    fn validation_due(&self) -> bool {
-        let (step, every) = (self.engine.step(), self.settings.eval_every_steps as u64);
-        step == self.engine.total() || (every > 0 && step.is_multiple_of(every))
-    }
-
     /// Unweighted cross-entropy of head 1 over the validation rows; `None` when there are none.
     pub fn validate(&self) -> Result<Option<f64>> {
-        let model = match self.adapters {
-            Some(adapters) => MtpModel::adapted_frozen(self.params, self.store, adapters)?,
-            None => MtpModel::frozen(self.params, self.store)?,
-        };
+        let model = frozen(self.params, self.store, self.adapters)?;
         let Some(first) = self.params.horizons().next() else {
             return Ok(None);
         };
-        let size = self.settings.micro_batch_sequences;
+        let size = self.engine.micro_batch_sequences();
         let (file, rows) = (self.validation.file, &self.validation.rows);
         Ok(mean(&head_cross_entropies(
             &model, file, rows, size, first,
@@ -400,7 +469,13 @@ impl Trainer for PolicyTrainer<'_> {
         let Some(rows) = self.plan.get(index).cloned() else {
             return Err(Error::BadData(format!("the run has only {index} steps")));
         };
-        let (loss, heard, work) = self.step_loss(&rows)?;
+        let mut halved = Vec::new();
+        let (loss, heard, work) = loop {
+            match self.admit(&rows).and_then(|()| self.step_loss(&rows)) {
+                Ok(done) => break done,
+                Err(error) => halved.push(self.engine.halve(error)?),
+            }
+        };
         let all_needed = loss.active() == loss.heads.len();
         let update = self
             .engine
@@ -422,7 +497,10 @@ impl Trainer for PolicyTrainer<'_> {
             }
             Update::Skipped { lr_factor, .. } => metrics.push(("lr_factor".to_owned(), lr_factor)),
         }
-        if self.validation_due()
+        if let Some(last) = halved.last() {
+            metrics.push(("micro_batch_sequences".to_owned(), last.to as f64));
+        }
+        if self.engine.validation_due()
             && let Some(loss) = self.validate()?
         {
             self.engine.offer_best(loss)?;
@@ -433,6 +511,7 @@ impl Trainer for PolicyTrainer<'_> {
             step: self.engine.step(),
             work,
             update,
+            halved,
             metrics,
         })
     }
@@ -471,6 +550,10 @@ impl Trainer for PolicyTrainer<'_> {
 
     fn best_loss(&self) -> Option<f64> {
         self.engine.best_loss()
+    }
+
+    fn stopped_early(&self) -> Option<StoppedEarly> {
+        self.engine.stopped_early()
     }
 }
 

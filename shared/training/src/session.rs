@@ -1,18 +1,21 @@
 //! A training run within a job: inputs, progress, checkpoints, signals, exit codes.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use candle_core::{DType, Device, Tensor};
+use serde_json::json;
 use wmtp_artifacts::fault;
 use wmtp_data_sets::TokenFile;
 use wmtp_job_kit::{JobError, Manifest, Run};
 use wmtp_model::{Adapters, LoraSettings, LoraTarget, ParamStore, Params};
 use wmtp_recipe::seed::stream;
-use wmtp_recipe::{Dtype, Recipe};
+use wmtp_recipe::{Dtype, Optim, Recipe};
 use wmtp_records::{Split, data_files, jsonl};
 
-use crate::engine::{MAX_BAD_STEPS, Trainer, Update};
+use crate::engine::{MAX_BAD_STEPS, StepReport, StoppedEarly, Trainer, Update};
 use crate::error::{Error, Result};
+use crate::memory::Halved;
 use crate::throughput::{Throughput, peak_memory_bytes};
 
 /// Paths inside a model bundle.
@@ -118,26 +121,23 @@ pub fn check_tokenizers(one: (&str, &Manifest), other: (&str, &Manifest)) -> Res
 
 /// Runs a trainer to its end.
 ///
-/// Goes on from the run's last checkpoint, saves one every `checkpoint_every` steps (0: never), stops
-/// between two steps on a signal, and keeps the state when the numeric fallbacks are used up.
+/// Goes on from the run's last checkpoint, saves one after as many steps or minutes as the recipe says, stops
+/// between two steps on a signal, and keeps the state when the fallbacks are used up.
 ///
 /// # Errors
-/// Preempted (143) after a signal, numeric (78) at the third bad step in a row.
-pub fn drive(
-    trainer: &mut dyn Trainer,
-    run: &Run,
-    label: &str,
-    checkpoint_every: usize,
-) -> Result<(), JobError> {
+/// Preempted (143) after a signal, numeric (78) at the third bad step in a row, no room (73) when memory is too small for
+/// one sequence at a time.
+pub fn drive(trainer: &mut dyn Trainer, run: &Run, label: &str) -> Result<(), JobError> {
     if let Some((_, dir)) = run.latest_checkpoint()? {
         trainer.restore(&dir)?;
     }
-    let (total, every) = (trainer.total_steps(), checkpoint_every as u64);
+    let total = trainer.total_steps();
+    let mut saving = Saving::new(&run.recipe().optim, run.elapsed());
     let progress = run.progress(label, "step", total);
     progress.set(trainer.step());
     let peak = peak_flops(run)?;
     let mut throughput = Throughput::default();
-    while trainer.step() < total {
+    while !trainer.is_done() {
         if run.should_stop() {
             save(trainer, run)?;
             return Err(JobError::preempted());
@@ -145,23 +145,14 @@ pub fn drive(
         let started = run.elapsed();
         let report = match trainer.advance() {
             Ok(report) => report,
-            Err(error @ Error::Numeric { .. }) => {
-                save(trainer, run)?;
+            Err(error) => {
+                if matches!(error, Error::Numeric { .. }) || error.is_out_of_memory() {
+                    save(trainer, run)?;
+                }
                 return Err(error.into());
             }
-            Err(error) => return Err(error.into()),
         };
-        if let Update::Skipped {
-            in_a_row,
-            lr_factor,
-        } = report.update
-        {
-            run.warning(format!(
-                "step {}: loss or gradient is not finite ({in_a_row} of {MAX_BAD_STEPS} in a row); the step \
-                 is skipped and the learning rate is now {lr_factor} of the schedule's",
-                report.step
-            ));
-        }
+        tell_fallbacks(run, &report);
         let secs = run.elapsed().saturating_sub(started).as_secs_f64();
         throughput.add(report.work, secs);
         let rate = throughput.tokens_per_second();
@@ -182,15 +173,81 @@ pub fn drive(
         progress.detail(format!("loss {loss:.3}, {rate:.0} tokens/s"));
         progress.set(report.step);
         fault::point("train:step");
-        if every > 0 && report.step.is_multiple_of(every) && report.step < total {
+        if saving.is_due(report.step, run.elapsed()) && !trainer.is_done() {
             save(trainer, run)?;
+            saving.last = run.elapsed();
         }
     }
     progress.finish();
+    if let Some(stopped) = trainer.stopped_early() {
+        tell_early_stop(run, &stopped, total);
+    }
     if throughput.step_secs(0.5).is_some() {
         run.log(throughput.summary(peak, peak_memory_bytes()));
     }
     Ok(())
+}
+
+/// Every fallback is an event with its numbers, and a warning for people.
+fn tell_fallbacks(run: &Run, report: &StepReport) {
+    let step = report.step;
+    for halved in &report.halved {
+        let Halved {
+            from, to, cause, ..
+        } = halved;
+        run.warning(format!(
+            "step {step}: out of memory: {cause}; from now on {to} sequences go through the model at once, not {from}: \
+             the steps are the same but for rounding, and slower"
+        ));
+        let data = json!({
+            "cause": "out_of_memory",
+            "step": step,
+            "micro_batch_sequences": to,
+            "micro_batch_sequences_before": from,
+            "needed_bytes": halved.needed_bytes,
+            "available_bytes": halved.available_bytes,
+        });
+        run.event("fallback", &data);
+    }
+    if let Update::Skipped {
+        in_a_row,
+        lr_factor,
+    } = report.update
+    {
+        run.warning(format!(
+            "step {step}: loss or gradient is not finite ({in_a_row} of {MAX_BAD_STEPS} in a row); the step is skipped \
+             and the learning rate is now {lr_factor} of the schedule's"
+        ));
+        let data = json!({
+            "cause": "not_finite",
+            "step": step,
+            "in_a_row": in_a_row,
+            "most_in_a_row": MAX_BAD_STEPS,
+            "lr_factor": lr_factor,
+        });
+        run.event("fallback", &data);
+    }
+}
+
+fn tell_early_stop(run: &Run, stopped: &StoppedEarly, total: u64) {
+    let StoppedEarly {
+        step,
+        validations,
+        best_loss,
+        best_step,
+    } = stopped;
+    run.log(format!(
+        "stopped early after step {step} of {total}: {validations} validations in a row without an improvement; the \
+         smallest loss, {best_loss:.4}, was seen after step {best_step}"
+    ));
+    let data = json!({
+        "step": step,
+        "total_steps": total,
+        "validations": validations,
+        "best_loss": best_loss,
+        "best_step": best_step,
+    });
+    run.event("stopped_early", &data);
 }
 
 /// Floating-point operations per second that this machine reaches in a plain matrix product: the best of a few.
@@ -211,6 +268,32 @@ fn peak_flops(run: &Run) -> Result<f64> {
     Ok(best)
 }
 
+/// When the state is to be saved.
+struct Saving {
+    every_steps: u64,
+    every: Option<Duration>,
+    /// When that was done last; at first, when the run began.
+    last: Duration,
+}
+
+impl Saving {
+    fn new(optim: &Optim, now: Duration) -> Self {
+        let minutes = |minutes: usize| Duration::from_secs(60 * minutes as u64);
+        Self {
+            every_steps: optim.checkpoint_every_steps as u64,
+            every: optim.checkpoint_minutes.map(minutes),
+            last: now,
+        }
+    }
+
+    fn is_due(&self, step: u64, now: Duration) -> bool {
+        step.is_multiple_of(self.every_steps)
+            || self
+                .every
+                .is_some_and(|every| now.saturating_sub(self.last) >= every)
+    }
+}
+
 /// Saves what continuing needs.
 fn save(trainer: &dyn Trainer, run: &Run) -> Result<(), JobError> {
     let dir = fresh_dir(run.scratch().join("resume"))?;
@@ -229,6 +312,11 @@ fn fresh_dir(dir: PathBuf) -> Result<PathBuf, JobError> {
 impl From<Error> for JobError {
     fn from(error: Error) -> Self {
         use wmtp_model::Error as Model;
+        if error.is_out_of_memory() {
+            return Self::no_room(error).hint(
+                "give the job more memory, set optim.activation_mib, or lower data.max_length; the last state is kept",
+            );
+        }
         match error {
             Error::Io { source, path } | Error::Model(Model::Io { source, path }) => {
                 Self::from(source).context(format!("cannot access {}", path.display()))
@@ -237,6 +325,7 @@ impl From<Error> for JobError {
             Error::Model(Model::Candle(_))
             | Error::Tensor(_)
             | Error::NoGradient { .. }
+            | Error::OutOfMemory { .. }
             | Error::Weighting(wmtp_weighting::Error::Invariant(_)) => Self::internal(error),
             Error::Weighting(wmtp_weighting::Error::Setting { .. }) => Self::usage(error),
             Error::Data(ref data) if !data.is_bad_input() => Self::internal(error),
@@ -279,4 +368,27 @@ pub fn write_recipe(path: &Path, recipe: &Recipe, options: &serde_json::Value) -
         }
     }
     Ok(jsonl::write_json(path, &kept)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_state_is_saved_after_so_many_steps_and_after_so_many_minutes() {
+        let optim = Optim {
+            checkpoint_every_steps: 100,
+            checkpoint_minutes: Some(15),
+            ..Optim::default()
+        };
+        let secs = Duration::from_secs;
+        let mut saving = Saving::new(&optim, secs(60));
+        assert!(!saving.is_due(99, secs(60 + 899)));
+        assert!(saving.is_due(100, secs(61)));
+        assert!(saving.is_due(7, secs(60 + 900)));
+        saving.last = secs(960);
+        assert!(!saving.is_due(8, secs(960 + 899)));
+        saving.every = None;
+        assert!(!saving.is_due(8, secs(1_000_000)));
+    }
 }

@@ -13,7 +13,7 @@ use wmtp_model::{HeadKind, ParamStore, Params, ValueModel};
 use wmtp_weighting::{gae, td_errors};
 
 use crate::buffer::Buffer;
-use crate::engine::{Engine, OptimSettings, StepReport, Trainer, Update};
+use crate::engine::{Engine, OptimSettings, StepReport, StoppedEarly, Trainer, Update};
 use crate::error::{Error, Result};
 use crate::heads::ids_tensor;
 use crate::inference::{mean, raw_values};
@@ -80,10 +80,6 @@ pub struct ValueSettings {
     pub epochs: f64,
     /// Sequences per optimizer step.
     pub batch_sequences: usize,
-    /// Sequences that go through the model at once.
-    pub micro_batch_sequences: usize,
-    /// Validate after so many steps, and after the last; 0 means only after the last.
-    pub eval_every_steps: usize,
     /// Seed of the order of rows.
     pub order_seed: u64,
 }
@@ -154,13 +150,32 @@ impl<'a> ValueTrainer<'a> {
         })
     }
 
+    /// Makes sure that there is room for the largest micro-batch of a step: a trunk that learns keeps every block and
+    /// gets its gradients at once, a frozen one keeps nothing.
+    fn admit(&mut self, rows: &[usize]) -> Result<()> {
+        let micro = rows.chunks(self.engine.micro_batch_sequences());
+        let positions = micro.map(|rows| pad_batch(self.train.file, rows).ids.len());
+        let positions = positions.max().unwrap_or(0);
+        let (params, trunk) = (self.params, &self.store.trunk);
+        let (kept, gradients) = if self.settings.lr_trunk > 0.0 {
+            (params.num_trunk_blocks(), trunk.num_elements())
+        } else {
+            (0, 0)
+        };
+        let dtype = trunk.dtype();
+        let blocks = (kept + 2) * params.block_activation_bytes(positions, dtype);
+        let stream = (kept + 4) * positions * params.dim;
+        self.engine
+            .admit(blocks + (stream + gradients) * dtype.size_in_bytes())
+    }
+
     /// Mean loss over the value positions of one optimizer step; gradients are left in `self.gradients`.
     fn step_loss(&mut self, rows: &[usize]) -> Result<(f64, Work)> {
         let file = self.train.file;
         let count: usize = rows.iter().map(|&row| file.row(row).response_len()).sum();
         self.gradients.clear();
         let (mut sum, mut work) = (0.0, Work::default());
-        for micro in rows.chunks(self.settings.micro_batch_sequences.max(1)) {
+        for micro in rows.chunks(self.engine.micro_batch_sequences()) {
             let batch = pad_batch(file, micro);
             work = work.with_batch(&batch, self.params.num_trunk_blocks(), self.params);
             sum += self.accumulate(micro, &batch, count)?;
@@ -211,7 +226,7 @@ impl<'a> ValueTrainer<'a> {
     fn outputs(&self, file: &TokenFile, rows: &[usize]) -> Result<Vec<Vec<f64>>> {
         let ValueParameters { trunk, head } = self.store;
         let model = ValueModel::frozen(self.params, self.settings.head, trunk, head)?;
-        let size = self.settings.micro_batch_sequences;
+        let size = self.engine.micro_batch_sequences();
         raw_values(&model, head.device(), file, rows, size)
     }
 
@@ -250,7 +265,13 @@ impl Trainer for ValueTrainer<'_> {
         let Some(rows) = self.plan.get(index).cloned() else {
             return Err(Error::BadData(format!("the run has only {index} steps")));
         };
-        let (loss, work) = self.step_loss(&rows)?;
+        let mut halved = Vec::new();
+        let (loss, work) = loop {
+            match self.admit(&rows).and_then(|()| self.step_loss(&rows)) {
+                Ok(done) => break done,
+                Err(error) => halved.push(self.engine.halve(error)?),
+            }
+        };
         // A head that starts at zero gives the trunk a gradient of zero at first, yet it does give one.
         let update = self.engine.apply(loss, &self.gradients, true)?;
         let mut metrics = vec![("train_loss".to_owned(), loss)];
@@ -261,17 +282,21 @@ impl Trainer for ValueTrainer<'_> {
             }
             Update::Skipped { lr_factor, .. } => metrics.push(("lr_factor".to_owned(), lr_factor)),
         }
-        let (step, every) = (self.engine.step(), self.settings.eval_every_steps as u64);
-        let due = step == self.engine.total() || (every > 0 && step.is_multiple_of(every));
-        if due && let Some(loss) = self.validate()? {
+        if let Some(last) = halved.last() {
+            metrics.push(("micro_batch_sequences".to_owned(), last.to as f64));
+        }
+        if self.engine.validation_due()
+            && let Some(loss) = self.validate()?
+        {
             self.engine.offer_best(loss)?;
             metrics.push(("validation_loss".to_owned(), loss));
         }
         self.engine.log(&metrics);
         Ok(StepReport {
-            step,
+            step: self.engine.step(),
             work,
             update,
+            halved,
             metrics,
         })
     }
@@ -286,6 +311,10 @@ impl Trainer for ValueTrainer<'_> {
 
     fn best_loss(&self) -> Option<f64> {
         self.engine.best_loss()
+    }
+
+    fn stopped_early(&self) -> Option<StoppedEarly> {
+        self.engine.stopped_early()
     }
 }
 

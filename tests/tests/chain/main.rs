@@ -2,6 +2,7 @@
 
 mod adapters;
 mod errors;
+mod fallbacks;
 mod kills;
 mod place;
 mod repeats;

@@ -6,6 +6,7 @@
 )]
 
 mod golden;
+mod long;
 mod lora;
 mod policy;
 mod support;

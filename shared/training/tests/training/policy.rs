@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::support::{counting, settings, some_scores, store, tiny};
+use crate::support::{counting, files_of, go_on, settings, some_scores, stops, store, tiny};
 use candle_core::{DType, Device, Tensor};
 use wmtp_data_sets::{TokenFile, pad_batch};
 use wmtp_model::{Horizon, MtpModel, ParamStore, Params};
@@ -11,8 +11,8 @@ use wmtp_training::heads::{HeadTargets, Learner, StepLoss, accumulate, target_co
 use wmtp_training::optimizer::{Gradients, Parameter, parameters};
 use wmtp_training::scorer::StepRow;
 use wmtp_training::{
-    Error, PolicySettings, PolicyTrainer, Rho1Scorer, Rho1Settings, Rho1Weighting, Rows, Scorer,
-    StepScorer, Trainer, Update,
+    EarlyStop, Error, PolicySettings, PolicyTrainer, Rho1Scorer, Rho1Settings, Rho1Weighting, Room,
+    Rows, Scorer, StepReport, StepScorer, Trainer, Update,
 };
 use wmtp_weighting::rho1::ExcessMode;
 use wmtp_weighting::{WeightSettings, Whitening};
@@ -85,7 +85,7 @@ fn loss_and_gradients(
     (loss, parameters, gradients)
 }
 
-fn trainer<'a>(
+pub(crate) fn trainer<'a>(
     params: &'a Params,
     store: &'a ParamStore,
     file: &'a TokenFile,
@@ -226,13 +226,7 @@ fn heads_without_targets_do_not_enter_the_mean() {
 #[test]
 fn training_lowers_the_loss_for_every_algorithm() {
     let file = counting(40);
-    for algo in [
-        "baseline",
-        "verifiable",
-        "random_matched",
-        "shuffled",
-        "rho1",
-    ] {
+    for algo in ALGORITHMS {
         let params = tiny(2);
         let store = store(&params, DType::F32);
         let settings = PolicySettings {
@@ -274,64 +268,61 @@ fn training_lowers_the_loss_for_every_algorithm() {
     }
 }
 
-/// Bytes of everything that a finished run leaves.
-fn finished(trainer: &mut PolicyTrainer<'_>, store: &ParamStore) -> Vec<Vec<u8>> {
-    while trainer.step() < trainer.total_steps() {
+const ALGORITHMS: [&str; 5] = [
+    "baseline",
+    "verifiable",
+    "random_matched",
+    "shuffled",
+    "rho1",
+];
+
+/// Everything that a finished run leaves: its last state (parameters, moments, best weights, metrics, trace of the
+/// token weights) and the model that it publishes.
+fn finished(trainer: &mut PolicyTrainer<'_>, store: &ParamStore) -> BTreeMap<String, Vec<u8>> {
+    while !trainer.is_done() {
         trainer.advance().unwrap();
     }
     let dir = tempfile::tempdir().unwrap();
     trainer.save(dir.path()).unwrap();
     trainer.finish().unwrap();
     store.save(&dir.path().join("model.safetensors")).unwrap();
-    let mut paths: Vec<_> = std::fs::read_dir(dir.path())
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .collect();
-    paths.sort();
-    assert_eq!(paths.len(), 8);
-    paths
-        .iter()
-        .map(|path| std::fs::read(path).unwrap())
-        .collect()
+    let files = files_of(dir.path());
+    assert_eq!(files.len(), 8);
+    files
 }
 
 #[test]
-fn a_resumed_run_equals_the_uninterrupted_one_bit_for_bit() {
+fn a_run_stopped_anywhere_any_number_of_times_equals_the_uninterrupted_one_bit_for_bit() {
     let file = counting(40);
     let params = tiny(2);
-    for algo in [
-        "baseline",
-        "verifiable",
-        "random_matched",
-        "shuffled",
-        "rho1",
-    ] {
+    for (index, algo) in ALGORITHMS.into_iter().enumerate() {
         let whole_store = store(&params, DType::F32);
         let mut whole = trainer(&params, &whole_store, &file, algo, settings());
         let expected = finished(&mut whole, &whole_store);
-        for stop in [1, 7] {
-            let dir = tempfile::tempdir().unwrap();
-            let first_store = store(&params, DType::F32);
-            let mut first = trainer(&params, &first_store, &file, algo, settings());
-            for _ in 0..stop {
-                first.advance().unwrap();
+        for seed in [index as u64, 10 + index as u64] {
+            let stops = stops(seed, whole.total_steps());
+            let mut saved = None;
+            for &stop in &stops {
+                let store = store(&params, DType::F32);
+                let mut leg = trainer(&params, &store, &file, algo, settings());
+                saved = Some(go_on(&mut leg, saved.as_ref(), stop));
             }
-            first.save(dir.path()).unwrap();
             let store = store(&params, DType::F32);
-            let mut second = trainer(&params, &store, &file, algo, settings());
-            second.restore(dir.path()).unwrap();
-            assert_eq!(second.step(), stop);
-            assert_eq!(
-                finished(&mut second, &store),
-                expected,
-                "{algo} after step {stop}"
-            );
+            let mut last = trainer(&params, &store, &file, algo, settings());
+            last.restore(saved.unwrap().path()).unwrap();
+            let found = finished(&mut last, &store);
+            for (name, bytes) in &expected {
+                assert!(
+                    found[name] == *bytes,
+                    "{algo}, seed {seed}, stopped after {stops:?}: {name} differs"
+                );
+            }
         }
     }
 }
 
 /// What a run leaves when rayon has so many threads.
-fn finished_with_threads(threads: usize, settings: PolicySettings) -> Vec<Vec<u8>> {
+fn finished_with_threads(threads: usize, settings: PolicySettings) -> BTreeMap<String, Vec<u8>> {
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
         .build()
@@ -415,6 +406,177 @@ fn three_steps_that_are_not_finite_end_the_run() {
                 in_a_row: 3
             })
         ));
+    }
+}
+
+/// Memory in which two sequences of [`counting`] at once fit, and three do not: the first step says that two need 522,901
+/// bytes in f32 and four 720,192.
+fn room_for_two(dtype: DType) -> Room {
+    Room::Bytes(150_000 * dtype.size_in_bytes() as u64)
+}
+
+#[test]
+fn out_of_memory_halves_the_micro_batch_and_changes_no_more_than_rounding() {
+    let file = counting(40);
+    let params = tiny(2);
+    for algo in ALGORITHMS {
+        let run = |room| {
+            let store = store(&params, DType::F64);
+            let mut settings = settings();
+            settings.optim.micro_batch_sequences = 4;
+            settings.optim.room = room;
+            let mut trainer = trainer(&params, &store, &file, algo, settings);
+            let reports: Vec<StepReport> = (0..trainer.total_steps())
+                .map(|_| trainer.advance().unwrap())
+                .collect();
+            (reports, trainer.validate().unwrap().unwrap())
+        };
+        let (calm, calm_loss) = run(Room::Bytes(u64::MAX));
+        let (tight, tight_loss) = run(room_for_two(DType::F64));
+        let halved: Vec<_> = tight.iter().flat_map(|step| &step.halved).collect();
+        assert_eq!(
+            halved
+                .iter()
+                .map(|one| (one.from, one.to))
+                .collect::<Vec<_>>(),
+            [(4, 2)]
+        );
+        assert!(halved[0].needed_bytes > halved[0].available_bytes);
+        assert_eq!(tight[0].metric("micro_batch_sequences"), Some(2.0));
+        assert!(calm.iter().all(|step| step.halved.is_empty()));
+        for (calm, tight) in calm.iter().zip(&tight) {
+            let names = ["train_loss", "grad_norm", "lr"];
+            for (calm, tight) in names.map(|name| (calm.metric(name), tight.metric(name))) {
+                let (calm, tight) = (calm.unwrap(), tight.unwrap());
+                assert!(
+                    (calm - tight).abs() < 1e-9 * calm.abs(),
+                    "{algo}: {calm} {tight}"
+                );
+            }
+        }
+        assert!(
+            (calm_loss - tight_loss).abs() < 1e-9,
+            "{algo}: {calm_loss} {tight_loss}"
+        );
+    }
+}
+
+#[test]
+fn a_run_that_ran_out_of_memory_resumes_with_the_smaller_micro_batch() {
+    let file = counting(40);
+    let params = tiny(2);
+    let tight = |room| {
+        let mut settings = settings();
+        settings.optim.micro_batch_sequences = 4;
+        settings.optim.room = room;
+        settings
+    };
+    let whole_store = store(&params, DType::F32);
+    let scarce = tight(room_for_two(DType::F32));
+    let mut whole = trainer(&params, &whole_store, &file, "rho1", scarce);
+    let expected = finished(&mut whole, &whole_store);
+
+    let first_store = store(&params, DType::F32);
+    let mut first = trainer(&params, &first_store, &file, "rho1", scarce);
+    let saved = go_on(&mut first, None, 5);
+    let store = store(&params, DType::F32);
+    let plenty = tight(Room::Bytes(u64::MAX));
+    let mut second = trainer(&params, &store, &file, "rho1", plenty);
+    second.restore(saved.path()).unwrap();
+    assert!(finished(&mut second, &store) == expected);
+}
+
+#[test]
+fn memory_too_small_for_one_sequence_ends_the_run_with_the_numbers() {
+    let file = counting(24);
+    let params = tiny(2);
+    let store = store(&params, DType::F32);
+    let mut settings = settings();
+    settings.optim.room = Room::Bytes(300_000);
+    let mut trainer = trainer(&params, &store, &file, "baseline", settings);
+    let error = trainer.advance().unwrap_err();
+    assert!(
+        matches!(error, Error::OutOfMemory { sequences: 1, .. }),
+        "{error}"
+    );
+    assert_eq!(trainer.step(), 0);
+}
+
+/// A run that may stop early, at a learning rate at which the validation loss soon rises.
+fn impatient(patience: usize, min_delta: f64) -> PolicySettings {
+    let mut settings = PolicySettings {
+        lr: 0.3,
+        epochs: 12.0,
+        ..settings()
+    };
+    settings.optim.eval_every_steps = 2;
+    settings.optim.early_stop = Some(EarlyStop {
+        patience,
+        min_delta,
+    });
+    settings
+}
+
+#[test]
+fn training_stops_when_so_many_validations_in_a_row_brought_no_improvement() {
+    let file = counting(40);
+    let params = tiny(2);
+    for (patience, min_delta) in [(1, 0.0), (3, 0.0), (3, 0.5)] {
+        let store = store(&params, DType::F32);
+        let settings = impatient(patience, min_delta);
+        let mut trainer = trainer(&params, &store, &file, "baseline", settings);
+        let (mut losses, mut mark, mut waited) = (Vec::new(), f64::INFINITY, 0);
+        while !trainer.is_done() {
+            assert!(waited < patience, "it should have stopped: {losses:?}");
+            if let Some(loss) = trainer.advance().unwrap().metric("validation_loss") {
+                losses.push(loss);
+                if loss < mark - min_delta {
+                    (mark, waited) = (loss, 0);
+                } else {
+                    waited += 1;
+                }
+            }
+        }
+        let stopped = trainer.stopped_early().expect("it stops early");
+        assert!(stopped.step < trainer.total_steps());
+        assert_eq!(
+            (stopped.step, stopped.validations),
+            (trainer.step(), patience)
+        );
+        assert_eq!(waited, patience);
+        let best = losses.iter().copied().fold(f64::INFINITY, f64::min);
+        assert_eq!(stopped.best_loss.to_bits(), best.to_bits());
+        assert_eq!(trainer.finish().unwrap(), stopped.best_step);
+        let after = trainer.validate().unwrap().unwrap();
+        assert_eq!(
+            after.to_bits(),
+            best.to_bits(),
+            "the best weights are adopted"
+        );
+    }
+}
+
+#[test]
+fn a_resumed_run_stops_early_at_the_same_step() {
+    let file = counting(40);
+    let params = tiny(2);
+    let whole_store = store(&params, DType::F32);
+    let mut whole = trainer(&params, &whole_store, &file, "rho1", impatient(3, 0.0));
+    let expected = finished(&mut whole, &whole_store);
+    let end = whole.stopped_early().expect("it stops early").step;
+    // Just before the stop two validations are counted; at the stop nothing is left to do.
+    for stop in [end - 1, end] {
+        let first_store = store(&params, DType::F32);
+        let mut first = trainer(&params, &first_store, &file, "rho1", impatient(3, 0.0));
+        let saved = go_on(&mut first, None, stop);
+        let store = store(&params, DType::F32);
+        let mut second = trainer(&params, &store, &file, "rho1", impatient(3, 0.0));
+        second.restore(saved.path()).unwrap();
+        assert_eq!(second.is_done(), stop == end);
+        assert!(
+            finished(&mut second, &store) == expected,
+            "stopped after {stop}"
+        );
     }
 }
 

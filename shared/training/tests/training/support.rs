@@ -1,10 +1,16 @@
 //! A tiny model and toy sequences, shared by the tests of this crate.
 
+use std::collections::BTreeMap;
+use std::path::Path;
+
 use candle_core::{DType, Device};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use tempfile::TempDir;
 use wmtp_data_sets::TokenFile;
 use wmtp_model::{ParamStore, Params};
 use wmtp_tokens::TokenizedSample;
-use wmtp_training::{AdamWSettings, OptimSettings, PolicySettings, TokenScores};
+use wmtp_training::{AdamWSettings, OptimSettings, PolicySettings, Room, TokenScores, Trainer};
 
 /// Two trunk blocks and two heads of width 16.
 pub(crate) fn tiny(n_future_tokens: usize) -> Params {
@@ -64,6 +70,10 @@ pub(crate) fn optim() -> OptimSettings {
         grad_clip: 1.0,
         warmup_ratio: 0.1,
         min_lr_ratio: 0.05,
+        micro_batch_sequences: 3,
+        eval_every_steps: 4,
+        early_stop: None,
+        room: Room::Measured,
     }
 }
 
@@ -73,10 +83,46 @@ pub(crate) fn settings() -> PolicySettings {
         optim: optim(),
         epochs: 4.0,
         batch_sequences: 8,
-        micro_batch_sequences: 3,
-        eval_every_steps: 4,
         activation_bytes: None,
         w_max: 3.0,
         order_seed: 5,
     }
+}
+
+/// Two to four different steps before the last one, rising; the seed chooses them.
+pub(crate) fn stops(seed: u64, total: u64) -> Vec<u64> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let count = 2 + seed as usize % 3;
+    let chosen = rand::seq::index::sample(&mut rng, total as usize - 1, count);
+    let mut stops: Vec<u64> = chosen.iter().map(|index| index as u64 + 1).collect();
+    stops.sort_unstable();
+    stops
+}
+
+/// Goes on from what was saved, if anything was, until so many steps are done, and saves again.
+pub(crate) fn go_on(trainer: &mut dyn Trainer, saved: Option<&TempDir>, until: u64) -> TempDir {
+    if let Some(saved) = saved {
+        trainer.restore(saved.path()).expect("it was saved");
+    }
+    while trainer.step() < until {
+        trainer.advance().expect("the step works");
+    }
+    let dir = tempfile::tempdir().expect("there is room");
+    trainer.save(dir.path()).expect("there is room");
+    dir
+}
+
+/// Name and bytes of every file in a folder.
+pub(crate) fn files_of(dir: &Path) -> BTreeMap<String, Vec<u8>> {
+    let entries = std::fs::read_dir(dir).expect("the folder exists");
+    entries
+        .map(|entry| {
+            let path = entry.expect("the folder is readable").path();
+            let name = path.file_name().expect("it is an entry").to_string_lossy();
+            (
+                name.into_owned(),
+                std::fs::read(&path).expect("it is a file"),
+            )
+        })
+        .collect()
 }

@@ -1,12 +1,14 @@
 //! The value trainer on a tiny model.
 
-use crate::support::{counting, optim, store, tiny};
+use std::collections::BTreeMap;
+
+use crate::support::{counting, files_of, go_on, optim, stops, store, tiny};
 use candle_core::{DType, Device};
 use wmtp_data_sets::TokenFile;
 use wmtp_model::{HeadKind, ParamStore, Params};
 use wmtp_training::{
-    Judged, Objective, Rows, Trainer, ValueParameters, ValueQuality, ValueSettings, ValueTrainer,
-    balanced_rows,
+    Judged, Objective, OptimSettings, Rows, Trainer, ValueParameters, ValueQuality, ValueSettings,
+    ValueTrainer, balanced_rows,
 };
 
 fn settings(objective: Objective, head: HeadKind, lr_trunk: f64) -> ValueSettings {
@@ -15,11 +17,12 @@ fn settings(objective: Objective, head: HeadKind, lr_trunk: f64) -> ValueSetting
         head,
         lr_trunk,
         lr_head: 1e-2,
-        optim: optim(),
+        optim: OptimSettings {
+            eval_every_steps: 5,
+            ..optim()
+        },
         epochs: 12.0,
         batch_sequences: 8,
-        micro_batch_sequences: 3,
-        eval_every_steps: 5,
         order_seed: 3,
     }
 }
@@ -122,38 +125,55 @@ fn a_frozen_trunk_stays_as_it_was() {
     assert!(trainer.validate().unwrap().unwrap() < first);
 }
 
+/// Everything that a finished run leaves: its last state, the published weights and the values that they give.
+fn finished(
+    trainer: &mut ValueTrainer<'_>,
+    store: &ValueParameters,
+    file: &TokenFile,
+) -> (BTreeMap<String, Vec<u8>>, Vec<Vec<f64>>) {
+    while trainer.step() < trainer.total_steps() {
+        trainer.advance().unwrap();
+    }
+    let dir = tempfile::tempdir().unwrap();
+    trainer.save(dir.path()).unwrap();
+    trainer.finish().unwrap();
+    store.trunk.save(&dir.path().join("trunk")).unwrap();
+    store.head.save(&dir.path().join("head")).unwrap();
+    let files = files_of(dir.path());
+    assert_eq!(files.len(), 7);
+    (files, trainer.values(file, &[0, 3]).unwrap())
+}
+
 #[test]
-fn a_resumed_run_equals_the_uninterrupted_one_bit_for_bit() {
+fn a_run_stopped_anywhere_any_number_of_times_equals_the_uninterrupted_one_bit_for_bit() {
     let file = counting(24);
     let params = tiny(2);
-    let settings = settings(Objective::MseMc, HeadKind::Linear, 5e-3);
-    let run = |stop: Option<u64>| {
-        let dir = tempfile::tempdir().unwrap();
-        let store = parameters(&params, settings.objective, settings.head);
-        let mut one = trainer(&params, &store, &file, settings);
-        if let Some(stop) = stop {
-            let store = parameters(&params, settings.objective, settings.head);
-            let mut first = trainer(&params, &store, &file, settings);
-            while first.step() < stop {
-                first.advance().unwrap();
+    for (objective, head, lr_trunk) in [
+        (Objective::MseMc, HeadKind::Linear, 5e-3),
+        (Objective::Bce, HeadKind::Mlp, 0.0),
+    ] {
+        let settings = settings(objective, head, lr_trunk);
+        let whole_store = parameters(&params, objective, head);
+        let mut whole = trainer(&params, &whole_store, &file, settings);
+        let expected = finished(&mut whole, &whole_store, &file);
+        for seed in [1, 2, 3] {
+            let stops = stops(seed, whole.total_steps());
+            let mut saved = None;
+            for &stop in &stops {
+                let store = parameters(&params, objective, head);
+                let mut leg = trainer(&params, &store, &file, settings);
+                saved = Some(go_on(&mut leg, saved.as_ref(), stop));
             }
-            first.save(dir.path()).unwrap();
-            one.restore(dir.path()).unwrap();
+            let store = parameters(&params, objective, head);
+            let mut last = trainer(&params, &store, &file, settings);
+            last.restore(saved.unwrap().path()).unwrap();
+            let found = finished(&mut last, &store, &file);
+            assert!(
+                found == expected,
+                "{objective:?}, seed {seed}, stopped after {stops:?}"
+            );
         }
-        while one.step() < one.total_steps() {
-            one.advance().unwrap();
-        }
-        one.finish().unwrap();
-        let path = dir.path().join("model.safetensors");
-        store.trunk.save(&path).unwrap();
-        (
-            std::fs::read(&path).unwrap(),
-            one.metrics().to_owned(),
-            one.values(&file, &[0, 3]).unwrap(),
-        )
-    };
-    let whole = run(None);
-    assert_eq!(run(Some(6)), whole);
+    }
 }
 
 #[test]

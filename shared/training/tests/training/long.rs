@@ -1,0 +1,66 @@
+//! A run of many steps takes no more memory than a short one.
+
+use std::io::Write as _;
+
+use candle_core::DType;
+
+use crate::policy::trainer;
+use crate::support::{counting, settings, store, tiny};
+use wmtp_training::{PolicySettings, Trainer};
+
+/// Steps of the run.
+const STEPS: u64 = 10_000;
+/// Steps after which every buffer and the allocator's own stock exist, and tests beside this one are over.
+const WARM: u64 = 5_000;
+/// Growth that is granted beyond the record that the run publishes: the allocator's fragments.
+const SLACK_BYTES: usize = 1 << 20;
+
+/// Resident memory of this process.
+fn resident_bytes() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").expect("Linux tells");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix("kB"));
+    let kib: usize = kib.expect("a size").trim().parse().expect("a number");
+    kib << 10
+}
+
+#[test]
+#[ignore = "a minute or more; `make test-full` runs it"]
+fn ten_thousand_steps_take_no_more_memory_than_five_thousand() {
+    let file = counting(40);
+    let params = tiny(2);
+    let store = store(&params, DType::F32);
+    let settings = PolicySettings {
+        epochs: STEPS as f64 / 4.0,
+        lr: 1e-3,
+        ..settings()
+    };
+    let mut trainer = trainer(&params, &store, &file, "rho1", settings);
+    assert!(trainer.total_steps() >= STEPS);
+    let (mut warm, mut recorded) = (0, 0);
+    while trainer.step() < STEPS {
+        trainer.advance().unwrap();
+        if trainer.step().is_multiple_of(500) {
+            let dir = tempfile::tempdir().unwrap();
+            trainer.save(dir.path()).unwrap();
+        }
+        if trainer.step() == WARM {
+            (warm, recorded) = (
+                resident_bytes(),
+                trainer.metrics().len() + trainer.weight_lines().len(),
+            );
+        }
+    }
+    let grown = resident_bytes().saturating_sub(warm);
+    // Metrics and weight statistics are published whole, so they are held as text until then.
+    let record = trainer.metrics().len() + trainer.weight_lines().len() - recorded;
+    let mib = |bytes: usize| bytes as f64 / f64::from(1 << 20);
+    let found = format!(
+        "resident {:.1} MiB after {WARM} steps, {:.1} more after {STEPS}; the record explains {:.1}",
+        mib(warm),
+        mib(grown),
+        mib(record)
+    );
+    assert!(grown <= record + SLACK_BYTES, "{found}");
+    writeln!(std::io::stderr(), "{found}").unwrap();
+}

@@ -1,0 +1,91 @@
+//! A training run that falls back or stops early says what happened in numbers: on stderr and in the store.
+
+use serde_json::{Value, json};
+
+use crate::place::{Place, ended};
+use crate::steps::beginning;
+
+/// Trains a policy while something goes wrong; the data of the events of one type that it told.
+fn train(place: &Place, fault: &str, settings: &[&str], event: &str) -> Vec<Value> {
+    let arguments = ["--data=d", "--base=base", "--recipe=tiny.yaml"];
+    let arguments = [arguments.as_slice(), settings].concat();
+    let mut job = place.job("here", "train-stage2", &arguments);
+    let stderr = ended(job.env("WMTP_FAULT_POINT", fault)).expect(0).stderr;
+    let lines = stderr
+        .lines()
+        .filter_map(|line| serde_json::from_str(line).ok());
+    lines
+        .filter(|line: &Value| line["type"] == event)
+        .map(|line| line["data"].clone())
+        .collect()
+}
+
+#[test]
+fn every_fallback_is_an_event_with_its_numbers() {
+    let place = Place::new();
+    place.chain("here", beginning());
+    let out_of_memory = train(&place, "train:memory", &["--set=seed=1"], "fallback");
+    let [event] = out_of_memory.as_slice() else {
+        panic!("one event: {out_of_memory:?}");
+    };
+    assert_eq!(event["cause"], "out_of_memory");
+    assert_eq!(event["step"], 1);
+    assert_eq!(event["micro_batch_sequences_before"], 4);
+    assert_eq!(event["micro_batch_sequences"], 2);
+    assert_eq!(event["available_bytes"], 0);
+    assert!(
+        event["needed_bytes"]
+            .as_u64()
+            .is_some_and(|bytes| bytes > 1 << 20)
+    );
+
+    let not_finite = train(&place, "train:loss:2", &["--set=seed=2"], "fallback");
+    let expected = json!({
+        "cause": "not_finite", "step": 2, "in_a_row": 1, "most_in_a_row": 3, "lr_factor": 0.5,
+    });
+    assert_eq!(not_finite, [expected]);
+
+    let stored: String = place
+        .segments(".jsonl")
+        .iter()
+        .map(|path| String::from_utf8_lossy(&std::fs::read(path).expect("a segment")).into_owned())
+        .collect();
+    for cause in ["out_of_memory", "not_finite"] {
+        let event = format!(r#""cause":"{cause}""#);
+        assert_eq!(stored.matches(&event).count(), 1, "{cause} in the store");
+    }
+}
+
+#[test]
+fn an_early_stop_is_an_event_and_stands_in_the_summary() {
+    let place = Place::new();
+    place.chain("here", beginning());
+    // No loss falls by a hundred nats: the second validation is the first without an improvement.
+    let settings = [
+        "--set=optim.epochs=2",
+        "--set=optim.eval_every_steps=2",
+        "--set=optim.early_stop_patience=1",
+        "--set=optim.early_stop_min_delta=100",
+        "--name=v001",
+    ];
+    let events = train(&place, "", &settings, "stopped_early");
+    let [event] = events.as_slice() else {
+        panic!("one event: {events:?}");
+    };
+    assert_eq!(
+        (&event["step"], &event["validations"]),
+        (&json!(4), &json!(1))
+    );
+    assert!(event["total_steps"].as_u64() > Some(4));
+    let to = place.path("v001");
+    let pull = ["pull", "v001", "--kind", "checkpoint", "--to"];
+    let pull = [pull.as_slice(), &[to.to_str().expect("a plain name")]].concat();
+    place.run("here", "sync-storage", &pull).expect(0);
+    let summary = std::fs::read_to_string(to.join("summary.json")).expect("a summary");
+    let summary: Value = serde_json::from_str(&summary).expect("JSON");
+    assert_eq!(
+        (&summary["stopped_early_at"], &summary["last_step"]),
+        (&json!(4), &json!(4))
+    );
+    assert_eq!(summary["best_step"], event["best_step"]);
+}
