@@ -1,4 +1,4 @@
-"""Cases that run a model: nano, nano-h4-mha, rho1, generate, layout."""
+"""Cases that run a model: nano, nano-h4-mha, lora, rho1, generate, layout."""
 import torch
 
 import model
@@ -55,6 +55,56 @@ def nano(folder):
 def nano_h4_mha(folder):
     """Four horizons and as many key/value as query heads: the layout of the 7B model."""
     training_case(folder, NANO_H4_MHA, 20241, ((4, 17), (1, 9)))
+
+
+def random_adapters(p, c, g):
+    """f32 A [r, in] and B [out, r] beside every matrix of every block; B is not 0, as after some training."""
+    matrices = [k.removesuffix('.weight') for k, v in p.items() if '.attention.' in k or '.feed_forward.' in k]
+    adapters = {}
+    for m in matrices:
+        outputs, inputs = p[f'{m}.weight'].shape
+        adapters[f'{m}.lora_a'] = 0.2 * torch.randn(c['r'], inputs, generator=g)
+        adapters[f'{m}.lora_b'] = 0.1 * torch.randn(outputs, c['r'], generator=g)
+    return adapters
+
+
+def merged(p, c):
+    """The plain model that an adapted one stands for: W + alpha / r * B A."""
+    def of(name, w):
+        m = name.removesuffix('.weight')
+        return w + c['alpha'] / c['r'] * (p[f'{m}.lora_b'] @ p[f'{m}.lora_a']) if f'{m}.lora_a' in p else w
+    return {k: of(k, v) for k, v in p.items() if '.lora_' not in k}
+
+
+def lora(folder):
+    """Adapters on every matrix of a frozen base: forward, gradients of the adapters alone, merge, ten steps.
+
+    The base is smaller than nano: with nano's widths the merged matrices alone would take more than the case may.
+    """
+    c = SMALL | dict(n_layers=3, B=3, S=13, r=4, alpha=6.0)
+    g = torch.Generator().manual_seed(20248)
+    base, blocks = model.random_parameters(c, g, value_head=False)
+    p = base | random_adapters(base, c, g)
+    inp = inputs(c, g, ((3, 13), (4, 10), (1, 2)))
+    del inp['reward']
+    raw = torch.rand(c['B'], c['S'], generator=g) + 0.5
+    inp['weights'] = (raw * inp['mask']).double()
+    inp['weights'] /= inp['weights'][inp['mask']].mean()
+
+    def run(dtype):
+        out, _ = model.train(p, blocks, c, OPT, inp, dtype, w=inp['weights'], trained=lambda name: '.lora_' in name)
+        plain, rec = merged({k: v.to(dtype) for k, v in p.items()}, c), {}
+        cos, sin = inp['rope.cos'].to(dtype), inp['rope.sin'].to(dtype)
+        model.forward(plain, blocks, c, inp['ids'], cos, sin, rec)
+        return out | {f'merged.{k}': v for k, v in plain.items() if not torch.equal(v, base[k].to(dtype))} \
+            | {f'merged.{k}': v for k, v in rec.items() if k.endswith('.logits')}
+    truth, single = run(torch.float64), run(torch.float32)
+    for k in (1, 2):
+        assert distance(truth[f'merged.head.{k}.logits'], truth[f'head.{k}.logits']) < 1e-13
+    assert {k[5:] for k in truth if k.startswith('grad.')} == {k for k in p if '.lora_' in k}
+    floors = {k: {'f32': distance(single[k], t)} for k, t in truth.items()}
+    write_case(folder, 'lora', c, {k: v.double() for k, v in truth.items()}, inp, p, floors,
+               optimizer=OPT, seed=20248, grad_absent=sorted(base))
 
 
 def projected(w0, lo, hi):

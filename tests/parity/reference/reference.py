@@ -13,6 +13,7 @@ import model_cases, unit_cases
 CASES = {
     'nano': model_cases.nano,
     'nano-h4-mha': model_cases.nano_h4_mha,
+    'lora': model_cases.lora,
     'rope': unit_cases.rope,
     'weighting': unit_cases.weighting,
     'rho1': model_cases.rho1,

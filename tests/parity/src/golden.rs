@@ -84,6 +84,8 @@ pub enum Kind {
     /// A whole training step of a model: stages 2 to 13.
     #[default]
     Model,
+    /// A training step of adapters on a frozen base, and the merged model.
+    Lora,
     /// Rotary tables.
     Rope,
     /// TD errors, advantages and token weights of plain vectors.
@@ -106,7 +108,7 @@ impl Kind {
     /// The crate that a case of this kind exercises.
     pub(crate) fn crate_name(self) -> &'static str {
         match self {
-            Self::Model | Self::Rope | Self::Layout => "wmtp-model",
+            Self::Model | Self::Lora | Self::Rope | Self::Layout => "wmtp-model",
             Self::Weighting | Self::Rho1 => "wmtp-weighting",
             Self::AdamW => "wmtp-training",
             Self::Generate => "wmtp-decoding",

@@ -4,6 +4,7 @@ mod adamw;
 mod batch;
 mod generate;
 mod layout;
+mod lora;
 mod model;
 mod passk;
 mod rho1;
@@ -16,7 +17,7 @@ use std::collections::BTreeMap;
 
 use candle_core::{DType, Tensor};
 use serde::Serialize;
-use wmtp_model::{Observer, Site};
+use wmtp_model::{Observer, ParamStore, Params, Site};
 
 use crate::{Case, Error, Kind, Values};
 
@@ -100,6 +101,14 @@ pub enum Mutation {
     NoClipping,
     /// The clip coefficient without the 1e-6 in its denominator.
     ClipWithoutEpsilon,
+    /// The product of the adapters counts once instead of α/r times.
+    LoraScale,
+    /// A takes the place of B and B that of A, wherever their shapes allow it.
+    LoraSwap,
+    /// The unembedding of the base is trained along with the adapters.
+    LoraLeak,
+    /// Merging alone forgets α/r.
+    LoraMerge,
 }
 
 /// What our code computed, by golden key.
@@ -134,6 +143,18 @@ impl Run<'_> {
 
     fn weight(&self, name: &str) -> Result<Tensor, Error> {
         Ok(self.case.weight(name)?.tensor(self.precision.dtype())?)
+    }
+
+    /// The weights of a model, each under its name behind `prefix` in the case's file.
+    fn store(&self, params: &Params, prefix: &str) -> Result<ParamStore, Error> {
+        let named = |(name, _): (String, Vec<usize>)| {
+            let tensor = self.weight(&format!("{prefix}{name}"))?;
+            Ok((name, tensor))
+        };
+        let tensors = params.tensor_shapes().into_iter().map(named);
+        Ok(ParamStore::from_tensors(
+            tensors.collect::<Result<_, Error>>()?,
+        )?)
     }
 }
 
@@ -175,6 +196,7 @@ pub(crate) fn run(
     };
     match case.kind {
         Kind::Model => model::run(&mut run)?,
+        Kind::Lora => lora::run(&mut run)?,
         Kind::Rope => rope::run(&mut run)?,
         Kind::Weighting => weighting::run(&mut run)?,
         Kind::Rho1 => rho1::run(&mut run)?,

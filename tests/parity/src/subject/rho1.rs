@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 use serde::Deserialize;
-use wmtp_model::{Horizon, MtpModel, ParamStore, loss};
+use wmtp_model::{Horizon, MtpModel, loss};
 use wmtp_weighting::rho1::{ExcessMode, excess, topk};
 use wmtp_weighting::{WeightSettings, Whitening, token_weights};
 
@@ -33,14 +33,14 @@ struct Weighting {
 pub(super) fn run(run: &mut Run) -> Result<(), Error> {
     let config: Config = run.case.config()?;
     let batch = Batch::new(run.case)?;
-    let reference = Scored::new(run, &config.reference, "reference")?;
+    let reference = Scored::new(run, &config.reference, "reference.")?;
     let next = Horizon::new(1).expect("1 is a horizon");
     let reference_ce = Values {
         shape: vec![batch.responses.len(), batch.sequence],
         data: reference.cross_entropy(&batch, next)?,
     };
     run.record("rho1.reference_ce", reference_ce);
-    let policy = Scored::new(run, &config.policy, "policy")?;
+    let policy = Scored::new(run, &config.policy, "policy.")?;
     let by_horizon = policy
         .model
         .params()
@@ -61,12 +61,7 @@ struct Scored {
 impl Scored {
     fn new(run: &Run, config: &ModelConfig, prefix: &str) -> Result<Self, Error> {
         let params = config.params(run.case)?;
-        let tensors = params.tensor_shapes().into_iter();
-        let tensors = tensors.map(|(name, _)| {
-            let tensor = run.weight(&format!("{prefix}.{name}"))?;
-            Ok((name, tensor))
-        });
-        let store = ParamStore::from_tensors(tensors.collect::<Result<_, Error>>()?)?;
+        let store = run.store(&params, prefix)?;
         let model = MtpModel::frozen(&params, &store)?.with_rotary(shared_rotary(run.case)?);
         let trunk_bsd = model.trunk(&Batch::new(run.case)?.ids_bs)?;
         Ok(Self { model, trunk_bsd })

@@ -143,3 +143,18 @@ fn isolated_mode_tells_a_wrong_stage_from_one_that_inherits() {
     assert!(weighting.mismatch_count > 0 && weighting.isolated == Some(Status::Pass));
     assert_eq!(stage("loss").isolated, None);
 }
+
+#[test]
+fn faults_of_the_adapters_are_found_where_they_are() {
+    for precision in [Precision::F32, Precision::F64] {
+        for mutation in [Mutation::LoraScale, Mutation::LoraSwap] {
+            assert_found_in("lora", &mutation, precision, "trunk", "trunk.0.attn_heads");
+        }
+        let first = "merged.extra_heads.0.attention.wk.weight";
+        assert_found_in("lora", &Mutation::LoraMerge, precision, "merge", first);
+        let leaked = "grad.output.weight";
+        let report = assert_found_in("lora", &Mutation::LoraLeak, precision, "gradients", leaked);
+        let reason = report.first_divergence.map(|first| first.reason);
+        assert_eq!(reason.as_deref(), Some("unexpected"));
+    }
+}
