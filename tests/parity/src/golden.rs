@@ -109,8 +109,8 @@ impl Kind {
     pub(crate) fn crate_name(self) -> &'static str {
         match self {
             Self::Model | Self::Lora | Self::Rope | Self::Layout => "wmtp-model",
-            Self::Weighting | Self::Rho1 => "wmtp-weighting",
-            Self::AdamW => "wmtp-training",
+            Self::Weighting => "wmtp-weighting",
+            Self::Rho1 | Self::AdamW => "wmtp-training",
             Self::Generate => "wmtp-decoding",
             Self::Tokenizer => "wmtp-tokens",
             Self::PassK => "wmtp-stats",

@@ -109,6 +109,8 @@ pub enum Mutation {
     LoraLeak,
     /// Merging alone forgets α/r.
     LoraMerge,
+    /// Scores whitened with what an earlier step of another scale left, where the first step has nothing to go by.
+    StaleStatistics,
 }
 
 /// What our code computed, by golden key.

@@ -158,3 +158,11 @@ fn faults_of_the_adapters_are_found_where_they_are() {
         assert_eq!(reason.as_deref(), Some("unexpected"));
     }
 }
+
+#[test]
+fn stale_statistics_of_rho1_are_found_at_its_weights() {
+    for precision in [Precision::F32, Precision::F64] {
+        let mutation = Mutation::StaleStatistics;
+        assert_found_in("rho1", &mutation, precision, "weighting", "rho1.weight");
+    }
+}
