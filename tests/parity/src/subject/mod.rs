@@ -2,6 +2,7 @@
 
 mod adamw;
 mod batch;
+mod fused;
 mod generate;
 mod layout;
 mod lora;
@@ -91,7 +92,7 @@ pub enum Mutation {
     CutGradient(String),
     /// The graph is cut behind the last norm, as by a norm without a backward pass.
     FusedNorm,
-    /// Queries and keys take no gradient, as behind a softmax or a rotation without a backward pass.
+    /// Gradients go back through candle's fused softmax, which has no backward pass.
     FusedAttention,
     /// Adam's epsilon 1e-6 for 1e-8.
     AdamEpsilon,

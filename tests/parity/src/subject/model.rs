@@ -9,6 +9,7 @@ use wmtp_model::{
 use wmtp_weighting::{WeightSettings, Whitening, gae, td_errors, token_weights};
 
 use super::batch::{Batch, ModelConfig, shared_rotary};
+use super::fused::FusedAttention;
 use super::{Mutation, Run, layout, step};
 use crate::{Error, Values};
 
@@ -54,7 +55,18 @@ pub(super) fn run(run: &mut Run) -> Result<(), Error> {
     let rotary = rotary(run)?;
     let store = policy_store(run, &params)?;
     let policy = MtpModel::new(&params, &store)?.with_rotary(rotary.clone());
-    let mut hidden = record_forward(run, &policy, &batch)?;
+    let mut hidden = if run.has(&Mutation::FusedAttention) {
+        let mut recorder = FusedAttention {
+            run,
+            params: &params,
+            store: &store,
+            rotary: &rotary,
+            input: None,
+        };
+        record_forward(&mut recorder, &policy, &batch)?
+    } else {
+        record_forward(run, &policy, &batch)?
+    };
     if run.has(&Mutation::FusedNorm) {
         hidden = hidden.iter().map(Tensor::detach).collect();
     }
@@ -301,9 +313,6 @@ pub(super) fn record_gradients(
     for (name, var) in store.iter() {
         let cut = match run.mutation {
             Some(Mutation::CutGradient(cut)) => cut == name,
-            Some(Mutation::FusedAttention) => {
-                name.ends_with("attention.wq.weight") || name.ends_with("attention.wk.weight")
-            }
             _ => false,
         };
         if let Some(gradient) = gradients.get(var).filter(|_| !cut) {
