@@ -86,6 +86,8 @@ pub enum Kind {
     Model,
     /// A training step of adapters on a frozen base, and the merged model.
     Lora,
+    /// Function vectors of fixed trials.
+    Fv,
     /// Rotary tables.
     Rope,
     /// TD errors, advantages and token weights of plain vectors.
@@ -108,7 +110,7 @@ impl Kind {
     /// The crate that a case of this kind exercises.
     pub(crate) fn crate_name(self) -> &'static str {
         match self {
-            Self::Model | Self::Lora | Self::Rope | Self::Layout => "wmtp-model",
+            Self::Model | Self::Lora | Self::Fv | Self::Rope | Self::Layout => "wmtp-model",
             Self::Weighting => "wmtp-weighting",
             Self::Rho1 | Self::AdamW => "wmtp-training",
             Self::Generate => "wmtp-decoding",

@@ -92,6 +92,23 @@ const LORA: [Stage; 12] = [
     TRACE,
 ];
 
+const FV: [Stage; 6] = [
+    golden("trials", &["trial."], exact),
+    golden("means", &["mean_activations"], activations),
+    golden("effects", &["effect."], |key, p| match key {
+        "effect.defined" => Gate::Exact,
+        _ => effects(p),
+    }),
+    golden("top-heads", &["top."], |key, p| match key {
+        "top.heads" => Gate::Exact,
+        _ => effects(p),
+    }),
+    golden("vector", &["fv_by_block_resid", "fv_resid"], |key, p| {
+        zeros_exact(activations(key, p))
+    }),
+    golden("injection", &["injected."], activations),
+];
+
 const ROPE: [Stage; 1] = [golden("rotary", &["cos.", "sin."], double)];
 
 const WEIGHTING: [Stage; 2] = [
@@ -137,6 +154,7 @@ fn stages(kind: Kind) -> &'static [Stage] {
     match kind {
         Kind::Model => &MODEL,
         Kind::Lora => &LORA,
+        Kind::Fv => &FV,
         Kind::Rope => &ROPE,
         Kind::Weighting => &WEIGHTING,
         Kind::Rho1 => &RHO1,
@@ -176,7 +194,16 @@ fn weighting(key: &str, precision: Precision) -> Gate {
     if key == MEAN_WEIGHT {
         return Gate::Absolute(1e-6);
     }
-    match relative(precision, 1e-9, 1e-5, 1e-5) {
+    zeros_exact(relative(precision, 1e-9, 1e-5, 1e-5))
+}
+
+/// Differences of probabilities that are some ten times as large. What a block does not reach stays at 0.
+fn effects(precision: Precision) -> Gate {
+    zeros_exact(relative(precision, 1e-9, 3e-5, 3e-5))
+}
+
+fn zeros_exact(gate: Gate) -> Gate {
+    match gate {
         Gate::Relative {
             rel_l2, scaled_max, ..
         } => Gate::Relative {

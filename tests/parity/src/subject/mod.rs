@@ -3,6 +3,7 @@
 mod adamw;
 mod batch;
 mod fused;
+mod fv;
 mod generate;
 mod layout;
 mod lora;
@@ -112,6 +113,16 @@ pub enum Mutation {
     LoraMerge,
     /// Scores whitened with what an earlier step of another scale left, where the first step has nothing to go by.
     StaleStatistics,
+    /// The last token of a word counts for the slot behind it.
+    WordSlots,
+    /// Heads are patched with their mean in the slot before the last.
+    PatchSlot,
+    /// Heads are ranked by the size of their effect, whatever its sign.
+    AbsoluteRanking,
+    /// The function vector is left in the space of the heads' outputs.
+    HeadSpace,
+    /// The function vector is added before a block instead of behind it.
+    InjectBefore,
 }
 
 /// What our code computed, by golden key.
@@ -200,6 +211,7 @@ pub(crate) fn run(
     match case.kind {
         Kind::Model => model::run(&mut run)?,
         Kind::Lora => lora::run(&mut run)?,
+        Kind::Fv => fv::run(&mut run)?,
         Kind::Rope => rope::run(&mut run)?,
         Kind::Weighting => weighting::run(&mut run)?,
         Kind::Rho1 => rho1::run(&mut run)?,

@@ -36,6 +36,7 @@ fn every_committed_case_passes_in_both_precisions_and_modes() {
         .collect();
     let expected = [
         "adamw",
+        "fv",
         "generate",
         "layout",
         "lora",
@@ -54,7 +55,7 @@ fn every_committed_case_passes_in_both_precisions_and_modes() {
 }
 
 fn compared(case: &str) -> Vec<(&'static str, usize)> {
-    let report = parity::run(&load(case), Precision::F32, Mode::Chained).unwrap();
+    let report = parity::run(&load(case), Precision::F32, Mode::Chained).expect("it runs");
     report.stages.iter().map(|s| (s.name, s.compared)).collect()
 }
 
@@ -162,6 +163,19 @@ fn one_wrong_element_fails_at_its_stage_key_and_index() {
             assert_eq!(report.exit_code(), 1);
         }
     }
+}
+
+#[test]
+fn function_vectors_compare_every_step_from_the_trials_to_the_logits() {
+    let expected = [
+        ("trials", 1),
+        ("means", 1),
+        ("effects", 4),
+        ("top-heads", 2),
+        ("vector", 2),
+        ("injection", 6),
+    ];
+    assert_eq!(compared("fv"), expected);
 }
 
 fn first_reason(report: Report) -> (String, String) {

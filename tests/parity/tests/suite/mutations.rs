@@ -170,3 +170,22 @@ fn stale_statistics_of_rho1_are_found_at_its_weights() {
         assert_found_in("rho1", &mutation, precision, "weighting", "rho1.weight");
     }
 }
+
+#[test]
+fn faults_of_function_vectors_are_found_at_the_step_that_has_them() {
+    for precision in [Precision::F32, Precision::F64] {
+        for (mutation, stage, key) in [
+            (Mutation::WordSlots, "means", "mean_activations"),
+            (Mutation::PatchSlot, "effects", "effect.average"),
+            (Mutation::AbsoluteRanking, "top-heads", "top.effects"),
+            (Mutation::HeadSpace, "vector", "fv_by_block_resid"),
+            (
+                Mutation::InjectBefore,
+                "injection",
+                "injected.head.1.logits.1",
+            ),
+        ] {
+            assert_found_in("fv", &mutation, precision, stage, key);
+        }
+    }
+}

@@ -78,7 +78,7 @@ fn one_and_two_threads_give_the_same_report() {
         assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
         std::fs::read_to_string(dir.path().join("parity_report.json")).unwrap()
     };
-    for case in ["nano", "lora"] {
+    for case in ["nano", "lora", "fv"] {
         for dtype in ["f32", "f64"] {
             let one = report(case, dtype, "1");
             assert_eq!(one, report(case, dtype, "2"), "{case} {dtype}");
