@@ -70,6 +70,9 @@ pub enum Error {
     /// The settings of adapters contradict themselves.
     #[error("adapters: {0}")]
     Lora(String),
+    /// Trials that cannot be averaged, or a question that they do not answer.
+    #[error("trials: {0}")]
+    Trials(String),
     /// An argument has the wrong rank, size or value.
     #[error("{0}")]
     Shape(String),

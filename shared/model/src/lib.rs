@@ -22,6 +22,7 @@ mod store;
 mod tape;
 mod value;
 
+pub mod function_vectors;
 pub mod loss;
 pub mod ops;
 

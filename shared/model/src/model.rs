@@ -128,11 +128,7 @@ impl Block {
         site: impl Fn(Point) -> Site,
         observer: &mut O,
     ) -> Result<Tensor> {
-        let out = match &self.adapters.wo {
-            Some(low_rank) => ops::adapted_linear(heads, &self.wo, low_rank)?,
-            None => ops::linear(heads, &self.wo)?,
-        };
-        let out = observer.observe(site(Point::AttnOut), out)?;
+        let out = observer.observe(site(Point::AttnOut), self.attention_out(heads)?)?;
         let middle = (x + out)?;
         let resid = match &self.adapters.feed_forward {
             Some(low_rank) => {
@@ -147,6 +143,13 @@ impl Block {
         Ok(match &self.adapters.attention_in {
             Some(low_rank) => ops::adapted_attention_heads(x, &self.attention_in, low_rank, setup)?,
             None => ops::attention_heads(x, &packed(&self.attention_in)?, setup)?,
+        })
+    }
+
+    fn attention_out(&self, heads: &Tensor) -> Result<Tensor> {
+        Ok(match &self.adapters.wo {
+            Some(low_rank) => ops::adapted_linear(heads, &self.wo, low_rank)?,
+            None => ops::linear(heads, &self.wo)?,
         })
     }
 
@@ -378,6 +381,11 @@ impl MtpModel {
     /// kept and the others computed again.
     pub fn trunk_taped(&self, ids_bs: &Tensor, num_kept: usize) -> Result<TrunkTape> {
         TrunkTape::record(&self.body, ids_bs, num_kept)
+    }
+
+    /// What a trunk block's attention writes for these outputs of its heads, `[b, s, n·e]` to `[b, s, d]`.
+    pub(crate) fn trunk_attention_out(&self, block: usize, heads_bsd: &Tensor) -> Result<Tensor> {
+        self.body.blocks[block].attention_out(heads_bsd)
     }
 
     /// Hidden state `[b, s, d]` of one head after the shared norm.

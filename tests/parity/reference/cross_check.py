@@ -1,4 +1,4 @@
-"""Compares head 1 of the model goldens with Hugging Face's Llama. Usage: python cross_check.py GOLDENS
+"""Compares head 1 of the model goldens and of the merged one with Hugging Face's Llama. Usage: python cross_check.py GOLDENS
 
 Needs `pip install transformers==5.24.0` besides requirements.txt. The reference is ours, so something written by
 others has to agree with it.
@@ -35,10 +35,11 @@ def llama(c, p):
 
 
 def main(goldens):
-    for name in ('nano', 'nano-h4-mha'):
+    for name in ('nano', 'nano-h4-mha', 'lora'):
         folder = pathlib.Path(goldens) / name
         c = json.loads((folder / 'manifest.json').read_text())['config']
         weights, inputs, golden = (load_file(folder / f'{n}.safetensors') for n in ('weights', 'inputs', 'golden'))
+        weights |= {k.removeprefix('merged.'): v for k, v in golden.items() if k.startswith('merged.')}
         with torch.no_grad():
             logits = llama(c, weights)(inputs['ids']).logits
         expected = golden['head.1.logits']

@@ -54,8 +54,12 @@ def half_split(t, cos, sin):
     return torch.cat((a * cos - b * sin, a * sin + b * cos), -1)
 
 
-def forward(p, blocks, c, ids, cos, sin, rec, rope=interleaved):
-    """Logits [B, S, V] of every head; every site of `spec/parity.md` 4.2 goes into `rec`."""
+def forward(p, blocks, c, ids, cos, sin, rec, rope=interleaved, edit=lambda site, x: x):
+    """Logits [B, S, V] of every head; every site of `spec/parity.md` 4.2 goes into `rec`.
+
+    A matrix with `lora_a` and `lora_b` beside it is adapted (`spec/wmtp.md` 1.12). `edit` may replace the heads'
+    outputs and the residual stream.
+    """
     dt, (B, S), nh, nk = p['norm.weight'].dtype, ids.shape, c['n_heads'], c['n_kv']
     hd = c['dim'] // nh
     acc = torch.float32 if dt in (torch.float16, torch.bfloat16) else dt
@@ -70,20 +74,28 @@ def forward(p, blocks, c, ids, cos, sin, rec, rope=interleaved):
     def block(x, b, site):
         def w(n):
             return p[f'{b}.{n}.weight']
+
+        def linear(h, n):
+            y = h @ w(n).T
+            if f'{b}.{n}.lora_a' in p:
+                y = y + c['alpha'] / c['r'] * ((h @ p[f'{b}.{n}.lora_a'].T) @ p[f'{b}.{n}.lora_b'].T)
+            return y
+
         h = norm(x, w('attention_norm'))
-        q, k, v = ((h @ w(f'attention.{n}').T).view(B, S, m, hd).transpose(1, 2)
+        q, k, v = (linear(h, f'attention.{n}').view(B, S, m, hd).transpose(1, 2)
                    for n, m in (('wq', nh), ('wk', nk), ('wv', nk)))
         q, k = rope(q, cos, sin), rope(k, cos, sin)
         k, v = k.repeat_interleave(nh // nk, 1), v.repeat_interleave(nh // nk, 1)
         att = F.softmax((q @ k.transpose(-1, -2)) / math.sqrt(hd) + mask, -1, dtype=acc).to(dt)
-        y = (att @ v).transpose(1, 2).reshape(B, S, nh * hd)
+        y = edit(f'{site}.attn_heads', (att @ v).transpose(1, 2).reshape(B, S, nh * hd))
         rec[f'{site}.attn_heads'] = y
-        a = y @ w('attention.wo').T
+        a = linear(y, 'attention.wo')
         rec[f'{site}.attn_out'] = a
         x = x + a
         h = norm(x, w('ffn_norm'))
-        gate = F.silu(h @ w('feed_forward.w1').T)
-        x = x + (gate * (h @ w('feed_forward.w3').T)) @ w('feed_forward.w2').T
+        gate = F.silu(linear(h, 'feed_forward.w1'))
+        x = x + linear(gate * linear(h, 'feed_forward.w3'), 'feed_forward.w2')
+        x = edit(f'{site}.resid', x)
         rec[f'{site}.resid'] = x
         return x
 
@@ -151,12 +163,12 @@ def loss(logits, ids, mask, w, rec):
     return tot
 
 
-def train(p32, blocks, c, opt, inp, dtype, w=None, steps=10):
+def train(p32, blocks, c, opt, inp, dtype, w=None, steps=10, trained=lambda name: True):
     """Everything a golden holds: sites, loss, gradients, parameters after step 1, the trace. And the token weights."""
     # Copied first: without, an f32 run would train the shipped weights in place.
-    p = {k: v.detach().to(dtype, copy=True).requires_grad_() for k, v in p32.items()}
-    adamw = {k: v for k, v in opt.items() if k != 'clip'}
-    out, optimizer, losses, norms = {}, torch.optim.AdamW(list(p.values()), foreach=False, **adamw), [], []
+    p = {k: v.detach().to(dtype, copy=True).requires_grad_(trained(k)) for k, v in p32.items()}
+    adamw, learned = {k: v for k, v in opt.items() if k != 'clip'}, [v for v in p.values() if v.requires_grad]
+    out, optimizer, losses, norms = {}, torch.optim.AdamW(learned, foreach=False, **adamw), [], []
     for step in range(steps):
         rec = {}
         lg = forward(p, blocks, c, inp['ids'], inp['rope.cos'].to(dtype), inp['rope.sin'].to(dtype), rec)

@@ -1,4 +1,5 @@
-"""Cases that run a model: nano, nano-h4-mha, rho1, generate, layout."""
+"""Cases that run a model: nano, nano-h4-mha, lora, rho1, generate, layout, fv."""
+import math
 import torch
 
 import model
@@ -55,6 +56,56 @@ def nano(folder):
 def nano_h4_mha(folder):
     """Four horizons and as many key/value as query heads: the layout of the 7B model."""
     training_case(folder, NANO_H4_MHA, 20241, ((4, 17), (1, 9)))
+
+
+def random_adapters(p, c, g):
+    """f32 A [r, in] and B [out, r] beside every matrix of every block; B is not 0, as after some training."""
+    matrices = [k.removesuffix('.weight') for k, v in p.items() if '.attention.' in k or '.feed_forward.' in k]
+    adapters = {}
+    for m in matrices:
+        outputs, inputs = p[f'{m}.weight'].shape
+        adapters[f'{m}.lora_a'] = 0.2 * torch.randn(c['r'], inputs, generator=g)
+        adapters[f'{m}.lora_b'] = 0.1 * torch.randn(outputs, c['r'], generator=g)
+    return adapters
+
+
+def merged(p, c):
+    """The plain model that an adapted one stands for: W + alpha / r * B A."""
+    def of(name, w):
+        m = name.removesuffix('.weight')
+        return w + c['alpha'] / c['r'] * (p[f'{m}.lora_b'] @ p[f'{m}.lora_a']) if f'{m}.lora_a' in p else w
+    return {k: of(k, v) for k, v in p.items() if '.lora_' not in k}
+
+
+def lora(folder):
+    """Adapters on every matrix of a frozen base: forward, gradients of the adapters alone, merge, ten steps.
+
+    The base is smaller than nano: with nano's widths the merged matrices alone would take more than the case may.
+    """
+    c = SMALL | dict(n_layers=3, B=3, S=13, r=4, alpha=6.0)
+    g = torch.Generator().manual_seed(20248)
+    base, blocks = model.random_parameters(c, g, value_head=False)
+    p = base | random_adapters(base, c, g)
+    inp = inputs(c, g, ((3, 13), (4, 10), (1, 2)))
+    del inp['reward']
+    raw = torch.rand(c['B'], c['S'], generator=g) + 0.5
+    inp['weights'] = (raw * inp['mask']).double()
+    inp['weights'] /= inp['weights'][inp['mask']].mean()
+
+    def run(dtype):
+        out, _ = model.train(p, blocks, c, OPT, inp, dtype, w=inp['weights'], trained=lambda name: '.lora_' in name)
+        plain, rec = merged({k: v.to(dtype) for k, v in p.items()}, c), {}
+        cos, sin = inp['rope.cos'].to(dtype), inp['rope.sin'].to(dtype)
+        model.forward(plain, blocks, c, inp['ids'], cos, sin, rec)
+        return out | {f'merged.{k}': v for k, v in plain.items() if not torch.equal(v, base[k].to(dtype))} \
+            | {f'merged.{k}': v for k, v in rec.items() if k.endswith('.logits')}
+    truth, single = run(torch.float64), run(torch.float32)
+    for k in (1, 2):
+        assert distance(truth[f'merged.head.{k}.logits'], truth[f'head.{k}.logits']) < 1e-13
+    assert {k[5:] for k in truth if k.startswith('grad.')} == {k for k in p if '.lora_' in k}
+    floors = {k: {'f32': distance(single[k], t)} for k, t in truth.items()}
+    write_case(folder, 'lora', c, {k: v.double() for k, v in truth.items()}, inp, p, floors,
+               optimizer=OPT, seed=20248, grad_absent=sorted(base))
 
 
 def projected(w0, lo, hi):
@@ -212,3 +263,117 @@ def half_precision_values(g):
     special = [0.0, -0.0, float('inf'), float('-inf')]
     spread = torch.randn(99, generator=g) * 10 ** (12 * torch.rand(99, generator=g) - 6)
     return torch.cat((torch.tensor(ties + beside + small + large + special), spread))
+
+
+BOS, QUESTION, ANSWER, SEPARATOR, END, FIRST_WORD = range(6)
+
+
+def few_shot(pairs, query):
+    """Token ids of a prompt and the slot of each token: a word of several tokens is one slot, the last is `A`."""
+    parts = [[BOS]]
+    for word, label in pairs:
+        parts += [[QUESTION], word, [SEPARATOR], [ANSWER], label, [END]]
+    parts += [[QUESTION], query, [SEPARATOR], [ANSWER]]
+    slots = [slot for slot, part in enumerate(parts) for _ in part]
+    return torch.tensor([t for part in parts for t in part]), torch.tensor(slots)
+
+
+def fixed_trials(c, g):
+    """Trials of `n_shots` demonstrations; the corrupted prompt permutes their labels, words keep their order."""
+    def word(tokens):
+        return torch.randint(FIRST_WORD, c['vocab'], (tokens,), generator=g).tolist()
+    trials = []
+    for i, trial_id in enumerate(c['trial_ids']):
+        pairs = [(word(1 + (i + d) % 2), word(1 + (i * d) % 2)) for d in range(c['n_shots'])]
+        shuffled = list(range(len(pairs)))
+        while shuffled == sorted(shuffled):  # a permutation that moves something
+            shuffled = torch.randperm(len(pairs), generator=g).tolist()
+        corrupted = [(w, pairs[j][1]) for (w, _), j in zip(pairs, shuffled)]
+        query = word(2 - i % 2)
+        clean_ids, slots = few_shot(pairs, query)
+        # Answers of one token have no second one for horizon 2 to be asked for.
+        trials.append(dict(id=trial_id, clean=clean_ids, slots=slots, corrupted=few_shot(corrupted, query)[0],
+                           answer=torch.tensor(word(1 if i == 1 else 2))))
+    return trials
+
+
+def function_vector(p, blocks, c, trials, rope):
+    """Every key of the case for one precision; `spec/parity.md` 2.4 to 2.7 and 5.3."""
+    hd, n_trunk, H = c['dim'] // c['n_heads'], c['n_layers'] - c['n_future'], c['n_future']
+    sites = [f'trunk.{i}' for i in range(n_trunk)] + [f'head.{k}' for k in range(1, H + 1)]
+
+    def run(ids, edit=lambda site, x: x):
+        rec, (cos, sin) = {}, (t[:len(ids)] for t in rope)
+        logits = model.forward(p, blocks, c, ids[None], cos, sin, rec, edit=edit)
+        return [lg[0, -1] for lg in logits], rec
+
+    def at_last(site, change):
+        def edit(seen, x):
+            if seen == site:
+                x = x.clone()
+                change(x[0, -1])
+            return x
+        return edit
+
+    def mean_of(trial):
+        rec, slots = run(trial['clean'])[1], trial['slots']
+        heads = torch.stack([rec[f'{s}.attn_heads'][0].view(-1, c['n_heads'], hd) for s in sites])
+        return torch.stack([heads[:, slots == s].mean(1) for s in range(slots.max() + 1)], 2)
+    means = torch.stack([mean_of(t) for t in trials]).mean(0)
+
+    def answered(logits, answer):
+        q = [torch.softmax(lg.double(), -1) for lg in logits]
+        return torch.stack([q[k][answer[k]] if k < len(answer) else torch.tensor(math.nan).double() for k in range(H)])
+    base = torch.stack([answered(run(t['corrupted'])[0], t['answer']) for t in trials])
+    effect = torch.zeros(len(trials), len(sites), c['n_heads'], H, dtype=torch.float64)
+    for i, t in enumerate(trials):
+        for b, site in enumerate(sites):
+            for h in range(c['n_heads']):
+                patch = at_last(f'{site}.attn_heads', lambda x: x[h * hd:(h + 1) * hd].copy_(means[b, h, -1]))
+                effect[i, b, h] = answered(run(t['corrupted'], patch)[0], t['answer']) - base[i]
+    average = effect.nanmean(0)
+
+    scores, order = average[:n_trunk, :, 0].flatten().sort(descending=True)
+    top = order[:c['top_k']]
+    # Two heads of equal effect would be ranked by rounding.
+    assert (scores[:-1] - scores[1:])[:c['top_k']].min() > 1e-3 * scores.abs().max()
+    by_block = torch.zeros(len(sites), c['dim'], dtype=means.dtype)
+    for b, h in [divmod(i, c['n_heads']) for i in top.tolist()]:
+        placed = torch.zeros(c['dim'], dtype=means.dtype)
+        placed[h * hd:(h + 1) * hd] = means[b, h, -1]
+        by_block[b] += p[f'{blocks[b]}.attention.wo.weight'] @ placed
+    vector = by_block.sum(0)
+    out = {'mean_activations': means, 'effect.base': base.nan_to_num(), 'effect.defined': (~base.isnan()).double(),
+           'effect.indirect': effect.nan_to_num(), 'effect.average': average,
+           'top.heads': torch.stack((top // c['n_heads'], top % c['n_heads']), 1), 'top.effects': scores[:c['top_k']],
+           'fv_resid': vector, 'fv_by_block_resid': by_block}
+    for site in sites:
+        add = at_last(f'{site}.resid', lambda x: x.add_(c['coefficient'] * vector))
+        logits = [run(t['corrupted'], add)[0] for t in trials]
+        for k in range(1, H + 1):
+            if site.startswith('trunk') or site == f'head.{k}':
+                out[f'injected.{site}.logits.{k}'] = torch.stack([lg[k - 1] for lg in logits])
+    return out
+
+
+def fv(folder):
+    """Function vectors of a few fixed trials: mean head activations, effects, top heads, the vector, its injection."""
+    c = {k: v for k, v in NANO.items() if k not in (*WEIGHTING, 'B', 'S')}
+    c |= dict(n_shots=3, trial_ids=[4, 0, 9, 2, 7], top_k=3, coefficient=1.5)
+    g = torch.Generator().manual_seed(20249)
+    p, blocks = model.random_parameters(c, g, value_head=False)
+    p = {k: 2 * v if v.dim() == 2 else v for k, v in p.items()}  # heads that matter
+    trials = fixed_trials(c, g)
+    longest = max(len(t[n]) for t in trials for n in ('clean', 'corrupted'))
+    cos, sin = model.rope_tables(torch.arange(longest), c['dim'] // c['n_heads'], c['theta'], torch.float32)
+
+    def run(dtype):
+        q, rope = {k: v.to(dtype) for k, v in p.items()}, (cos.to(dtype), sin.to(dtype))
+        with torch.no_grad():
+            return function_vector(q, blocks, c, trials, rope)
+    truth, single = run(torch.float64), run(torch.float32)
+    assert torch.equal(truth['top.heads'], single['top.heads'])
+    truth['trial.key'] = torch.tensor([[t['id'], i] for i, t in enumerate(trials)])
+    floors = {k: {'f32': distance(single[k], truth[k])} for k in single if k not in ('top.heads', 'effect.defined')}
+    inp = {f'trial.{i}.{n}': t[n] for i, t in enumerate(trials) for n in ('clean', 'slots', 'corrupted', 'answer')}
+    write_case(folder, 'fv', c, truth, inp | {'rope.cos': cos, 'rope.sin': sin}, p, floors, seed=20249)

@@ -84,6 +84,10 @@ pub enum Kind {
     /// A whole training step of a model: stages 2 to 13.
     #[default]
     Model,
+    /// A training step of adapters on a frozen base, and the merged model.
+    Lora,
+    /// Function vectors of fixed trials.
+    Fv,
     /// Rotary tables.
     Rope,
     /// TD errors, advantages and token weights of plain vectors.
@@ -106,9 +110,9 @@ impl Kind {
     /// The crate that a case of this kind exercises.
     pub(crate) fn crate_name(self) -> &'static str {
         match self {
-            Self::Model | Self::Rope | Self::Layout => "wmtp-model",
-            Self::Weighting | Self::Rho1 => "wmtp-weighting",
-            Self::AdamW => "wmtp-training",
+            Self::Model | Self::Lora | Self::Fv | Self::Rope | Self::Layout => "wmtp-model",
+            Self::Weighting => "wmtp-weighting",
+            Self::Rho1 | Self::AdamW => "wmtp-training",
             Self::Generate => "wmtp-decoding",
             Self::Tokenizer => "wmtp-tokens",
             Self::PassK => "wmtp-stats",

@@ -2,8 +2,11 @@
 
 mod adamw;
 mod batch;
+mod fused;
+mod fv;
 mod generate;
 mod layout;
+mod lora;
 mod model;
 mod passk;
 mod rho1;
@@ -16,7 +19,7 @@ use std::collections::BTreeMap;
 
 use candle_core::{DType, Tensor};
 use serde::Serialize;
-use wmtp_model::{Observer, Site};
+use wmtp_model::{Observer, ParamStore, Params, Site};
 
 use crate::{Case, Error, Kind, Values};
 
@@ -90,7 +93,7 @@ pub enum Mutation {
     CutGradient(String),
     /// The graph is cut behind the last norm, as by a norm without a backward pass.
     FusedNorm,
-    /// Queries and keys take no gradient, as behind a softmax or a rotation without a backward pass.
+    /// Gradients go back through candle's fused softmax, which has no backward pass.
     FusedAttention,
     /// Adam's epsilon 1e-6 for 1e-8.
     AdamEpsilon,
@@ -100,6 +103,26 @@ pub enum Mutation {
     NoClipping,
     /// The clip coefficient without the 1e-6 in its denominator.
     ClipWithoutEpsilon,
+    /// The product of the adapters counts once instead of α/r times.
+    LoraScale,
+    /// A takes the place of B and B that of A, wherever their shapes allow it.
+    LoraSwap,
+    /// The unembedding of the base is trained along with the adapters.
+    LoraLeak,
+    /// Merging alone forgets α/r.
+    LoraMerge,
+    /// Scores whitened with what an earlier step of another scale left, where the first step has nothing to go by.
+    StaleStatistics,
+    /// The last token of a word counts for the slot behind it.
+    WordSlots,
+    /// Heads are patched with their mean in the slot before the last.
+    PatchSlot,
+    /// Heads are ranked by the size of their effect, whatever its sign.
+    AbsoluteRanking,
+    /// The function vector is left in the space of the heads' outputs.
+    HeadSpace,
+    /// The function vector is added before a block instead of behind it.
+    InjectBefore,
 }
 
 /// What our code computed, by golden key.
@@ -134,6 +157,18 @@ impl Run<'_> {
 
     fn weight(&self, name: &str) -> Result<Tensor, Error> {
         Ok(self.case.weight(name)?.tensor(self.precision.dtype())?)
+    }
+
+    /// The weights of a model, each under its name behind `prefix` in the case's file.
+    fn store(&self, params: &Params, prefix: &str) -> Result<ParamStore, Error> {
+        let named = |(name, _): (String, Vec<usize>)| {
+            let tensor = self.weight(&format!("{prefix}{name}"))?;
+            Ok((name, tensor))
+        };
+        let tensors = params.tensor_shapes().into_iter().map(named);
+        Ok(ParamStore::from_tensors(
+            tensors.collect::<Result<_, Error>>()?,
+        )?)
     }
 }
 
@@ -175,6 +210,8 @@ pub(crate) fn run(
     };
     match case.kind {
         Kind::Model => model::run(&mut run)?,
+        Kind::Lora => lora::run(&mut run)?,
+        Kind::Fv => fv::run(&mut run)?,
         Kind::Rope => rope::run(&mut run)?,
         Kind::Weighting => weighting::run(&mut run)?,
         Kind::Rho1 => rho1::run(&mut run)?,

@@ -9,6 +9,7 @@ use wmtp_model::{
 use wmtp_weighting::{WeightSettings, Whitening, gae, td_errors, token_weights};
 
 use super::batch::{Batch, ModelConfig, shared_rotary};
+use super::fused::FusedAttention;
 use super::{Mutation, Run, layout, step};
 use crate::{Error, Values};
 
@@ -54,17 +55,31 @@ pub(super) fn run(run: &mut Run) -> Result<(), Error> {
     let rotary = rotary(run)?;
     let store = policy_store(run, &params)?;
     let policy = MtpModel::new(&params, &store)?.with_rotary(rotary.clone());
-    let hidden = record_forward(run, &policy, &batch)?;
+    let mut hidden = if run.has(&Mutation::FusedAttention) {
+        let mut recorder = FusedAttention {
+            run,
+            params: &params,
+            store: &store,
+            rotary: &rotary,
+            input: None,
+        };
+        record_forward(&mut recorder, &policy, &batch)?
+    } else {
+        record_forward(run, &policy, &batch)?
+    };
+    if run.has(&Mutation::FusedNorm) {
+        hidden = hidden.iter().map(Tensor::detach).collect();
+    }
     record_values(run, &params, &store, rotary, &batch)?;
     record_weights(run, &batch)?;
-    let weights = TargetWeights::new(run, &batch)?;
-    let total = record_loss(run, &policy, &hidden, &batch, &weights)?;
+    let weights = TargetWeights::new(run, &batch, run.upstream(TOKEN_WEIGHTS)?)?;
+    let total = record_loss(run, &hidden, policy.unembedding(), &batch, &weights)?;
     let gradients = total.backward()?;
     record_gradients(run, &store, &gradients)?;
     step::record(run, &policy, &store, &gradients, &batch, &weights)
 }
 
-fn record_tokens(run: &mut Run, batch: &Batch, params: &Params) {
+pub(super) fn record_tokens(run: &mut Run, batch: &Batch, params: &Params) {
     let shape = vec![batch.responses.len(), batch.sequence];
     let data = batch.ids.iter().map(|id| f64::from(*id)).collect();
     run.record("ids", Values { shape, data });
@@ -83,7 +98,7 @@ fn record_tokens(run: &mut Run, batch: &Batch, params: &Params) {
 }
 
 /// Our own tables at the sequence's positions.
-fn record_rotary(run: &mut Run, batch: &Batch, params: &Params) {
+pub(super) fn record_rotary(run: &mut Run, batch: &Batch, params: &Params) {
     let own = Rotary::new(params);
     let table = |data: &[f64]| Values {
         shape: vec![batch.sequence, own.half()],
@@ -134,14 +149,17 @@ fn policy_store(run: &Run, params: &Params) -> Result<ParamStore, Error> {
 }
 
 /// Runs trunk and heads; returns each head's normed hidden state `[b, s, d]`.
-fn record_forward(run: &mut Run, policy: &MtpModel, batch: &Batch) -> Result<Vec<Tensor>, Error> {
-    let trunk = policy.trunk_observed(&batch.ids_bs, run)?;
+pub(super) fn record_forward(
+    recorder: &mut impl Observer,
+    policy: &MtpModel,
+    batch: &Batch,
+) -> Result<Vec<Tensor>, Error> {
+    let trunk = policy.trunk_observed(&batch.ids_bs, recorder)?;
     let mut hidden = Vec::new();
     for horizon in policy.params().horizons() {
-        let head = policy.head_hidden_observed(horizon, &trunk, run)?;
-        run.observe(Site::Logits(horizon), policy.logits(&head)?)?;
-        let cut = run.has(&Mutation::FusedNorm);
-        hidden.push(if cut { head.detach() } else { head });
+        let head = policy.head_hidden_observed(horizon, &trunk, recorder)?;
+        recorder.observe(Site::Logits(horizon), policy.logits(&head)?)?;
+        hidden.push(head);
     }
     Ok(hidden)
 }
@@ -212,9 +230,10 @@ pub(super) struct TargetWeights {
 }
 
 impl TargetWeights {
-    fn new(run: &Run, batch: &Batch) -> Result<Self, Error> {
+    /// From weights `[b, s]`.
+    pub(super) fn new(run: &Run, batch: &Batch, projected: &Values) -> Result<Self, Error> {
         let mut weights = Self {
-            projected: run.upstream(TOKEN_WEIGHTS)?.data.clone(),
+            projected: projected.data.clone(),
             sequence: batch.sequence,
             at_source: run.has(&Mutation::WeightAtSource),
             factors: None,
@@ -243,16 +262,16 @@ impl TargetWeights {
 }
 
 /// Mean over heads of `Σ w·ce / count`; records every cross-entropy and loss.
-fn record_loss(
+pub(super) fn record_loss(
     run: &mut Run,
-    policy: &MtpModel,
     hidden: &[Tensor],
+    unembedding: &Tensor,
     batch: &Batch,
     weights: &TargetWeights,
 ) -> Result<Tensor, Error> {
     let mut losses = Vec::new();
-    for (horizon, hidden) in policy.params().horizons().zip(hidden) {
-        let (k, s) = (horizon.get(), batch.sequence);
+    for (k, hidden) in (1..).zip(hidden) {
+        let (horizon, s) = (Horizon::new(k).expect("k starts at 1"), batch.sequence);
         let places = batch.places(horizon);
         let rows: Vec<u32> = places.iter().map(|(b, j)| (b * s + j - k) as u32).collect();
         let targets: Vec<u32> = places.iter().map(|(b, j)| batch.ids[b * s + j]).collect();
@@ -267,8 +286,7 @@ fn record_loss(
         let row_weights: Vec<f64> = places.iter().map(weight).collect();
         let count = batch.targets().filter(|(_, j)| *j >= k).count();
         let selected = loss::select_rows(hidden, &rows)?;
-        let head =
-            loss::weighted_cross_entropy(&selected, policy.unembedding(), &targets, &row_weights)?;
+        let head = loss::weighted_cross_entropy(&selected, unembedding, &targets, &row_weights)?;
         let shape = vec![batch.responses.len(), s.saturating_sub(k)];
         run.record(
             format!("ce.{k}"),
@@ -286,13 +304,15 @@ fn record_loss(
     Ok(total)
 }
 
-fn record_gradients(run: &mut Run, store: &ParamStore, gradients: &GradStore) -> Result<(), Error> {
+/// The gradient of each parameter that has one.
+pub(super) fn record_gradients(
+    run: &mut Run,
+    store: &ParamStore,
+    gradients: &GradStore,
+) -> Result<(), Error> {
     for (name, var) in store.iter() {
         let cut = match run.mutation {
             Some(Mutation::CutGradient(cut)) => cut == name,
-            Some(Mutation::FusedAttention) => {
-                name.ends_with("attention.wq.weight") || name.ends_with("attention.wk.weight")
-            }
             _ => false,
         };
         if let Some(gradient) = gradients.get(var).filter(|_| !cut) {

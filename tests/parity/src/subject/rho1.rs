@@ -1,13 +1,18 @@
 //! Rho-1: a policy and a reference, their excess loss and its weights.
 
+use std::sync::Arc;
+
 use candle_core::Tensor;
 use serde::Deserialize;
-use wmtp_model::{Horizon, MtpModel, ParamStore, loss};
-use wmtp_weighting::rho1::{ExcessMode, excess, topk};
-use wmtp_weighting::{WeightSettings, Whitening, token_weights};
+use wmtp_model::{Horizon, MtpModel, loss};
+use wmtp_training::TokenScores;
+use wmtp_training::heads::Target;
+use wmtp_training::scorer::{Rho1Scorer, Rho1Settings, Rho1Weighting, Scorer, StepRow};
+use wmtp_weighting::WeightSettings;
+use wmtp_weighting::rho1::{ExcessMode, excess};
 
-use super::Run;
 use super::batch::{Batch, ModelConfig, shared_rotary};
+use super::{Mutation, Run};
 use crate::{Error, Values};
 
 #[derive(Deserialize)]
@@ -33,14 +38,14 @@ struct Weighting {
 pub(super) fn run(run: &mut Run) -> Result<(), Error> {
     let config: Config = run.case.config()?;
     let batch = Batch::new(run.case)?;
-    let reference = Scored::new(run, &config.reference, "reference")?;
+    let reference = Scored::new(run, &config.reference, "reference.")?;
     let next = Horizon::new(1).expect("1 is a horizon");
     let reference_ce = Values {
         shape: vec![batch.responses.len(), batch.sequence],
         data: reference.cross_entropy(&batch, next)?,
     };
     run.record("rho1.reference_ce", reference_ce);
-    let policy = Scored::new(run, &config.policy, "policy")?;
+    let policy = Scored::new(run, &config.policy, "policy.")?;
     let by_horizon = policy
         .model
         .params()
@@ -61,12 +66,7 @@ struct Scored {
 impl Scored {
     fn new(run: &Run, config: &ModelConfig, prefix: &str) -> Result<Self, Error> {
         let params = config.params(run.case)?;
-        let tensors = params.tensor_shapes().into_iter();
-        let tensors = tensors.map(|(name, _)| {
-            let tensor = run.weight(&format!("{prefix}.{name}"))?;
-            Ok((name, tensor))
-        });
-        let store = ParamStore::from_tensors(tensors.collect::<Result<_, Error>>()?)?;
+        let store = run.store(&params, prefix)?;
         let model = MtpModel::frozen(&params, &store)?.with_rotary(shared_rotary(run.case)?);
         let trunk_bsd = model.trunk(&Batch::new(run.case)?.ids_bs)?;
         Ok(Self { model, trunk_bsd })
@@ -104,7 +104,7 @@ fn interleave(batch: &Batch, by_horizon: &[Vec<f64>]) -> Values {
 fn per_horizon(
     batch: &Batch,
     horizons: usize,
-    f: impl Fn(&[usize], usize) -> Result<Vec<f64>, Error>,
+    mut f: impl FnMut(&[usize], usize) -> Result<Vec<f64>, Error>,
 ) -> Result<Values, Error> {
     let column = |k: usize| {
         let reached = batch.targets().filter(|(_, j)| *j >= k);
@@ -145,9 +145,59 @@ fn record_scores(run: &mut Run, batch: &Batch, horizons: usize) -> Result<(), Er
     Ok(())
 }
 
-/// Weights of the signed excess, normalised per horizon: continuous and top-k.
+/// Weights of the signed excess by the scorer that training takes, one micro-batch of one step.
 fn record_weights(run: &mut Run, batch: &Batch, horizons: usize) -> Result<(), Error> {
+    for (key, weighting) in [
+        ("rho1.weight", Rho1Weighting::Continuous),
+        ("rho1.topk", Rho1Weighting::Topk),
+    ] {
+        let policy = run.upstream("rho1.policy_ce")?;
+        let reference = run.upstream("rho1.reference_ce")?;
+        let mut scorer = scorer(run, batch, reference, weighting)?;
+        let rows: Vec<StepRow> = rows(batch).collect();
+        if run.has(&Mutation::StaleStatistics) {
+            scorer.begin_step(0, &rows)?;
+            weigh(&mut scorer, batch, horizons, |place, column| {
+                9.0 * policy.data[place * horizons + column]
+            })?;
+            scorer.end_step();
+        }
+        scorer.begin_step(1, &rows)?;
+        let weights = weigh(&mut scorer, batch, horizons, |place, column| {
+            // The scorer's reference is stored in f32. What rounding it added goes onto the policy too, so that the
+            // excess is the golden's at every precision.
+            let reference = reference.data[place];
+            policy.data[place * horizons + column] - reference + f64::from(reference as f32)
+        })?;
+        run.record(key, weights);
+    }
+    Ok(())
+}
+
+fn rows(batch: &Batch) -> impl Iterator<Item = StepRow> {
+    let rows = batch.responses.iter().enumerate();
+    rows.map(|(row, (first, last))| StepRow {
+        row,
+        targets: last - first,
+    })
+}
+
+fn scorer(
+    run: &Run,
+    batch: &Batch,
+    reference: &Values,
+    weighting: Rho1Weighting,
+) -> Result<Rho1Scorer, Error> {
     let outer = run.case.config::<Outer>()?.policy;
+    let gathered = batch.gather(reference);
+    let stored = batch.by_row(&gathered).into_iter().enumerate();
+    let stored = stored.map(|(row, ce)| (row, ce.iter().map(|ce| *ce as f32).collect()));
+    let rho1 = Rho1Settings {
+        mode: ExcessMode::SignedExcess,
+        weighting,
+        ratio: outer.ratio,
+        min_ce_diff: outer.min_ce_diff,
+    };
     let settings = WeightSettings {
         temperature: outer.temp,
         eps: outer.w_min,
@@ -155,21 +205,32 @@ fn record_weights(run: &mut Run, batch: &Batch, horizons: usize) -> Result<(), E
         entropy_floor: 0.0,
         blend: 1.0,
     };
-    let scores = run.upstream("rho1.excess")?;
-    let at = |places: &[usize], column: usize| -> Vec<f64> {
-        places
+    Ok(Rho1Scorer::new(
+        Arc::new(TokenScores::new(stored)),
+        rho1,
+        settings,
+    ))
+}
+
+/// Weights `[b, s, horizons]` for the policy's cross-entropy at a place and horizon.
+fn weigh(
+    scorer: &mut Rho1Scorer,
+    batch: &Batch,
+    horizons: usize,
+    policy_ce: impl Fn(usize, usize) -> f64,
+) -> Result<Values, Error> {
+    per_horizon(batch, horizons, |places, column| {
+        let target = |place: &usize| {
+            let (slot, j) = (place / batch.sequence, place % batch.sequence);
+            let index = j - batch.responses[slot].0;
+            Target { slot, index }
+        };
+        let targets: Vec<Target> = places.iter().map(target).collect();
+        let ce: Vec<f64> = places
             .iter()
-            .map(|p| scores.data[p * horizons + column])
-            .collect()
-    };
-    let continuous = per_horizon(batch, horizons, |places, column| {
-        let scores = at(places, column);
-        Ok(token_weights(&scores, &Whitening::of(&scores), &settings)?.weights)
-    })?;
-    let selected = per_horizon(batch, horizons, |places, column| {
-        Ok(topk(&at(places, column), outer.ratio, &settings)?.weights)
-    })?;
-    run.record("rho1.weight", continuous);
-    run.record("rho1.topk", selected);
-    Ok(())
+            .map(|place| policy_ce(*place, column))
+            .collect();
+        let horizon = Horizon::new(column + 1).expect("a column more than none");
+        Ok(scorer.weigh(horizon, &targets, Some(&ce))?)
+    })
 }

@@ -36,8 +36,10 @@ fn every_committed_case_passes_in_both_precisions_and_modes() {
         .collect();
     let expected = [
         "adamw",
+        "fv",
         "generate",
         "layout",
+        "lora",
         "nano",
         "nano-h4-mha",
         "passk",
@@ -52,10 +54,13 @@ fn every_committed_case_passes_in_both_precisions_and_modes() {
     }
 }
 
+fn compared(case: &str) -> Vec<(&'static str, usize)> {
+    let report = parity::run(&load(case), Precision::F32, Mode::Chained).expect("it runs");
+    report.stages.iter().map(|s| (s.name, s.compared)).collect()
+}
+
 #[test]
 fn nano_compares_thirteen_stages() {
-    let report = parity::run(&load("nano"), Precision::F32, Mode::Chained).unwrap();
-    let compared: Vec<_> = report.stages.iter().map(|s| (s.name, s.compared)).collect();
     let expected = [
         ("tokens", 4),
         ("rotary", 2),
@@ -71,7 +76,27 @@ fn nano_compares_thirteen_stages() {
         ("optimizer", 39),
         ("trace", 2),
     ];
-    assert_eq!(compared, expected);
+    assert_eq!(compared("nano"), expected);
+}
+
+#[test]
+fn lora_compares_the_adapters_of_every_matrix_and_no_gradient_of_the_base() {
+    let (blocks, matrices) = (3, 7);
+    let expected = [
+        ("tokens", 4),
+        ("rotary", 2),
+        ("embed", 1),
+        ("trunk", 3),
+        ("heads", 8),
+        ("token-loss", 2),
+        ("loss", 3),
+        ("gradients", blocks * matrices * 2),
+        ("merge", blocks * matrices + 2),
+        ("clip", 2),
+        ("optimizer", blocks * matrices * 2),
+        ("trace", 2),
+    ];
+    assert_eq!(compared("lora"), expected);
 }
 
 /// A case from outside the repository: beside the checkout, or where `WMTP_GOLDENS` says.
@@ -138,6 +163,19 @@ fn one_wrong_element_fails_at_its_stage_key_and_index() {
             assert_eq!(report.exit_code(), 1);
         }
     }
+}
+
+#[test]
+fn function_vectors_compare_every_step_from_the_trials_to_the_logits() {
+    let expected = [
+        ("trials", 1),
+        ("means", 1),
+        ("effects", 4),
+        ("top-heads", 2),
+        ("vector", 2),
+        ("injection", 6),
+    ];
+    assert_eq!(compared("fv"), expected);
 }
 
 fn first_reason(report: Report) -> (String, String) {

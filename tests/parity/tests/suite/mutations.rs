@@ -1,6 +1,6 @@
 //! Each deliberate fault of `spec/parity.md` 4.10 is reported at the stage that contains it.
 
-use parity::{Mode, Mutation, Precision, Report, Status};
+use parity::{Mode, Mutation, Precision, Report, StageReport, Status};
 
 use crate::cases::load;
 
@@ -103,15 +103,16 @@ fn a_clip_coefficient_without_its_epsilon_is_seen_in_f64_only() {
 }
 
 /// Missing gradients while every value up to the loss agrees to the bit with the sound run's.
-fn assert_cut(mutation: &Mutation, missing: usize, first: &str) {
+fn assert_cut(mutation: &Mutation, missing: usize, first: &str) -> StageReport {
     let report = assert_found(mutation, Precision::F32, "gradients", first);
     let sound = parity::run(&load("nano"), Precision::F32, Mode::Chained).expect("it runs");
     let place = place_of(&report, "gradients");
     assert_eq!(report.stages[..place], sound.stages[..place]);
-    let gradients = &report.stages[place];
+    let gradients = report.stages[place].clone();
     assert_eq!(gradients.compared, gradients.keys - missing, "{mutation:?}");
     let reason = report.first_divergence.map(|first| first.reason);
     assert_eq!(reason.as_deref(), Some("missing"));
+    gradients
 }
 
 #[test]
@@ -121,11 +122,14 @@ fn operations_without_a_backward_pass_are_found_by_the_names_that_miss_a_gradien
         38,
         "grad.extra_heads.0.attention.wk.weight",
     );
-    assert_cut(
+    let attention = assert_cut(
         &Mutation::FusedAttention,
         8,
         "grad.extra_heads.0.attention.wk.weight",
     );
+    // What flows through queries and keys is missing in the gradients of everything before them too.
+    let worst = attention.worst.expect("the others are compared");
+    assert!(attention.mismatched > 8 && worst.rel_l2 > 0.01, "{worst:?}");
     let one = "layers.0.attention.wq.weight";
     assert_cut(
         &Mutation::CutGradient(one.to_owned()),
@@ -142,4 +146,46 @@ fn isolated_mode_tells_a_wrong_stage_from_one_that_inherits() {
     let weighting = stage("weighting");
     assert!(weighting.mismatch_count > 0 && weighting.isolated == Some(Status::Pass));
     assert_eq!(stage("loss").isolated, None);
+}
+
+#[test]
+fn faults_of_the_adapters_are_found_where_they_are() {
+    for precision in [Precision::F32, Precision::F64] {
+        for mutation in [Mutation::LoraScale, Mutation::LoraSwap] {
+            assert_found_in("lora", &mutation, precision, "trunk", "trunk.0.attn_heads");
+        }
+        let first = "merged.extra_heads.0.attention.wk.weight";
+        assert_found_in("lora", &Mutation::LoraMerge, precision, "merge", first);
+        let leaked = "grad.output.weight";
+        let report = assert_found_in("lora", &Mutation::LoraLeak, precision, "gradients", leaked);
+        let reason = report.first_divergence.map(|first| first.reason);
+        assert_eq!(reason.as_deref(), Some("unexpected"));
+    }
+}
+
+#[test]
+fn stale_statistics_of_rho1_are_found_at_its_weights() {
+    for precision in [Precision::F32, Precision::F64] {
+        let mutation = Mutation::StaleStatistics;
+        assert_found_in("rho1", &mutation, precision, "weighting", "rho1.weight");
+    }
+}
+
+#[test]
+fn faults_of_function_vectors_are_found_at_the_step_that_has_them() {
+    for precision in [Precision::F32, Precision::F64] {
+        for (mutation, stage, key) in [
+            (Mutation::WordSlots, "means", "mean_activations"),
+            (Mutation::PatchSlot, "effects", "effect.average"),
+            (Mutation::AbsoluteRanking, "top-heads", "top.effects"),
+            (Mutation::HeadSpace, "vector", "fv_by_block_resid"),
+            (
+                Mutation::InjectBefore,
+                "injection",
+                "injected.head.1.logits.1",
+            ),
+        ] {
+            assert_found_in("fv", &mutation, precision, stage, key);
+        }
+    }
 }

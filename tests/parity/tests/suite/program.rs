@@ -67,28 +67,23 @@ fn all_runs_every_case_and_reports_each() {
 
 #[test]
 fn one_and_two_threads_give_the_same_report() {
-    let reports = ["1", "2"].map(|threads| {
+    let report = |case: &str, dtype: &str, threads: &str| {
         let dir = tempfile::tempdir().unwrap();
         let report = dir.path().to_str().unwrap();
-        for dtype in ["f32", "f64"] {
-            let output = command(&[
-                "--goldens",
-                GOLDENS,
-                "--case",
-                "nano",
-                "--dtype",
-                dtype,
-                "--report",
-                report,
-            ])
+        let args = ["--goldens", GOLDENS, "--case", case, "--dtype", dtype];
+        let output = command(&[&args[..], &["--report", report]].concat())
             .env("RAYON_NUM_THREADS", threads)
             .output()
             .unwrap();
-            assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-        }
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
         std::fs::read_to_string(dir.path().join("parity_report.json")).unwrap()
-    });
-    assert_eq!(reports[0], reports[1]);
+    };
+    for case in ["nano", "lora", "fv"] {
+        for dtype in ["f32", "f64"] {
+            let one = report(case, dtype, "1");
+            assert_eq!(one, report(case, dtype, "2"), "{case} {dtype}");
+        }
+    }
 }
 
 /// A copy of a committed case in which files may be changed.

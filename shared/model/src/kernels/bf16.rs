@@ -1,0 +1,381 @@
+//! Matrix products whose factors are rounded to bf16 and whose sums stay f32.
+//!
+//! Both factors are packed into panels of pairs along the inner dimension, as `VDPBF16PS` reads them: it adds two
+//! products to each of 16 sums at twice the rate of f32. A product of two bf16 numbers is exact in f32, so the plain
+//! loop gives the same bits wherever nothing is as small as a subnormal number, which the instruction takes for zero.
+
+use rayon::prelude::*;
+
+use super::{Matrix, MatrixMut, Write, vectorised};
+use crate::float::Float;
+
+/// Rows of a tile of sums: with [`COLS`] it fills 24 of the 32 vector registers.
+const ROWS: usize = 12;
+/// Columns of a tile of sums.
+const COLS: usize = 32;
+/// Pairs along the inner dimension that a tile takes at once, so that a panel of the right factor stays in the first
+/// cache.
+const PAIRS: usize = 192;
+/// Panels of the left factor that are packed at once, so that they stay in the second cache.
+const PANELS: usize = 21;
+
+/// The right factor `[depth, width]`, packed once for all rows of the left one.
+pub(crate) struct PackedRhs {
+    depth: usize,
+    width: usize,
+    /// Panel by panel of [`COLS`] columns, pair by pair.
+    panels: Vec<[u32; COLS]>,
+}
+
+impl PackedRhs {
+    pub(crate) fn new<T: Float>(rhs: Matrix<'_, T>) -> Self {
+        let (depth, width) = (rhs.rows, rhs.cols);
+        let pairs = depth.div_ceil(2);
+        let mut panels = vec![[0; COLS]; width.div_ceil(COLS) * pairs];
+        panels
+            .par_chunks_mut(pairs.max(1))
+            .enumerate()
+            .for_each(|(panel, out)| pack(rhs.transposed(), panel * COLS, 0, out));
+        Self {
+            depth,
+            width,
+            panels,
+        }
+    }
+
+    /// Depth and width.
+    pub(crate) fn sides(&self) -> (usize, usize) {
+        (self.depth, self.width)
+    }
+}
+
+/// `dst = lhs · rhs`, or `dst += …`, on one thread.
+pub(crate) fn matmul<T: Float>(
+    dst: MatrixMut<'_, T>,
+    lhs: Matrix<'_, T>,
+    rhs: &PackedRhs,
+    write: Write,
+) {
+    assert!(
+        lhs.cols == rhs.depth && dst.rows == lhs.rows && dst.cols == rhs.width,
+        "product of {}x{} and {}x{} into {}x{}",
+        lhs.rows,
+        lhs.cols,
+        rhs.depth,
+        rhs.width,
+        dst.rows,
+        dst.cols
+    );
+    let all_pairs = rhs.depth.div_ceil(2);
+    if all_pairs == 0 && write == Write::Replace {
+        for row in dst.data.chunks_mut(dst.row_stride).take(dst.rows) {
+            row[..dst.cols].fill(T::zero());
+        }
+    }
+    let tile = fastest_tile();
+    let mut packed = vec![[0; ROWS]; PANELS * PAIRS.min(all_pairs)];
+    let mut sums = [[0.0; COLS]; ROWS];
+    for first_pair in (0..all_pairs).step_by(PAIRS) {
+        let pairs = PAIRS.min(all_pairs - first_pair);
+        let write = if first_pair == 0 { write } else { Write::Add };
+        for top in (0..dst.rows).step_by(PANELS * ROWS) {
+            let height = (dst.rows - top).min(PANELS * ROWS);
+            let packed = &mut packed[..height.div_ceil(ROWS) * pairs];
+            for (panel, out) in packed.chunks_exact_mut(pairs).enumerate() {
+                pack(lhs, top + panel * ROWS, first_pair, out);
+            }
+            for (column, right) in rhs.panels.chunks_exact(all_pairs).enumerate() {
+                let right = &right[first_pair..][..pairs];
+                let left = column * COLS;
+                let across = COLS.min(dst.cols - left);
+                for (panel, lhs) in packed.chunks_exact(pairs).enumerate() {
+                    tile(lhs, right, &mut sums);
+                    let first_row = top + panel * ROWS;
+                    for (row, sums) in (first_row..dst.rows.min(first_row + ROWS)).zip(&sums) {
+                        let out = &mut dst.data[row * dst.row_stride + left..][..across];
+                        put(out, sums, write);
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn put<T: Float>(out: &mut [T], sums: &[f32; COLS], write: Write) {
+    for (out, sum) in out.iter_mut().zip(sums) {
+        let sum = T::of_single(*sum);
+        *out = if write == Write::Add { *out + sum } else { sum };
+    }
+}
+
+/// Packs `N` rows of `matrix` from `first` on, `out.len()` pairs of columns from `first_pair` on. What lies beyond the
+/// matrix is zero.
+fn pack<T: Float, const N: usize>(
+    matrix: Matrix<'_, T>,
+    first: usize,
+    first_pair: usize,
+    out: &mut [[u32; N]],
+) {
+    let rows = N.min(matrix.rows - first);
+    if rows < N || matrix.cols < 2 * (first_pair + out.len()) {
+        out.fill([0; N]);
+    }
+    let start = first * matrix.row_stride + 2 * first_pair * matrix.col_stride;
+    let data = &matrix.data[start..];
+    let columns = (matrix.cols - 2 * first_pair).min(2 * out.len());
+    vectorised(
+        #[inline(always)]
+        || {
+            if matrix.col_stride == 1 {
+                let mut line = [0; PAIRS];
+                for (row, data) in data.chunks(matrix.row_stride.max(1)).take(rows).enumerate() {
+                    for (out, data) in out.chunks_mut(PAIRS).zip(data[..columns].chunks(2 * PAIRS))
+                    {
+                        round_row(data, &mut line);
+                        for (out, pair) in out.iter_mut().zip(&line) {
+                            out[row] = *pair;
+                        }
+                    }
+                }
+            } else {
+                let zeros = [T::zero(); N];
+                for (pair, out) in out.iter_mut().enumerate() {
+                    let line = |column: usize| {
+                        let start = column * matrix.col_stride;
+                        if column < columns && matrix.row_stride == 1 {
+                            &data[start..][..rows]
+                        } else {
+                            &zeros[..rows]
+                        }
+                    };
+                    let (even, odd) = (line(2 * pair), line(2 * pair + 1));
+                    for ((out, even), odd) in out.iter_mut().zip(even).zip(odd) {
+                        *out = joined(*even, *odd);
+                    }
+                }
+            }
+        },
+    );
+}
+
+/// Rounds a row and joins its numbers in pairs; an odd end is paired with zero.
+#[inline(always)]
+fn round_row<T: Float>(row: &[T], line: &mut [u32; PAIRS]) {
+    let (pairs, rest) = row.as_chunks::<2>();
+    for (out, [even, odd]) in line.iter_mut().zip(pairs) {
+        *out = joined(*even, *odd);
+    }
+    if let [last] = rest {
+        line[pairs.len()] = joined(*last, T::zero());
+    }
+}
+
+#[inline(always)]
+fn joined<T: Float>(even: T, odd: T) -> u32 {
+    rounded(even.single()) >> 16 | rounded(odd.single()) & 0xffff_0000
+}
+
+/// The nearest bf16 number, ties to even, in the upper half; NaN stays NaN.
+#[inline(always)]
+fn rounded(x: f32) -> u32 {
+    let bits = x.to_bits();
+    if x.is_nan() {
+        bits | 0x0040_0000
+    } else {
+        bits + 0x7fff + (bits >> 16 & 1)
+    }
+}
+
+/// Sums of one tile: `[ROWS, COLS]` over all pairs.
+type Tile = fn(&[[u32; ROWS]], &[[u32; COLS]], &mut [[f32; COLS]; ROWS]);
+
+/// Whether this processor multiplies bf16 numbers itself.
+pub(crate) fn native() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bf16")
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        false
+    }
+}
+
+fn fastest_tile() -> Tile {
+    #[cfg(target_arch = "x86_64")]
+    if native() {
+        return x86::tile;
+    }
+    plain_tile
+}
+
+fn plain_tile(lhs: &[[u32; ROWS]], rhs: &[[u32; COLS]], sums: &mut [[f32; COLS]; ROWS]) {
+    vectorised(
+        #[inline(always)]
+        || {
+            *sums = [[0.0; COLS]; ROWS];
+            let (even, odd) = (
+                |pair: u32| f32::from_bits(pair << 16),
+                |pair: u32| f32::from_bits(pair & 0xffff_0000),
+            );
+            for (lhs, rhs) in lhs.iter().zip(rhs) {
+                for (sums, lhs) in sums.iter_mut().zip(lhs) {
+                    for (sum, rhs) in sums.iter_mut().zip(rhs) {
+                        *sum += odd(*lhs) * odd(*rhs);
+                        *sum += even(*lhs) * even(*rhs);
+                    }
+                }
+            }
+        },
+    );
+}
+
+#[cfg(target_arch = "x86_64")]
+#[expect(
+    unsafe_code,
+    reason = "vector registers are made of arrays, and the instruction is called where it was found"
+)]
+mod x86 {
+    use std::arch::x86_64::{
+        __m512, __m512bh, _mm512_dpbf16_ps, _mm512_set1_epi32, _mm512_setzero_ps,
+    };
+    use std::mem::transmute;
+
+    use super::{COLS, ROWS};
+
+    pub(super) fn tile(lhs: &[[u32; ROWS]], rhs: &[[u32; COLS]], sums: &mut [[f32; COLS]; ROWS]) {
+        assert!(super::native(), "a processor with AVX512-BF16");
+        // SAFETY: the processor has both features (above).
+        unsafe { on_avx512(lhs, rhs, sums) }
+    }
+
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    fn on_avx512(lhs: &[[u32; ROWS]], rhs: &[[u32; COLS]], sums: &mut [[f32; COLS]; ROWS]) {
+        let mut tile = [[_mm512_setzero_ps(); 2]; ROWS];
+        for (lhs, rhs) in lhs.iter().zip(rhs) {
+            // SAFETY: 64 bytes of plain numbers on both sides, every pattern of which is a value.
+            let [left, right] = unsafe { transmute::<[u32; COLS], [__m512bh; 2]>(*rhs) };
+            for (sums, pair) in tile.iter_mut().zip(lhs) {
+                // SAFETY: as above.
+                let pair: __m512bh = unsafe { transmute(_mm512_set1_epi32(*pair as i32)) };
+                sums[0] = _mm512_dpbf16_ps(sums[0], pair, left);
+                sums[1] = _mm512_dpbf16_ps(sums[1], pair, right);
+            }
+        }
+        // SAFETY: as above.
+        *sums = unsafe { transmute::<[[__m512; 2]; ROWS], [[f32; COLS]; ROWS]>(tile) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn numbers(seed: u32, len: usize) -> Vec<f32> {
+        let mut state = seed;
+        let next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (f64::from(state) / f64::from(u32::MAX) - 0.5) as f32
+        };
+        std::iter::repeat_with(next).take(len).collect()
+    }
+
+    fn bf16(x: f32) -> f64 {
+        f64::from(f32::from_bits(rounded(x) & 0xffff_0000))
+    }
+
+    #[test]
+    fn rounding_is_to_the_nearest_and_ties_to_even() {
+        let of = |x: f32| f32::from_bits(rounded(x) & 0xffff_0000);
+        assert_eq!(of(1.0), 1.0);
+        // The numbers next to 1 are 1/128 apart.
+        assert_eq!(of(1.0 + 1.0 / 256.0), 1.0);
+        assert_eq!(of(1.0 + 3.0 / 256.0), 1.0 + 2.0 / 128.0);
+        assert_eq!(of(1.0 + 1.1 / 256.0), 1.0 + 1.0 / 128.0);
+        assert_eq!(of(-0.0).to_bits(), (-0.0f32).to_bits());
+        assert!(of(f32::from_bits(0x7f80_0001)).is_nan() && of(f32::NAN).is_nan());
+        assert_eq!(of(f32::INFINITY), f32::INFINITY);
+        assert_eq!(of(f32::MAX), f32::INFINITY);
+    }
+
+    #[test]
+    fn products_equal_those_of_the_rounded_factors_in_every_layout() {
+        for (m, n, k) in [
+            (1, 1, 1),
+            (13, 33, 7),
+            (30, 70, 500),
+            (260, 40, 3),
+            (12, 32, 0),
+        ] {
+            let (a, b) = (numbers(1, m * k), numbers(2, k * n));
+            let start = numbers(3, m * n);
+            let expected = |i: usize, j: usize| -> f64 {
+                (0..k)
+                    .map(|p| bf16(a[i * k + p]) * bf16(b[p * n + j]))
+                    .sum()
+            };
+            let turned = |x: &[f32], rows: usize, cols: usize| -> Vec<f32> {
+                (0..rows * cols)
+                    .map(|at| x[at % rows * cols + at / rows])
+                    .collect()
+            };
+            let (a_turned, b_turned) = (turned(&a, m, k), turned(&b, k, n));
+            let lefts = [
+                Matrix::new(&a, m, k, k),
+                Matrix::new(&a_turned, k, m, m).transposed(),
+            ];
+            let rights = [
+                Matrix::new(&b, k, n, n),
+                Matrix::new(&b_turned, n, k, k).transposed(),
+            ];
+            let mut first = None;
+            for (left, right) in lefts
+                .iter()
+                .flat_map(|l| rights.iter().map(move |r| (*l, *r)))
+            {
+                let rhs = PackedRhs::new(right);
+                for write in [Write::Replace, Write::Add] {
+                    let mut out = start.clone();
+                    matmul(MatrixMut::new(&mut out, m, n, n), left, &rhs, write);
+                    for (at, found) in out.iter().enumerate() {
+                        let before = if write == Write::Add { start[at] } else { 0.0 };
+                        let sum = f64::from(before) + expected(at / n, at % n);
+                        let gap = (f64::from(*found) - sum).abs();
+                        assert!(
+                            gap < 2e-5,
+                            "{m}x{n}x{k} {write:?} at {at}: {found} not {sum}"
+                        );
+                    }
+                    if write == Write::Replace {
+                        assert_eq!(&out, first.get_or_insert_with(|| out.clone()));
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_instruction_gives_the_bits_of_the_plain_loop() {
+        if !native() {
+            return;
+        }
+        let pack_of = |seed, width: usize| -> Vec<u32> {
+            let numbers = numbers(seed, 2 * 300 * width);
+            numbers
+                .as_chunks()
+                .0
+                .iter()
+                .map(|[even, odd]| joined(*even, *odd))
+                .collect()
+        };
+        let (lhs, rhs) = (pack_of(4, ROWS), pack_of(5, COLS));
+        let (lhs, rhs) = (lhs.as_chunks().0, rhs.as_chunks().0);
+        let (mut plain, mut fast) = ([[0.0; COLS]; ROWS], [[0.0; COLS]; ROWS]);
+        plain_tile(lhs, rhs, &mut plain);
+        fastest_tile()(lhs, rhs, &mut fast);
+        assert_eq!(
+            plain.map(|row| row.map(f32::to_bits)),
+            fast.map(|row| row.map(f32::to_bits))
+        );
+    }
+}

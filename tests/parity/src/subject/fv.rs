@@ -1,0 +1,203 @@
+//! Function vectors of fixed trials: mean head activations, indirect effects, top heads, the vector, its injection.
+
+use candle_core::Tensor;
+use serde::Deserialize;
+use wmtp_model::function_vectors::{
+    BlockAt, FunctionVector, IndirectEffects, Prompt, TopHead, Trial, Trials, indirect_effects,
+    injected_logits, mean_head_activations, top_heads,
+};
+use wmtp_model::{Horizon, MtpModel, Params};
+
+use super::batch::{ModelConfig, shared_rotary};
+use super::{Mutation, Run};
+use crate::{Error, Precision, Values};
+
+#[derive(Deserialize)]
+struct Config {
+    trial_ids: Vec<u64>,
+    top_k: usize,
+    coefficient: f64,
+}
+
+pub(super) fn run(run: &mut Run) -> Result<(), Error> {
+    let params = run.case.config::<ModelConfig>()?.params(run.case)?;
+    let config: Config = run.case.config()?;
+    let model = MtpModel::frozen(&params, &run.store(&params, "")?)?;
+    let model = model.with_rotary(shared_rotary(run.case)?);
+    let trials = trials(run, &config.trial_ids)?;
+    record_keys(run, &trials);
+    let means = mean_head_activations(&model, &trials)?;
+    run.record("mean_activations", Values::of(&means)?);
+    record_effects(run, &model, &trials)?;
+    record_top_heads(run, &params, config.top_k)?;
+    record_vector(run, &model)?;
+    record_injection(run, &model, &trials, config.coefficient)
+}
+
+fn trials(run: &Run, ids: &[u64]) -> Result<Trials, Error> {
+    let trial = |(index, id): (usize, &u64)| {
+        let input = |name: &str| run.case.input(&format!("trial.{index}.{name}"));
+        let tokens = |name: &str| Ok::<_, Error>(input(name)?.ids());
+        let mut slots: Vec<usize> = input("slots")?.data.iter().map(|s| *s as usize).collect();
+        if run.has(&Mutation::WordSlots) {
+            leave_words(&mut slots);
+        }
+        Ok(Trial {
+            id: *id,
+            clean: Prompt::new(tokens("clean")?, slots)?,
+            corrupted: tokens("corrupted")?,
+            answer: tokens("answer")?,
+        })
+    };
+    let trials = ids.iter().enumerate().map(trial);
+    Ok(Trials::new(trials.collect::<Result<_, Error>>()?)?)
+}
+
+/// The last token of every word of several goes to the slot behind it.
+fn leave_words(slots: &mut [usize]) {
+    for i in (1..slots.len()).rev() {
+        if slots[i] == slots[i - 1] {
+            slots[i] += 1;
+        }
+    }
+}
+
+/// The key of every row about a trial: its id and its place.
+fn record_keys(run: &mut Run, trials: &Trials) {
+    let key = |(index, trial): (usize, &Trial)| [trial.id as f64, index as f64];
+    let keys = Values {
+        shape: vec![trials.iter().len(), 2],
+        data: trials.iter().enumerate().flat_map(key).collect(),
+    };
+    run.record("trial.key", keys);
+}
+
+/// What later stages take for `key`, as a tensor.
+fn upstream(run: &Run, key: &str, precision: Precision) -> Result<Tensor, Error> {
+    Ok(run.upstream(key)?.tensor(precision.dtype())?)
+}
+
+fn record_effects(run: &mut Run, model: &MtpModel, trials: &Trials) -> Result<(), Error> {
+    let mut means = upstream(run, "mean_activations", run.precision)?;
+    if run.has(&Mutation::PatchSlot) {
+        means = means.narrow(2, 0, means.dim(2)? - 1)?;
+    }
+    let effects = indirect_effects(model, trials, &means)?;
+    let defined = effects.base.eq(&effects.base)?;
+    run.record("effect.defined", Values::of(&defined)?);
+    run.record("effect.base", known(&effects.base)?);
+    run.record("effect.indirect", known(&effects.change)?);
+
+    let change = upstream(run, "effect.indirect", Precision::F64)?;
+    let shape = change.shape();
+    let undefined = (change.zeros_like()? * f64::NAN)?;
+    let (trials, horizons) = defined.dims2()?;
+    let defined = defined.reshape((trials, 1, 1, horizons))?;
+    let change = defined
+        .broadcast_as(shape)?
+        .where_cond(&change, &undefined)?;
+    let average = IndirectEffects { change, ..effects }.average()?;
+    run.record("effect.average", Values::of(&average)?);
+    Ok(())
+}
+
+/// The golden has 0 where a number is not defined.
+fn known(numbers: &Tensor) -> Result<Values, Error> {
+    let mut values = Values::of(numbers)?;
+    let undefined = values.data.iter_mut().filter(|x| x.is_nan());
+    undefined.for_each(|x| *x = 0.0);
+    Ok(values)
+}
+
+fn record_top_heads(run: &mut Run, params: &Params, count: usize) -> Result<(), Error> {
+    let mut average = upstream(run, "effect.average", Precision::F64)?;
+    if run.has(&Mutation::AbsoluteRanking) {
+        average = average.abs()?;
+    }
+    let next = Horizon::new(1).expect("1 is a horizon");
+    let top = top_heads(params, &average, next, count)?;
+    let heads = Values {
+        shape: vec![count, 2],
+        data: top
+            .iter()
+            .flat_map(|top| [top.block as f64, top.head as f64])
+            .collect(),
+    };
+    run.record("top.heads", heads);
+    run.record(
+        "top.effects",
+        Values::vector(top.iter().map(|top| top.effect).collect()),
+    );
+    Ok(())
+}
+
+fn record_vector(run: &mut Run, model: &MtpModel) -> Result<(), Error> {
+    let means = upstream(run, "mean_activations", run.precision)?;
+    let heads = run.upstream("top.heads")?.data.chunks_exact(2);
+    let heads: Vec<TopHead> = heads
+        .map(|pair| TopHead {
+            block: pair[0] as usize,
+            head: pair[1] as usize,
+            effect: f64::NAN,
+        })
+        .collect();
+    let mut vector = FunctionVector::of(model, &means, &heads)?;
+    if run.has(&Mutation::HeadSpace) {
+        vector = unprojected(model.params(), &means, &heads)?;
+    }
+    run.record("fv_by_block_resid", Values::of(&vector.by_block)?);
+    run.record("fv_resid", Values::of(&vector.resid)?);
+    Ok(())
+}
+
+/// The mean activations of the heads, side by side, as if they were of the residual stream.
+fn unprojected(
+    params: &Params,
+    means: &Tensor,
+    heads: &[TopHead],
+) -> Result<FunctionVector, Error> {
+    let last = means.narrow(2, means.dim(2)? - 1, 1)?.squeeze(2)?;
+    let mut kept = vec![0.0; last.elem_count() / params.head_dim()];
+    for top in heads {
+        kept[top.block * params.n_heads + top.head] = 1.0;
+    }
+    let shape = (BlockAt::all(params).len(), params.n_heads, 1);
+    let kept = Tensor::from_vec(kept, shape, means.device())?.to_dtype(means.dtype())?;
+    let by_block = last.broadcast_mul(&kept)?.flatten_from(1)?;
+    Ok(FunctionVector {
+        resid: by_block.sum(0)?,
+        by_block,
+    })
+}
+
+/// Logits `[trials, v]` of the shuffled prompts with the vector behind each block.
+fn record_injection(
+    run: &mut Run,
+    model: &MtpModel,
+    trials: &Trials,
+    coefficient: f64,
+) -> Result<(), Error> {
+    let vector = upstream(run, "fv_resid", run.precision)?;
+    let mut before = None;
+    for block in BlockAt::all(model.params()) {
+        let early = before.filter(|_| run.has(&Mutation::InjectBefore));
+        let mut by_horizon = vec![Vec::new(); model.params().n_future_tokens];
+        for trial in trials.iter() {
+            let at = early.unwrap_or(block);
+            for (k, logits) in injected_logits(model, &trial.corrupted, at, &vector, coefficient)? {
+                by_horizon[k.get() - 1].push(logits);
+            }
+        }
+        for horizon in model.params().horizons().filter(|k| block.reaches(*k)) {
+            let logits = Tensor::stack(&by_horizon[horizon.get() - 1], 0)?;
+            run.record(
+                format!("injected.{block}.logits.{horizon}"),
+                Values::of(&logits)?,
+            );
+        }
+        if let BlockAt::Trunk(_) = block {
+            before = Some(block);
+        }
+    }
+    Ok(())
+}
