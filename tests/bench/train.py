@@ -1,10 +1,11 @@
 """`make bench-train`: whole MTP training steps, ours beside PyTorch's, on the same cores in turn.
 
-    python train.py TRAIN_RATE [--rounds 3] [--steps 6] [--threads N] [--sizes micro-a,demo,wide]
+    python train.py TRAIN_RATE [--rounds 3] [--steps 6] [--threads N] [--sizes micro-a,demo,wide] [--products f32,bf16]
 
 TRAIN_RATE is our binary (`cargo build --workspace --examples`). A step is forward, backward, clipping and AdamW of one
-MTP model with weighted cross-entropy over every head and token, in f32. PyTorch runs as its users would run it: fused
-attention, fused norm, fused AdamW; eager and compiled. Every round runs each contender once, in an order that turns;
+MTP model with weighted cross-entropy over every head and token, with f32 products and, where the processor multiplies
+bf16, with bf16 products too (PyTorch's autocast; weights and sums stay f32 on both sides). PyTorch runs as its users
+would run it: fused attention, fused norm, fused AdamW; eager and compiled. Every round runs each contender once, in an order that turns;
 the first two steps of a run warm up, the median of the others over all rounds is printed. The first losses of both
 sides are compared on equal weights by the parity goldens, not here.
 """
@@ -19,7 +20,7 @@ SIZES = {
 WARM_UP = 2
 
 
-def torch_steps(size, steps, compiled, threads):
+def torch_steps(size, steps, compiled, threads, products):
     """Seconds of each step of the same model in PyTorch."""
     import torch
     import torch.nn.functional as F
@@ -81,7 +82,8 @@ def torch_steps(size, steps, compiled, threads):
     secs = []
     for _ in range(steps):
         start = time.perf_counter()
-        loss = step_model(ids, weights, cos, sin)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=products == "bf16"):
+            loss = step_model(ids, weights, cos, sin)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -90,12 +92,13 @@ def torch_steps(size, steps, compiled, threads):
     return secs
 
 
-def matmul_peak(threads):
-    """GFLOP/s of PyTorch's f32 product of two 2,048 x 2,048 matrices, best of five."""
+def matmul_peak(threads, products):
+    """GFLOP/s of PyTorch's product of two 2,048 x 2,048 matrices, best of five."""
     import torch
 
     torch.set_num_threads(threads)
-    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
+    dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[products]
+    a, b = (torch.randn(2048, 2048).to(dtype) for _ in range(2))
     best = float("inf")
     for _ in range(5):
         start = time.perf_counter()
@@ -116,25 +119,32 @@ def worker(arguments):
     """Runs one PyTorch contender in a process of its own, so that none warms the other's caches."""
     size, steps, threads = SIZES[arguments.size], arguments.steps, arguments.threads
     if arguments.worker == "peak":
-        print(json.dumps(matmul_peak(threads)))
+        print(json.dumps(matmul_peak(threads, arguments.products)))
     else:
-        print(json.dumps(torch_steps(size, steps, arguments.worker == "compiled", threads)))
+        print(json.dumps(torch_steps(size, steps, arguments.worker == "compiled", threads, arguments.products)))
 
 
-def run_ours(binary, size, steps, threads):
+def run_ours(binary, size, steps, threads, products):
     env = os.environ | {"RAYON_NUM_THREADS": str(threads), "CANDLE_NUM_THREADS": "1", "MIMALLOC_PURGE_DELAY": "-1"}
-    found = subprocess.run([binary, *map(str, size), str(steps)], env=env, check=True, capture_output=True, text=True)
+    found = subprocess.run([binary, *map(str, size), str(steps), products], env=env, check=True, capture_output=True, text=True)
     return json.loads(found.stdout)["secs"]
 
 
-def run_torch(kind, name, steps, threads):
+def run_torch(kind, name, steps, threads, products):
     env = os.environ | {"OMP_NUM_THREADS": str(threads)}
-    command = [sys.executable, __file__, "-", "--worker", kind, "--size", name, "--steps", str(steps), "--threads", str(threads)]
+    command = [sys.executable, __file__, "-", "--worker", kind, "--size", name, "--products", products]
+    command += ["--steps", str(steps), "--threads", str(threads)]
     found = subprocess.run(command, env=env, capture_output=True, text=True)
     if found.returncode != 0:
         print(f"  PyTorch {kind} did not run: {found.stderr.strip().splitlines()[-1]}", file=sys.stderr)
         return None
     return json.loads(found.stdout)
+
+
+def default_products():
+    """bf16 as well where the processor has instructions for it."""
+    flags = pathlib.Path("/proc/cpuinfo").read_text() if os.path.exists("/proc/cpuinfo") else ""
+    return "f32,bf16" if "avx512_bf16" in flags or "amx_bf16" in flags else "f32"
 
 
 def main():
@@ -143,6 +153,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--products", default=default_products())
     parser.add_argument("--sizes", default=",".join(SIZES))
     parser.add_argument("--worker", choices=["eager", "compiled", "peak"])
     parser.add_argument("--size", choices=SIZES, default="micro-a")
@@ -151,14 +162,15 @@ def main():
         return worker(arguments)
     binary = str(pathlib.Path(arguments.binary).resolve())
     threads, steps = arguments.threads, arguments.steps + WARM_UP
-    print(f"f32, {threads} threads, median of {arguments.steps} steps in each of {arguments.rounds} rounds")
-    print(f"{'size':<10}{'ours':>9}{'eager':>9}{'compiled':>10}   tokens/s   {'/eager':>7}{'/compiled':>10}  of the matmul peak")
-    for name in arguments.sizes.split(","):
+    print(f"{threads} threads, median of {arguments.steps} steps in each of {arguments.rounds} rounds")
+    print(f"{'size':<14}{'ours':>9}{'eager':>9}{'compiled':>10}   tokens/s   {'/eager':>7}{'/compiled':>10}  of the matmul peak")
+    pairs = [(name, products) for products in arguments.products.split(",") for name in arguments.sizes.split(",")]
+    for name, products in pairs:
         size = SIZES[name]
         contenders = {
-            "ours": lambda: run_ours(binary, size, steps, threads),
-            "eager": lambda: run_torch("eager", name, steps, threads),
-            "compiled": lambda: run_torch("compiled", name, steps, threads),
+            "ours": lambda: run_ours(binary, size, steps, threads, products),
+            "eager": lambda: run_torch("eager", name, steps, threads, products),
+            "compiled": lambda: run_torch("compiled", name, steps, threads, products),
         }
         secs = {kind: [] for kind in contenders}
         peaks = []
@@ -167,14 +179,14 @@ def main():
             for kind in kinds[turn % 3 :] + kinds[: turn % 3]:
                 found = contenders[kind]()
                 secs[kind] += found[WARM_UP:] if found else []
-            peaks.append(run_torch("peak", name, steps, threads))
+            peaks.append(run_torch("peak", name, steps, threads, products))
         tokens = size[6] * size[7]
         rate = {kind: tokens / statistics.median(found) for kind, found in secs.items() if found}
         cell = lambda kind, width: f"{rate[kind]:>{width},.0f}" if kind in rate else f"{'-':>{width}}"
         ratio = lambda kind, width: f"{rate['ours'] / rate[kind]:>{width}.2f}" if kind in rate else f"{'-':>{width}}"
         share = rate["ours"] * flops_per_token(size) / statistics.median(peaks) / 1e9
         print(
-            f"{name:<10}{cell('ours', 9)}{cell('eager', 9)}{cell('compiled', 10)}              {ratio('eager', 7)}"
+            f"{name + ' ' + products:<14}{cell('ours', 9)}{cell('eager', 9)}{cell('compiled', 10)}              {ratio('eager', 7)}"
             f"{ratio('compiled', 10)}  {share:.0%} of {statistics.median(peaks):.0f} GFLOP/s",
             flush=True,
         )

@@ -8,7 +8,8 @@ use wmtp_recipe::seed::stream;
 use wmtp_records::{Split, jsonl};
 use wmtp_training::inference::{head_cross_entropies, mean};
 use wmtp_training::session::{
-    TOKENIZER_SHA256, check_vocabulary, drive, dtype, load_bundle, load_tokens, write_text,
+    TOKENIZER_SHA256, check_vocabulary, drive, dtype, load_bundle, load_tokens, products,
+    write_text,
 };
 use wmtp_training::{
     Error, OptimSettings, PolicySettings, PolicyTrainer, Rows, StepScorer, TokenScores, Trainer,
@@ -100,6 +101,7 @@ fn settings(recipe: &Recipe) -> PolicySettings {
         optim: OptimSettings::of(optim),
         epochs: reference.epochs,
         batch_sequences: reference.batch_sequences,
+        products: products(recipe.model.dtype),
         activation_bytes: optim.activation_bytes(),
         w_max: WeightSettings::default().w_max,
         order_seed: stream(recipe.seed, "stage1/order"),

@@ -11,7 +11,8 @@ use wmtp_recipe::seed::stream;
 use wmtp_recipe::{Recipe, ValueHeadKind, ValueObjective};
 use wmtp_records::{Record, Split, data_files, jsonl};
 use wmtp_training::session::{
-    TOKENIZER_SHA256, check_vocabulary, drive, dtype, load_bundle, load_tokens, write_text,
+    TOKENIZER_SHA256, check_vocabulary, drive, dtype, load_bundle, load_tokens, products,
+    write_text,
 };
 use wmtp_training::{
     Error, Judged, Objective, OptimSettings, Rows, Trainer, ValueParameters, ValueQuality,
@@ -161,6 +162,7 @@ fn settings(recipe: &Recipe) -> Result<ValueSettings, JobError> {
         optim: OptimSettings::of(optim),
         epochs: stage1.epochs,
         batch_sequences: stage1.batch_sequences,
+        products: products(recipe.model.dtype),
         order_seed: stream(recipe.seed, "stage1/order"),
     })
 }

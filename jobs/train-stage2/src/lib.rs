@@ -14,6 +14,7 @@ use wmtp_recipe::{Algo, Recipe};
 use wmtp_records::Split;
 use wmtp_training::session::{
     adapters, bundle, check_tokenizers, check_vocabulary, drive, dtype, load_bundle, load_tokens,
+    products,
 };
 use wmtp_training::{Error, OptimSettings, PolicySettings, PolicyTrainer, Rows};
 
@@ -198,6 +199,7 @@ fn settings(recipe: &Recipe) -> PolicySettings {
         optim: OptimSettings::of(optim),
         epochs: optim.epochs,
         batch_sequences: optim.batch_sequences,
+        products: products(recipe.model.dtype),
         activation_bytes: optim.activation_bytes(),
         w_max: recipe.weights.w_max,
         order_seed: stream(recipe.seed, "stage2/order"),

@@ -8,8 +8,8 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use crate::kernels::HeadLayout;
-use crate::ops::{self, AttentionSetup};
-use crate::{Horizon, MtpModel, ParamStore, Params, Rotary, loss};
+use crate::ops::{self, BlockSetup};
+use crate::{Horizon, MtpModel, ParamStore, Params, Products, Rotary, loss};
 
 fn rms_norm(x: &Tensor, w: &Tensor, eps: f64) -> Result<Tensor> {
     let scale = (x.sqr()?.mean_keepdim(D::Minus1)? + eps)?.sqrt()?.recip()?;
@@ -50,7 +50,7 @@ fn rotate(x: &Tensor, rotary: &Rotary) -> Result<Tensor> {
     Tensor::stack(&[first, second], 4)?.reshape((b, h, s, e))
 }
 
-fn attention_heads(x: &Tensor, packed: &Tensor, setup: &AttentionSetup) -> Result<Tensor> {
+fn attention_heads(x: &Tensor, packed: &Tensor, setup: &BlockSetup) -> Result<Tensor> {
     let (b, s, dim) = x.dims3()?;
     let HeadLayout {
         heads,
@@ -220,7 +220,7 @@ fn finite_differences(op: Op<'_>, x_shape: &[usize], w_shape: &[usize]) {
     }
 }
 
-fn setup(heads: usize, kv_heads: usize, head_dim: usize) -> AttentionSetup {
+fn setup(heads: usize, kv_heads: usize, head_dim: usize) -> BlockSetup {
     let params = Params {
         dim: heads * head_dim,
         n_heads: heads,
@@ -232,10 +232,11 @@ fn setup(heads: usize, kv_heads: usize, head_dim: usize) -> AttentionSetup {
         kv_heads,
         head_dim,
     };
-    AttentionSetup {
+    BlockSetup {
         layout,
         eps: 1e-5,
         rotary: Rotary::new(&params).into(),
+        products: Products::F32,
     }
 }
 
@@ -259,7 +260,7 @@ fn rms_norm_equals_its_twin() {
 #[test]
 fn feed_forward_equals_its_twin_over_several_tasks() {
     check(
-        &|x, w| ops::feed_forward(x, w, 1e-5),
+        &|x, w| ops::feed_forward(x, w, &setup(1, 1, 2)),
         &|x, w| feed_forward(x, w, 1e-5),
         &[3, 101, 12],
         &[12 + 3 * 12 * 20],
@@ -291,7 +292,7 @@ fn weighted_cross_entropy_equals_its_twin_and_reports_every_row() {
     let targets: Vec<u32> = (0..rows).map(|i| i * 7 % 19).collect();
     let weights: Vec<f64> = (0..rows).map(|i| f64::from(i % 4)).collect();
     let fused = |h: &Tensor, w: &Tensor| {
-        ops::linear_cross_entropy(h, w, &targets, &weights).map(|(sum, _)| sum)
+        ops::linear_cross_entropy(h, w, &targets, &weights, Products::F32).map(|(sum, _)| sum)
     };
     check(
         &fused,
@@ -304,7 +305,7 @@ fn weighted_cross_entropy_equals_its_twin_and_reports_every_row() {
         random(1, &[1100, 6], DType::F64),
         random(2, &[19, 6], DType::F64),
     );
-    let ce = loss::cross_entropy(&hidden, &w, &targets).unwrap();
+    let ce = loss::cross_entropy(&hidden, &w, &targets, Products::F32).unwrap();
     let only_first =
         weighted_cross_entropy(&hidden.narrow(0, 0, 1).unwrap(), &w, &targets[..1], &[1.0])
             .unwrap();
@@ -487,6 +488,31 @@ fn a_head_at_some_rows_is_that_head_at_every_row() {
             continue;
         };
         assert!(distance(found, expected) < 1e-12);
+    }
+}
+
+#[test]
+fn bf16_products_stay_within_their_rounding() {
+    let params = small();
+    let store = ParamStore::init(&params, 11, DType::F32, &Device::Cpu).unwrap();
+    let of = |products| {
+        let model = MtpModel::new(&params, &store)
+            .unwrap()
+            .with_products(products);
+        let (total, _) = small_loss(&model);
+        let grads = total.backward().unwrap();
+        (total.to_scalar::<f32>().unwrap(), grads)
+    };
+    let ((full, full_grads), (half, half_grads)) = (of(Products::F32), of(Products::Bf16));
+    assert!(
+        full != half && (full - half).abs() < 2e-3,
+        "{full} and {half}"
+    );
+    for (name, var) in store.iter() {
+        let (full, half) = (full_grads.get(var).unwrap(), half_grads.get(var).unwrap());
+        // Eight bits: single products err by up to 2^-7 of themselves, and a gradient passes a dozen of them.
+        let gap = distance(half, full);
+        assert!(gap < 4e-2, "{name}: {gap}");
     }
 }
 

@@ -15,6 +15,10 @@ pub(crate) trait Float: WithDType + Neg<Output = Self> {
     fn exp_fast(self) -> Self;
     /// Square root.
     fn root(self) -> Self;
+    /// The nearest f32.
+    fn single(self) -> f32;
+    /// A f32 in this type.
+    fn of_single(x: f32) -> Self;
 }
 
 impl Float for f32 {
@@ -27,6 +31,16 @@ impl Float for f32 {
     fn root(self) -> Self {
         self.sqrt()
     }
+
+    #[inline(always)]
+    fn single(self) -> f32 {
+        self
+    }
+
+    #[inline(always)]
+    fn of_single(x: f32) -> Self {
+        x
+    }
 }
 
 impl Float for f64 {
@@ -38,6 +52,16 @@ impl Float for f64 {
     #[inline(always)]
     fn root(self) -> Self {
         self.sqrt()
+    }
+
+    #[inline(always)]
+    fn single(self) -> f32 {
+        self as f32
+    }
+
+    #[inline(always)]
+    fn of_single(x: f32) -> Self {
+        Self::from(x)
     }
 }
 

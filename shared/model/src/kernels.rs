@@ -9,6 +9,8 @@
 
 use crate::float::Float;
 
+pub(crate) mod bf16;
+
 /// Width of the partial sums of a reduction: fixed, so that the result does not depend on the processor.
 const LANES: usize = 16;
 
@@ -43,6 +45,11 @@ impl<'a, T> Matrix<'a, T> {
             row_stride: stride,
             col_stride: 1,
         }
+    }
+
+    /// Rows and columns.
+    pub(crate) fn sides(&self) -> (usize, usize) {
+        (self.rows, self.cols)
     }
 
     /// The transposed view.
@@ -92,7 +99,7 @@ fn assert_fits(len: usize, rows: usize, cols: usize, stride: usize) {
 }
 
 /// Whether a product replaces its destination or adds to it.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Write {
     Replace,
     Add,
@@ -196,24 +203,6 @@ pub(crate) fn turn<T: Float>(w: &[T], depth: usize, first: usize, turned: &mut [
             }
         }
     }
-}
-
-/// `out [rows, depth] = grad [rows, width] · w` with `w [width, depth]`.
-pub(crate) fn project_back<T: Float>(
-    out: &mut [T],
-    grad: &[T],
-    w: &[T],
-    width: usize,
-    depth: usize,
-) {
-    let rows = grad.len() / width;
-    matmul(
-        MatrixMut::new(out, rows, depth, depth),
-        Matrix::new(grad, rows, width, width),
-        Matrix::new(w, width, depth, depth),
-        T::one(),
-        Write::Replace,
-    );
 }
 
 /// Dot product in a fixed order.

@@ -36,6 +36,7 @@ pub use layout::{load_hugging_face, next_token, save_hugging_face};
 pub use lora::{Adapters, LoraSettings, LoraTarget};
 pub use model::MtpModel;
 pub use observer::{Observer, Point, Site, Unobserved};
+pub use ops::Products;
 pub use params::{Horizon, Params};
 pub use rotary::Rotary;
 pub use store::ParamStore;

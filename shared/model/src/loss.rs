@@ -4,7 +4,7 @@ use candle_core::Tensor;
 
 pub use crate::ops::LossGradients;
 
-use crate::{Error, Result, ops};
+use crate::{Error, Products, Result, ops};
 
 /// A weighted sum of cross-entropies and its terms.
 #[derive(Debug, Clone)]
@@ -36,7 +36,8 @@ pub fn weighted_cross_entropy(
     targets: &[u32],
     weights: &[f64],
 ) -> Result<WeightedLoss> {
-    let (sum, ce) = ops::linear_cross_entropy(hidden, unembedding, targets, weights)?;
+    let products = Products::F32;
+    let (sum, ce) = ops::linear_cross_entropy(hidden, unembedding, targets, weights, products)?;
     Ok(WeightedLoss { sum, ce })
 }
 
@@ -47,20 +48,27 @@ pub fn cross_entropy_gradients(
     unembedding: &Tensor,
     targets: &[u32],
     weights: &[f64],
+    products: Products,
 ) -> Result<LossGradients> {
     Ok(ops::cross_entropy_gradients(
         hidden,
         unembedding,
         targets,
         weights,
+        products,
     )?)
 }
 
 /// Cross-entropy of each row in nats, without a graph.
-pub fn cross_entropy(hidden: &Tensor, unembedding: &Tensor, targets: &[u32]) -> Result<Vec<f64>> {
+pub fn cross_entropy(
+    hidden: &Tensor,
+    unembedding: &Tensor,
+    targets: &[u32],
+    products: Products,
+) -> Result<Vec<f64>> {
     let weights = vec![0.0; targets.len()];
-    let (_, ce) =
-        ops::linear_cross_entropy(&hidden.detach(), &unembedding.detach(), targets, &weights)?;
+    let (hidden, unembedding) = (hidden.detach(), unembedding.detach());
+    let (_, ce) = ops::linear_cross_entropy(&hidden, &unembedding, targets, &weights, products)?;
     Ok(ce)
 }
 

@@ -7,12 +7,10 @@ use candle_core::{DType, Tensor};
 use crate::kernels::HeadLayout;
 use crate::loss::select_rows;
 use crate::observer::{Observer, Point, Site, Unobserved};
-use crate::ops::{
-    self, AttentionHeads, AttentionSetup, FeedForward, Layer, Linear, LowRank, RmsNorm,
-};
+use crate::ops::{self, AttentionHeads, BlockSetup, FeedForward, Layer, Linear, LowRank, RmsNorm};
 use crate::params::trunk_prefix;
 use crate::tape::{HeadTape, Operand};
-use crate::{Adapters, Error, Horizon, ParamStore, Params, Result, Rotary, TrunkTape};
+use crate::{Adapters, Error, Horizon, ParamStore, Params, Products, Result, Rotary, TrunkTape};
 
 /// Whether a model's tensors take gradients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,7 +96,7 @@ impl Block {
     fn forward<O: Observer>(
         &self,
         x: &Tensor,
-        setup: &AttentionSetup,
+        setup: &BlockSetup,
         site: impl Fn(Point) -> Site,
         observer: &mut O,
     ) -> Result<Tensor> {
@@ -112,7 +110,7 @@ impl Block {
         &self,
         x: &Tensor,
         rows: &[u32],
-        setup: &AttentionSetup,
+        setup: &BlockSetup,
         site: impl Fn(Point) -> Site,
     ) -> Result<Tensor> {
         let heads = select_rows(&self.attention_heads(x, setup)?, rows)?;
@@ -124,40 +122,38 @@ impl Block {
         &self,
         x: &Tensor,
         heads: &Tensor,
-        setup: &AttentionSetup,
+        setup: &BlockSetup,
         site: impl Fn(Point) -> Site,
         observer: &mut O,
     ) -> Result<Tensor> {
-        let out = observer.observe(site(Point::AttnOut), self.attention_out(heads)?)?;
+        let out = self.attention_out(heads, setup.products)?;
+        let out = observer.observe(site(Point::AttnOut), out)?;
         let middle = (x + out)?;
         let resid = match &self.adapters.feed_forward {
             Some(low_rank) => {
-                ops::adapted_feed_forward(&middle, &self.feed_forward, low_rank, setup.eps)?
+                ops::adapted_feed_forward(&middle, &self.feed_forward, low_rank, setup)?
             }
-            None => ops::feed_forward(&middle, &packed(&self.feed_forward)?, setup.eps)?,
+            None => ops::feed_forward(&middle, &packed(&self.feed_forward)?, setup)?,
         };
         observer.observe(site(Point::Resid), resid)
     }
 
-    fn attention_heads(&self, x: &Tensor, setup: &AttentionSetup) -> Result<Tensor> {
+    fn attention_heads(&self, x: &Tensor, setup: &BlockSetup) -> Result<Tensor> {
         Ok(match &self.adapters.attention_in {
             Some(low_rank) => ops::adapted_attention_heads(x, &self.attention_in, low_rank, setup)?,
             None => ops::attention_heads(x, &packed(&self.attention_in)?, setup)?,
         })
     }
 
-    fn attention_out(&self, heads: &Tensor) -> Result<Tensor> {
+    fn attention_out(&self, heads: &Tensor, products: Products) -> Result<Tensor> {
         Ok(match &self.adapters.wo {
-            Some(low_rank) => ops::adapted_linear(heads, &self.wo, low_rank)?,
-            None => ops::linear(heads, &self.wo)?,
+            Some(low_rank) => ops::adapted_linear(heads, &self.wo, low_rank, products)?,
+            None => ops::linear_with(heads, &self.wo, products)?,
         })
     }
 
     /// Norm, q/k/v and attention, for a tape.
-    pub(crate) fn attention_layer(
-        &self,
-        setup: &AttentionSetup,
-    ) -> Result<(Box<dyn Layer>, Operand)> {
+    pub(crate) fn attention_layer(&self, setup: &BlockSetup) -> Result<(Box<dyn Layer>, Operand)> {
         let layer = AttentionHeads::new(setup, true);
         taped(
             layer,
@@ -167,14 +163,17 @@ impl Block {
     }
 
     /// The output projection, for a tape.
-    pub(crate) fn out_layer(&self) -> Result<(Box<dyn Layer>, Operand)> {
+    pub(crate) fn out_layer(&self, setup: &BlockSetup) -> Result<(Box<dyn Layer>, Operand)> {
         let parts = std::slice::from_ref(&self.wo);
-        taped(Linear, parts, self.adapters.wo.as_ref())
+        taped(Linear(setup.products), parts, self.adapters.wo.as_ref())
     }
 
     /// The feed-forward half with its residual sum, for a tape.
-    pub(crate) fn feed_forward_layer(&self, eps: f64) -> Result<(Box<dyn Layer>, Operand)> {
-        let layer = FeedForward::new(eps, true);
+    pub(crate) fn feed_forward_layer(
+        &self,
+        setup: &BlockSetup,
+    ) -> Result<(Box<dyn Layer>, Operand)> {
+        let layer = FeedForward::new(setup, true);
         taped(
             layer,
             &self.feed_forward,
@@ -217,7 +216,7 @@ pub(crate) struct Body {
     embeddings: Tensor,
     blocks: Vec<Block>,
     norm: Tensor,
-    setup: AttentionSetup,
+    setup: BlockSetup,
 }
 
 impl Body {
@@ -234,12 +233,17 @@ impl Body {
             embeddings: tracking.tensor(store, "tok_embeddings.weight")?,
             blocks: blocks.collect::<Result<_>>()?,
             norm: tracking.tensor(store, "norm.weight")?,
-            setup: AttentionSetup {
+            setup: BlockSetup {
                 layout,
                 eps: params.norm_eps,
                 rotary: Arc::new(Rotary::new(params)),
+                products: Products::F32,
             },
         })
+    }
+
+    pub(crate) fn set_products(&mut self, products: Products) {
+        self.setup.products = products;
     }
 
     pub(crate) fn set_rotary(&mut self, rotary: Rotary) {
@@ -274,7 +278,7 @@ impl Body {
         &self.embeddings
     }
 
-    pub(crate) fn setup(&self) -> &AttentionSetup {
+    pub(crate) fn setup(&self) -> &BlockSetup {
         &self.setup
     }
 
@@ -362,6 +366,18 @@ impl MtpModel {
         self
     }
 
+    /// Computes the products with weights in another way.
+    #[must_use]
+    pub fn with_products(mut self, products: Products) -> Self {
+        self.body.set_products(products);
+        self
+    }
+
+    /// How the products with weights are computed.
+    pub fn products(&self) -> Products {
+        self.body.setup.products
+    }
+
     /// The configuration.
     pub fn params(&self) -> &Params {
         &self.params
@@ -385,7 +401,7 @@ impl MtpModel {
 
     /// What a trunk block's attention writes for these outputs of its heads, `[b, s, n·e]` to `[b, s, d]`.
     pub(crate) fn trunk_attention_out(&self, block: usize, heads_bsd: &Tensor) -> Result<Tensor> {
-        self.body.blocks[block].attention_out(heads_bsd)
+        self.body.blocks[block].attention_out(heads_bsd, self.products())
     }
 
     /// Hidden state `[b, s, d]` of one head after the shared norm.

@@ -9,7 +9,7 @@ use candle_core::{DType, Tensor, TensorId};
 
 use crate::loss::select_rows;
 use crate::model::{Block, Body};
-use crate::ops::{AttentionSetup, Layer, Wanted, scatter_rows};
+use crate::ops::{BlockSetup, Layer, Wanted, scatter_rows};
 use crate::{Params, Result};
 
 /// The weights of one operation.
@@ -107,20 +107,15 @@ struct BlockPass {
 }
 
 impl BlockPass {
-    fn record(
-        block: &Block,
-        x: &Tensor,
-        rows: Option<&[u32]>,
-        setup: &AttentionSetup,
-    ) -> Result<Self> {
+    fn record(block: &Block, x: &Tensor, rows: Option<&[u32]>, setup: &BlockSetup) -> Result<Self> {
         let attention = Step::run(block.attention_layer(setup)?, x.clone())?;
         let (x, heads) = match rows {
             None => (x.clone(), attention.output.clone()),
             Some(rows) => (select_rows(x, rows)?, select_rows(&attention.output, rows)?),
         };
-        let out = Step::run(block.out_layer()?, heads)?;
+        let out = Step::run(block.out_layer(setup)?, heads)?;
         let middle = (x + &out.output)?;
-        let feed_forward = Step::run(block.feed_forward_layer(setup.eps)?, middle)?;
+        let feed_forward = Step::run(block.feed_forward_layer(setup)?, middle)?;
         Ok(Self {
             attention,
             rows: rows.map(<[u32]>::to_vec),
@@ -291,7 +286,7 @@ mod tests {
     use candle_core::{Device, Var};
 
     use super::*;
-    use crate::{Error, Horizon, MtpModel, ParamStore, loss};
+    use crate::{Error, Horizon, MtpModel, ParamStore, Products, loss};
 
     fn tiny() -> Params {
         Params {
@@ -373,7 +368,8 @@ mod tests {
         let tape = model.head_taped(horizon, &trunk, &rows).unwrap();
         assert_eq!(bits(tape.hidden()), bits(&hidden));
         let made =
-            loss::cross_entropy_gradients(tape.hidden(), output, &targets, &weights).unwrap();
+            loss::cross_entropy_gradients(tape.hidden(), output, &targets, &weights, Products::F32)
+                .unwrap();
         assert_eq!(made.ce, whole.ce);
         let of_output = made.unembedding.unwrap();
         assert_eq!(numbers(&of_output), numbers(expected.get(output).unwrap()));

@@ -114,6 +114,13 @@ impl ValueModel {
         Ok(Self { body, layers })
     }
 
+    /// Computes the products with the trunk's weights in another way.
+    #[must_use]
+    pub fn with_products(mut self, products: crate::Products) -> Self {
+        self.body.set_products(products);
+        self
+    }
+
     /// Uses rotary tables from outside.
     #[must_use]
     pub fn with_rotary(mut self, rotary: crate::Rotary) -> Self {

@@ -101,11 +101,7 @@ fn refusal(key: &str, value: &Value) -> Option<&'static str> {
     match (key, value.as_str()) {
         ("model.dtype", Some("f16" | "fp16" | "float16")) => Some(
             "f16 ends at 65504 and loses gradients below 6e-8, and nothing here scales the loss; weights stored as \
-             f16 are widened when they are read, so train in f32",
-        ),
-        ("model.dtype", Some("bf16" | "bfloat16")) => Some(
-            "bf16 keeps 8 bits, so that most updates would round to nothing without f32 master weights, which this \
-             release does not keep; weights stored as bf16 are widened when they are read, so train in f32",
+             f16 are widened when they are read, so train in f32 or bf16",
         ),
         ("lora.dropout", _) => Some(
             "adapters are trained without dropout: they are added to the weights, not run beside them",

@@ -1,7 +1,7 @@
 //! Our side of `make bench-train`: whole optimiser steps of one model, timed one by one.
 //!
-//! `train_rate DIM TRUNK HEADS FFN ATTENTION_HEADS VOCAB SEQUENCE BATCH STEPS [ACTIVATION_MIB]` prints one JSON object
-//! with the seconds and the loss of every step (forward, backward, clipping, AdamW).
+//! `train_rate DIM TRUNK HEADS FFN ATTENTION_HEADS VOCAB SEQUENCE BATCH STEPS f32|bf16 [ACTIVATION_MIB]` prints one JSON
+//! object with the seconds and the loss of every step (forward, backward, clipping, AdamW).
 
 use std::error::Error;
 use std::io::Write;
@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use candle_core::{DType, Device};
 use wmtp_data_sets::PaddedBatch;
-use wmtp_model::{Horizon, MtpModel, ParamStore, Params};
+use wmtp_model::{Horizon, MtpModel, ParamStore, Params, Products};
 use wmtp_training::engine::Engine;
 use wmtp_training::heads::{Learner, StepLoss, Target, accumulate};
 use wmtp_training::optimizer::parameters;
@@ -43,10 +43,20 @@ struct Size {
     sequence: usize,
     batch: usize,
     steps: usize,
+    products: Products,
     activation_bytes: Option<usize>,
 }
 
-fn size(arguments: &[usize]) -> Option<Size> {
+fn size(arguments: &[String]) -> Option<Size> {
+    let products = match arguments.get(9)?.as_str() {
+        "f32" => Products::F32,
+        "bf16" => Products::Bf16,
+        _ => return None,
+    };
+    let numbers = arguments.iter().enumerate().filter(|(at, _)| *at != 9);
+    let numbers: std::result::Result<Vec<usize>, _> =
+        numbers.map(|(_, text)| text.parse()).collect();
+    let numbers = numbers.ok()?;
     let (
         &[
             dim,
@@ -60,7 +70,7 @@ fn size(arguments: &[usize]) -> Option<Size> {
             steps,
         ],
         rest,
-    ) = arguments.split_first_chunk()?;
+    ) = numbers.split_first_chunk()?;
     let params = Params {
         dim,
         n_layers: trunk + heads,
@@ -79,6 +89,7 @@ fn size(arguments: &[usize]) -> Option<Size> {
         sequence,
         batch,
         steps,
+        products,
         activation_bytes: rest.first().map(|mib| mib << 20),
     })
 }
@@ -98,17 +109,14 @@ fn batch(size: &Size) -> PaddedBatch {
 }
 
 fn main() -> std::result::Result<(), Box<dyn Error>> {
-    let arguments: Vec<usize> = std::env::args()
-        .skip(1)
-        .map(|text| text.parse())
-        .collect::<std::result::Result<_, _>>()?;
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
     let size = size(&arguments).ok_or("usage: see the first lines of the source")?;
     // As in the jobs: the thread that asks for an operation works on it too.
     rayon::ThreadPoolBuilder::new()
         .use_current_thread()
         .build_global()?;
     let store = ParamStore::init(&size.params, 42, DType::F32, &Device::Cpu)?;
-    let model = MtpModel::new(&size.params, &store)?;
+    let model = MtpModel::new(&size.params, &store)?.with_products(size.products);
     let settings = OptimSettings {
         adamw: AdamWSettings {
             beta1: 0.9,

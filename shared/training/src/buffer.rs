@@ -2,9 +2,11 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::ops::AddAssign;
 use std::path::Path;
 
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
+use rayon::prelude::*;
 use safetensors::tensor::{Dtype, SafeTensors, View};
 
 use crate::error::{Error, Result};
@@ -85,15 +87,11 @@ impl Buffer {
         let range = layout.start_offset()..layout.start_offset() + tensor.elem_count();
         match (self, &*storage) {
             (Self::F32(sum), Storage::Cpu(CpuStorage::F32(values))) if sum.len() == range.len() => {
-                for (sum, value) in sum.iter_mut().zip(&values[range]) {
-                    *sum += value;
-                }
+                add_slices(sum, &values[range]);
                 Ok(())
             }
             (Self::F64(sum), Storage::Cpu(CpuStorage::F64(values))) if sum.len() == range.len() => {
-                for (sum, value) in sum.iter_mut().zip(&values[range]) {
-                    *sum += value;
-                }
+                add_slices(sum, &values[range]);
                 Ok(())
             }
             _ => Err(Error::BadData(format!(
@@ -125,6 +123,18 @@ impl Buffer {
             Self::F64(values) => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
         }
     }
+}
+
+/// Adds number by number, large slices in parallel.
+fn add_slices<T: Copy + AddAssign + Send + Sync>(sum: &mut [T], values: &[T]) {
+    const TASK: usize = 1 << 16;
+    sum.par_chunks_mut(TASK)
+        .zip(values.par_chunks(TASK))
+        .for_each(|(sum, values)| {
+            for (sum, value) in sum.iter_mut().zip(values) {
+                *sum += *value;
+            }
+        });
 }
 
 fn sum_of_squares<T: Copy + Into<f64>>(values: &[T]) -> f64 {

@@ -185,7 +185,8 @@ pub fn accumulate(
     let Learner {
         model, parameters, ..
     } = *learner;
-    let device = model.unembedding().device().clone();
+    let (output, products) = (model.unembedding(), model.products());
+    let device = output.device().clone();
     let num_kept = learner.num_kept(batch.rows * batch.width);
     let trunk = model.trunk_taped(&ids_tensor(batch, &device)?, num_kept)?;
     let active = loss.active() as f64;
@@ -198,7 +199,7 @@ pub fn accumulate(
         }
         let head = model.head_taped(horizon, trunk.output(), &targets.sources)?;
         let policy_ce = if scorer.needs_policy_ce() {
-            let ce = cross_entropy(head.hidden(), model.unembedding(), &targets.ids)?;
+            let ce = cross_entropy(head.hidden(), output, &targets.ids, products)?;
             if !ce.iter().all(|ce| ce.is_finite()) {
                 sums.weighted = f64::NAN;
                 return Ok(false);
@@ -210,8 +211,7 @@ pub fn accumulate(
         let weights = scorer.weigh(horizon, &targets.targets, policy_ce.as_deref())?;
         let share = 1.0 / (sums.count as f64 * active);
         let shares: Vec<f64> = weights.iter().map(|weight| weight * share).collect();
-        let made =
-            cross_entropy_gradients(head.hidden(), model.unembedding(), &targets.ids, &shares)?;
+        let made = cross_entropy_gradients(head.hidden(), output, &targets.ids, &shares, products)?;
         for (weight, ce) in weights.iter().zip(&made.ce) {
             sums.weighted += weight * ce;
             sums.unweighted += ce;
@@ -220,7 +220,7 @@ pub fn accumulate(
             return Ok(false);
         }
         if let Some(gradient) = &made.unembedding {
-            take(model.unembedding().id(), gradient)?;
+            take(output.id(), gradient)?;
         }
         let gradient = head.backward(&made.hidden, &mut take)?;
         trunk_gradient = Some(match trunk_gradient {

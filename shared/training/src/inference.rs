@@ -54,7 +54,7 @@ pub fn head_cross_entropies(
         }
         let trunk = model.trunk(&ids_tensor(&batch, model.unembedding().device())?)?;
         let hidden = model.head_hidden_at(horizon, &trunk, &targets.sources)?;
-        let losses = cross_entropy(&hidden, model.unembedding(), &targets.ids)?;
+        let losses = cross_entropy(&hidden, model.unembedding(), &targets.ids, model.products())?;
         for (target, loss) in targets.targets.iter().zip(losses) {
             answers[target.slot].push(loss);
         }

@@ -77,12 +77,13 @@ impl Gradients {
 
     /// Back to zero, for the next optimizer step.
     pub fn clear(&mut self) {
-        for (sum, touched) in self.sums.iter_mut().zip(&mut self.touched) {
+        let sums = self.sums.par_iter_mut().zip(&self.touched);
+        sums.for_each(|(sum, touched)| {
             if *touched {
                 sum.clear();
             }
-            *touched = false;
-        }
+        });
+        self.touched.fill(false);
     }
 
     /// Adds the gradient of one tensor; tensors that are none of these parameters are passed over.

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use wmtp_data_sets::{BatchPlan, TokenFile, pad_batch};
-use wmtp_model::{Adapters, Horizon, MtpModel, ParamStore, Params};
+use wmtp_model::{Adapters, Horizon, MtpModel, ParamStore, Params, Products};
 use wmtp_records::jsonl;
 use wmtp_weighting::{Histogram, WeightStats};
 
@@ -42,6 +42,8 @@ pub struct PolicySettings {
     pub epochs: f64,
     /// Sequences per optimizer step.
     pub batch_sequences: usize,
+    /// How products with weights are computed in training steps; validation is f32.
+    pub products: Products,
     /// Bytes that the trunk's activations may take, see [`Learner`].
     pub activation_bytes: Option<usize>,
     /// Upper end of the weight histogram.
@@ -314,7 +316,8 @@ impl<'a> PolicyTrainer<'a> {
             model: match adapters {
                 Some(adapters) => MtpModel::adapted(params, store, adapters)?,
                 None => MtpModel::new(params, store)?,
-            },
+            }
+            .with_products(settings.products),
             record: WeightRecord {
                 lines: String::new(),
                 histogram: Histogram::new(0.0, settings.w_max, BINS),

@@ -8,7 +8,7 @@ use serde_json::json;
 use wmtp_artifacts::fault;
 use wmtp_data_sets::TokenFile;
 use wmtp_job_kit::{JobError, Manifest, Run};
-use wmtp_model::{Adapters, LoraSettings, LoraTarget, ParamStore, Params};
+use wmtp_model::{Adapters, LoraSettings, LoraTarget, ParamStore, Params, Products};
 use wmtp_recipe::seed::stream;
 use wmtp_recipe::{Dtype, Optim, Recipe};
 use wmtp_records::{Split, data_files, jsonl};
@@ -31,11 +31,19 @@ pub mod bundle {
 /// Attribute that data sets, bundles and everything made from them carry.
 pub const TOKENIZER_SHA256: &str = "tokenizer_sha256";
 
-/// Precision that a recipe asks for.
+/// Precision of weights, sums and updates that a recipe asks for.
 pub fn dtype(dtype: Dtype) -> DType {
     match dtype {
-        Dtype::F32 => DType::F32,
+        Dtype::F32 | Dtype::Bf16 => DType::F32,
         Dtype::F64 => DType::F64,
+    }
+}
+
+/// Precision of the products with weights that a recipe asks for.
+pub fn products(dtype: Dtype) -> Products {
+    match dtype {
+        Dtype::F32 | Dtype::F64 => Products::F32,
+        Dtype::Bf16 => Products::Bf16,
     }
 }
 
@@ -130,6 +138,11 @@ pub fn check_tokenizers(one: (&str, &Manifest), other: (&str, &Manifest)) -> Res
 pub fn drive(trainer: &mut dyn Trainer, run: &Run, label: &str) -> Result<(), JobError> {
     if let Some((_, dir)) = run.latest_checkpoint()? {
         trainer.restore(&dir)?;
+    }
+    if !products(run.recipe().model.dtype).are_native() {
+        run.warning(
+            "this processor has no AVX512-BF16: `model.dtype: bf16` gives the same numbers here, but slower than f32",
+        );
     }
     let total = trainer.total_steps();
     let mut saving = Saving::new(&run.recipe().optim, run.elapsed());

@@ -9,7 +9,7 @@ use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use wmtp_data_sets::{PaddedBatch, TokenFile, pad_batch};
 use wmtp_model::loss::select_rows;
-use wmtp_model::{HeadKind, ParamStore, Params, ValueModel};
+use wmtp_model::{HeadKind, ParamStore, Params, Products, ValueModel};
 use wmtp_weighting::{gae, td_errors};
 
 use crate::buffer::Buffer;
@@ -80,6 +80,8 @@ pub struct ValueSettings {
     pub epochs: f64,
     /// Sequences per optimizer step.
     pub batch_sequences: usize,
+    /// How products with weights are computed in training steps; validation is f32.
+    pub products: Products,
     /// Seed of the order of rows.
     pub order_seed: u64,
 }
@@ -135,6 +137,7 @@ impl<'a> ValueTrainer<'a> {
             let model = ValueModel::frozen_trunk(params, settings.head, &store.trunk, &store.head)?;
             (model, Vec::new())
         };
+        let model = model.with_products(settings.products);
         trainable.extend(parameters(&store.head, settings.lr_head));
         let engine = Engine::new(trainable, &settings.optim, plan.len() as u64)?;
         Ok(Self {

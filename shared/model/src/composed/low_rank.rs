@@ -7,7 +7,7 @@ use super::{
     small_loss,
 };
 use crate::ops::{self, LowRank, Slot};
-use crate::{Adapters, LoraSettings, LoraTarget, MtpModel, ParamStore};
+use crate::{Adapters, LoraSettings, LoraTarget, MtpModel, ParamStore, Products};
 use candle_core::{DType, Device, Result, Tensor, Var};
 
 const RANK: usize = 3;
@@ -80,7 +80,7 @@ fn an_adapted_linear_is_a_linear_with_a_branch_of_its_own() {
         let x = random(1, &[3, 211, 7], dtype);
         let one = Adapted::new(2, 5, 7, dtype);
         let low_rank = low_rank(std::slice::from_ref(&one.weight), &[Some(&one)]);
-        let fused = ops::adapted_linear(&x, &one.weight, &low_rank).unwrap();
+        let fused = ops::adapted_linear(&x, &one.weight, &low_rank, Products::F32).unwrap();
         let branch = linear(&linear(&x, &one.a).unwrap(), &one.b).unwrap();
         let twin = (linear(&x, &one.weight).unwrap() + (branch * SCALE).unwrap()).unwrap();
         agree(&fused, &twin, &x, &[&one], tolerance);
@@ -113,7 +113,7 @@ fn an_adapted_feed_forward_equals_its_twin() {
         let w2 = Adapted::new(4, 12, 20, dtype);
         let parts = [&norm, &w1.weight, &w3.weight, &w2.weight].map(Tensor::clone);
         let low_rank = low_rank(&parts, &[None, Some(&w1), Some(&w3), Some(&w2)]);
-        let fused = ops::adapted_feed_forward(&x, &parts, &low_rank, 1e-5).unwrap();
+        let fused = ops::adapted_feed_forward(&x, &parts, &low_rank, &setup(1, 1, 2)).unwrap();
         let effective = packed(&[norm, w1.effective(), w3.effective(), w2.effective()]);
         let twin = feed_forward(&x, &effective, 1e-5).unwrap();
         agree(&fused, &twin, &x, &[&w1, &w3, &w2], tolerance);

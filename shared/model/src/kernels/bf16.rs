@@ -13,11 +13,12 @@ use crate::float::Float;
 const ROWS: usize = 12;
 /// Columns of a tile of sums.
 const COLS: usize = 32;
-/// Pairs along the inner dimension that a tile takes at once, so that a panel of the right factor stays in the first
-/// cache.
-const PAIRS: usize = 192;
-/// Panels of the left factor that are packed at once, so that they stay in the second cache.
+/// Pairs along the inner dimension that a tile takes at most, and panels of the left factor that are packed at once:
+/// together they stay in the second cache.
+const PAIRS: usize = 384;
 const PANELS: usize = 21;
+/// Pairs that are turned at once while packing.
+const TURN: usize = 16;
 
 /// The right factor `[depth, width]`, packed once for all rows of the left one.
 pub(crate) struct PackedRhs {
@@ -73,10 +74,12 @@ pub(crate) fn matmul<T: Float>(
         }
     }
     let tile = fastest_tile();
-    let mut packed = vec![[0; ROWS]; PANELS * PAIRS.min(all_pairs)];
+    // Parts of one size, so that none is too short to be worth its pass over the sums.
+    let part = all_pairs.div_ceil(all_pairs.div_ceil(PAIRS).max(1)).max(1);
+    let mut packed = vec![[0; ROWS]; PANELS * part];
     let mut sums = [[0.0; COLS]; ROWS];
-    for first_pair in (0..all_pairs).step_by(PAIRS) {
-        let pairs = PAIRS.min(all_pairs - first_pair);
+    for first_pair in (0..all_pairs).step_by(part) {
+        let pairs = part.min(all_pairs - first_pair);
         let write = if first_pair == 0 { write } else { Write::Add };
         for top in (0..dst.rows).step_by(PANELS * ROWS) {
             let height = (dst.rows - top).min(PANELS * ROWS);
@@ -91,21 +94,37 @@ pub(crate) fn matmul<T: Float>(
                 for (panel, lhs) in packed.chunks_exact(pairs).enumerate() {
                     tile(lhs, right, &mut sums);
                     let first_row = top + panel * ROWS;
-                    for (row, sums) in (first_row..dst.rows.min(first_row + ROWS)).zip(&sums) {
-                        let out = &mut dst.data[row * dst.row_stride + left..][..across];
-                        put(out, sums, write);
-                    }
+                    let rows = ROWS.min(dst.rows - first_row);
+                    let out = &mut dst.data[first_row * dst.row_stride + left..];
+                    put(out, dst.row_stride, across, &sums[..rows], write);
                 }
             }
         }
     }
 }
 
-fn put<T: Float>(out: &mut [T], sums: &[f32; COLS], write: Write) {
-    for (out, sum) in out.iter_mut().zip(sums) {
-        let sum = T::of_single(*sum);
-        *out = if write == Write::Add { *out + sum } else { sum };
-    }
+/// Writes the sums of a tile to the rows of `out`, which start `stride` apart and take `across` of its columns.
+fn put<T: Float>(out: &mut [T], stride: usize, across: usize, sums: &[[f32; COLS]], write: Write) {
+    vectorised(
+        #[inline(always)]
+        || {
+            for (out, sums) in out.chunks_mut(stride).zip(sums) {
+                let (out, sums) = (&mut out[..across], &sums[..across]);
+                match write {
+                    Write::Replace => {
+                        for (out, sum) in out.iter_mut().zip(sums) {
+                            *out = T::of_single(*sum);
+                        }
+                    }
+                    Write::Add => {
+                        for (out, sum) in out.iter_mut().zip(sums) {
+                            *out += T::of_single(*sum);
+                        }
+                    }
+                }
+            }
+        },
+    );
 }
 
 /// Packs `N` rows of `matrix` from `first` on, `out.len()` pairs of columns from `first_pair` on. What lies beyond the
@@ -125,48 +144,81 @@ fn pack<T: Float, const N: usize>(
     let columns = (matrix.cols - 2 * first_pair).min(2 * out.len());
     vectorised(
         #[inline(always)]
-        || {
-            if matrix.col_stride == 1 {
-                let mut line = [0; PAIRS];
-                for (row, data) in data.chunks(matrix.row_stride.max(1)).take(rows).enumerate() {
-                    for (out, data) in out.chunks_mut(PAIRS).zip(data[..columns].chunks(2 * PAIRS))
-                    {
-                        round_row(data, &mut line);
-                        for (out, pair) in out.iter_mut().zip(&line) {
-                            out[row] = *pair;
-                        }
-                    }
-                }
-            } else {
-                let zeros = [T::zero(); N];
-                for (pair, out) in out.iter_mut().enumerate() {
-                    let line = |column: usize| {
-                        let start = column * matrix.col_stride;
-                        if column < columns && matrix.row_stride == 1 {
-                            &data[start..][..rows]
-                        } else {
-                            &zeros[..rows]
-                        }
-                    };
-                    let (even, odd) = (line(2 * pair), line(2 * pair + 1));
-                    for ((out, even), odd) in out.iter_mut().zip(even).zip(odd) {
-                        *out = joined(*even, *odd);
-                    }
-                }
-            }
+        || match (matrix.row_stride, matrix.col_stride) {
+            (stride, 1) => pack_rows(data, stride, rows, columns, out),
+            (1, stride) => pack_columns(data, stride, rows, columns, out),
+            strides => unreachable!("a matrix or its transpose has a stride of 1, not {strides:?}"),
         },
     );
 }
 
-/// Rounds a row and joins its numbers in pairs; an odd end is paired with zero.
+/// Rows that are contiguous: a few pairs of all of them at a time, turned.
 #[inline(always)]
-fn round_row<T: Float>(row: &[T], line: &mut [u32; PAIRS]) {
-    let (pairs, rest) = row.as_chunks::<2>();
-    for (out, [even, odd]) in line.iter_mut().zip(pairs) {
-        *out = joined(*even, *odd);
+fn pack_rows<T: Float, const N: usize>(
+    data: &[T],
+    stride: usize,
+    rows: usize,
+    columns: usize,
+    out: &mut [[u32; N]],
+) {
+    let mut tile = [[0; TURN]; N];
+    for (part, out) in out.chunks_mut(TURN).enumerate() {
+        let first = part * 2 * TURN;
+        let wide = (columns - first).min(2 * TURN);
+        for (row, line) in tile[..rows].iter_mut().enumerate() {
+            let data = &data[row * stride + first..][..wide];
+            match data.as_chunks::<2>() {
+                (pairs, []) if pairs.len() == TURN => {
+                    for (out, [even, odd]) in line.iter_mut().zip(pairs) {
+                        *out = joined(*even, *odd);
+                    }
+                }
+                (pairs, rest) => {
+                    for (out, [even, odd]) in line.iter_mut().zip(pairs) {
+                        *out = joined(*even, *odd);
+                    }
+                    if let [last] = rest {
+                        line[pairs.len()] = joined(*last, T::zero());
+                    }
+                }
+            }
+        }
+        for (pair, out) in out.iter_mut().enumerate() {
+            for (out, line) in out.iter_mut().zip(&tile) {
+                *out = line[pair];
+            }
+        }
     }
-    if let [last] = rest {
-        line[pairs.len()] = joined(*last, T::zero());
+}
+
+/// Columns that are contiguous: two of them are joined. An odd last one is paired with zero.
+#[inline(always)]
+fn pack_columns<T: Float, const N: usize>(
+    data: &[T],
+    stride: usize,
+    rows: usize,
+    columns: usize,
+    out: &mut [[u32; N]],
+) {
+    let zeros = [T::zero(); N];
+    for (pair, out) in out.iter_mut().enumerate() {
+        let line = |column: usize| match data.get(column * stride..) {
+            Some(line) if column < columns => line,
+            _ => &zeros,
+        };
+        let (even, odd) = (line(2 * pair), line(2 * pair + 1));
+        // Whole lines have a length that the compiler knows.
+        if let (true, Some(even), Some(odd)) =
+            (rows == N, even.first_chunk::<N>(), odd.first_chunk::<N>())
+        {
+            for ((out, even), odd) in out.iter_mut().zip(even).zip(odd) {
+                *out = joined(*even, *odd);
+            }
+        } else {
+            for ((out, even), odd) in out[..rows].iter_mut().zip(even).zip(odd) {
+                *out = joined(*even, *odd);
+            }
+        }
     }
 }
 
@@ -179,11 +231,10 @@ fn joined<T: Float>(even: T, odd: T) -> u32 {
 #[inline(always)]
 fn rounded(x: f32) -> u32 {
     let bits = x.to_bits();
-    if x.is_nan() {
-        bits | 0x0040_0000
-    } else {
-        bits + 0x7fff + (bits >> 16 & 1)
-    }
+    // Only a NaN can overflow here, and is not taken. A checked sum would keep the loop from being vectorised.
+    let nearest = bits.wrapping_add(0x7fff).wrapping_add(bits >> 16 & 1);
+    let quiet = bits | 0x0040_0000;
+    if x.is_nan() { quiet } else { nearest }
 }
 
 /// Sums of one tile: `[ROWS, COLS]` over all pairs.

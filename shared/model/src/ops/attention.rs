@@ -8,31 +8,28 @@ use rayon::prelude::*;
 
 use super::low_rank::{AdapterGradient, Factors, Fused, LowRank};
 use super::{
-    Layer, Projection, Saved, TASK_ROWS, Wanted, add_partials, by_dtype, gradient, storage_of,
+    Layer, Products, Right, Saved, TASK_ROWS, Wanted, add_partials, by_dtype, gradient, storage_of,
     tensor_values, values, weight_gradient,
 };
 use crate::Rotary;
 use crate::float::Float;
 use crate::kernels::{
-    AttentionGrad, HeadLayout, Write, attention, attention_back, project_back, rms_norm,
-    rms_norm_again, rms_norm_back, rotate,
+    AttentionGrad, HeadLayout, Write, attention, attention_back, rms_norm, rms_norm_again,
+    rms_norm_back, rotate,
 };
 
-/// What an attention layer is, apart from its weights.
+/// What a block is, apart from its weights.
 #[derive(Debug, Clone)]
-pub(crate) struct AttentionSetup {
+pub(crate) struct BlockSetup {
     pub(crate) layout: HeadLayout,
     pub(crate) eps: f64,
     pub(crate) rotary: Arc<Rotary>,
+    pub(crate) products: Products,
 }
 
 /// Heads' outputs side by side, `[b, s, n·e]`, for `x [b, s, d]`. `packed` is the concatenation
 /// `[norm d | wq n·e·d | wk g·e·d | wv g·e·d]`.
-pub(crate) fn attention_heads(
-    x: &Tensor,
-    packed: &Tensor,
-    setup: &AttentionSetup,
-) -> Result<Tensor> {
+pub(crate) fn attention_heads(x: &Tensor, packed: &Tensor, setup: &BlockSetup) -> Result<Tensor> {
     let keep = x.track_op() || packed.track_op();
     x.contiguous()?
         .apply_op2(packed, AttentionHeads::new(setup, keep))
@@ -43,14 +40,14 @@ pub(crate) fn adapted_attention_heads(
     x: &Tensor,
     parts: &[Tensor; 4],
     low_rank: &LowRank,
-    setup: &AttentionSetup,
+    setup: &BlockSetup,
 ) -> Result<Tensor> {
     let keep = x.track_op() || low_rank.tracked();
     low_rank.apply(x, parts, AttentionHeads::new(setup, keep))
 }
 
 pub(crate) struct AttentionHeads {
-    setup: AttentionSetup,
+    setup: BlockSetup,
     /// Whether backward will follow.
     keep: bool,
     saved: Saved,
@@ -106,7 +103,7 @@ impl CustomOp2 for AttentionHeads {
 
 impl AttentionHeads {
     /// With `keep`, going back will follow.
-    pub(crate) fn new(setup: &AttentionSetup, keep: bool) -> Self {
+    pub(crate) fn new(setup: &BlockSetup, keep: bool) -> Self {
         Self {
             setup: setup.clone(),
             keep,
@@ -170,7 +167,12 @@ impl Fused for AttentionHeads {
         let (norm, weights) = packed.split_at(sizes.dim);
         let angles = self.angles::<T>(sequence);
         let (layout, rows) = (self.setup.layout, batch * sequence);
-        let into_qkv = Projection::new(weights, sizes.packed, sizes.dim, rows, sizes.task_rows);
+        let into_qkv = Right::transposed(
+            weights,
+            (sizes.packed, sizes.dim),
+            (rows, sizes.task_rows),
+            self.setup.products,
+        );
         let mut out = vec![T::zero(); rows * sizes.query];
         let mut inverse = vec![T::zero(); rows];
         let mut log_sums = vec![T::zero(); rows * layout.heads];
@@ -246,6 +248,8 @@ impl Fused for AttentionHeads {
         let (norm, weights) = tensor_values::<T>(&w_storage, w_layout)?.split_at(sizes.dim);
         let angles = self.angles::<T>(sequence);
 
+        let products = self.setup.products;
+        let into_qkv = Right::stored(weights, (sizes.packed, sizes.dim), products);
         let mut dx = vec![T::zero(); x_values.len()];
         let mut normed = vec![T::zero(); x_values.len()];
         let mut d_qkv = vec![T::zero(); context.qkv.len()];
@@ -287,7 +291,7 @@ impl Fused for AttentionHeads {
                 }
                 rms_norm_again(x, norm, inverse, normed);
                 let mut d_normed = vec![T::zero(); x.len()];
-                project_back(&mut d_normed, d_qkv, weights, sizes.packed, sizes.dim);
+                into_qkv.apply(&mut d_normed, d_qkv, Write::Replace);
                 rms_norm_back(&d_normed, x, norm, inverse, dx, partial);
             },
         );
@@ -308,11 +312,10 @@ impl Fused for AttentionHeads {
             add_partials(d_norm, &partials);
             weight_gradient(
                 d_weights,
-                &d_qkv,
-                sizes.packed,
-                &normed,
-                sizes.dim,
+                (&d_qkv, sizes.packed),
+                (&normed, sizes.dim),
                 Write::Replace,
+                products,
             );
             gradient(d_packed, packed)
         });

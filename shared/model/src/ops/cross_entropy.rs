@@ -7,10 +7,10 @@ use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::{
-    Projection, Saved, TASK_ROWS, by_dtype, gradient, storage_of, values, weight_gradient,
+    Products, Right, Saved, TASK_ROWS, by_dtype, gradient, storage_of, values, weight_gradient,
 };
 use crate::float::Float;
-use crate::kernels::{Write, exp_sum, maximum, project_back, vectorised};
+use crate::kernels::{Write, exp_sum, maximum, vectorised};
 
 /// Rows whose logits are held at once: enough for the product that makes the unembedding's gradient to run at full
 /// speed. A constant, so that the order of its sums depends on shapes alone.
@@ -23,11 +23,13 @@ pub(crate) fn linear_cross_entropy(
     unembedding: &Tensor,
     targets: &[u32],
     weights: &[f64],
+    products: Products,
 ) -> Result<(Tensor, Vec<f64>)> {
     let per_row = Arc::new(Mutex::new(Vec::new()));
     let op = LinearCrossEntropy {
         targets: targets.to_vec(),
         weights: weights.to_vec(),
+        products,
         keep: hidden.track_op() || unembedding.track_op(),
         keep_unembedding: unembedding.track_op(),
         per_row: Arc::clone(&per_row),
@@ -55,11 +57,13 @@ pub(crate) fn cross_entropy_gradients(
     unembedding: &Tensor,
     targets: &[u32],
     weights: &[f64],
+    products: Products,
 ) -> Result<LossGradients> {
     let per_row = Arc::new(Mutex::new(Vec::new()));
     let op = LinearCrossEntropy {
         targets: targets.to_vec(),
         weights: weights.to_vec(),
+        products,
         keep: true,
         keep_unembedding: unembedding.track_op(),
         per_row: Arc::clone(&per_row),
@@ -73,6 +77,7 @@ pub(crate) fn cross_entropy_gradients(
 struct LinearCrossEntropy {
     targets: Vec<u32>,
     weights: Vec<f64>,
+    products: Products,
     keep: bool,
     /// Whether backward will ask for the gradient of the unembedding.
     keep_unembedding: bool,
@@ -137,7 +142,9 @@ impl LinearCrossEntropy {
         let ((rows, dim), (vocab, w_dim)) = (h_layout.shape().dims2()?, w_layout.shape().dims2()?);
         self.check(rows, dim, vocab, w_dim)?;
         let (h, w) = (values::<T>(h, h_layout)?, values::<T>(w, w_layout)?);
-        let unembedding = Projection::new(w, vocab, dim, rows, TASK_ROWS);
+        let (sides, products) = ((vocab, dim), self.products);
+        let unembedding = Right::transposed(w, sides, (rows, TASK_ROWS), products);
+        let back = self.keep.then(|| Right::stored(w, sides, products));
         let mut per_row = vec![0.0; rows];
         let mut logits = vec![T::zero(); SPAN_ROWS.min(rows) * vocab];
         let mut d_hidden = vec![T::zero(); if self.keep { rows * dim } else { rows }];
@@ -164,8 +171,8 @@ impl LinearCrossEntropy {
                 .for_each(|(((((logits, hidden), targets), weights), ce), d_hidden)| {
                     unembedding.apply(logits, hidden, Write::Replace);
                     softmax_rows(logits, vocab, targets, weights, ce);
-                    if self.keep {
-                        project_back(d_hidden, logits, w, vocab, dim);
+                    if let Some(back) = &back {
+                        back.apply(d_hidden, logits, Write::Replace);
                     }
                 });
             if self.keep_unembedding {
@@ -174,7 +181,8 @@ impl LinearCrossEntropy {
                 } else {
                     Write::Add
                 };
-                weight_gradient(&mut d_w, logits, vocab, hidden, dim, write);
+                let (grad, input) = ((&*logits, vocab), (hidden, dim));
+                weight_gradient(&mut d_w, grad, input, write, products);
             }
         }
         if self.keep {

@@ -6,20 +6,18 @@ use rayon::prelude::*;
 
 use super::low_rank::{AdapterGradient, Factors, Fused, LowRank};
 use super::{
-    Layer, Projection, Saved, TASK_ROWS, Wanted, add_partials, by_dtype, gradient, rows_and_width,
-    storage_of, tensor_values, values, weight_gradient,
+    BlockSetup, Layer, Products, Right, Saved, TASK_ROWS, Wanted, add_partials, by_dtype, gradient,
+    rows_and_width, storage_of, tensor_values, values, weight_gradient,
 };
 use crate::float::Float;
-use crate::kernels::{
-    Write, project_back, rms_norm, rms_norm_again, rms_norm_back, swiglu, swiglu_back,
-};
+use crate::kernels::{Write, rms_norm, rms_norm_again, rms_norm_back, swiglu, swiglu_back};
 
 /// Norm, gated projection, down projection and residual in one. `packed` is the concatenation
 /// `[norm d | w1 f·d | w3 f·d | w2 d·f]`.
-pub(crate) fn feed_forward(x: &Tensor, packed: &Tensor, eps: f64) -> Result<Tensor> {
+pub(crate) fn feed_forward(x: &Tensor, packed: &Tensor, setup: &BlockSetup) -> Result<Tensor> {
     let keep = x.track_op() || packed.track_op();
     x.contiguous()?
-        .apply_op2(packed, FeedForward::new(eps, keep))
+        .apply_op2(packed, FeedForward::new(setup, keep))
 }
 
 /// [`feed_forward`] upon the frozen weights `[norm, w1, w3, w2]` with adapters.
@@ -27,14 +25,15 @@ pub(crate) fn adapted_feed_forward(
     x: &Tensor,
     parts: &[Tensor; 4],
     low_rank: &LowRank,
-    eps: f64,
+    setup: &BlockSetup,
 ) -> Result<Tensor> {
     let keep = x.track_op() || low_rank.tracked();
-    low_rank.apply(x, parts, FeedForward::new(eps, keep))
+    low_rank.apply(x, parts, FeedForward::new(setup, keep))
 }
 
 pub(crate) struct FeedForward {
     eps: f64,
+    products: Products,
     /// Whether backward will follow.
     keep: bool,
     saved: Saved,
@@ -42,9 +41,10 @@ pub(crate) struct FeedForward {
 
 impl FeedForward {
     /// With `keep`, going back will follow.
-    pub(crate) fn new(eps: f64, keep: bool) -> Self {
+    pub(crate) fn new(setup: &BlockSetup, keep: bool) -> Self {
         Self {
-            eps,
+            eps: setup.eps,
+            products: setup.products,
             keep,
             saved: Saved::new(),
         }
@@ -124,8 +124,9 @@ impl Fused for FeedForward {
         let x = values::<T>(x, x_layout)?;
         let weights = Weights::split(values::<T>(w, w_layout)?, dim)?;
         let ffn = weights.ffn;
-        let into_ffn = Projection::new(weights.gate_up, 2 * ffn, dim, rows, TASK_ROWS);
-        let out_of_ffn = Projection::new(weights.down, dim, ffn, rows, TASK_ROWS);
+        let tasks = (rows, TASK_ROWS);
+        let into_ffn = Right::transposed(weights.gate_up, (2 * ffn, dim), tasks, self.products);
+        let out_of_ffn = Right::transposed(weights.down, (dim, ffn), tasks, self.products);
         let mut out = x.to_vec();
         let mut inverse = vec![T::zero(); rows];
         let mut kept = vec![T::zero(); if self.keep { rows * 2 * ffn } else { 0 }];
@@ -177,6 +178,8 @@ impl Fused for FeedForward {
         let weights = Weights::split(tensor_values::<T>(&w_storage, w_layout)?, dim)?;
         let ffn = weights.ffn;
 
+        let into_ffn = Right::stored(weights.gate_up, (2 * ffn, dim), self.products);
+        let out_of_ffn = Right::stored(weights.down, (dim, ffn), self.products);
         let mut dx = grad.to_vec();
         let mut normed = vec![T::zero(); rows * dim];
         let mut act = vec![T::zero(); rows * ffn];
@@ -196,11 +199,11 @@ impl Fused for FeedForward {
         given.zip(made).for_each(
             |((((x, grad), inverse), gate_up), ((((dx, normed), act), d_gate_up), partial))| {
                 let mut d_act = vec![T::zero(); act.len()];
-                project_back(&mut d_act, grad, weights.down, dim, ffn);
+                out_of_ffn.apply(&mut d_act, grad, Write::Replace);
                 swiglu_back(gate_up, &d_act, ffn, d_gate_up, act);
                 rms_norm_again(x, weights.norm, inverse, normed);
                 let mut d_normed = vec![T::zero(); x.len()];
-                project_back(&mut d_normed, d_gate_up, weights.gate_up, 2 * ffn, dim);
+                into_ffn.apply(&mut d_normed, d_gate_up, Write::Replace);
                 rms_norm_back(&d_normed, x, weights.norm, inverse, dx, partial);
             },
         );
@@ -226,8 +229,20 @@ impl Fused for FeedForward {
             let (d_norm, rest) = d_packed.split_at_mut(dim);
             let (d_weights, d_down) = rest.split_at_mut(2 * ffn * dim);
             add_partials(d_norm, &partials);
-            weight_gradient(d_weights, &d_gate_up, 2 * ffn, &normed, dim, Write::Replace);
-            weight_gradient(d_down, grad, dim, &act, ffn, Write::Replace);
+            weight_gradient(
+                d_weights,
+                (&d_gate_up, 2 * ffn),
+                (&normed, dim),
+                Write::Replace,
+                self.products,
+            );
+            weight_gradient(
+                d_down,
+                (grad, dim),
+                (&act, ffn),
+                Write::Replace,
+                self.products,
+            );
             gradient(d_packed, packed)
         });
         Ok((dx, d_packed.transpose()?))

@@ -6,23 +6,34 @@ use rayon::prelude::*;
 
 use super::low_rank::{AdapterGradient, Factors, Fused, LowRank};
 use super::{
-    Layer, Projection, TASK_ROWS, Wanted, by_dtype, gradient, rows_and_width, storage_of,
+    Layer, Products, Right, TASK_ROWS, Wanted, by_dtype, gradient, rows_and_width, storage_of,
     tensor_values, values, weight_gradient,
 };
 use crate::float::Float;
-use crate::kernels::{Write, project_back};
+use crate::kernels::Write;
 
 /// Projects the last dimension of `x [.., in]` by `w [out, in]`.
 pub fn linear(x: &Tensor, w: &Tensor) -> Result<Tensor> {
-    x.contiguous()?.apply_op2(w, Linear)
+    linear_with(x, w, Products::F32)
+}
+
+/// [`linear`] with products of another kind.
+pub(crate) fn linear_with(x: &Tensor, w: &Tensor, products: Products) -> Result<Tensor> {
+    x.contiguous()?.apply_op2(w, Linear(products))
 }
 
 /// [`linear`] upon a frozen weight with an adapter.
-pub(crate) fn adapted_linear(x: &Tensor, w: &Tensor, low_rank: &LowRank) -> Result<Tensor> {
-    low_rank.apply(x, std::slice::from_ref(w), Linear)
+pub(crate) fn adapted_linear(
+    x: &Tensor,
+    w: &Tensor,
+    low_rank: &LowRank,
+    products: Products,
+) -> Result<Tensor> {
+    low_rank.apply(x, std::slice::from_ref(w), Linear(products))
 }
 
-pub(crate) struct Linear;
+/// The projection with products of its own kind.
+pub(crate) struct Linear(pub(crate) Products);
 
 impl CustomOp2 for Linear {
     fn name(&self) -> &'static str {
@@ -68,7 +79,7 @@ impl Fused for Linear {
             )));
         }
         let (x, w) = (values::<T>(x, x_layout)?, values::<T>(w, w_layout)?);
-        let weights = Projection::new(w, outputs, inputs, rows, TASK_ROWS);
+        let weights = Right::transposed(w, (outputs, inputs), (rows, TASK_ROWS), self.0);
         let mut out = vec![T::zero(); rows * outputs];
         out.par_chunks_mut(TASK_ROWS * outputs)
             .zip(x.par_chunks(TASK_ROWS * inputs))
@@ -97,10 +108,11 @@ impl Fused for Linear {
         );
         let grad = tensor_values::<T>(&grad_storage, grad_layout)?;
         let dx = wanted.input.then(|| {
+            let weights = Right::stored(w_values, (outputs, inputs), self.0);
             let mut dx = vec![T::zero(); x_values.len()];
             dx.par_chunks_mut(TASK_ROWS * inputs)
                 .zip(grad.par_chunks(TASK_ROWS * outputs))
-                .for_each(|(dx, grad)| project_back(dx, grad, w_values, outputs, inputs));
+                .for_each(|(dx, grad)| weights.apply(dx, grad, Write::Replace));
             gradient(dx, x)
         });
         let dx = dx.transpose()?;
@@ -115,7 +127,13 @@ impl Fused for Linear {
         }
         let dw = wanted.weights.then(|| {
             let mut dw = vec![T::zero(); w_values.len()];
-            weight_gradient(&mut dw, grad, outputs, x_values, inputs, Write::Replace);
+            weight_gradient(
+                &mut dw,
+                (grad, outputs),
+                (x_values, inputs),
+                Write::Replace,
+                self.0,
+            );
             gradient(dw, w)
         });
         Ok((dx, dw.transpose()?))

@@ -18,18 +18,17 @@ use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Storage, 
 use rayon::prelude::*;
 
 use crate::float::Float;
-use crate::kernels::{Matrix, MatrixMut, Write, matmul, project, turn};
+use crate::kernels::bf16::{self, PackedRhs};
+use crate::kernels::{Matrix, MatrixMut, Write, matmul, turn};
 
-pub(crate) use attention::{
-    AttentionHeads, AttentionSetup, adapted_attention_heads, attention_heads,
-};
+pub(crate) use attention::{AttentionHeads, BlockSetup, adapted_attention_heads, attention_heads};
 pub use cross_entropy::LossGradients;
 pub(crate) use cross_entropy::{cross_entropy_gradients, linear_cross_entropy};
 pub use embedding::embedding;
 pub(crate) use embedding::scatter_rows;
 pub(crate) use feed_forward::{FeedForward, adapted_feed_forward, feed_forward};
 pub use linear::linear;
-pub(crate) use linear::{Linear, adapted_linear};
+pub(crate) use linear::{Linear, adapted_linear, linear_with};
 pub(crate) use low_rank::{Fused, LowRank, Slot};
 pub(crate) use norm::RmsNorm;
 pub use norm::rms_norm;
@@ -91,6 +90,24 @@ impl Saved {
             .ok_or_else(|| {
                 candle_core::Error::msg("backward of a fused operation that recorded nothing")
             })
+    }
+}
+
+/// How the products with weights are computed. Tensors, sums and updates are f32 either way, and so is attention
+/// between queries, keys and values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Products {
+    /// As the tensors are.
+    #[default]
+    F32,
+    /// Factors rounded to bf16: twice the rate where the processor has the instructions, slower elsewhere.
+    Bf16,
+}
+
+impl Products {
+    /// Whether this processor multiplies so itself.
+    pub fn are_native(self) -> bool {
+        self == Self::F32 || bf16::native()
     }
 }
 
@@ -187,72 +204,87 @@ fn rows_and_width(shape: &Shape) -> Result<(usize, usize)> {
     Ok((shape.elem_count() / width, width))
 }
 
-/// Weights `[width, depth]` as the rows of `x · wᵀ` read them fastest.
+/// The right factor of a product whose rows several tasks compute: made ready once for all of them.
 ///
-/// The matrix product packs this operand anew for every task, at a third of the speed where it has to turn it. So it
-/// is turned once where several tasks share it. The products are the same bit for bit.
-struct Projection<'a, T: Float> {
-    width: usize,
-    depth: usize,
-    weights: Turned<'a, T>,
+/// The f32 product packs this factor anew for every task, at a third of the speed where it has to turn it; then it is
+/// turned once. The products are the same bit for bit.
+enum Right<'a, T: Float> {
+    AsItIs(Matrix<'a, T>),
+    Turned {
+        depth: usize,
+        width: usize,
+        data: Vec<T>,
+    },
+    Bf16(PackedRhs),
 }
 
-enum Turned<'a, T> {
-    /// `[width, depth]`
-    Not(&'a [T]),
-    /// `[depth, width]`
-    Once(Vec<T>),
-}
+impl<'a, T: Float> Right<'a, T> {
+    /// `wᵀ` of weights `w [width, depth]`, for `rows` rows in all, in tasks of at most `task_rows`.
+    fn transposed(
+        w: &'a [T],
+        (width, depth): (usize, usize),
+        (rows, task_rows): (usize, usize),
+        products: Products,
+    ) -> Self {
+        let matrix = Matrix::new(w, width, depth, depth).transposed();
+        if products == Products::Bf16 {
+            return Self::Bf16(PackedRhs::new(matrix));
+        }
+        if rows <= task_rows {
+            return Self::AsItIs(matrix);
+        }
+        let mut data = vec![T::zero(); width * depth];
+        data.par_chunks_mut(TURN_BAND * width)
+            .enumerate()
+            .for_each(|(band, turned)| turn(w, depth, band * TURN_BAND, turned));
+        Self::Turned { depth, width, data }
+    }
 
-impl<'a, T: Float> Projection<'a, T> {
-    /// For `rows` rows in all, in tasks of at most `task_rows`.
-    fn new(w: &'a [T], width: usize, depth: usize, rows: usize, task_rows: usize) -> Self {
-        let weights = if rows > task_rows {
-            let mut turned = vec![T::zero(); width * depth];
-            turned
-                .par_chunks_mut(TURN_BAND * width)
-                .enumerate()
-                .for_each(|(band, turned)| turn(w, depth, band * TURN_BAND, turned));
-            Turned::Once(turned)
-        } else {
-            Turned::Not(w)
-        };
-        Self {
-            width,
-            depth,
-            weights,
+    /// Weights `w [depth, width]`.
+    fn stored(w: &'a [T], (depth, width): (usize, usize), products: Products) -> Self {
+        let matrix = Matrix::new(w, depth, width, width);
+        match products {
+            Products::F32 => Self::AsItIs(matrix),
+            Products::Bf16 => Self::Bf16(PackedRhs::new(matrix)),
         }
     }
 
-    /// `out [rows, width] = x [rows, depth] · wᵀ`, or `out += …`, on one thread.
-    fn apply(&self, out: &mut [T], x: &[T], write: Write) {
-        match &self.weights {
-            Turned::Not(w) => project(out, x, w, self.width, self.depth, write),
-            Turned::Once(turned) => {
-                let rows = x.len() / self.depth;
-                matmul(
-                    MatrixMut::new(out, rows, self.width, self.width),
-                    Matrix::new(x, rows, self.depth, self.depth),
-                    Matrix::new(turned, self.depth, self.width, self.width),
-                    T::one(),
-                    write,
-                );
+    /// `out = left · right`, or `out += …`, on one thread.
+    fn times(&self, out: MatrixMut<'_, T>, left: Matrix<'_, T>, write: Write) {
+        match self {
+            Self::AsItIs(right) => matmul(out, left, *right, T::one(), write),
+            Self::Turned { depth, width, data } => {
+                let right = Matrix::new(data, *depth, *width, *width);
+                matmul(out, left, right, T::one(), write);
             }
+            Self::Bf16(right) => bf16::matmul(out, left, right, write),
         }
+    }
+
+    /// [`Self::times`] for whole rows `left [rows, depth]`.
+    fn apply(&self, out: &mut [T], left: &[T], write: Write) {
+        let (depth, width) = match self {
+            Self::AsItIs(right) => right.sides(),
+            Self::Turned { depth, width, .. } => (*depth, *width),
+            Self::Bf16(right) => right.sides(),
+        };
+        let rows = out.len() / width;
+        let left = Matrix::new(left, rows, depth, depth);
+        self.times(MatrixMut::new(out, rows, width, width), left, write);
     }
 }
 
 /// `dst [out, in] = gradᵀ · input`, or `dst += …`, tiled over output rows; every element sums all rows in one order.
 fn weight_gradient<T: Float>(
     dst: &mut [T],
-    grad: &[T],
-    outputs: usize,
-    input: &[T],
-    inputs: usize,
+    (grad, outputs): (&[T], usize),
+    (input, inputs): (&[T], usize),
     write: Write,
+    products: Products,
 ) {
     let rows = grad.len() / outputs;
     let tile = outputs.div_ceil(GRADIENT_TILES).next_multiple_of(16);
+    let right = Right::stored(input, (rows, inputs), products);
     dst.par_chunks_mut(tile * inputs)
         .enumerate()
         .for_each(|(index, dst)| {
@@ -262,13 +294,8 @@ fn weight_gradient<T: Float>(
             } else {
                 &grad[index * tile..]
             };
-            matmul(
-                MatrixMut::new(dst, height, inputs, inputs),
-                Matrix::new(columns, rows, height, outputs).transposed(),
-                Matrix::new(input, rows, inputs, inputs),
-                T::one(),
-                write,
-            );
+            let left = Matrix::new(columns, rows, height, outputs).transposed();
+            right.times(MatrixMut::new(dst, height, inputs, inputs), left, write);
         });
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::support::{counting, files_of, go_on, settings, some_scores, stops, store, tiny};
 use candle_core::{DType, Device, Tensor};
 use wmtp_data_sets::{TokenFile, pad_batch};
-use wmtp_model::{Horizon, MtpModel, ParamStore, Params};
+use wmtp_model::{Horizon, MtpModel, ParamStore, Params, Products};
 use wmtp_training::heads::{HeadTargets, Learner, StepLoss, accumulate, target_counts};
 use wmtp_training::optimizer::{Gradients, Parameter, parameters};
 use wmtp_training::scorer::StepRow;
@@ -351,6 +351,45 @@ fn threads_and_recomputation_change_no_bit() {
         let same = finished_with_threads(2, settings) == expected;
         assert!(same, "{activation_bytes} bytes for activations");
     }
+}
+
+#[test]
+fn bf16_products_learn_what_f32_learns() {
+    let file = counting(20);
+    let params = tiny(2);
+    let of = |products| {
+        let store = store(&params, DType::F32);
+        let settings = PolicySettings {
+            products,
+            ..settings()
+        };
+        let mut trainer = trainer(&params, &store, &file, "baseline", settings);
+        let mut losses = Vec::new();
+        while !trainer.is_done() {
+            losses.push(
+                trainer
+                    .advance()
+                    .unwrap()
+                    .metric("train_loss_unweighted")
+                    .unwrap(),
+            );
+        }
+        losses
+    };
+    let (full, half) = (of(Products::F32), of(Products::Bf16));
+    assert_ne!(full, half);
+    for (step, (full, half)) in full.iter().zip(&half).enumerate() {
+        assert!(
+            (full / half - 1.0).abs() < 0.02,
+            "step {step}: {full} and {half}"
+        );
+    }
+    assert!(half.last().unwrap() + 0.2 < half[0], "{half:?}");
+    let settings = PolicySettings {
+        products: Products::Bf16,
+        ..settings()
+    };
+    assert!(finished_with_threads(1, settings) == finished_with_threads(2, settings));
 }
 
 #[test]

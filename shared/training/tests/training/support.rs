@@ -8,7 +8,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use tempfile::TempDir;
 use wmtp_data_sets::TokenFile;
-use wmtp_model::{ParamStore, Params};
+use wmtp_model::{ParamStore, Params, Products};
 use wmtp_tokens::TokenizedSample;
 use wmtp_training::{AdamWSettings, OptimSettings, PolicySettings, Room, TokenScores, Trainer};
 
@@ -83,6 +83,7 @@ pub(crate) fn settings() -> PolicySettings {
         optim: optim(),
         epochs: 4.0,
         batch_sequences: 8,
+        products: Products::F32,
         activation_bytes: None,
         w_max: 3.0,
         order_seed: 5,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::support::{counting, files_of, go_on, optim, stops, store, tiny};
 use candle_core::{DType, Device};
 use wmtp_data_sets::TokenFile;
-use wmtp_model::{HeadKind, ParamStore, Params};
+use wmtp_model::{HeadKind, ParamStore, Params, Products};
 use wmtp_training::{
     Judged, Objective, OptimSettings, Rows, Trainer, ValueParameters, ValueQuality, ValueSettings,
     ValueTrainer, balanced_rows,
@@ -23,6 +23,7 @@ fn settings(objective: Objective, head: HeadKind, lr_trunk: f64) -> ValueSetting
         },
         epochs: 12.0,
         batch_sequences: 8,
+        products: Products::F32,
         order_seed: 3,
     }
 }

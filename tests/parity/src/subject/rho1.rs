@@ -80,7 +80,12 @@ impl Scored {
         let targets: Vec<u32> = places.iter().map(|(b, j)| batch.ids[b * s + j]).collect();
         let hidden = self.model.head_hidden(horizon, &self.trunk_bsd)?;
         let hidden = loss::select_rows(&hidden, &rows)?;
-        let ce = loss::cross_entropy(&hidden, self.model.unembedding(), &targets)?;
+        let ce = loss::cross_entropy(
+            &hidden,
+            self.model.unembedding(),
+            &targets,
+            self.model.products(),
+        )?;
         let mut full = vec![0.0; batch.ids.len()];
         for ((b, j), ce) in places.into_iter().zip(ce) {
             full[b * s + j] = ce;
