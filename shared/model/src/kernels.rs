@@ -9,7 +9,11 @@
 
 use crate::float::Float;
 
-pub(crate) mod bf16;
+mod bf16;
+mod right;
+
+pub use right::Products;
+pub(crate) use right::Right;
 
 /// Width of the partial sums of a reduction: fixed, so that the result does not depend on the processor.
 const LANES: usize = 16;
@@ -47,9 +51,15 @@ impl<'a, T> Matrix<'a, T> {
         }
     }
 
-    /// Rows and columns.
-    pub(crate) fn sides(&self) -> (usize, usize) {
-        (self.rows, self.cols)
+    /// The first rows and columns.
+    fn beginning(self, rows: usize, cols: usize) -> Self {
+        assert!(
+            rows <= self.rows && cols <= self.cols,
+            "{rows}x{cols} of {}x{}",
+            self.rows,
+            self.cols
+        );
+        Self { rows, cols, ..self }
     }
 
     /// The transposed view.
@@ -185,7 +195,7 @@ pub(crate) fn project<T: Float>(
 const TURN_TILE: usize = 16;
 
 /// Rows `first..` of the transpose of `w [width, depth]`, as many as `turned [.., width]` has.
-pub(crate) fn turn<T: Float>(w: &[T], depth: usize, first: usize, turned: &mut [T]) {
+fn turn<T: Float>(w: &[T], depth: usize, first: usize, turned: &mut [T]) {
     let width = w.len() / depth;
     for (band, rows) in turned.chunks_mut(TURN_TILE * width).enumerate() {
         let first = first + band * TURN_TILE;
@@ -444,6 +454,35 @@ impl HeadLayout {
         self.heads * self.head_dim
     }
 
+    fn kv_head(&self, head: usize) -> usize {
+        head / (self.heads / self.kv_heads)
+    }
+
+    /// Queries `[rows, e]` of one head.
+    fn queries<'a, T>(
+        &self,
+        qkv: &'a [T],
+        head: usize,
+        rows: std::ops::Range<usize>,
+    ) -> Matrix<'a, T> {
+        let start = rows.start * self.packed() + head * self.head_dim;
+        Matrix::new(&qkv[start..], rows.len(), self.head_dim, self.packed())
+    }
+
+    /// Keys `[s, e]` that a query head attends to.
+    fn keys<'a, T>(&self, qkv: &'a [T], head: usize) -> Matrix<'a, T> {
+        let start = self.key_offset(self.kv_head(head));
+        let len = qkv.len() / self.packed();
+        Matrix::new(&qkv[start..], len, self.head_dim, self.packed())
+    }
+
+    /// Values `[s, e]` that a query head attends to.
+    fn values<'a, T>(&self, qkv: &'a [T], head: usize) -> Matrix<'a, T> {
+        let start = self.value_offset(self.kv_head(head));
+        let len = qkv.len() / self.packed();
+        Matrix::new(&qkv[start..], len, self.head_dim, self.packed())
+    }
+
     fn key_offset(&self, kv_head: usize) -> usize {
         (self.heads + kv_head) * self.head_dim
     }
@@ -461,6 +500,7 @@ impl HeadLayout {
 /// log-sum-exp of every row, `log_sums [n, s]`, from which backward recomputes the probabilities.
 pub(crate) fn attention<T: Float>(
     layout: HeadLayout,
+    products: Products,
     qkv: &[T],
     out: &mut [T],
     log_sums: &mut [T],
@@ -469,12 +509,18 @@ pub(crate) fn attention<T: Float>(
     let (packed, query, e) = (layout.packed(), layout.query(), layout.head_dim);
     let len = qkv.len() / packed;
     for head in 0..layout.heads {
-        let kv = head / (layout.heads / layout.kv_heads);
+        let keys = Right::new(layout.keys(qkv, head).transposed(), products);
+        let values = Right::new(layout.values(qkv, head), products);
         for first in (0..len).step_by(SCORE_ROWS) {
             let last = len.min(first + SCORE_ROWS);
             let rows = last - first;
             scores.resize(rows * last, T::zero());
-            score_block(layout, qkv, head, first..last, scores);
+            keys.times(
+                MatrixMut::new(scores, rows, last, last),
+                layout.queries(qkv, head, first..last),
+                layout.scale(),
+                Write::Replace,
+            );
             let sums = &mut log_sums[head * len + first..head * len + last];
             vectorised(
                 #[inline(always)]
@@ -492,39 +538,14 @@ pub(crate) fn attention<T: Float>(
                     }
                 },
             );
-            matmul(
+            values.times(
                 MatrixMut::new(&mut out[first * query + head * e..], rows, e, query),
                 Matrix::new(scores, rows, last, last),
-                Matrix::new(&qkv[layout.value_offset(kv)..], last, e, packed),
                 T::one(),
                 Write::Replace,
             );
         }
     }
-}
-
-/// Scaled scores of the query rows `range` against the keys `0..range.end`.
-fn score_block<T: Float>(
-    layout: HeadLayout,
-    qkv: &[T],
-    head: usize,
-    range: std::ops::Range<usize>,
-    scores: &mut [T],
-) {
-    let (packed, e, last) = (layout.packed(), layout.head_dim, range.end);
-    let kv = head / (layout.heads / layout.kv_heads);
-    matmul(
-        MatrixMut::new(scores, range.len(), last, last),
-        Matrix::new(
-            &qkv[range.start * packed + head * e..],
-            range.len(),
-            e,
-            packed,
-        ),
-        Matrix::new(&qkv[layout.key_offset(kv)..], last, e, packed).transposed(),
-        layout.scale(),
-        Write::Replace,
-    );
 }
 
 /// What backward of [`attention`] reads for one sequence.
@@ -539,6 +560,7 @@ pub(crate) struct AttentionGrad<'a, T> {
 /// block by block, so nothing of size s×s is kept.
 pub(crate) fn attention_back<T: Float>(
     layout: HeadLayout,
+    products: Products,
     given: &AttentionGrad<'_, T>,
     d_qkv: &mut [T],
     scores: &mut Vec<T>,
@@ -548,7 +570,11 @@ pub(crate) fn attention_back<T: Float>(
     let len = given.qkv.len() / packed;
     let scale: T = layout.scale();
     for head in 0..layout.heads {
-        let kv = head / (layout.heads / layout.kv_heads);
+        let kv = layout.kv_head(head);
+        let (keys, values) = (layout.keys(given.qkv, head), layout.values(given.qkv, head));
+        let keys_turned = Right::new(keys.transposed(), products);
+        let values_turned = Right::new(values.transposed(), products);
+        let keys = Right::new(keys, products);
         for first in (0..len).step_by(SCORE_ROWS) {
             let last = len.min(first + SCORE_ROWS);
             let rows = last - first;
@@ -557,11 +583,16 @@ pub(crate) fn attention_back<T: Float>(
             let grad_rows = &given.grad[first * query..last * query];
             let out_rows = &given.out[first * query..last * query];
             let grad = Matrix::new(&grad_rows[head * e..], rows, e, query);
-            score_block(layout, given.qkv, head, first..last, scores);
-            matmul(
+            let queries = layout.queries(given.qkv, head, first..last);
+            keys_turned.times(
+                MatrixMut::new(scores, rows, last, last),
+                queries,
+                scale,
+                Write::Replace,
+            );
+            values_turned.times(
                 MatrixMut::new(d_scores, rows, last, last),
                 grad,
-                Matrix::new(&given.qkv[layout.value_offset(kv)..], last, e, packed).transposed(),
                 T::one(),
                 Write::Replace,
             );
@@ -585,24 +616,21 @@ pub(crate) fn attention_back<T: Float>(
                     }
                 },
             );
-            matmul(
+            Right::new(grad, products).times(
                 MatrixMut::new(&mut d_qkv[layout.value_offset(kv)..], last, e, packed),
                 Matrix::new(scores, rows, last, last).transposed(),
-                grad,
                 T::one(),
                 Write::Add,
             );
-            matmul(
+            keys.times(
                 MatrixMut::new(&mut d_qkv[first * packed + head * e..], rows, e, packed),
                 Matrix::new(d_scores, rows, last, last),
-                Matrix::new(&given.qkv[layout.key_offset(kv)..], last, e, packed),
                 T::one(),
                 Write::Replace,
             );
-            matmul(
+            Right::new(queries, products).times(
                 MatrixMut::new(&mut d_qkv[layout.key_offset(kv)..], last, e, packed),
                 Matrix::new(d_scores, rows, last, last).transposed(),
-                Matrix::new(&given.qkv[first * packed + head * e..], rows, e, packed),
                 T::one(),
                 Write::Add,
             );

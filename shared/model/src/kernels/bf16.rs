@@ -50,15 +50,17 @@ impl PackedRhs {
     }
 }
 
-/// `dst = lhs · rhs`, or `dst += …`, on one thread.
+/// `dst = scale · lhs · rhs`, or `dst += …`, on one thread. Of the right factor the first rows and columns are taken, as
+/// many as `lhs` has columns and `dst` has.
 pub(crate) fn matmul<T: Float>(
     dst: MatrixMut<'_, T>,
     lhs: Matrix<'_, T>,
     rhs: &PackedRhs,
+    scale: T,
     write: Write,
 ) {
     assert!(
-        lhs.cols == rhs.depth && dst.rows == lhs.rows && dst.cols == rhs.width,
+        lhs.cols <= rhs.depth && dst.rows == lhs.rows && dst.cols <= rhs.width,
         "product of {}x{} and {}x{} into {}x{}",
         lhs.rows,
         lhs.cols,
@@ -67,7 +69,7 @@ pub(crate) fn matmul<T: Float>(
         dst.rows,
         dst.cols
     );
-    let all_pairs = rhs.depth.div_ceil(2);
+    let all_pairs = lhs.cols.div_ceil(2);
     if all_pairs == 0 && write == Write::Replace {
         for row in dst.data.chunks_mut(dst.row_stride).take(dst.rows) {
             row[..dst.cols].fill(T::zero());
@@ -87,7 +89,8 @@ pub(crate) fn matmul<T: Float>(
             for (panel, out) in packed.chunks_exact_mut(pairs).enumerate() {
                 pack(lhs, top + panel * ROWS, first_pair, out);
             }
-            for (column, right) in rhs.panels.chunks_exact(all_pairs).enumerate() {
+            let columns = rhs.panels.chunks_exact(rhs.depth.div_ceil(2).max(1));
+            for (column, right) in columns.take(dst.cols.div_ceil(COLS)).enumerate() {
                 let right = &right[first_pair..][..pairs];
                 let left = column * COLS;
                 let across = COLS.min(dst.cols - left);
@@ -96,10 +99,20 @@ pub(crate) fn matmul<T: Float>(
                     let first_row = top + panel * ROWS;
                     let rows = ROWS.min(dst.rows - first_row);
                     let out = &mut dst.data[first_row * dst.row_stride + left..];
+                    scaled(&mut sums[..rows], scale.single());
                     put(out, dst.row_stride, across, &sums[..rows], write);
                 }
             }
         }
+    }
+}
+
+/// Multiplies the sums of a tile by a factor that is 1 as a rule.
+fn scaled(sums: &mut [[f32; COLS]], scale: f32) {
+    if scale != 1.0 {
+        sums.as_flattened_mut()
+            .iter_mut()
+            .for_each(|sum| *sum *= scale);
     }
 }
 
@@ -387,10 +400,10 @@ mod tests {
                 let rhs = PackedRhs::new(right);
                 for write in [Write::Replace, Write::Add] {
                     let mut out = start.clone();
-                    matmul(MatrixMut::new(&mut out, m, n, n), left, &rhs, write);
+                    matmul(MatrixMut::new(&mut out, m, n, n), left, &rhs, 0.5, write);
                     for (at, found) in out.iter().enumerate() {
                         let before = if write == Write::Add { start[at] } else { 0.0 };
-                        let sum = f64::from(before) + expected(at / n, at % n);
+                        let sum = f64::from(before) + 0.5 * expected(at / n, at % n);
                         let gap = (f64::from(*found) - sum).abs();
                         assert!(
                             gap < 2e-5,

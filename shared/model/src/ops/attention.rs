@@ -167,11 +167,12 @@ impl Fused for AttentionHeads {
         let (norm, weights) = packed.split_at(sizes.dim);
         let angles = self.angles::<T>(sequence);
         let (layout, rows) = (self.setup.layout, batch * sequence);
+        let products = self.setup.products;
         let into_qkv = Right::transposed(
             weights,
             (sizes.packed, sizes.dim),
             (rows, sizes.task_rows),
-            self.setup.products,
+            products,
         );
         let mut out = vec![T::zero(); rows * sizes.query];
         let mut inverse = vec![T::zero(); rows];
@@ -198,7 +199,7 @@ impl Fused for AttentionHeads {
                         angles.half,
                         T::one(),
                     );
-                    attention(layout, qkv, out, log_sums, &mut scores);
+                    attention(layout, products, qkv, out, log_sums, &mut scores);
                 }
             };
         let tasks = out
@@ -277,7 +278,7 @@ impl Fused for AttentionHeads {
                         out: part(out, sizes.query),
                         grad: part(grad, sizes.query),
                     };
-                    attention_back(layout, &given, d_qkv, &mut scores, &mut d_scores);
+                    attention_back(layout, products, &given, d_qkv, &mut scores, &mut d_scores);
                     let turned = layout.heads + layout.kv_heads;
                     rotate(
                         d_qkv,

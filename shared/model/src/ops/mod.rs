@@ -18,8 +18,8 @@ use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Storage, 
 use rayon::prelude::*;
 
 use crate::float::Float;
-use crate::kernels::bf16::{self, PackedRhs};
-use crate::kernels::{Matrix, MatrixMut, Write, matmul, turn};
+pub use crate::kernels::Products;
+use crate::kernels::{Matrix, MatrixMut, Right, Write};
 
 pub(crate) use attention::{AttentionHeads, BlockSetup, adapted_attention_heads, attention_heads};
 pub use cross_entropy::LossGradients;
@@ -55,9 +55,6 @@ use by_dtype;
 /// Rows that one parallel task takes at least. A constant, so results do not depend on the thread count.
 const TASK_ROWS: usize = 256;
 
-/// Rows of turned weights that one parallel task writes.
-const TURN_BAND: usize = 64;
-
 /// Parallel tiles of a weight gradient.
 const GRADIENT_TILES: usize = 4;
 
@@ -90,24 +87,6 @@ impl Saved {
             .ok_or_else(|| {
                 candle_core::Error::msg("backward of a fused operation that recorded nothing")
             })
-    }
-}
-
-/// How the products with weights are computed. Tensors, sums and updates are f32 either way, and so is attention
-/// between queries, keys and values.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Products {
-    /// As the tensors are.
-    #[default]
-    F32,
-    /// Factors rounded to bf16: twice the rate where the processor has the instructions, slower elsewhere.
-    Bf16,
-}
-
-impl Products {
-    /// Whether this processor multiplies so itself.
-    pub fn are_native(self) -> bool {
-        self == Self::F32 || bf16::native()
     }
 }
 
@@ -204,76 +183,6 @@ fn rows_and_width(shape: &Shape) -> Result<(usize, usize)> {
     Ok((shape.elem_count() / width, width))
 }
 
-/// The right factor of a product whose rows several tasks compute: made ready once for all of them.
-///
-/// The f32 product packs this factor anew for every task, at a third of the speed where it has to turn it; then it is
-/// turned once. The products are the same bit for bit.
-enum Right<'a, T: Float> {
-    AsItIs(Matrix<'a, T>),
-    Turned {
-        depth: usize,
-        width: usize,
-        data: Vec<T>,
-    },
-    Bf16(PackedRhs),
-}
-
-impl<'a, T: Float> Right<'a, T> {
-    /// `wᵀ` of weights `w [width, depth]`, for `rows` rows in all, in tasks of at most `task_rows`.
-    fn transposed(
-        w: &'a [T],
-        (width, depth): (usize, usize),
-        (rows, task_rows): (usize, usize),
-        products: Products,
-    ) -> Self {
-        let matrix = Matrix::new(w, width, depth, depth).transposed();
-        if products == Products::Bf16 {
-            return Self::Bf16(PackedRhs::new(matrix));
-        }
-        if rows <= task_rows {
-            return Self::AsItIs(matrix);
-        }
-        let mut data = vec![T::zero(); width * depth];
-        data.par_chunks_mut(TURN_BAND * width)
-            .enumerate()
-            .for_each(|(band, turned)| turn(w, depth, band * TURN_BAND, turned));
-        Self::Turned { depth, width, data }
-    }
-
-    /// Weights `w [depth, width]`.
-    fn stored(w: &'a [T], (depth, width): (usize, usize), products: Products) -> Self {
-        let matrix = Matrix::new(w, depth, width, width);
-        match products {
-            Products::F32 => Self::AsItIs(matrix),
-            Products::Bf16 => Self::Bf16(PackedRhs::new(matrix)),
-        }
-    }
-
-    /// `out = left · right`, or `out += …`, on one thread.
-    fn times(&self, out: MatrixMut<'_, T>, left: Matrix<'_, T>, write: Write) {
-        match self {
-            Self::AsItIs(right) => matmul(out, left, *right, T::one(), write),
-            Self::Turned { depth, width, data } => {
-                let right = Matrix::new(data, *depth, *width, *width);
-                matmul(out, left, right, T::one(), write);
-            }
-            Self::Bf16(right) => bf16::matmul(out, left, right, write),
-        }
-    }
-
-    /// [`Self::times`] for whole rows `left [rows, depth]`.
-    fn apply(&self, out: &mut [T], left: &[T], write: Write) {
-        let (depth, width) = match self {
-            Self::AsItIs(right) => right.sides(),
-            Self::Turned { depth, width, .. } => (*depth, *width),
-            Self::Bf16(right) => right.sides(),
-        };
-        let rows = out.len() / width;
-        let left = Matrix::new(left, rows, depth, depth);
-        self.times(MatrixMut::new(out, rows, width, width), left, write);
-    }
-}
-
 /// `dst [out, in] = gradᵀ · input`, or `dst += …`, tiled over output rows; every element sums all rows in one order.
 fn weight_gradient<T: Float>(
     dst: &mut [T],
@@ -295,7 +204,8 @@ fn weight_gradient<T: Float>(
                 &grad[index * tile..]
             };
             let left = Matrix::new(columns, rows, height, outputs).transposed();
-            right.times(MatrixMut::new(dst, height, inputs, inputs), left, write);
+            let dst = MatrixMut::new(dst, height, inputs, inputs);
+            right.times(dst, left, T::one(), write);
         });
 }
 

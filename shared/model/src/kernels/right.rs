@@ -1,0 +1,106 @@
+//! The right factor of matrix products, made ready for many of them.
+
+use rayon::prelude::*;
+
+use super::bf16::{self, PackedRhs};
+use super::{Matrix, MatrixMut, Write, matmul, turn};
+use crate::float::Float;
+
+/// Rows of turned weights that one parallel task writes.
+const TURN_BAND: usize = 64;
+
+/// How matrix products are computed. Tensors, sums and updates are f32 either way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Products {
+    /// As the tensors are.
+    #[default]
+    F32,
+    /// Factors rounded to bf16: twice the rate where the processor has the instructions, slower elsewhere.
+    Bf16,
+}
+
+impl Products {
+    /// Whether this processor multiplies so itself.
+    pub fn are_native(self) -> bool {
+        self == Self::F32 || bf16::native()
+    }
+}
+
+/// The right factor of a product whose rows several tasks compute: made ready once for all of them.
+///
+/// The f32 product packs this factor anew for every task, at a third of the speed where it has to turn it; then it is
+/// turned once. The products are the same bit for bit.
+pub(crate) enum Right<'a, T: Float> {
+    AsItIs(Matrix<'a, T>),
+    Turned {
+        depth: usize,
+        width: usize,
+        data: Vec<T>,
+    },
+    Bf16(PackedRhs),
+}
+
+impl<'a, T: Float> Right<'a, T> {
+    /// `wᵀ` of weights `w [width, depth]`, for `rows` rows in all, in tasks of at most `task_rows`.
+    pub(crate) fn transposed(
+        w: &'a [T],
+        (width, depth): (usize, usize),
+        (rows, task_rows): (usize, usize),
+        products: Products,
+    ) -> Self {
+        let matrix = Matrix::new(w, width, depth, depth).transposed();
+        if products == Products::Bf16 {
+            return Self::Bf16(PackedRhs::new(matrix));
+        }
+        if rows <= task_rows {
+            return Self::AsItIs(matrix);
+        }
+        let mut data = vec![T::zero(); width * depth];
+        data.par_chunks_mut(TURN_BAND * width)
+            .enumerate()
+            .for_each(|(band, turned)| turn(w, depth, band * TURN_BAND, turned));
+        Self::Turned { depth, width, data }
+    }
+
+    /// Weights `w [depth, width]`.
+    pub(crate) fn stored(w: &'a [T], (depth, width): (usize, usize), products: Products) -> Self {
+        Self::new(Matrix::new(w, depth, width, width), products)
+    }
+
+    /// Any matrix.
+    pub(crate) fn new(matrix: Matrix<'a, T>, products: Products) -> Self {
+        match products {
+            Products::F32 => Self::AsItIs(matrix),
+            Products::Bf16 => Self::Bf16(PackedRhs::new(matrix)),
+        }
+    }
+
+    /// `out = scale · left · right`, or `out += …`, on one thread. Of the right factor the first rows and columns are
+    /// taken, as many as `left` has columns and `out` has.
+    pub(crate) fn times(&self, out: MatrixMut<'_, T>, left: Matrix<'_, T>, scale: T, write: Write) {
+        match self {
+            Self::AsItIs(right) => {
+                let right = right.beginning(left.cols, out.cols);
+                matmul(out, left, right, scale, write);
+            }
+            Self::Turned { depth, width, data } => {
+                let right = Matrix::new(data, *depth, *width, *width);
+                matmul(out, left, right, scale, write);
+            }
+            Self::Bf16(right) => bf16::matmul(out, left, right, scale, write),
+        }
+    }
+
+    /// [`Self::times`] for whole rows `left [rows, depth]`.
+    pub(crate) fn apply(&self, out: &mut [T], left: &[T], write: Write) {
+        let (depth, width) = match self {
+            Self::AsItIs(right) => (right.rows, right.cols),
+            Self::Turned { depth, width, .. } => (*depth, *width),
+            Self::Bf16(right) => right.sides(),
+        };
+        let rows = out.len() / width;
+        let left = Matrix::new(left, rows, depth, depth);
+        let out = MatrixMut::new(out, rows, width, width);
+        self.times(out, left, T::one(), write);
+    }
+}
