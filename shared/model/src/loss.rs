@@ -25,7 +25,13 @@ pub struct WeightedLoss {
 /// use candle_core::{Device, Tensor};
 /// let hidden = Tensor::new(&[[0f64, 0.0]], &Device::Cpu)?;
 /// let unembedding = Tensor::new(&[[1f64, 2.0], [3.0, 4.0]], &Device::Cpu)?;
-/// let loss = wmtp_model::loss::weighted_cross_entropy(&hidden, &unembedding, &[1], &[3.0])?;
+/// let loss = wmtp_model::loss::weighted_cross_entropy(
+///     &hidden,
+///     &unembedding,
+///     &[1],
+///     &[3.0],
+///     wmtp_model::Products::F32,
+/// )?;
 /// assert!((loss.ce[0] - 2f64.ln()).abs() < 1e-12);
 /// assert!((loss.sum.to_scalar::<f64>()? - 3.0 * 2f64.ln()).abs() < 1e-12);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -35,8 +41,8 @@ pub fn weighted_cross_entropy(
     unembedding: &Tensor,
     targets: &[u32],
     weights: &[f64],
+    products: Products,
 ) -> Result<WeightedLoss> {
-    let products = Products::F32;
     let (sum, ce) = ops::linear_cross_entropy(hidden, unembedding, targets, weights, products)?;
     Ok(WeightedLoss { sum, ce })
 }

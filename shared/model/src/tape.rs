@@ -362,7 +362,9 @@ mod tests {
 
         let hidden = model.head_hidden_at(horizon, &trunk, &rows).unwrap();
         let output = model.unembedding();
-        let whole = loss::weighted_cross_entropy(&hidden, output, &targets, &weights).unwrap();
+        let whole =
+            loss::weighted_cross_entropy(&hidden, output, &targets, &weights, Products::F32)
+                .unwrap();
         let expected = whole.sum.backward().unwrap();
 
         let tape = model.head_taped(horizon, &trunk, &rows).unwrap();

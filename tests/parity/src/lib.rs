@@ -79,6 +79,7 @@ pub fn run_mutated(
     mode: Mode,
     mutation: Option<&Mutation>,
 ) -> Result<Report, Error> {
+    let precision = precision.of(case.kind);
     let judged = |mode| {
         let actual = subject::run(case, precision, mode, mutation)?;
         stages::judge(case, precision, mode, &actual)

@@ -58,6 +58,8 @@ struct Args {
 enum Dtype {
     F32,
     F64,
+    /// f32 with products of bf16 factors; cases without such products run in f32
+    Bf16,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -93,6 +95,7 @@ fn compare(args: &Args, folder: &Path, nested: bool) -> Result<u8, Error> {
     let precision = match args.dtype {
         Dtype::F32 => Precision::F32,
         Dtype::F64 => Precision::F64,
+        Dtype::Bf16 => Precision::Bf16,
     };
     let mode = match args.mode {
         InputMode::Chained => Mode::Chained,

@@ -25,7 +25,9 @@ pub(super) fn run(run: &mut Run) -> Result<(), Error> {
     let base = run.store(&params, "")?;
     let scaled = !run.has(&Mutation::LoraScale);
     let adapters = adapters(run, &params, scaled)?;
-    let policy = MtpModel::adapted(&params, &base, &adapters)?.with_rotary(rotary.clone());
+    let policy = MtpModel::adapted(&params, &base, &adapters)?
+        .with_rotary(rotary.clone())
+        .with_products(run.products());
     let hidden = model::record_forward(run, &policy, &batch)?;
 
     let weights = TargetWeights::new(run, &batch, run.case.input("weights")?)?;
@@ -81,7 +83,9 @@ fn record_merged(
             run.record(format!("merged.{name}"), merged);
         }
     }
-    let plain = MtpModel::frozen(params, &merged)?.with_rotary(rotary);
+    let plain = MtpModel::frozen(params, &merged)?
+        .with_rotary(rotary)
+        .with_products(run.products());
     let trunk = plain.trunk(&batch.ids_bs)?;
     for horizon in params.horizons() {
         let logits = plain.logits(&plain.head_hidden(horizon, &trunk)?)?;

@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 
 use candle_core::{DType, Tensor};
 use serde::Serialize;
-use wmtp_model::{Observer, ParamStore, Params, Site};
+use wmtp_model::{Observer, ParamStore, Params, Products, Site};
 
 use crate::{Case, Error, Kind, Values};
 
@@ -33,6 +33,8 @@ pub enum Precision {
     F32,
     /// Double precision, the golden's own.
     F64,
+    /// Single precision with products of bf16 factors.
+    Bf16,
 }
 
 impl Precision {
@@ -41,12 +43,22 @@ impl Precision {
         match self {
             Self::F32 => "f32",
             Self::F64 => "f64",
+            Self::Bf16 => "bf16",
+        }
+    }
+
+    /// The precision at which a case is run: only a trained policy multiplies bf16 numbers.
+    pub(crate) fn of(self, kind: Kind) -> Self {
+        match (self, kind) {
+            (Self::Bf16, Kind::Model | Kind::Lora) => Self::Bf16,
+            (Self::Bf16, _) => Self::F32,
+            _ => self,
         }
     }
 
     fn dtype(self) -> DType {
         match self {
-            Self::F32 => DType::F32,
+            Self::F32 | Self::Bf16 => DType::F32,
             Self::F64 => DType::F64,
         }
     }
@@ -151,6 +163,13 @@ impl Run<'_> {
             .ok_or_else(|| self.case.bad(format!("golden {key} is missing")))
     }
 
+    fn products(&self) -> Products {
+        match self.precision {
+            Precision::F32 | Precision::F64 => Products::F32,
+            Precision::Bf16 => Products::Bf16,
+        }
+    }
+
     fn has(&self, mutation: &Mutation) -> bool {
         self.mutation == Some(mutation)
     }
@@ -189,7 +208,8 @@ impl Observer for Run<'_> {
             }
             _ => tensor,
         };
-        self.record(key, ours);
+        // The value model passes the trunk's sites again; the policy was there first.
+        self.results.entry(key).or_insert(ours);
         Ok(onward)
     }
 }

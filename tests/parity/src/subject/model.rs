@@ -54,7 +54,9 @@ pub(super) fn run(run: &mut Run) -> Result<(), Error> {
     record_rotary(run, &batch, &params);
     let rotary = rotary(run)?;
     let store = policy_store(run, &params)?;
-    let policy = MtpModel::new(&params, &store)?.with_rotary(rotary.clone());
+    let policy = MtpModel::new(&params, &store)?
+        .with_rotary(rotary.clone())
+        .with_products(run.products());
     let mut hidden = if run.has(&Mutation::FusedAttention) {
         let mut recorder = FusedAttention {
             run,
@@ -286,7 +288,13 @@ pub(super) fn record_loss(
         let row_weights: Vec<f64> = places.iter().map(weight).collect();
         let count = batch.targets().filter(|(_, j)| *j >= k).count();
         let selected = loss::select_rows(hidden, &rows)?;
-        let head = loss::weighted_cross_entropy(&selected, unembedding, &targets, &row_weights)?;
+        let head = loss::weighted_cross_entropy(
+            &selected,
+            unembedding,
+            &targets,
+            &row_weights,
+            run.products(),
+        )?;
         let shape = vec![batch.responses.len(), s.saturating_sub(k)];
         run.record(
             format!("ce.{k}"),

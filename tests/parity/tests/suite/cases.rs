@@ -7,14 +7,14 @@ use parity::{Case, Mode, Precision, Report, Status};
 /// Tests run in their package's folder; a compiled-in path would be wrong where checkouts share a target folder.
 pub(crate) const GOLDENS: &str = "goldens";
 
-const BOTH: [Precision; 2] = [Precision::F64, Precision::F32];
+const ALL: [Precision; 3] = [Precision::F64, Precision::F32, Precision::Bf16];
 
 pub(crate) fn load(name: &str) -> Case {
     Case::load(&Path::new(GOLDENS).join(name)).expect("the committed golden is whole")
 }
 
 fn assert_passes(case: &Case) {
-    for precision in BOTH {
+    for precision in ALL {
         for mode in [Mode::Chained, Mode::Isolated] {
             let report = parity::run(case, precision, mode).expect("the subject runs");
             assert_eq!(report.status, Status::Pass, "{}", report.markdown());
@@ -28,7 +28,7 @@ fn assert_passes(case: &Case) {
 }
 
 #[test]
-fn every_committed_case_passes_in_both_precisions_and_modes() {
+fn every_committed_case_passes_in_every_precision_and_mode() {
     let folders = parity::find_all(Path::new(GOLDENS)).unwrap();
     let names: Vec<_> = folders
         .iter()
