@@ -209,12 +209,11 @@ impl TrunkTape {
         let table = self.body.embeddings();
         let mut gradient_bsd = gradient_bsd;
         for (index, segment) in self.segments.into_iter().enumerate().rev() {
-            let pass = match segment.pass {
-                Some(kept) => kept,
-                None => {
-                    let (block, setup) = (self.body.block(index), self.body.setup());
-                    BlockPass::record(block, &segment.input_bsd, None, setup)?
-                }
+            let pass = if let Some(kept) = segment.pass {
+                kept
+            } else {
+                let (block, setup) = (self.body.block(index), self.body.setup());
+                BlockPass::record(block, &segment.input_bsd, None, setup)?
             };
             let goes_on = index > 0 || table.track_op();
             match pass.back(&gradient_bsd, goes_on, &mut take)? {

@@ -99,25 +99,21 @@ pub(crate) fn matmul<T: Float>(
                     let first_row = top + panel * ROWS;
                     let rows = ROWS.min(dst.rows - first_row);
                     let out = &mut dst.data[first_row * dst.row_stride + left..];
-                    scaled(&mut sums[..rows], scale.single());
-                    put(out, dst.row_stride, across, &sums[..rows], write);
+                    put(out, (dst.row_stride, across), &sums[..rows], scale, write);
                 }
             }
         }
     }
 }
 
-/// Multiplies the sums of a tile by a factor that is 1 as a rule.
-fn scaled(sums: &mut [[f32; COLS]], scale: f32) {
-    if scale != 1.0 {
-        sums.as_flattened_mut()
-            .iter_mut()
-            .for_each(|sum| *sum *= scale);
-    }
-}
-
-/// Writes the sums of a tile to the rows of `out`, which start `stride` apart and take `across` of its columns.
-fn put<T: Float>(out: &mut [T], stride: usize, across: usize, sums: &[[f32; COLS]], write: Write) {
+/// Writes the scaled sums of a tile to the rows of `out`, which start `stride` apart and take `across` of its columns.
+fn put<T: Float>(
+    out: &mut [T],
+    (stride, across): (usize, usize),
+    sums: &[[f32; COLS]],
+    scale: T,
+    write: Write,
+) {
     vectorised(
         #[inline(always)]
         || {
@@ -126,12 +122,12 @@ fn put<T: Float>(out: &mut [T], stride: usize, across: usize, sums: &[[f32; COLS
                 match write {
                     Write::Replace => {
                         for (out, sum) in out.iter_mut().zip(sums) {
-                            *out = T::of_single(*sum);
+                            *out = scale * T::of_single(*sum);
                         }
                     }
                     Write::Add => {
                         for (out, sum) in out.iter_mut().zip(sums) {
-                            *out += T::of_single(*sum);
+                            *out += scale * T::of_single(*sum);
                         }
                     }
                 }
@@ -351,15 +347,19 @@ mod tests {
     #[test]
     fn rounding_is_to_the_nearest_and_ties_to_even() {
         let of = |x: f32| f32::from_bits(rounded(x) & 0xffff_0000);
-        assert_eq!(of(1.0), 1.0);
-        // The numbers next to 1 are 1/128 apart.
-        assert_eq!(of(1.0 + 1.0 / 256.0), 1.0);
-        assert_eq!(of(1.0 + 3.0 / 256.0), 1.0 + 2.0 / 128.0);
-        assert_eq!(of(1.0 + 1.1 / 256.0), 1.0 + 1.0 / 128.0);
-        assert_eq!(of(-0.0).to_bits(), (-0.0f32).to_bits());
+        // The numbers above 1 are 1/128 apart.
+        for (x, nearest) in [
+            (1.0, 1.0),
+            (1.0 + 1.0 / 256.0, 1.0),
+            (1.0 + 3.0 / 256.0, 1.0 + 2.0 / 128.0),
+            (1.0 + 1.1 / 256.0, 1.0 + 1.0 / 128.0),
+            (-0.0, -0.0),
+            (f32::INFINITY, f32::INFINITY),
+            (f32::MAX, f32::INFINITY),
+        ] {
+            assert_eq!(of(x).to_bits(), nearest.to_bits(), "{x}");
+        }
         assert!(of(f32::from_bits(0x7f80_0001)).is_nan() && of(f32::NAN).is_nan());
-        assert_eq!(of(f32::INFINITY), f32::INFINITY);
-        assert_eq!(of(f32::MAX), f32::INFINITY);
     }
 
     #[test]
