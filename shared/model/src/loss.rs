@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 
-pub use crate::ops::LossGradients;
+pub use crate::ops::{LossGradients, SPAN_ROWS};
 
 use crate::{Error, Products, Result, ops};
 

@@ -2,7 +2,7 @@
 
 use candle_core::{Device, Tensor};
 use wmtp_data_sets::{PaddedBatch, TokenFile};
-use wmtp_model::loss::{cross_entropy, cross_entropy_gradients};
+use wmtp_model::loss::{SPAN_ROWS, cross_entropy, cross_entropy_gradients};
 use wmtp_model::{Horizon, MtpModel};
 
 use crate::error::Result;
@@ -148,16 +148,19 @@ pub struct Learner<'a> {
 
 impl Learner<'_> {
     /// Bytes that a micro-batch of so many positions takes at its peak, on top of weights, gradient sums and optimiser:
-    /// the trunk blocks that are kept, one more that is gone back through and its gradients, one head's, the stream
-    /// between the blocks, and the unembedding's gradient beside a chunk of logits.
+    /// the trunk blocks that are kept, each with its weights packed, one more that is gone back through and its
+    /// gradients, one head's, the stream between the blocks, and the unembedding's gradient and turned copy beside a span
+    /// of logits.
     pub(crate) fn peak_bytes(&self, positions: usize) -> usize {
         let (params, unembedding) = (self.model.params(), self.model.unembedding());
         let dtype = unembedding.dtype();
         let kept = self.num_kept(positions).min(params.num_trunk_blocks());
         let blocks = (kept + 3) * params.block_activation_bytes(positions, dtype);
         let stream = (params.num_trunk_blocks() + 4) * positions * params.dim;
-        let gradients = 2 * unembedding.elem_count() + params.num_params() / params.n_layers;
-        blocks + (stream + gradients) * dtype.size_in_bytes()
+        let outside = 2 * params.vocab_size * params.dim + params.dim;
+        let weights = (params.num_params() - outside) / params.n_layers;
+        let output = 3 * unembedding.elem_count() + positions.min(SPAN_ROWS) * params.vocab_size;
+        blocks + (stream + (kept + 4) * weights + output) * dtype.size_in_bytes()
     }
 
     /// Trunk blocks whose activations are kept for a batch of so many positions.
@@ -172,8 +175,8 @@ impl Learner<'_> {
 /// Adds loss and gradients of one micro-batch to those of its optimizer step.
 ///
 /// The trunk runs once. The heads run one after another upon its output, each with its own way back, so that only one
-/// head's activations are alive at a time; then their summed gradient goes through the trunk, block by block. Returns `false` when a cross-entropy is not finite: the sums
-/// then say so and the gradients are of no use.
+/// head's activations are alive at a time; then their summed gradient goes through the trunk, block by block. Returns
+/// `false` when a cross-entropy is not finite: the sums then say so and the gradients are of no use.
 pub fn accumulate(
     learner: &Learner<'_>,
     batch: &PaddedBatch,

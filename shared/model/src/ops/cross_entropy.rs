@@ -14,7 +14,7 @@ use crate::kernels::{Write, exp_sum, maximum, vectorised};
 
 /// Rows whose logits are held at once: enough for the product that makes the unembedding's gradient to run at full
 /// speed. A constant, so that the order of its sums depends on shapes alone.
-const SPAN_ROWS: usize = 1024;
+pub const SPAN_ROWS: usize = 1024;
 
 /// `Σ w_i · ce_i` as a scalar, and the unweighted `ce_i` in nats. The gradients of the operands that are trained
 /// are computed in the same pass.

@@ -22,7 +22,7 @@ pub use crate::kernels::Products;
 use crate::kernels::{Matrix, MatrixMut, Right, Write};
 
 pub(crate) use attention::{AttentionHeads, BlockSetup, adapted_attention_heads, attention_heads};
-pub use cross_entropy::LossGradients;
+pub use cross_entropy::{LossGradients, SPAN_ROWS};
 pub(crate) use cross_entropy::{cross_entropy_gradients, linear_cross_entropy};
 pub use embedding::embedding;
 pub(crate) use embedding::scatter_rows;
