@@ -1,12 +1,19 @@
 //! Generation of all samples of all problems.
 
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use rayon::prelude::*;
-use wmtp_decoding::{Choice, DrawKey, Generated, Generator, Prompt, Sampling};
+use wmtp_decoding::{Choice, DrawKey, Generated, Generator, Prompt, PromptError, Sampling, Tally};
 use wmtp_job_kit::{JobError, Run};
 use wmtp_records::{Completion, Problem};
 use wmtp_tokens::{Tokenizer, completion_text, encode_prompt};
 
 use crate::extract;
+
+/// Texts that one core writes on at once: enough that reading the weights costs little, few enough that their keys and
+/// values stay in its cache.
+const TEXTS_AT_ONCE: usize = 32;
 
 /// How many samples are drawn, and how.
 #[derive(Debug, Clone, Copy)]
@@ -18,63 +25,96 @@ pub(crate) struct Drawing {
 
 /// Generates, for each problem in turn, the greedy text and `num_samples` drawn ones.
 ///
-/// Problems are spread over the cores; a text depends on the problem and its sample number alone.
+/// Every core works on several problems at once and takes the next when texts end; a text depends on the problem and
+/// its sample number alone.
 pub(crate) fn all(
     problems: &[Problem],
     tokenizer: &Tokenizer,
     generator: &Generator,
     drawing: Drawing,
     run: &Run,
-) -> Result<Vec<Completion>, JobError> {
+) -> Result<(Vec<Completion>, Tally), JobError> {
     let per_problem = u64::from(drawing.num_samples) + 1;
     let progress = run.progress("generate", "samples", problems.len() as u64 * per_problem);
+    let prompts: Vec<Vec<u32>> = problems
+        .iter()
+        .map(|problem| encode_prompt(tokenizer, &problem.prompt))
+        .collect();
     let stop = run.stop_flag();
-    let completions = problems
-        .par_iter()
-        .map(|problem| {
-            if stop.load(std::sync::atomic::Ordering::Relaxed) {
-                return Err(JobError::preempted());
-            }
-            let completions = one(problem, tokenizer, generator, drawing)?;
+    let waiting = AtomicUsize::new(0);
+    let next = || {
+        let number = waiting.fetch_add(1, Ordering::Relaxed);
+        let choices = drawing.choices(problems.get(number)?);
+        let ids = prompts[number].as_slice();
+        Some((number, Prompt { ids, choices }))
+    };
+    let work = || {
+        let mut texts = Vec::new();
+        let tally = generator.generate_all(TEXTS_AT_ONCE, next, |number, generated| {
+            texts.push((number, generated));
             progress.inc(per_problem);
-            Ok(completions)
+            if stop.load(Ordering::Relaxed) {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
+        });
+        Ok((texts, tally.map_err(|failed| failure(problems, failed))?))
+    };
+    let workers = rayon::current_num_threads();
+    let parts: Vec<_> = (0..workers)
+        .into_par_iter()
+        .map(|_| work())
+        .collect::<Result<_, JobError>>()?;
+    if run.should_stop() {
+        return Err(JobError::preempted());
+    }
+    let (mut texts, mut tally) = (Vec::new(), Tally::default());
+    for (part, counted) in parts {
+        texts.extend(part);
+        tally.add(&counted);
+    }
+    texts.sort_unstable_by_key(|(number, _)| *number);
+    let samples = || std::iter::once(None).chain((0..drawing.num_samples).map(Some));
+    let completions = texts.iter().flat_map(|(number, generated)| {
+        samples().zip(generated).map(|(sample, text)| {
+            completion(
+                &problems[*number],
+                tokenizer,
+                &prompts[*number],
+                sample,
+                text,
+            )
         })
-        .collect::<Result<Vec<_>, JobError>>()?;
-    Ok(completions.into_iter().flatten().collect())
+    });
+    Ok((completions.collect(), tally))
 }
 
-fn one(
-    problem: &Problem,
-    tokenizer: &Tokenizer,
-    generator: &Generator,
-    drawing: Drawing,
-) -> Result<Vec<Completion>, JobError> {
-    let prompt_ids = encode_prompt(tokenizer, &problem.prompt);
-    let draws = (0..drawing.num_samples).map(|sample| {
-        Choice::Draw(
-            drawing.sampling,
-            DrawKey::new(drawing.seed, &problem.problem_id, sample),
-        )
-    });
-    let prompt = Prompt {
-        ids: &prompt_ids,
-        choices: std::iter::once(Choice::Greedy).chain(draws).collect(),
-    };
-    let generated = generator.generate(&prompt).map_err(|error| {
-        let context = format!("problem {}", problem.problem_id);
-        match error {
-            wmtp_decoding::Error::NotFinite { .. } => JobError::numeric(error).context(context),
-            wmtp_decoding::Error::PromptTooLong { .. } => JobError::bad_input(error)
-                .context(context)
-                .hint("raise data.max_length of the recipe"),
-            _ => JobError::internal(error).context(context),
-        }
-    })?;
-    let samples = std::iter::once(None).chain((0..drawing.num_samples).map(Some));
-    Ok(samples
-        .zip(generated)
-        .map(|(sample, text)| completion(problem, tokenizer, &prompt_ids, sample, &text))
-        .collect())
+impl Drawing {
+    /// The greedy text and the drawn ones; at temperature 0 these are greedy too.
+    fn choices(&self, problem: &Problem) -> Vec<Choice> {
+        let draw = |sample| {
+            if self.sampling.temperature == 0.0 {
+                return Choice::Greedy;
+            }
+            let key = DrawKey::new(self.seed, &problem.problem_id, sample);
+            Choice::Draw(self.sampling, key)
+        };
+        std::iter::once(Choice::Greedy)
+            .chain((0..self.num_samples).map(draw))
+            .collect()
+    }
+}
+
+fn failure(problems: &[Problem], failed: PromptError) -> JobError {
+    let context = format!("problem {}", problems[failed.number].problem_id);
+    match failed.error {
+        error @ wmtp_decoding::Error::NotFinite { .. } => JobError::numeric(error).context(context),
+        error @ wmtp_decoding::Error::PromptTooLong { .. } => JobError::bad_input(error)
+            .context(context)
+            .hint("raise data.max_length of the recipe"),
+        error => JobError::internal(error).context(context),
+    }
 }
 
 fn completion(
