@@ -1,15 +1,17 @@
 //! Generation of all samples of all problems.
 
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc;
 
-use rayon::prelude::*;
 use wmtp_decoding::{Choice, DrawKey, Generated, Generator, Prompt, PromptError, Sampling, Tally};
 use wmtp_job_kit::{JobError, Run};
 use wmtp_records::{Completion, Problem};
 use wmtp_tokens::{Tokenizer, completion_text, encode_prompt};
 
 use crate::extract;
+use crate::saved::Saved;
 
 /// Texts that one core writes on at once: enough that reading the weights costs little, few enough that their keys and
 /// values stay in its cache.
@@ -23,7 +25,15 @@ pub(crate) struct Drawing {
     pub(crate) seed: u64,
 }
 
-/// Generates, for each problem in turn, the greedy text and `num_samples` drawn ones.
+/// What was generated.
+pub(crate) struct Generation {
+    /// Of each problem in turn, the greedy text and then the drawn ones.
+    pub(crate) completions: Vec<Completion>,
+    /// What proposals were worth, in this attempt.
+    pub(crate) tally: Tally,
+}
+
+/// Generates, for each problem, the greedy text and `num_samples` drawn ones, or takes them from an earlier attempt.
 ///
 /// Every core works on several problems at once and takes the next when texts end; a text depends on the problem and
 /// its sample number alone.
@@ -33,61 +43,110 @@ pub(crate) fn all(
     generator: &Generator,
     drawing: Drawing,
     run: &Run,
-) -> Result<(Vec<Completion>, Tally), JobError> {
+) -> Result<Generation, JobError> {
     let per_problem = u64::from(drawing.num_samples) + 1;
     let progress = run.progress("generate", "samples", problems.len() as u64 * per_problem);
-    let prompts: Vec<Vec<u32>> = problems
+    let (mut saved, found) = Saved::open(run)?;
+    let mut by_problem: BTreeMap<String, Vec<Completion>> = BTreeMap::new();
+    for completion in found {
+        let own = by_problem.entry(completion.problem_id.clone()).or_default();
+        own.push(completion);
+    }
+    progress.set(by_problem.len() as u64 * per_problem);
+    let open: Vec<Open<'_>> = problems
         .iter()
-        .map(|problem| encode_prompt(tokenizer, &problem.prompt))
+        .filter(|problem| !by_problem.contains_key(&problem.problem_id))
+        .map(|problem| Open {
+            problem,
+            prompt_ids: encode_prompt(tokenizer, &problem.prompt),
+        })
         .collect();
-    let stop = run.stop_flag();
-    let waiting = AtomicUsize::new(0);
-    let next = || {
-        let number = waiting.fetch_add(1, Ordering::Relaxed);
-        let choices = drawing.choices(problems.get(number)?);
-        let ids = prompts[number].as_slice();
-        Some((number, Prompt { ids, choices }))
-    };
-    let work = || {
-        let mut texts = Vec::new();
-        let tally = generator.generate_all(TEXTS_AT_ONCE, next, |number, generated| {
-            texts.push((number, generated));
+    let tally = on_every_core(
+        &open,
+        generator,
+        drawing,
+        &run.stop_flag(),
+        |open, texts| {
+            let completions = open.completions(tokenizer, texts);
+            saved.add(&completions)?;
+            by_problem.insert(open.problem.problem_id.clone(), completions);
             progress.inc(per_problem);
-            if stop.load(Ordering::Relaxed) {
-                ControlFlow::Break(())
-            } else {
-                ControlFlow::Continue(())
-            }
-        });
-        Ok((texts, tally.map_err(|failed| failure(problems, failed))?))
-    };
-    let workers = rayon::current_num_threads();
-    let parts: Vec<_> = (0..workers)
-        .into_par_iter()
-        .map(|_| work())
-        .collect::<Result<_, JobError>>()?;
+            Ok(())
+        },
+    );
+    // What is finished is kept, however this ended.
+    saved.save()?;
+    let tally = tally?;
     if run.should_stop() {
         return Err(JobError::preempted());
     }
-    let (mut texts, mut tally) = (Vec::new(), Tally::default());
-    for (part, counted) in parts {
-        texts.extend(part);
-        tally.add(&counted);
-    }
-    texts.sort_unstable_by_key(|(number, _)| *number);
-    let samples = || std::iter::once(None).chain((0..drawing.num_samples).map(Some));
-    let completions = texts.iter().flat_map(|(number, generated)| {
-        samples().zip(generated).map(|(sample, text)| {
-            completion(
-                &problems[*number],
-                tokenizer,
-                &prompts[*number],
-                sample,
-                text,
-            )
-        })
-    });
-    Ok((completions.collect(), tally))
+    let completions = problems
+        .iter()
+        .filter_map(|problem| by_problem.remove(&problem.problem_id))
+        .flatten()
+        .collect();
+    Ok(Generation { completions, tally })
+}
+
+/// A problem without its texts.
+struct Open<'a> {
+    problem: &'a Problem,
+    prompt_ids: Vec<u32>,
+}
+
+/// Hands the texts of every problem to `done`, on this thread.
+fn on_every_core(
+    open: &[Open<'_>],
+    generator: &Generator,
+    drawing: Drawing,
+    stop: &AtomicBool,
+    mut done: impl FnMut(&Open<'_>, &[Generated]) -> Result<(), JobError>,
+) -> Result<Tally, JobError> {
+    let waiting = AtomicUsize::new(0);
+    let next = || {
+        let number = waiting.fetch_add(1, Ordering::Relaxed);
+        let Open {
+            problem,
+            prompt_ids,
+        } = open.get(number)?;
+        let prompt = Prompt {
+            ids: prompt_ids,
+            choices: drawing.choices(problem),
+        };
+        Some((number, prompt))
+    };
+    std::thread::scope(|scope| {
+        let (sender, texts) = mpsc::channel();
+        let workers: Vec<_> = (0..rayon::current_num_threads())
+            .map(|_| {
+                let sender = sender.clone();
+                scope.spawn(move || {
+                    generator.generate_all(TEXTS_AT_ONCE, next, |number, generated| {
+                        let heard = sender.send((number, generated)).is_ok();
+                        if heard && !stop.load(Ordering::Relaxed) {
+                            ControlFlow::Continue(())
+                        } else {
+                            ControlFlow::Break(())
+                        }
+                    })
+                })
+            })
+            .collect();
+        drop(sender);
+        let taken = texts
+            .iter()
+            .try_for_each(|(number, generated)| done(&open[number], &generated));
+        // Workers break off when nobody listens.
+        drop(texts);
+        let mut tally = Tally::default();
+        for worker in workers {
+            let counted = worker
+                .join()
+                .map_err(|_| JobError::internal("a worker panicked"))?;
+            tally.add(&counted.map_err(|failed| failure(open, failed))?);
+        }
+        taken.map(|()| tally)
+    })
 }
 
 impl Drawing {
@@ -106,33 +165,42 @@ impl Drawing {
     }
 }
 
-fn failure(problems: &[Problem], failed: PromptError) -> JobError {
-    let context = format!("problem {}", problems[failed.number].problem_id);
+impl Open<'_> {
+    fn completions(&self, tokenizer: &Tokenizer, texts: &[Generated]) -> Vec<Completion> {
+        let samples = std::iter::once(None).chain((0..).map(Some));
+        samples
+            .zip(texts)
+            .map(|(sample, text)| self.completion(tokenizer, sample, text))
+            .collect()
+    }
+
+    fn completion(
+        &self,
+        tokenizer: &Tokenizer,
+        sample: Option<u32>,
+        generated: &Generated,
+    ) -> Completion {
+        // The whole sequence is decoded, never the tail alone: a tokenizer may eat the tail's first blank.
+        let all_ids = [self.prompt_ids.as_slice(), &generated.ids].concat();
+        let raw = completion_text(tokenizer, &self.prompt_ids, &all_ids);
+        Completion {
+            problem_id: self.problem.problem_id.clone(),
+            sample,
+            program: extract::program(&raw),
+            raw,
+            num_tokens: generated.ids.len() as u32,
+            finished: generated.finished,
+        }
+    }
+}
+
+fn failure(open: &[Open<'_>], failed: PromptError) -> JobError {
+    let context = format!("problem {}", open[failed.number].problem.problem_id);
     match failed.error {
         error @ wmtp_decoding::Error::NotFinite { .. } => JobError::numeric(error).context(context),
         error @ wmtp_decoding::Error::PromptTooLong { .. } => JobError::bad_input(error)
             .context(context)
             .hint("raise data.max_length of the recipe"),
         error => JobError::internal(error).context(context),
-    }
-}
-
-fn completion(
-    problem: &Problem,
-    tokenizer: &Tokenizer,
-    prompt_ids: &[u32],
-    sample: Option<u32>,
-    generated: &Generated,
-) -> Completion {
-    // The whole sequence is decoded, never the tail alone: a tokenizer may eat the tail's first blank.
-    let all_ids = [prompt_ids, &generated.ids].concat();
-    let raw = completion_text(tokenizer, prompt_ids, &all_ids);
-    Completion {
-        problem_id: problem.problem_id.clone(),
-        sample,
-        program: extract::program(&raw),
-        raw,
-        num_tokens: generated.ids.len() as u32,
-        finished: generated.finished,
     }
 }

@@ -17,7 +17,7 @@ use wmtp_records::{
 };
 use wmtp_tokens::Tokenizer;
 
-use crate::generate::{self, Drawing};
+use crate::generate::{self, Drawing, Generation};
 use crate::subject::{self, Subject};
 use crate::{heads, sandbox_error, score};
 
@@ -120,7 +120,8 @@ impl Job for Evaluate {
         let generator = generator(run, &params, &store, &tokenizer)?;
         let started = run.elapsed();
         let drawing = drawing(evaluation, run.recipe().seed);
-        let (completions, tally) = generate::all(&problems, &tokenizer, &generator, drawing, run)?;
+        let Generation { completions, tally } =
+            generate::all(&problems, &tokenizer, &generator, drawing, run)?;
         let generation_secs = run.elapsed().saturating_sub(started).as_secs_f64();
 
         let samples = execute(&problems, completions, &grader, run)?;
