@@ -14,7 +14,7 @@ pub(crate) struct Saved<'a> {
     run: &'a Run,
     dir: PathBuf,
     num_parts: usize,
-    num_saved: usize,
+    num_completions: usize,
     fresh: Vec<Completion>,
     last: Duration,
 }
@@ -28,7 +28,7 @@ impl<'a> Saved<'a> {
             run,
             dir,
             num_parts: 0,
-            num_saved: 0,
+            num_completions: 0,
             fresh: Vec::new(),
             last: run.elapsed(),
         };
@@ -60,13 +60,13 @@ impl<'a> Saved<'a> {
         self.write_part(&part)?;
         self.last = self.run.elapsed();
         self.run
-            .save_checkpoint(self.num_saved as u64, &self.dir, None)
+            .save_checkpoint(self.num_completions as u64, &self.dir, None)
     }
 
     fn write_part(&mut self, part: &[Completion]) -> Result<(), JobError> {
         jsonl::write(&part_path(&self.dir, self.num_parts), part)?;
         self.num_parts += 1;
-        self.num_saved += part.len();
+        self.num_completions += part.len();
         Ok(())
     }
 }

@@ -10,6 +10,10 @@ use std::ops::ControlFlow;
 use wmtp_decoding::{Choice, Generator, InferenceModel, Prompt};
 use wmtp_model::{DType, Device, ParamStore, Params};
 
+/// As in the jobs.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// What this thread has computed for so far, by the kernel's count.
 fn cpu_secs() -> Result<f64, Box<dyn Error>> {
     // The count is brought up to date when the thread gives the core away.

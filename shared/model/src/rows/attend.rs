@@ -173,15 +173,16 @@ impl Attend<'_> {
     /// Turns scores into e^(score - highest); returns the inverse of each head's sum.
     #[inline(always)]
     fn weigh(&mut self) -> Vec<f32> {
-        let room = self.scores.len() / self.cache.layout.heads;
-        self.scores
-            .chunks_exact_mut(room)
-            .map(|scores| {
-                let seen = &mut scores[..self.len];
-                let top = maximum(seen);
-                1.0 / exp_sum(seen, top)
-            })
-            .collect()
+        let heads = self.cache.layout.heads;
+        let room = self.scores.len() / heads;
+        let mut shares = vec![0.0; heads];
+        // A loop, since an iterator's closure would be compiled for the narrowest vectors.
+        for (share, scores) in shares.iter_mut().zip(self.scores.chunks_exact_mut(room)) {
+            let seen = &mut scores[..self.len];
+            let top = maximum(seen);
+            *share = 1.0 / exp_sum(seen, top);
+        }
+        shares
     }
 
     /// Sums the values of each head in the order of positions, four vectors at a time where a line has so many.

@@ -63,7 +63,7 @@ impl PackedLinear {
     /// `out [rows, width] = x [rows, depth] · wᵀ`, or `out += …`, on this thread.
     pub(super) fn apply(&self, x: &[f32], out: &mut [f32], write: Write) {
         assert!(
-            x.len() % self.depth == 0 && out.len() / self.width == x.len() / self.depth,
+            x.len().is_multiple_of(self.depth) && out.len() / self.width == x.len() / self.depth,
             "product of {} values with {} x {} into {}",
             x.len(),
             self.width,
