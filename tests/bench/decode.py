@@ -22,6 +22,8 @@ SIZES = {
     "deep": (256, 12, 4, 704, 4, 4096),
 }
 PROMPT, TOKENS = 16, 128
+# Of the model of the second table.
+WIDTH = 256
 
 
 def torch_secs(size, batch, repeats):
@@ -107,7 +109,7 @@ def main():
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--batches", default="1,8,32")
     parser.add_argument("--sizes", default=",".join(SIZES))
-    parser.add_argument("--steps", type=int, default=700, help="training steps before the second table")
+    parser.add_argument("--steps", type=int, default=250, help="training steps before the second table")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
@@ -136,12 +138,12 @@ def main():
 
 def speculation(examples, steps):
     """The second table."""
-    command = [examples / "speculation_rate", examples / f"speculation_{steps}.safetensors", steps]
+    command = [examples / "speculation_rate", examples / f"speculation_{WIDTH}_{steps}.safetensors", WIDTH, steps]
     env = os.environ | {"CANDLE_NUM_THREADS": "1"}
     found = subprocess.run([*map(str, command)], env=env, check=True, stdout=subprocess.PIPE, text=True)
     *deep, shallow = json.loads(found.stdout)
     heads = len(shallow["proposed"])
-    print(f"\nmicropy after {steps} steps, {deep[0]['trunk_blocks']} trunk blocks: equal texts")
+    print(f"\nmicropy after {steps} steps, {WIDTH} wide, {deep[0]['trunk_blocks']} trunk blocks: equal texts")
     print(f"{'batch':>5}{'temp.':>7}{'plain':>9}{'proposing':>10}   tokens per CPU second   {'ratio':>6}  tokens/forward  accepted")
     for run in deep:
         accepted = (f"{a / max(p, 1):.0%}" for a, p in zip(run["accepted"], run["proposed"]))

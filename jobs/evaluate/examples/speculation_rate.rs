@@ -1,8 +1,8 @@
 //! Our side of `make bench-decode`'s second table: what the heads' proposals gain on a model that learnt micropy.
 //!
-//! `speculation_rate MODEL.safetensors STEPS` trains a model of 12 trunk blocks, 4 heads and twice the demo's width for STEPS steps of 8 programs,
-//! unless the file is there, and decodes validation prompts with and without proposals. Prints one JSON object; fails
-//! where a text differs.
+//! `speculation_rate MODEL.safetensors WIDTH STEPS` trains a model of 12 trunk blocks and 4 heads of that width (a multiple
+//! of the demo's 64) for STEPS steps of 8 programs, unless the file is there, and decodes validation prompts with and
+//! without proposals. Prints one JSON object; fails where a text differs.
 
 use std::error::Error;
 use std::io::Write;
@@ -103,11 +103,10 @@ fn texts() -> Result<Texts> {
     })
 }
 
-fn params(trunk: usize, vocab_size: usize) -> Params {
+fn params(width: usize, trunk: usize, vocab_size: usize) -> Params {
     let micro = Params::micro_mtp(vocab_size);
     Params {
-        dim: 2 * micro.dim,
-        multiple_of: 2 * micro.multiple_of,
+        dim: width,
         n_layers: trunk + micro.n_future_tokens,
         ..micro
     }
@@ -264,12 +263,12 @@ fn compare(
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [file, steps] = arguments.as_slice() else {
+    let [file, width, steps] = arguments.as_slice() else {
         return Err("usage: see the first lines of the source".into());
     };
-    let (file, steps) = (Path::new(file), steps.parse()?);
+    let (file, width, steps) = (Path::new(file), width.parse()?, steps.parse()?);
     let texts = texts()?;
-    let deep = params(TRUNK_BLOCKS, texts.vocab_size);
+    let deep = params(width, TRUNK_BLOCKS, texts.vocab_size);
     if !file.exists() {
         train(&deep, &texts.train, steps)?.save(file)?;
     }
@@ -282,7 +281,7 @@ fn main() -> Result<()> {
     for (batch, sampling) in [(1, None), (1, Some(cool)), (2, None), (4, None)] {
         found.push(compare(&deep, &store, &texts, batch, sampling)?);
     }
-    let shallow = params(SHALLOW, texts.vocab_size);
+    let shallow = params(width, SHALLOW, texts.vocab_size);
     let untrained = ParamStore::init(&shallow, 42, DType::F32, &Device::Cpu)?;
     found.push(compare(&shallow, &untrained, &texts, 1, None)?);
     writeln!(std::io::stdout(), "{}", json!(found))?;
