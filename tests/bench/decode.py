@@ -23,7 +23,7 @@ SIZES = {
 }
 PROMPT, TOKENS = 16, 128
 # Of the model of the second table.
-WIDTH = 256
+WIDTH = 128
 
 
 def torch_secs(size, batch, repeats):
@@ -109,7 +109,7 @@ def main():
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--batches", default="1,8,32")
     parser.add_argument("--sizes", default=",".join(SIZES))
-    parser.add_argument("--steps", type=int, default=250, help="training steps before the second table")
+    parser.add_argument("--steps", type=int, default=400, help="training steps before the second table")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
