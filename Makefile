@@ -67,6 +67,11 @@ bench-train: $(PYTORCH)/installed ## Whole training steps, ours beside PyTorch's
 	cargo build --workspace --examples
 	$(PYTORCH)/bin/python tests/bench/train.py $(TARGET)/debug/examples/train_rate $(if $(SIZES),--sizes $(SIZES)) $(if $(PRODUCTS),--products $(PRODUCTS))
 
+.PHONY: bench-decode
+bench-decode: $(PYTORCH)/installed ## Tokens/s of decoding beside PyTorch's, and what proposals gain. SIZES=micro-a,demo,deep
+	cargo build --workspace --examples
+	$(PYTORCH)/bin/python tests/bench/decode.py $(TARGET)/debug/examples $(if $(SIZES),--sizes $(SIZES))
+
 $(PYTORCH)/installed: tests/bench/requirements.txt
 	python3 -m venv $(PYTORCH)
 	$(PYTORCH)/bin/pip install -q -r $<

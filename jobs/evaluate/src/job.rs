@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde_json::json;
 use wmtp_data_sets::TokenFile;
-use wmtp_decoding::{Generator, InferenceModel, Sampling};
+use wmtp_decoding::{Generator, InferenceModel, Sampling, Tally};
 use wmtp_grading::{Grader, GraderConfig, Limits, Program};
 use wmtp_job_kit::{Job, JobError, Kind, Manifest, Output, Plan, PlanCx, Run};
 use wmtp_model::{ParamStore, Params};
@@ -17,7 +17,7 @@ use wmtp_records::{
 };
 use wmtp_tokens::Tokenizer;
 
-use crate::generate::{self, Drawing};
+use crate::generate::{self, Drawing, Generation};
 use crate::subject::{self, Subject};
 use crate::{heads, sandbox_error, score};
 
@@ -120,7 +120,8 @@ impl Job for Evaluate {
         let generator = generator(run, &params, &store, &tokenizer)?;
         let started = run.elapsed();
         let drawing = drawing(evaluation, run.recipe().seed);
-        let completions = generate::all(&problems, &tokenizer, &generator, drawing, run)?;
+        let Generation { completions, tally } =
+            generate::all(&problems, &tokenizer, &generator, drawing, run)?;
         let generation_secs = run.elapsed().saturating_sub(started).as_secs_f64();
 
         let samples = execute(&problems, completions, &grader, run)?;
@@ -128,6 +129,7 @@ impl Job for Evaluate {
         let report = Report {
             counts: score::count(&problems, &samples),
             problems,
+            tally,
             heads,
             latency_ms: 1000.0 * generation_secs / samples.len().max(1) as f64,
             samples,
@@ -202,7 +204,12 @@ fn generator(
     let max_new_tokens = recipe.evaluation.max_new_tokens;
     // Prompts are as long as in training; the continuation comes on top.
     let max_tokens = recipe.data.max_length + max_new_tokens;
-    let model = InferenceModel::new(params, store, max_tokens).map_err(JobError::bad_input)?;
+    let model = if recipe.evaluation.speculate {
+        InferenceModel::speculative(params, store, max_tokens)
+    } else {
+        InferenceModel::new(params, store, max_tokens)
+    };
+    let model = model.map_err(JobError::bad_input)?;
     Ok(Generator::new(model, tokenizer.eos(), max_new_tokens))
 }
 
@@ -271,6 +278,7 @@ struct Report {
     problems: Vec<Problem>,
     samples: Vec<GradedSample>,
     counts: Vec<ProblemCount>,
+    tally: Tally,
     heads: Vec<HeadLoss>,
     latency_ms: f64,
     sandbox: BTreeMap<String, String>,
@@ -278,12 +286,13 @@ struct Report {
 
 impl Report {
     fn write(&self, dir: &Path, work: &Work, run: &Run) -> Result<(), JobError> {
-        let metrics = score::metrics(
+        let mut metrics = score::metrics(
             &self.counts,
             &self.samples,
             &self.heads,
             &work.evaluation.ks,
         );
+        metrics.extend(score::proposals(&self.tally));
         let score = EvalScore {
             dataset_id: format!(
                 "{}-{}",

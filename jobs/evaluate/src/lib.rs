@@ -8,6 +8,7 @@ mod generate;
 mod grade;
 mod heads;
 mod job;
+mod saved;
 mod score;
 mod subject;
 

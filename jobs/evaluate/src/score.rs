@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use sha2::{Digest, Sha256};
+use wmtp_decoding::Tally;
 use wmtp_records::{ErrorClass, GradedSample, HeadLoss, Metric, Problem, ProblemCount};
 use wmtp_stats::mean_pass_at_k;
 
@@ -85,6 +86,27 @@ pub(crate) fn metrics(
         metrics.push(metric("finished_share".to_owned(), finished, true));
     }
     metrics
+}
+
+/// What the heads' proposals were worth, where any were verified.
+pub(crate) fn proposals(tally: &Tally) -> Vec<Metric> {
+    let better = |name: String, value| Metric {
+        name,
+        value,
+        higher_is_better: true,
+    };
+    let speed = tally.tokens_per_forward();
+    let per_head = tally.proposed.iter().zip(&tally.accepted).enumerate();
+    speed
+        .map(|value| better("tokens_per_forward".to_owned(), value))
+        .into_iter()
+        .chain(per_head.filter(|(_, (proposed, _))| **proposed > 0).map(
+            |(index, (proposed, accepted))| {
+                let share = *accepted as f64 / *proposed as f64;
+                better(format!("accepted_head_{}", index + 2), share)
+            },
+        ))
+        .collect()
 }
 
 fn share(flags: impl Iterator<Item = bool>) -> Option<f64> {
@@ -217,6 +239,21 @@ mod tests {
         let counts = count(&problems, &samples);
         assert_eq!((counts[0].num_samples, counts[0].num_passed), (1, 1));
         assert_eq!(num_ungraded(&samples), 1);
+    }
+
+    #[test]
+    fn proposals_are_scored_by_head_and_left_out_where_none_were_made() {
+        let tally = Tally {
+            forwards: 4,
+            proposed: vec![4, 2, 0],
+            accepted: vec![3, 1, 0],
+        };
+        let metrics = proposals(&tally);
+        assert_eq!(value(&metrics, "tokens_per_forward"), Some(2.0));
+        assert_eq!(value(&metrics, "accepted_head_2"), Some(0.75));
+        assert_eq!(value(&metrics, "accepted_head_3"), Some(0.5));
+        assert_eq!(value(&metrics, "accepted_head_4"), None);
+        assert!(proposals(&Tally::default()).is_empty());
     }
 
     #[test]

@@ -6,12 +6,6 @@ pub type Result<T> = std::result::Result<T, Error>;
 /// Why generation failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A parameter that inference needs is not in the store.
-    #[error("the model has no parameter {name:?}")]
-    MissingParameter {
-        /// Its name in Meta's layout.
-        name: String,
-    },
     /// The prompt leaves no room for a single token.
     #[error("the prompt has {prompt_tokens} tokens, the model reads at most {max_tokens}")]
     PromptTooLong {
@@ -29,7 +23,7 @@ pub enum Error {
         /// 0-based position whose successor was to be drawn.
         position: usize,
     },
-    /// A tensor operation failed.
+    /// The model lacks a parameter, is not in f32, or met an id that it does not know.
     #[error(transparent)]
-    Tensor(#[from] candle_core::Error),
+    Model(#[from] wmtp_model::Error),
 }

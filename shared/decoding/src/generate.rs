@@ -1,11 +1,10 @@
-//! Generation: one prefill a prompt, then all its samples token by token, equal beginnings once.
+//! Generation: texts of many prompts advance together; those of one prompt share their equal beginnings.
 
 use std::collections::BTreeMap;
-
-use candle_core::{DType, Tensor};
+use std::ops::ControlFlow;
 
 use crate::error::{Error, Result};
-use crate::infer::InferenceModel;
+use crate::infer::{InferenceModel, Question, Reading, Sequence};
 use crate::sampling::Choice;
 
 /// A prompt with the samples that are wanted of it.
@@ -26,78 +25,241 @@ pub struct Generated {
     pub finished: bool,
 }
 
+/// What the heads' proposals were worth.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Times that a text's last token was read with proposals behind it.
+    pub forwards: u64,
+    /// Proposals of the heads 2, 3, … that were verified.
+    pub proposed: Vec<u64>,
+    /// How many of them stood.
+    pub accepted: Vec<u64>,
+}
+
+impl Tally {
+    fn of(num_proposing: usize) -> Self {
+        Self {
+            forwards: 0,
+            proposed: vec![0; num_proposing],
+            accepted: vec![0; num_proposing],
+        }
+    }
+
+    /// Adds what another run counted.
+    pub fn add(&mut self, other: &Self) {
+        let add = |sums: &mut Vec<u64>, more: &[u64]| {
+            sums.resize(sums.len().max(more.len()), 0);
+            for (sum, more) in sums.iter_mut().zip(more) {
+                *sum += more;
+            }
+        };
+        self.forwards += other.forwards;
+        add(&mut self.proposed, &other.proposed);
+        add(&mut self.accepted, &other.accepted);
+    }
+
+    /// Mean number of tokens that one forward gives; `None` before the first.
+    pub fn tokens_per_forward(&self) -> Option<f64> {
+        let accepted: u64 = self.accepted.iter().sum();
+        (self.forwards > 0).then(|| 1.0 + accepted as f64 / self.forwards as f64)
+    }
+}
+
+/// A prompt that failed.
+#[derive(Debug, thiserror::Error)]
+#[error("prompt {number}: {error}")]
+pub struct PromptError {
+    /// Its number.
+    pub number: usize,
+    /// Why.
+    #[source]
+    pub error: Error,
+}
+
+/// Open texts up to which the heads propose. A forward over few texts takes the time of reading the weights, which the
+/// proposals share; with more texts every further row costs its own time. At 12 trunk blocks of width 128, and 3.4 tokens
+/// a forward, proposals gain a third with one text open, nothing with two, and lose with more.
+const MAX_SPECULATED: usize = 2;
+
 /// Generates continuations with one model.
-#[derive(Debug, Clone)]
+///
+/// Where the model was made with its proposing heads and few texts are open, a forward reads the last token and what
+/// they proposed after it. Tokens are picked from head 1 alone at every place, with the random number of that place, and a proposal stands
+/// when it is what was picked: the text is that of plain decoding.
+#[derive(Debug)]
 pub struct Generator {
     model: InferenceModel,
     end_token: u32,
     max_new_tokens: usize,
 }
 
-/// A sample that is still being written.
-struct Open {
-    sample: usize,
-    /// Index of the text that it has so far.
-    branch: usize,
+/// A text and the samples that have written it so far.
+struct Branch {
+    samples: Vec<usize>,
+    /// Ids after the prompt.
+    text: Vec<u32>,
+    sequence: Sequence,
+    /// What the model reads next: the prompt, or the last token of the text, with proposals behind it.
+    unread: Vec<u32>,
+    num_proposals: usize,
+    /// The trunk's output that the proposing heads have not read.
+    trunk: Vec<f32>,
 }
 
-/// The samples of one prompt on their way: those that wrote the same so far share one row of the model's batch.
-struct Frontier {
-    open: Vec<Open>,
-    /// Distinct texts, ids after the prompt.
-    branches: Vec<Vec<u32>>,
+/// The samples of one prompt on their way: those that wrote the same so far share a branch.
+struct Frontier<'a> {
+    number: usize,
+    prompt: Prompt<'a>,
+    /// Tokens that a sample may have.
+    budget: usize,
+    branches: Vec<Branch>,
     done: Vec<Option<Generated>>,
 }
 
-impl Frontier {
-    /// Every sample starts from the same, empty text.
-    fn new(samples: usize) -> Self {
+impl<'a> Frontier<'a> {
+    fn new(number: usize, prompt: Prompt<'a>, budget: usize, sequence: Sequence) -> Self {
+        let samples = prompt.choices.len();
+        let branch = Branch {
+            samples: (0..samples).collect(),
+            text: Vec::new(),
+            sequence,
+            unread: prompt.ids.to_vec(),
+            num_proposals: 0,
+            trunk: Vec::new(),
+        };
+        let open = samples > 0 && budget > 0;
+        let nothing = Generated {
+            ids: Vec::new(),
+            finished: false,
+        };
         Self {
-            open: (0..samples)
-                .map(|sample| Open { sample, branch: 0 })
-                .collect(),
-            branches: vec![Vec::new()],
-            done: vec![None; samples],
+            number,
+            prompt,
+            budget,
+            branches: open.then_some(branch).into_iter().collect(),
+            done: vec![(!open).then_some(nothing); samples],
         }
     }
 
-    /// Appends the token picked for each open sample; ended samples leave. Returns, for every branch that goes on, the
-    /// branch that it grew from.
-    fn grow(&mut self, picked: &[u32], end_token: u32) -> Vec<u32> {
-        let mut grown: BTreeMap<(usize, u32), usize> = BTreeMap::new();
-        let (mut branches, mut parents, mut left) = (Vec::new(), Vec::new(), Vec::new());
-        for (open, &token) in self.open.iter().zip(picked) {
-            let text = &self.branches[open.branch];
-            if token == end_token {
-                self.done[open.sample] = Some(Generated {
-                    ids: text.clone(),
-                    finished: true,
-                });
-                continue;
+    /// Takes what reading gave at a branch: every sample picks its token at each place, up to the first where that is
+    /// not the proposal. Samples that picked alike go on together; ended ones leave.
+    fn grow(
+        &mut self,
+        mut branch: Branch,
+        found: &Found<'_>,
+        end_token: u32,
+        tally: &mut Tally,
+    ) -> Result<()> {
+        let fresh = branch.unread.len() - branch.num_proposals;
+        let start = branch.sequence.len() - branch.unread.len();
+        let mut here = std::mem::take(&mut branch.samples);
+        let mut text = std::mem::take(&mut branch.text);
+        let mut children = Vec::new();
+        for (place, logits_v) in found.places().enumerate() {
+            let read = fresh + place;
+            let mut picked = self.pick(&here, logits_v, start + read - 1)?;
+            if let Some(samples) = picked.remove(&end_token) {
+                self.finish(&samples, &text, true);
             }
-            let branch = *grown.entry((open.branch, token)).or_insert_with(|| {
-                branches.push([text.as_slice(), &[token]].concat());
-                parents.push(open.branch as u32);
-                branches.len() - 1
-            });
-            left.push(Open {
-                sample: open.sample,
-                branch,
-            });
+            let proposal = branch.unread.get(read);
+            here = proposal
+                .and_then(|token| picked.remove(token))
+                .unwrap_or_default();
+            for (token, samples) in picked {
+                let text = [text.as_slice(), &[token]].concat();
+                if text.len() == self.budget {
+                    self.finish(&samples, &text, false);
+                } else {
+                    children.push((read, text, samples));
+                }
+            }
+            if here.is_empty() {
+                break;
+            }
+            tally.accepted[place] += 1;
+            text.extend(proposal);
         }
-        (self.open, self.branches) = (left, branches);
-        parents
+        self.part(branch.sequence, branch.trunk, children, found);
+        Ok(())
     }
 
-    /// Every sample in order; those still open were cut off.
-    fn finish(mut self) -> Vec<Generated> {
-        for open in self.open {
-            self.done[open.sample] = Some(Generated {
-                ids: self.branches[open.branch].clone(),
-                finished: false,
+    /// Gives each child its cache; the last takes that of its parent.
+    fn part(
+        &mut self,
+        mut sequence: Sequence,
+        unasked: Vec<f32>,
+        children: Vec<(usize, Vec<u32>, Vec<usize>)>,
+        found: &Found<'_>,
+    ) {
+        let start = sequence.len() - found.num_read;
+        let Some(last) = children.len().checked_sub(1) else {
+            return;
+        };
+        let mut forks: Vec<(Sequence, Vec<f32>)> = children[..last]
+            .iter()
+            .map(|(read, ..)| (sequence.fork(start + read), unasked.clone()))
+            .collect();
+        sequence.truncate(start + children[last].0);
+        forks.push((sequence, unasked));
+        for ((read, text, samples), (sequence, mut trunk)) in children.into_iter().zip(forks) {
+            trunk.extend_from_slice(found.trunk_of(read));
+            self.branches.push(Branch {
+                samples,
+                unread: text.last().copied().into_iter().collect(),
+                text,
+                sequence,
+                num_proposals: 0,
+                trunk,
             });
         }
-        self.done.into_iter().flatten().collect()
+    }
+
+    /// The samples by the token that each picks to follow `position`.
+    fn pick(
+        &self,
+        samples: &[usize],
+        logits_v: &[f32],
+        position: usize,
+    ) -> Result<BTreeMap<u32, Vec<usize>>> {
+        let mut picked: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
+        for &sample in samples {
+            let token = self.prompt.choices[sample]
+                .pick(logits_v, position)
+                .ok_or(Error::NotFinite { position })?;
+            picked.entry(token).or_default().push(sample);
+        }
+        Ok(picked)
+    }
+
+    fn finish(&mut self, samples: &[usize], text: &[u32], finished: bool) {
+        for &sample in samples {
+            self.done[sample] = Some(Generated {
+                ids: text.to_vec(),
+                finished,
+            });
+        }
+    }
+}
+
+/// What reading one branch gave.
+struct Found<'a> {
+    num_read: usize,
+    /// `[num_read, d]`, or nothing where no head will ask.
+    trunk: &'a [f32],
+    /// `[places, v]`
+    logits: &'a [f32],
+    dim: usize,
+    vocab_size: usize,
+}
+
+impl Found<'_> {
+    /// The trunk's output at the first `read` ids.
+    fn trunk_of(&self, read: usize) -> &[f32] {
+        &self.trunk[..self.trunk.len().min(read * self.dim)]
+    }
+
+    fn places(&self) -> impl Iterator<Item = &[f32]> {
+        self.logits.chunks_exact(self.vocab_size)
     }
 }
 
@@ -116,33 +278,64 @@ impl Generator {
     /// # Errors
     /// [`Error::PromptTooLong`] when not a single token fits behind the prompt, [`Error::NotFinite`] when the
     /// model gives no number to choose by.
-    pub fn generate(&self, prompt: &Prompt) -> Result<Vec<Generated>> {
-        let budget = self.budget(prompt.ids.len())?;
-        let capacity = prompt.ids.len() + budget;
-        let device = self.model.device();
-        let mut cache = self.model.empty_cache(capacity);
-        let ids_1s = Tensor::from_slice(prompt.ids, (1, prompt.ids.len()), device)?;
-        let mut logits_bv = self.model.forward(&ids_1s, &mut cache)?;
-        let mut frontier = Frontier::new(prompt.choices.len());
-        for step in 0..budget {
-            let position = prompt.ids.len() + step - 1;
-            let picked = pick_tokens(&logits_bv, &frontier.open, &prompt.choices, position)?;
-            let parents = frontier.grow(&picked, self.end_token);
-            if parents.is_empty() || step + 1 == budget {
-                break;
+    pub fn generate(&self, prompt: &Prompt<'_>) -> Result<Vec<Generated>> {
+        let (mut queue, mut texts) = (Some(prompt.clone()), Vec::new());
+        self.generate_all(
+            1,
+            || queue.take().map(|prompt| (0, prompt)),
+            |_, generated| {
+                texts = generated;
+                ControlFlow::Continue(())
+            },
+        )
+        .map_err(|failed| failed.error)?;
+        Ok(texts)
+    }
+
+    /// Generates every sample of the prompts that `next` gives with a number each, and hands them to `done` as they
+    /// end, in the order of the prompt's choices. A new prompt is taken up whenever fewer than `batch` texts are open.
+    /// Ends when `next` gives none, or when `done` breaks off.
+    ///
+    /// # Errors
+    /// As [`Self::generate`], with the number of the prompt.
+    pub fn generate_all<'a>(
+        &self,
+        batch: usize,
+        mut next: impl FnMut() -> Option<(usize, Prompt<'a>)>,
+        mut done: impl FnMut(usize, Vec<Generated>) -> ControlFlow<()>,
+    ) -> std::result::Result<Tally, PromptError> {
+        let mut tally = Tally::of(self.model.num_proposing());
+        let mut open: Vec<Frontier<'_>> = Vec::new();
+        loop {
+            while open.iter().map(|one| one.branches.len()).sum::<usize>() < batch {
+                let Some((number, prompt)) = next() else {
+                    break;
+                };
+                open.push(self.admit(number, prompt)?);
             }
-            if !parents.iter().copied().eq(0..logits_bv.dim(0)? as u32) {
-                cache = cache.select(&parents, capacity, device)?;
+            if open.is_empty() {
+                return Ok(tally);
             }
-            let last: Vec<u32> = frontier
-                .branches
-                .iter()
-                .filter_map(|text| text.last().copied())
-                .collect();
-            let ids_b1 = Tensor::from_vec(last, (parents.len(), 1), device)?;
-            logits_bv = self.model.forward(&ids_b1, &mut cache)?;
+            self.advance(&mut open, &mut tally)?;
+            for ended in open.extract_if(.., |one| one.branches.is_empty()) {
+                let texts = ended.done.into_iter().flatten().collect();
+                if done(ended.number, texts).is_break() {
+                    return Ok(tally);
+                }
+            }
         }
-        Ok(frontier.finish())
+    }
+
+    fn admit<'a>(
+        &self,
+        number: usize,
+        prompt: Prompt<'a>,
+    ) -> std::result::Result<Frontier<'a>, PromptError> {
+        let budget = self
+            .budget(prompt.ids.len())
+            .map_err(|error| PromptError { number, error })?;
+        let sequence = self.model.empty_sequence();
+        Ok(Frontier::new(number, prompt, budget, sequence))
     }
 
     fn budget(&self, prompt_tokens: usize) -> Result<usize> {
@@ -158,27 +351,109 @@ impl Generator {
         }
         Ok(room.min(self.max_new_tokens))
     }
+
+    /// One forward over every open branch, and what its tokens lead to.
+    fn advance(
+        &self,
+        open: &mut [Frontier<'_>],
+        tally: &mut Tally,
+    ) -> std::result::Result<(), PromptError> {
+        let (dim, vocab_size) = (self.model.dim(), self.model.vocab_size());
+        let proposing = self.model.num_proposing() > 0;
+        let number = open.first().map_or(0, |one| one.number);
+        let mut readings: Vec<Reading<'_>> = open
+            .iter_mut()
+            .flat_map(|one| &mut one.branches)
+            .map(|branch| Reading {
+                sequence: &mut branch.sequence,
+                ids: &branch.unread,
+                places: 1 + branch.num_proposals,
+            })
+            .collect();
+        let read = self
+            .model
+            .read(&mut readings)
+            .map_err(|error| PromptError { number, error })?;
+        let (mut trunk, mut logits) = (read.trunk.as_slice(), read.logits.as_slice());
+        for frontier in open.iter_mut() {
+            for branch in std::mem::take(&mut frontier.branches) {
+                let own_trunk = trunk
+                    .split_off(..branch.unread.len() * dim)
+                    .expect("a row of the trunk for every id");
+                let found = Found {
+                    num_read: branch.unread.len(),
+                    trunk: if proposing { own_trunk } else { &[] },
+                    logits: logits
+                        .split_off(..(1 + branch.num_proposals) * vocab_size)
+                        .expect("logits for every place"),
+                    dim,
+                    vocab_size,
+                };
+                count(&branch, tally);
+                let number = frontier.number;
+                frontier
+                    .grow(branch, &found, self.end_token, tally)
+                    .map_err(|error| PromptError { number, error })?;
+            }
+        }
+        let num_open: usize = open.iter().map(|one| one.branches.len()).sum();
+        if proposing && (1..=MAX_SPECULATED).contains(&num_open) {
+            self.propose(open);
+        }
+        Ok(())
+    }
+
+    /// Puts what the other heads propose behind every branch's last token.
+    fn propose(&self, open: &mut [Frontier<'_>]) {
+        let mut questions: Vec<Question<'_>> = open
+            .iter_mut()
+            .flat_map(|one| &mut one.branches)
+            .map(|branch| Question {
+                sequence: &mut branch.sequence,
+                trunk: &branch.trunk,
+            })
+            .collect();
+        let num_branches = questions.len();
+        let logits = self.model.propose(&mut questions);
+        let logits: Vec<&[f32]> = logits.chunks_exact(self.model.vocab_size()).collect();
+        let branches = open
+            .iter_mut()
+            .flat_map(|one| {
+                let (choices, budget) = (&one.prompt.choices, one.budget);
+                one.branches
+                    .iter_mut()
+                    .map(move |branch| (branch, choices, budget))
+            })
+            .enumerate();
+        for (index, (branch, choices, budget)) in branches {
+            // A proposal that nothing may follow saves no forward.
+            let room = budget - branch.text.len() - 1;
+            // As the first sample would pick, had it this head's logits: the same random number falls on the same
+            // token where both heads agree.
+            let choice = &choices[branch.samples[0]];
+            let proposals = (0..self.model.num_proposing())
+                .take(room)
+                .map_while(|head| {
+                    let position = branch.sequence.len() + head;
+                    choice.pick(logits[head * num_branches + index], position)
+                });
+            branch.unread.extend(proposals);
+            branch.trunk.clear();
+            branch.num_proposals = branch.unread.len() - 1;
+        }
+    }
 }
 
-fn pick_tokens(
-    logits_bv: &Tensor,
-    open: &[Open],
-    choices: &[Choice],
-    position: usize,
-) -> Result<Vec<u32>> {
-    let logits_bv = logits_bv.to_dtype(DType::F32)?.to_vec2::<f32>()?;
-    open.iter()
-        .map(|row| {
-            choices[row.sample]
-                .pick(&logits_bv[row.branch], position)
-                .ok_or(Error::NotFinite { position })
-        })
-        .collect()
+fn count(branch: &Branch, tally: &mut Tally) {
+    tally.forwards += u64::from(branch.num_proposals > 0);
+    for proposed in &mut tally.proposed[..branch.num_proposals] {
+        *proposed += 1;
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use candle_core::Device;
+    use candle_core::{DType, Device, Tensor};
     use wmtp_model::{Horizon, MtpModel, ParamStore, Params};
 
     use super::*;
@@ -326,26 +601,159 @@ mod tests {
         }
     }
 
+    /// A text that a small model learns by heart, with two places where it may go on in two ways.
+    const LEARNT: [u32; 12] = [1, 5, 9, 13, 2, 7, 1, 5, 8, 13, 2, 3];
+
+    /// A model that was trained on [`LEARNT`] over and over: all three heads know most of what comes.
+    fn trained() -> (Params, ParamStore) {
+        let (mut params, _) = tiny();
+        (params.n_layers, params.n_future_tokens) = (5, 3);
+        let store = ParamStore::init(&params, 7, DType::F32, &Device::Cpu).expect("model");
+        let ids: Vec<u32> = LEARNT.iter().copied().cycle().take(48).collect();
+        let ids_bs = Tensor::from_slice(&ids, (1, ids.len()), &Device::Cpu).expect("ids");
+        let steps = 200;
+        let mut loss = f32::INFINITY;
+        for step in 0..steps {
+            let rate = 0.01 * (1.0 - f64::from(step) / f64::from(steps));
+            loss = descend(&params, &store, &ids, &ids_bs, rate).expect("a step");
+        }
+        assert!(loss < 1.0, "three heads still cost {loss} nats together");
+        (params, store)
+    }
+
+    /// One step down the gradient of all heads' cross-entropy, of length `rate` in each element on average; returns
+    /// their sum before it.
+    fn descend(
+        params: &Params,
+        store: &ParamStore,
+        ids: &[u32],
+        ids_bs: &Tensor,
+        rate: f64,
+    ) -> wmtp_model::Result<f32> {
+        let model = MtpModel::new(params, store)?;
+        let trunk = model.trunk(ids_bs)?;
+        let mut total = Tensor::new(0f32, &Device::Cpu)?;
+        for horizon in params.horizons() {
+            let targets = &ids[horizon.get()..];
+            let rows: Vec<u32> = (0..targets.len() as u32).collect();
+            let hidden = model.head_hidden_at(horizon, &trunk, &rows)?;
+            let weights = vec![1.0 / targets.len() as f64; targets.len()];
+            let output = model.unembedding();
+            let loss =
+                wmtp_model::loss::weighted_cross_entropy(&hidden, output, targets, &weights)?;
+            total = (total + loss.sum)?;
+        }
+        let gradients = total.backward()?;
+        for (_, var) in store.iter() {
+            if let Some(gradient) = gradients.get(var) {
+                let size = f64::from(gradient.sqr()?.mean_all()?.to_scalar::<f32>()?).sqrt();
+                var.set(&(var.as_tensor() - (gradient * (rate / size.max(1e-12)))?)?)?;
+            }
+        }
+        Ok(total.to_scalar()?)
+    }
+
+    /// The texts of several prompts, and what the proposals were worth.
+    fn texts(
+        model: InferenceModel,
+        end_token: u32,
+        batch: usize,
+        prompts: &[(&[u32], Vec<Choice>)],
+    ) -> (Vec<Vec<Generated>>, Tally) {
+        let generator = Generator::new(model, end_token, 24);
+        let mut queue = prompts.iter().enumerate().map(|(number, (ids, choices))| {
+            let choices = choices.clone();
+            (number, Prompt { ids, choices })
+        });
+        let mut texts = vec![Vec::new(); prompts.len()];
+        let tally = generator
+            .generate_all(
+                batch,
+                || queue.next(),
+                |number, generated| {
+                    texts[number] = generated;
+                    ControlFlow::Continue(())
+                },
+            )
+            .expect("generation");
+        (texts, tally)
+    }
+
+    fn draws(samples: u32, temperature: f64) -> Vec<Choice> {
+        let sampling = Sampling {
+            temperature,
+            top_p: 0.95,
+        };
+        (0..samples)
+            .map(|sample| Choice::Draw(sampling, DrawKey::new(3, "p", sample)))
+            .collect()
+    }
+
     #[test]
-    fn samples_share_a_branch_until_they_part() {
-        const END: u32 = 9;
-        let mut frontier = Frontier::new(4);
-        assert_eq!(frontier.grow(&[5, 5, 7, 5], END), [0, 0]);
-        assert_eq!(frontier.branches, [vec![5], vec![7]]);
-        // The first sample ends, the second and fourth part, the third goes on.
-        assert_eq!(frontier.grow(&[END, 1, 2, 3], END), [0, 1, 0]);
-        let texts: Vec<(Vec<u32>, bool)> = frontier
-            .finish()
-            .into_iter()
-            .map(|text| (text.ids, text.finished))
+    fn proposals_save_forwards_and_change_no_text() {
+        let (params, store) = trained();
+        let plain = || InferenceModel::new(&params, &store, 64).expect("complete store");
+        let speculative = || InferenceModel::speculative(&params, &store, 64).expect("complete");
+        let long: Vec<u32> = LEARNT.iter().copied().cycle().take(40).collect();
+        for (name, choices) in [
+            ("greedy", vec![Choice::Greedy]),
+            ("cool", draws(3, 0.4)),
+            ("hot", draws(3, 1.5)),
+        ] {
+            // The second prompt ends at the model's limit, not at that of the generator.
+            let prompts = [(&LEARNT[..5], choices.clone()), (long.as_slice(), choices)];
+            for end_token in [u32::MAX, 7] {
+                for batch in [1, 6] {
+                    let (expected, nothing) = texts(plain(), end_token, 1, &prompts);
+                    let (got, tally) = texts(speculative(), end_token, batch, &prompts);
+                    assert_eq!(got, expected, "{name}, batch {batch}, end {end_token}");
+                    assert_eq!(nothing, Tally::of(0));
+                    if end_token == u32::MAX && name != "hot" {
+                        let speed = tally.tokens_per_forward().expect("forwards");
+                        assert!(speed > 1.5, "{name}, batch {batch}: {tally:?}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_text_does_not_depend_on_what_is_generated_beside_it() {
+        let (params, store) = tiny();
+        let model = || InferenceModel::new(&params, &store, 64).expect("complete store");
+        let prompts: Vec<(&[u32], Vec<Choice>)> = (1..9)
+            .map(|len| {
+                (
+                    &LEARNT[..len],
+                    [vec![Choice::Greedy], draws(3, 1.2)].concat(),
+                )
+            })
             .collect();
-        let expected = [
-            (vec![5], true),
-            (vec![5, 1], false),
-            (vec![7, 2], false),
-            (vec![5, 3], false),
-        ];
-        assert_eq!(texts, expected);
+        let (alone, _) = texts(model(), 7, 1, &prompts);
+        let (together, _) = texts(model(), 7, 12, &prompts);
+        assert_eq!(alone, together);
+        let mut lengths: Vec<usize> = alone.iter().flatten().map(|text| text.ids.len()).collect();
+        lengths.sort_unstable();
+        lengths.dedup();
+        assert!(
+            lengths.len() > 2,
+            "texts end at different places: {lengths:?}"
+        );
+    }
+
+    #[test]
+    fn what_fails_names_its_prompt() {
+        let (params, store) = tiny();
+        let generator = generator(&params, &store, 4);
+        let prompts: [&[u32]; 2] = [&[1, 2], &[1; 64]];
+        let mut queue = prompts.iter().enumerate().map(|(number, ids)| {
+            let choices = vec![Choice::Greedy];
+            (number + 10, Prompt { ids, choices })
+        });
+        let failed = generator
+            .generate_all(4, || queue.next(), |_, _| ControlFlow::Continue(()))
+            .expect_err("the second prompt is too long");
+        assert_eq!(failed.number, 11);
     }
 
     #[test]

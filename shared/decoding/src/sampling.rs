@@ -5,6 +5,9 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use sha2::{Digest, Sha256};
 
+/// Tokens that are put in order first when a nucleus is cut.
+const FIRST_RANKS: usize = 32;
+
 /// Temperature and nucleus of a protocol.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Sampling {
@@ -48,17 +51,33 @@ impl Sampling {
             })
             .collect();
         let total: f64 = ranked.iter().map(|(_, mass)| mass).sum();
-        ranked.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-        let mut kept = 0.0_f64;
-        let size = ranked
-            .iter()
-            .position(|(_, mass)| {
-                kept += mass;
-                kept >= self.top_p * total
-            })
-            .map_or(ranked.len(), |last| last + 1);
+        let size = cut(&mut ranked, self.top_p * total);
         ranked.truncate(size);
         Some(ranked)
+    }
+}
+
+/// Brings the heaviest tokens to the front in order, ties by id; returns how many of them reach `mass` together, all if
+/// rounding keeps them below it.
+fn cut(ranked: &mut [(u32, f64)], mass: f64) -> usize {
+    let by_rank = |a: &(u32, f64), b: &(u32, f64)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
+    // A nucleus rarely holds more than a few tokens, and ordering them all costs more than a small model's forward.
+    let mut ordered = FIRST_RANKS.min(ranked.len());
+    loop {
+        if ordered < ranked.len() {
+            ranked.select_nth_unstable_by(ordered, by_rank);
+        }
+        ranked[..ordered].sort_unstable_by(by_rank);
+        let mut kept = 0.0_f64;
+        let last = ranked[..ordered].iter().position(|(_, own)| {
+            kept += own;
+            kept >= mass
+        });
+        match last {
+            Some(last) => return last + 1,
+            None if ordered == ranked.len() => return ordered,
+            None => ordered = (4 * ordered).min(ranked.len()),
+        }
     }
 }
 
@@ -203,7 +222,40 @@ mod tests {
         );
     }
 
+    /// Sorts every token, as the definition says.
+    fn nucleus_by_definition(logits: &[f32], sampling: Sampling) -> Vec<u32> {
+        let masses: Vec<f64> = logits
+            .iter()
+            .map(|&logit| {
+                let highest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                ((f64::from(logit) - f64::from(highest)) / sampling.temperature).exp()
+            })
+            .collect();
+        let mut ids: Vec<u32> = (0..logits.len() as u32).collect();
+        ids.sort_by(|&a, &b| masses[b as usize].total_cmp(&masses[a as usize]));
+        let bound = sampling.top_p * masses.iter().sum::<f64>();
+        let mut kept = 0.0;
+        let last = ids.iter().position(|&id| {
+            kept += masses[id as usize];
+            kept >= bound
+        });
+        ids.truncate(last.map_or(ids.len(), |last| last + 1));
+        ids
+    }
+
     proptest! {
+        #[test]
+        fn a_nucleus_of_any_size_is_that_of_the_definition(
+            logits in prop::collection::vec((-8_i32..8).prop_map(|level| level as f32 / 2.0), 1..300),
+            top_p in 0.01_f64..=1.0,
+            temperature in 0.05_f64..30.0,
+        ) {
+            let sampling = Sampling { temperature, top_p };
+            let nucleus = sampling.nucleus(&logits).expect("finite logits");
+            let ids: Vec<u32> = nucleus.iter().map(|(id, _)| *id).collect();
+            prop_assert_eq!(ids, nucleus_by_definition(&logits, sampling));
+        }
+
         #[test]
         fn draws_stay_inside_the_vocabulary(
             logits in prop::collection::vec(-30.0_f32..30.0, 1..40),

@@ -16,9 +16,14 @@ pub struct Rotary {
 impl Rotary {
     /// The table of a model for all positions it may meet.
     pub fn new(params: &Params) -> Self {
+        Self::with_positions(params, PREPARED_POSITIONS)
+    }
+
+    /// The table of the positions `0..count`.
+    pub(crate) fn with_positions(params: &Params, count: usize) -> Self {
         let half = params.head_dim() / 2;
         let angles = || {
-            (0..PREPARED_POSITIONS).flat_map(move |position| {
+            (0..count).flat_map(move |position| {
                 (0..half).map(move |pair| {
                     position as f64 * params.rope_theta.powf(-(pair as f64) / half as f64)
                 })

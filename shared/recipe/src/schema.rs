@@ -333,6 +333,8 @@ section! {
         ks: Vec<u32> = vec![1, 5, 10];
         /// Longest generated program in tokens.
         max_new_tokens: usize = 512;
+        /// Whether the other heads propose tokens while few texts are open; the text is the same either way.
+        speculate: bool = true => Runtime;
         /// Problems solved, in the data set's order; all when null.
         max_problems: Option<usize> = None;
         /// CPU seconds a program may use.

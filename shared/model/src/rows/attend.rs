@@ -1,0 +1,245 @@
+//! Attention of single rows over the keys and values of one sequence.
+
+#![expect(
+    clippy::inline_always,
+    reason = "loops take the vector width of the function they are inlined into"
+)]
+
+use pulp::{Arch, Simd, WithSimd};
+
+use super::packed::{PANEL, lines, tile};
+use crate::kernels::{HeadLayout, exp_sum, maximum};
+
+/// The widest vector: a head's values are padded to a multiple of it.
+const LANES: usize = 16;
+
+/// Keys and values of the positions that one block has read of one sequence.
+///
+/// Keys lie as the product with a query reads them, `[positions / 64, g, e, 64]`; values as the mixture does,
+/// `[positions, g, e padded to 16]`.
+#[derive(Debug, Clone)]
+pub struct KeyValues {
+    layout: HeadLayout,
+    len: usize,
+    keys: Vec<f32>,
+    values: Vec<f32>,
+}
+
+impl KeyValues {
+    pub(super) fn new(layout: HeadLayout) -> Self {
+        Self {
+            layout,
+            len: 0,
+            keys: Vec::new(),
+            values: Vec::new(),
+        }
+    }
+
+    /// Positions read so far.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether nothing was read yet.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The first `len` positions, as a cache of their own.
+    #[must_use]
+    pub fn fork(&self, len: usize) -> Self {
+        let len = len.min(self.len);
+        Self {
+            layout: self.layout,
+            len,
+            keys: self.keys[..len.div_ceil(PANEL) * self.panel()].to_vec(),
+            values: self.values[..len * self.line()].to_vec(),
+        }
+    }
+
+    /// Forgets what lies behind the first `len` positions.
+    pub fn truncate(&mut self, len: usize) {
+        self.len = len.min(self.len);
+        self.keys.truncate(self.len.div_ceil(PANEL) * self.panel());
+        self.values.truncate(self.len * self.line());
+    }
+
+    /// Values of 64 positions' keys.
+    fn panel(&self) -> usize {
+        self.layout.kv_heads * self.layout.head_dim * PANEL
+    }
+
+    fn padded(&self) -> usize {
+        self.layout.head_dim.next_multiple_of(LANES)
+    }
+
+    /// Values of one position, padding included.
+    fn line(&self) -> usize {
+        self.layout.kv_heads * self.padded()
+    }
+
+    /// Appends the next position, `k` and `v` `[g, e]`.
+    pub(super) fn push(&mut self, k: &[f32], v: &[f32]) {
+        let (panel, e) = (self.panel(), self.layout.head_dim);
+        let column = self.len % PANEL;
+        if column == 0 {
+            self.keys.resize(self.len / PANEL * panel + panel, 0.0);
+        }
+        let last = &mut self.keys[self.len / PANEL * panel..];
+        for (line, k) in last.chunks_exact_mut(PANEL).zip(k) {
+            line[column] = *k;
+        }
+        for v in v.chunks_exact(e) {
+            self.values.extend_from_slice(v);
+            self.values
+                .resize(self.values.len() + self.padded() - e, 0.0);
+        }
+        self.len += 1;
+    }
+
+    /// The mixture of values `out [n, e]` that the query row `q [n, e]` takes of the first `len` positions:
+    /// softmax(q·k / √e) per head. `scores` is room to work in.
+    pub(super) fn attend(&self, q: &[f32], len: usize, out: &mut [f32], scores: &mut Vec<f32>) {
+        scores.resize(self.layout.heads * len.next_multiple_of(PANEL), 0.0);
+        Arch::new().dispatch(Attend {
+            cache: self,
+            q,
+            len,
+            out,
+            scores,
+        });
+    }
+}
+
+struct Attend<'a> {
+    cache: &'a KeyValues,
+    q: &'a [f32],
+    len: usize,
+    out: &'a mut [f32],
+    /// `[n, len padded to 64]`
+    scores: &'a mut [f32],
+}
+
+impl WithSimd for Attend<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(mut self, simd: S) {
+        match S::F32_LANES {
+            16 => self.score::<S, 4, 4>(simd),
+            8 => self.score::<S, 2, 8>(simd),
+            4 => self.score::<S, 2, 16>(simd),
+            _ => self.score::<S, 2, PANEL>(simd),
+        }
+        let shares = self.weigh();
+        self.mix(simd, &shares);
+    }
+}
+
+impl Attend<'_> {
+    #[inline(always)]
+    fn score<S: Simd, const VECTORS: usize, const LINE: usize>(&mut self, simd: S) {
+        let HeadLayout {
+            heads,
+            kv_heads,
+            head_dim: e,
+        } = self.cache.layout;
+        let room = self.scores.len() / heads;
+        let scale = 1.0 / (e as f32).sqrt();
+        let step = VECTORS * S::F32_LANES;
+        let lines = lines::<S, LINE>(&self.cache.keys);
+        for (head, (q, scores)) in self
+            .q
+            .chunks_exact(e)
+            .zip(self.scores.chunks_exact_mut(room))
+            .enumerate()
+        {
+            let kv = head / (heads / kv_heads);
+            let q = q.as_chunks::<1>().0;
+            for (panel, scores) in scores.chunks_exact_mut(PANEL).enumerate() {
+                let lines = &lines[(panel * kv_heads + kv) * e..][..e];
+                for first in (0..PANEL).step_by(step) {
+                    let mut sums = [[simd.splat_f32s(0.0); VECTORS]];
+                    tile(simd, lines, first / step, q, &mut sums);
+                    let sums: &[f32] = pulp::bytemuck::cast_slice(&sums[0]);
+                    for (score, sum) in scores[first..].iter_mut().zip(sums) {
+                        *score = sum * scale;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Turns scores into e^(score - highest); returns the inverse of each head's sum.
+    #[inline(always)]
+    fn weigh(&mut self) -> Vec<f32> {
+        let heads = self.cache.layout.heads;
+        let room = self.scores.len() / heads;
+        let mut shares = vec![0.0; heads];
+        // A loop, since an iterator's closure would be compiled for the narrowest vectors.
+        for (share, scores) in shares.iter_mut().zip(self.scores.chunks_exact_mut(room)) {
+            let seen = &mut scores[..self.len];
+            let top = maximum(seen);
+            *share = 1.0 / exp_sum(seen, top);
+        }
+        shares
+    }
+
+    /// Sums the values of each head in the order of positions, four vectors at a time where a line has so many.
+    #[inline(always)]
+    fn mix<S: Simd>(&mut self, simd: S, shares: &[f32]) {
+        let layout = self.cache.layout;
+        for member in 0..layout.heads / layout.kv_heads {
+            let (line, mut first) = (self.cache.line(), 0);
+            while first < line {
+                if first + 4 * S::F32_LANES <= line {
+                    self.mix_columns::<S, 4>(simd, member, first, shares);
+                    first += 4 * S::F32_LANES;
+                } else {
+                    self.mix_columns::<S, 1>(simd, member, first, shares);
+                    first += S::F32_LANES;
+                }
+            }
+        }
+    }
+
+    /// Some columns of the lines, for the query heads that are `member` in the group of their key/value head.
+    #[inline(always)]
+    fn mix_columns<S: Simd, const VECTORS: usize>(
+        &mut self,
+        simd: S,
+        member: usize,
+        first: usize,
+        shares: &[f32],
+    ) {
+        let HeadLayout {
+            heads,
+            kv_heads,
+            head_dim: e,
+        } = self.cache.layout;
+        let (room, padded) = (self.scores.len() / heads, self.cache.padded());
+        let column = |v: usize| first + v * S::F32_LANES;
+        let head = |v: usize| column(v) / padded * (heads / kv_heads) + member;
+        let scores: [&[f32]; VECTORS] =
+            std::array::from_fn(|v| &self.scores[head(v) * room..][..self.len]);
+        let mut sums = [simd.splat_f32s(0.0); VECTORS];
+        let lines = self.cache.values.chunks_exact(self.cache.line());
+        for (t, line) in lines.take(self.len).enumerate() {
+            let (line, _) = S::as_simd_f32s(&line[first..first + VECTORS * S::F32_LANES]);
+            for v in 0..VECTORS {
+                sums[v] = simd.mul_add_f32s(simd.splat_f32s(scores[v][t]), line[v], sums[v]);
+            }
+        }
+        for (v, sums) in sums.iter().enumerate() {
+            let (sums, from) = (
+                pulp::bytemuck::cast_slice::<_, f32>(std::slice::from_ref(sums)),
+                column(v) % padded,
+            );
+            let own = from.min(e)..e.min(from + S::F32_LANES);
+            let out = &mut self.out[head(v) * e..][own];
+            for (out, sum) in out.iter_mut().zip(sums) {
+                *out = sum * shares[head(v)];
+            }
+        }
+    }
+}
