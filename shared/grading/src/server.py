@@ -68,6 +68,23 @@ def send_frame(fd, value):
         data = data[os.write(fd, data):]
 
 
+def make_fork():
+    """Returns the C library's `fork`. `os.fork` also makes interpreter locks anew, in case another thread held one, and
+    runs hooks that do the same for Python's. This process has one thread, which holds none: for it they only touch
+    memory, more than all else that a fork does before its program runs."""
+    fork = ctypes.PyDLL(None, use_errno=True).fork
+    get_errno = ctypes.get_errno
+
+    def call():
+        pid = fork()
+        if pid < 0:
+            number = get_errno()
+            raise OSError(number, os.strerror(number))
+        return pid
+
+    return call
+
+
 def make_system():
     """Returns a function `prctl(option, argument)` that raises on failure."""
     prctl = ctypes.CDLL(None, use_errno=True).prctl
@@ -104,14 +121,14 @@ def tail(fd, size):
     return os.pread(fd, size, max(0, end - size)).decode("utf-8", "replace")
 
 
-def serve(control, request, system, fork_filter):
+def serve(control, request, fork, system, fork_filter, namespace):
     out, err, report = (os.memfd_create(name) for name in ("out", "err", "report"))
     try:
         started = time.monotonic()
-        pid = os.fork()
+        pid = fork()
         if pid == 0:
             try:
-                run(request, (out, err, report), system, fork_filter)
+                run(request, (out, err, report), system, fork_filter, namespace)
             finally:
                 os._exit(NOT_RUN)
         timed_out = wait_for(control, pid, request["wall_secs"])
@@ -129,19 +146,13 @@ def serve(control, request, system, fork_filter):
             os.close(fd)
 
 
-def prepare(request, fds, system, fork_filter):
-    """Turns the fork into a fresh interpreter that is held in. Returns the namespace of `__main__`."""
-    out, err, report = fds
-    server = os.getppid()
-    null = os.open("/dev/null", os.O_RDONLY)
-    for source, target in ((null, 0), (out, 1), (err, 2), (report, REPORT_FD)):
-        os.dup2(source, target)
-    os.closerange(3, REPORT_FD)
-    os.closerange(REPORT_FD + 1, MAX_FD)
-    system(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != server:
-        os._exit(NOT_RUN)
-
+def dress():
+    """Makes this process look like a fresh interpreter that runs a file, so that its forks do. What a fork need not do
+    itself it does not pay for. Returns the namespace of `__main__`."""
+    for fd, flags in ((0, os.O_RDONLY), (1, os.O_WRONLY), (2, os.O_WRONLY)):
+        null = os.open("/dev/null", flags)
+        os.dup2(null, fd)
+        os.close(null)
     sys.stdin = sys.__stdin__ = open(0, "r", encoding="utf-8", closefd=False)
     sys.stdout = sys.__stdout__ = open(1, "w", encoding="utf-8", closefd=False)
     sys.stderr = sys.__stderr__ = open(
@@ -152,17 +163,31 @@ def prepare(request, fds, system, fork_filter):
     sys.modules["__main__"] = main
     sys.argv[:] = [NAME]
     sys.orig_argv[:] = ["python3", NAME]
+    # The same for every fork: an unseeded program gets the same verdict every time.
+    random.seed(0)
+    # Python ignores this signal; by default it ends a program that floods its output.
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    return main.__dict__
+
+
+def confine(request, fds, system, fork_filter):
+    """Holds a fork in: its streams, its limits, its filter."""
+    out, err, report = fds
+    server = os.getppid()
+    for source, target in ((out, 1), (err, 2), (report, REPORT_FD)):
+        os.dup2(source, target)
+    os.closerange(3, REPORT_FD)
+    os.closerange(REPORT_FD + 1, MAX_FD)
+    system(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != server:
+        os._exit(NOT_RUN)
+
     linecache.cache[NAME] = (
         len(request["source"]),
         None,
         request["source"].splitlines(True),
         NAME,
     )
-    # A fork reseeds from the system; fixed, an unseeded program gets the same verdict every time.
-    random.seed(0)
-
-    # Python ignores this signal; by default it ends a program that floods its output.
-    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
     for limit, soft, hard in (
         (resource.RLIMIT_FSIZE, request["output_bytes"], request["output_bytes"]),
         (resource.RLIMIT_AS, request["memory_bytes"], request["memory_bytes"]),
@@ -170,7 +195,6 @@ def prepare(request, fds, system, fork_filter):
     ):
         resource.setrlimit(limit, (soft, hard))
     system(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, fork_filter)
-    return main.__dict__
 
 
 def describe(error, source):
@@ -202,7 +226,7 @@ def print_trace(error):
         pass
 
 
-def run(request, fds, system, fork_filter):
+def run(request, fds, system, fork_filter, namespace):
     write, leave, join = os.write, os._exit, b"%s %s\n%s"
     token = request["token"].encode()
     source = request["source"]
@@ -222,7 +246,7 @@ def run(request, fds, system, fork_filter):
     out_of_memory = join % (token, b"memory", b"MemoryError")
 
     try:
-        namespace = prepare(request, fds, system, fork_filter)
+        confine(request, fds, system, fork_filter)
     except BaseException as error:
         finish(b"setup", describe(error, source).encode("utf-8", "replace"))
 
@@ -250,13 +274,9 @@ def run(request, fds, system, fork_filter):
 
 def main():
     control = os.dup(0)
-    null = os.open("/dev/null", os.O_RDWR)
-    os.dup2(null, 0)
-    os.close(null)
-
     code = bytes.fromhex(receive_frame(control)["fork_filter"])
     program = FilterProgram(len(code) // 8, code)
-    system = make_system()
+    fork, system = make_fork(), make_system()
     # Nobody of the same user may look into this process.
     system(PR_SET_DUMPABLE, 0)
 
@@ -270,16 +290,16 @@ def main():
     fork_filter = ctypes.addressof(program)
     for name in [name for name in sys.modules if name.split(".")[0] in ("ctypes", "_ctypes")]:
         del sys.modules[name]
+    namespace = dress()
     gc.collect()
     gc.freeze()
 
     send_frame(control, {"ready": True})
-    os.dup2(0, 2)
     keep = (program, code)
     while keep:
         try:
             request = receive_frame(control)
-            send_frame(control, serve(control, request, system, fork_filter))
+            send_frame(control, serve(control, request, fork, system, fork_filter, namespace))
         except (EOFError, BrokenPipeError, ConnectionResetError):
             return
 

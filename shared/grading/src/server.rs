@@ -18,6 +18,8 @@ use crate::confine::{Confinement, SPARE_ID};
 const SOURCE: &str = include_str!("server.py");
 /// Replies hold a report and the end of a stream; more is a broken server.
 const MAX_FRAME_BYTES: u32 = 1 << 20;
+/// A frame begins with the length of what follows.
+const LENGTH_BYTES: usize = 4;
 const START_TIMEOUT: Duration = Duration::from_mins(1);
 /// What a server gets beyond the program's wall limit before it counts as stuck.
 const GRACE: Duration = Duration::from_secs(15);
@@ -73,6 +75,8 @@ struct Ready {
 pub(crate) struct Server {
     child: Child,
     control: UnixStream,
+    /// How long the stream waits for the other side.
+    patience: Option<Duration>,
 }
 
 impl Server {
@@ -104,7 +108,11 @@ impl Server {
         let child = command.spawn()?;
         // The kernel's choice when memory runs out should be a program, never the job; best effort.
         let _ = std::fs::write(format!("/proc/{}/oom_score_adj", child.id()), "900");
-        let mut server = Self { child, control };
+        let mut server = Self {
+            child,
+            control,
+            patience: None,
+        };
         server.greet(&launch.walls).map_err(|error| {
             let said = server.last_words();
             io::Error::new(error.kind(), format!("{error}; it said: {said}"))
@@ -142,21 +150,27 @@ impl Server {
         self.receive()
     }
 
-    fn set_patience(&self, patience: Duration) -> io::Result<()> {
-        self.control.set_read_timeout(Some(patience))?;
-        self.control.set_write_timeout(Some(patience))
+    fn set_patience(&mut self, patience: Duration) -> io::Result<()> {
+        let patience = Some(patience);
+        if self.patience != patience {
+            self.control.set_read_timeout(patience)?;
+            self.control.set_write_timeout(patience)?;
+            self.patience = patience;
+        }
+        Ok(())
     }
 
     fn send<T: Serialize>(&mut self, value: &T) -> io::Result<()> {
-        let body = serde_json::to_vec(value)?;
-        let length = u32::try_from(body.len())
+        let mut frame = vec![0; LENGTH_BYTES];
+        serde_json::to_writer(&mut frame, value)?;
+        let length = u32::try_from(frame.len() - LENGTH_BYTES)
             .map_err(|_| io::Error::other("a program of more than 4 GiB"))?;
-        self.control.write_all(&length.to_le_bytes())?;
-        self.control.write_all(&body)
+        frame[..LENGTH_BYTES].copy_from_slice(&length.to_le_bytes());
+        self.control.write_all(&frame)
     }
 
     fn receive<T: DeserializeOwned>(&mut self) -> io::Result<T> {
-        let mut length = [0; 4];
+        let mut length = [0; LENGTH_BYTES];
         self.control.read_exact(&mut length)?;
         let length = u32::from_le_bytes(length);
         if length > MAX_FRAME_BYTES {
