@@ -507,6 +507,35 @@ fn allow_list(rules: Rules) -> Result<BpfProgram, seccompiler::BackendError> {
     SeccompFilter::new(rules, denied, SeccompAction::Allow, arch)?.try_into()
 }
 
+/// A wall that a test takes down to see what it holds back.
+#[cfg(test)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wall {
+    /// What the kernel lets a server and its forks touch.
+    Landlock,
+    /// Both filters of system calls.
+    Seccomp,
+    /// What a fork adds to the server's filter.
+    ForkFilter,
+    /// The limits that server and forks share.
+    Limits,
+}
+
+#[cfg(test)]
+impl Confinement {
+    /// These walls but for one.
+    pub(crate) fn without(mut self, wall: Wall) -> Self {
+        let open = || vec![instruction(RETURN, 0, 0, libc::SECCOMP_RET_ALLOW)];
+        match wall {
+            Wall::Landlock => self.landlock = None,
+            Wall::Seccomp => (self.base_filter, self.fork_filter) = (open(), open()),
+            Wall::ForkFilter => self.fork_filter = open(),
+            Wall::Limits => self.resource_limits.clear(),
+        }
+        self
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -249,7 +249,7 @@ fn report(
 }
 
 /// Owns one server for as long as its thread lives, see [`Server::start`].
-struct Worker {
+pub(crate) struct Worker {
     launch: Launch,
     /// Held shared while grading, exclusively while a program runs alone.
     alone: Arc<RwLock<()>>,
@@ -257,6 +257,16 @@ struct Worker {
 }
 
 impl Worker {
+    /// One without a pool.
+    #[cfg(test)]
+    pub(crate) fn alone(launch: Launch) -> Self {
+        Self {
+            launch,
+            alone: Arc::default(),
+            server: None,
+        }
+    }
+
     /// Starts the server, says how that went, then works until the queue closes.
     fn serve(&mut self, queue: &Mutex<Receiver<Job>>, started: Sender<io::Result<()>>) {
         let server = Server::start(&self.launch).map(|server| self.server = Some(server));
@@ -278,7 +288,7 @@ impl Worker {
         }
     }
 
-    fn grade(&mut self, source: &str, limits: &Limits) -> Verdict {
+    pub(crate) fn grade(&mut self, source: &str, limits: &Limits) -> Verdict {
         let alone = Arc::clone(&self.alone);
         let first = {
             let _shared = alone.read().unwrap_or_else(PoisonError::into_inner);
@@ -347,15 +357,11 @@ mod tests {
         let python = Interpreter::find(None, confine::is_root()).unwrap();
         let abi = confine::landlock_abi();
         let walls = Confinement::new(&python.roots, abi, &Limits::default()).unwrap();
-        Worker {
-            launch: Launch {
-                drop_user: confine::is_root() && python.is_public(),
-                python: python.executable,
-                walls: Arc::new(walls),
-            },
-            alone: Arc::default(),
-            server: None,
-        }
+        Worker::alone(Launch {
+            drop_user: confine::is_root() && python.is_public(),
+            python: python.executable,
+            walls: Arc::new(walls),
+        })
     }
 
     /// Kills by the id of a process that the test started.

@@ -15,6 +15,8 @@ mod error;
 pub mod files;
 mod grader;
 mod interpreter;
+#[cfg(test)]
+mod layers;
 mod program;
 mod server;
 mod verdict;
