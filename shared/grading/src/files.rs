@@ -1,18 +1,20 @@
 //! Grades files in the formats of OpenAI's human-eval and of MBPP.
 //!
 //! Problems come with `task_id, prompt, entry_point, test` (HumanEval) or `task_id, test_list,
-//! test_setup_code` (MBPP); samples with `task_id, completion`. Result rows are the sample rows, in their
-//! order, with `passed` and `result` added.
+//! test_setup_code` (MBPP); samples with `task_id, completion`. Either may be compressed (`.gz`). Result rows are the
+//! sample rows, in their order, with `passed`, `result` and `class` added. Samples are read, graded and written one by
+//! one, so that their number is bounded by the disk alone.
 
-use std::collections::BTreeMap;
-use std::fs::Permissions;
-use std::io::{self, BufWriter, Write};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+use std::fs::{File, TryLockError};
+use std::io::{self, BufRead, BufReader, Write};
 use std::ops::ControlFlow;
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use serde_json::{Map, Value};
-use tempfile::NamedTempFile;
 use wmtp_records::{ErrorClass, Tests, Verdict, jsonl};
 
 use crate::{Error, Grader, Program};
@@ -45,41 +47,137 @@ impl FileSummary {
     }
 }
 
-/// Grades `samples` against `problems` and writes `out`, whole or not at all.
-///
-/// `on_done` is called after each verdict with the number done and the number of samples.
-///
-/// # Errors
-/// [`Error::Rows`] names file and line of a row that lacks a field, repeats a problem, or belongs to no
-/// problem, and a file that could not be read; [`Error::Io`] one that could not be written.
-pub fn grade_files(
-    grader: &Grader,
-    problems: &Path,
-    samples: &Path,
-    out: &Path,
-    mut on_done: impl FnMut(usize, usize),
-) -> Result<FileSummary, Error> {
-    let problems = read_problems(problems)?;
-    let mut samples = read_samples(samples, &problems)?;
-    let programs: Vec<Program> = samples.iter().map(|row| row.program.clone()).collect();
-    let mut num_done = 0;
-    let verdicts = grader.grade_all(&programs, |_, _| {
-        num_done += 1;
-        on_done(num_done, programs.len());
-        ControlFlow::Continue(())
-    });
-    for (sample, verdict) in samples.iter_mut().zip(&verdicts) {
-        let result = result_text(verdict).into();
-        sample
-            .row
-            .insert("passed".to_owned(), verdict.passed.into());
-        sample.row.insert("result".to_owned(), result);
+/// The n-th of equal parts of a file of samples: every `of`-th row, so that shards are as long as each other and their
+/// rows, taken in turn, are the file's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shard {
+    number: usize,
+    of: usize,
+}
+
+impl Shard {
+    /// The whole file.
+    pub const ALL: Self = Self { number: 1, of: 1 };
+
+    fn holds(self, index: usize) -> bool {
+        index % self.of == self.number - 1
     }
-    write_rows(out, samples.iter().map(|sample| &sample.row)).map_err(|source| Error::Io {
-        path: out.to_owned(),
-        source,
-    })?;
-    Ok(summarise(&problems, &samples, &verdicts))
+}
+
+impl FromStr for Shard {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parts = text.split_once('/');
+        parts
+            .and_then(|(number, of)| Some((number.parse().ok()?, of.parse().ok()?)))
+            .filter(|(number, of)| (1..=*of).contains(number))
+            .map(|(number, of)| Self { number, of })
+            .ok_or_else(|| format!("`{text}` is no shard; write 3/8 for the third of eight"))
+    }
+}
+
+impl fmt::Display for Shard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.number, self.of)
+    }
+}
+
+/// What is graded and where the results go.
+#[derive(Debug, Clone, Copy)]
+pub struct Files<'a> {
+    /// The problems.
+    pub problems: &'a Path,
+    /// The samples; each is read when its turn comes.
+    pub samples: &'a Path,
+    /// The results. They grow in a file beside this one, whose name ends in `.part`.
+    pub out: &'a Path,
+}
+
+impl Files<'_> {
+    fn part(&self) -> PathBuf {
+        let mut name = self.out.as_os_str().to_owned();
+        name.push(".part");
+        name.into()
+    }
+
+    /// Grades a shard of the samples and writes the results, whole or not at all. What an earlier, unfinished run has
+    /// written is kept and not graded again.
+    ///
+    /// `on_done` is called with the number of rows done and of all; when it breaks, so does this.
+    ///
+    /// # Errors
+    /// [`Error::Rows`] names file and line of a row that lacks a field, repeats a problem, or belongs to no problem,
+    /// before any program runs, and of a row of an unfinished run on other samples; [`Error::Io`] a file that could not
+    /// be written; [`Error::Busy`] one that another run writes. [`Error::Stopped`] when `on_done` broke.
+    pub fn grade(
+        &self,
+        grader: &Grader,
+        shard: Shard,
+        mut on_done: impl FnMut(usize, usize) -> ControlFlow<()>,
+    ) -> Result<FileSummary, Error> {
+        let problems = read_problems(self.problems)?;
+        let total = samples(self.samples, &problems, shard)?
+            .try_fold(0, |count, sample| sample.map(|_| count + 1))?;
+        let mut samples = samples(self.samples, &problems, shard)?;
+        let mut summary = Counts::new(&problems);
+        let mut out = Part::open(self.part())?;
+        let mut num_done = out.resume(&mut samples, &mut summary)?;
+        let waiting = RefCell::new(VecDeque::new());
+        let programs = samples.map(|sample| {
+            let mut sample = sample?;
+            let source = std::mem::take(&mut sample.program.source);
+            waiting.borrow_mut().push_back(sample);
+            Ok::<_, Error>(Program { source })
+        });
+        grader.grade_stream(programs, |verdict| {
+            let Some(sample) = waiting.borrow_mut().pop_front() else {
+                return Ok(ControlFlow::Break(()));
+            };
+            summary.add(sample.problem, verdict.class);
+            out.write(&result_row(sample.row, &verdict))?;
+            num_done += 1;
+            Ok(on_done(num_done, total))
+        })?;
+        if num_done < total {
+            return Err(Error::Stopped {
+                path: out.path,
+                num_done,
+            });
+        }
+        out.finish(self.out)?;
+        Ok(summary.finish())
+    }
+
+    /// Puts the results of all shards, given in their order, together as one run would have written them.
+    ///
+    /// # Errors
+    /// [`Error::Rows`] names a shard's row that is no result of the sample whose turn it is, and a shard that ends too
+    /// early or too late; the others as of [`Files::grade`].
+    pub fn merge(&self, shards: &[PathBuf]) -> Result<FileSummary, Error> {
+        let problems = read_problems(self.problems)?;
+        let mut summary = Counts::new(&problems);
+        let mut results = shards
+            .iter()
+            .map(|path| rows(path))
+            .collect::<Result<Vec<_>, _>>()?;
+        let mut out = Part::open(self.part())?;
+        out.truncate(0)?;
+        for (index, sample) in samples(self.samples, &problems, Shard::ALL)?.enumerate() {
+            let (sample, shard) = (sample?, index % shards.len());
+            let row = results[shard].next().ok_or_else(|| Error::Short {
+                path: shards[shard].clone(),
+                task_id: problems[sample.problem].task_id.clone(),
+            })??;
+            summary.add(sample.problem, class_of(&row, &sample.row)?);
+            out.write(&row.fields)?;
+        }
+        if let Some(row) = results.iter_mut().find_map(Iterator::next) {
+            return Err(row?.error("a result of no sample".to_owned()));
+        }
+        out.finish(self.out)?;
+        Ok(summary.finish())
+    }
 }
 
 /// The words of OpenAI's evaluator: "passed", "timed out", or "failed: " and the reason.
@@ -92,22 +190,155 @@ fn result_text(verdict: &Verdict) -> String {
     }
 }
 
-fn summarise(problems: &[Problem], samples: &[Sample], verdicts: &[Verdict]) -> FileSummary {
-    let mut tasks: Vec<Option<TaskCount>> = vec![None; problems.len()];
-    let mut classes = BTreeMap::new();
-    for (sample, verdict) in samples.iter().zip(verdicts) {
-        *classes.entry(verdict.class).or_default() += 1;
-        let task = tasks[sample.problem].get_or_insert_with(|| TaskCount {
-            task_id: problems[sample.problem].task_id.clone(),
+/// The sample's row with what came of it.
+fn result_row(mut row: Map<String, Value>, verdict: &Verdict) -> Map<String, Value> {
+    row.insert("passed".to_owned(), verdict.passed.into());
+    row.insert("result".to_owned(), result_text(verdict).into());
+    row.insert("class".to_owned(), verdict.class.as_str().into());
+    row
+}
+
+/// The class of a result, which must be one of this sample.
+fn class_of(result: &Row<'_>, sample: &Map<String, Value>) -> Result<ErrorClass, Error> {
+    let mut expected = sample.clone();
+    for name in ["passed", "result", "class"] {
+        expected.insert(name.to_owned(), result.field(name)?.clone());
+    }
+    if expected != result.fields {
+        let what = "not the result of the sample whose turn it is: made from other samples, or in another order";
+        return Err(result.error(what.to_owned()));
+    }
+    let class = result.field("class")?.clone();
+    serde_json::from_value(class).map_err(|error| result.error(format!("field `class`: {error}")))
+}
+
+/// n and c of every problem as they come in.
+struct Counts<'a> {
+    problems: &'a [Problem],
+    tasks: Vec<Option<TaskCount>>,
+    classes: BTreeMap<ErrorClass, u64>,
+}
+
+impl<'a> Counts<'a> {
+    fn new(problems: &'a [Problem]) -> Self {
+        Self {
+            problems,
+            tasks: vec![None; problems.len()],
+            classes: BTreeMap::new(),
+        }
+    }
+
+    fn add(&mut self, problem: usize, class: ErrorClass) {
+        *self.classes.entry(class).or_default() += 1;
+        let task = self.tasks[problem].get_or_insert_with(|| TaskCount {
+            task_id: self.problems[problem].task_id.clone(),
             num_samples: 0,
             num_passed: 0,
         });
-        task.num_samples += u64::from(verdict.class != ErrorClass::Infrastructure);
-        task.num_passed += u64::from(verdict.passed);
+        task.num_samples += u64::from(class != ErrorClass::Infrastructure);
+        task.num_passed += u64::from(class == ErrorClass::Passed);
     }
-    FileSummary {
-        tasks: tasks.into_iter().flatten().collect(),
-        classes,
+
+    fn finish(self) -> FileSummary {
+        FileSummary {
+            tasks: self.tasks.into_iter().flatten().collect(),
+            classes: self.classes,
+        }
+    }
+}
+
+/// Results on their way: a file beside the target, whose rows are each written at once. A reader of the target sees all
+/// rows or none, and a run that was killed goes on behind the last whole row.
+struct Part {
+    path: PathBuf,
+    file: File,
+}
+
+impl Part {
+    /// Opens or creates the file, which no other run may be writing.
+    fn open(path: PathBuf) -> Result<Self, Error> {
+        let options = File::options()
+            .read(true)
+            .append(true)
+            .create(true)
+            .open(&path);
+        let file = options.map_err(|source| io_error(&path, source))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Self { path, file }),
+            Err(TryLockError::WouldBlock) => Err(Error::Busy { path }),
+            Err(TryLockError::Error(source)) => Err(io_error(&path, source)),
+        }
+    }
+
+    /// Takes over the rows of an earlier run: moves `samples` behind them, counts them, and cuts off a row that was not
+    /// written to its end. Returns their number.
+    fn resume<'a>(
+        &mut self,
+        samples: &mut impl Iterator<Item = Result<Sample, Error>>,
+        counts: &mut Counts<'a>,
+    ) -> Result<usize, Error> {
+        let whole = self
+            .len_of_whole_rows()
+            .map_err(|source| io_error(&self.path, source))?;
+        self.truncate(whole)?;
+        let mut num_done = 0;
+        for row in rows(&self.path)? {
+            let row = row?;
+            let sample = samples
+                .next()
+                .ok_or_else(|| row.error("a result of no sample".to_owned()))??;
+            counts.add(sample.problem, class_of(&row, &sample.row)?);
+            num_done += 1;
+        }
+        Ok(num_done)
+    }
+
+    /// Bytes up to the last line break.
+    fn len_of_whole_rows(&self) -> io::Result<u64> {
+        let (mut whole, mut read) = (0, 0);
+        let mut reader = BufReader::new(&self.file);
+        loop {
+            let bytes = reader.fill_buf()?;
+            if bytes.is_empty() {
+                return Ok(whole);
+            }
+            if let Some(last) = bytes.iter().rposition(|&byte| byte == b'\n') {
+                whole = read + last as u64 + 1;
+            }
+            let length = bytes.len();
+            read += length as u64;
+            reader.consume(length);
+        }
+    }
+
+    fn truncate(&self, length: u64) -> Result<(), Error> {
+        self.file
+            .set_len(length)
+            .map_err(|source| io_error(&self.path, source))
+    }
+
+    fn write(&mut self, row: &Map<String, Value>) -> Result<(), Error> {
+        let mut line = serde_json::to_vec(row).expect("a map with texts as keys");
+        line.push(b'\n');
+        self.file
+            .write_all(&line)
+            .map_err(|source| io_error(&self.path, source))
+    }
+
+    /// Gives the file its name.
+    fn finish(self, target: &Path) -> Result<(), Error> {
+        let done = self
+            .file
+            .sync_all()
+            .and_then(|()| std::fs::rename(&self.path, target));
+        done.map_err(|source| io_error(target, source))
+    }
+}
+
+fn io_error(path: &Path, source: io::Error) -> Error {
+    Error::Io {
+        path: path.to_owned(),
+        source,
     }
 }
 
@@ -189,27 +420,33 @@ fn format_of(row: &Row<'_>) -> Result<Format, Error> {
     }))
 }
 
-fn read_samples(path: &Path, problems: &[Problem]) -> Result<Vec<Sample>, Error> {
+/// The samples of a shard, each read when it is asked for.
+fn samples<'a>(
+    path: &'a Path,
+    problems: &'a [Problem],
+    shard: Shard,
+) -> Result<impl Iterator<Item = Result<Sample, Error>> + 'a, Error> {
     let by_id: BTreeMap<&str, usize> = problems
         .iter()
         .enumerate()
         .map(|(index, problem)| (problem.task_id.as_str(), index))
         .collect();
-    rows(path)?
-        .map(|row| {
-            let row = row?;
-            let task_id = row.task_id()?;
-            let problem = *by_id
-                .get(task_id.as_str())
-                .ok_or_else(|| row.error(format!("no problem has task_id {task_id}")))?;
-            let program = problems[problem].format.program(row.text("completion")?);
-            Ok(Sample {
-                row: row.fields,
-                problem,
-                program,
-            })
+    let own = rows(path)?
+        .enumerate()
+        .filter(move |(index, row)| row.is_err() || shard.holds(*index));
+    Ok(own.map(move |(_, row)| {
+        let row = row?;
+        let task_id = row.task_id()?;
+        let problem = *by_id
+            .get(task_id.as_str())
+            .ok_or_else(|| row.error(format!("no problem has task_id {task_id}")))?;
+        let program = problems[problem].format.program(row.text("completion")?);
+        Ok(Sample {
+            row: row.fields,
+            problem,
+            program,
         })
-        .collect()
+    }))
 }
 
 /// One object of a file of JSON lines, with its place.
@@ -275,33 +512,10 @@ fn rows(path: &Path) -> Result<impl Iterator<Item = Result<Row<'_>, Error>>, Err
     }))
 }
 
-/// Writes beside the target, then renames: a reader sees all rows or none.
-fn write_rows<'a>(
-    path: &Path,
-    rows: impl Iterator<Item = &'a Map<String, Value>>,
-) -> io::Result<()> {
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
-    let file = tempfile::Builder::new()
-        .permissions(Permissions::from_mode(0o644))
-        .tempfile_in(folder)?;
-    let mut writer = BufWriter::new(file);
-    for row in rows {
-        serde_json::to_writer(&mut writer, row)?;
-        writer.write_all(b"\n")?;
-    }
-    let file: NamedTempFile = writer
-        .into_inner()
-        .map_err(io::IntoInnerError::into_error)?;
-    file.as_file().sync_all()?;
-    file.persist(path).map_err(|error| error.error)?;
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
+    use tempfile::NamedTempFile;
+
     use super::*;
 
     fn file(text: &str) -> NamedTempFile {
@@ -361,9 +575,12 @@ mod tests {
                 "field `completion` is no text",
             ),
         ] {
-            let (problems, samples) = (file(problem_rows), file(sample_rows));
+            let (problems, sample_file) = (file(problem_rows), file(sample_rows));
             let error = read_problems(problems.path())
-                .and_then(|problems| read_samples(samples.path(), &problems))
+                .and_then(|problems| {
+                    samples(sample_file.path(), &problems, Shard::ALL)?
+                        .collect::<Result<Vec<_>, _>>()
+                })
                 .unwrap_err()
                 .to_string();
             assert!(error.contains(expected), "{error}");
@@ -371,16 +588,15 @@ mod tests {
     }
 
     #[test]
-    fn results_replace_a_file_as_a_whole() {
-        let folder = tempfile::tempdir().unwrap();
-        let out = folder.path().join("r.jsonl");
-        std::fs::write(&out, "old").unwrap();
-        let row: Map<String, Value> = serde_json::from_str(r#"{"b": 1, "a": 2.0}"#).unwrap();
-        write_rows(&out, [&row].into_iter()).unwrap();
-        assert_eq!(
-            std::fs::read_to_string(&out).unwrap(),
-            "{\"b\":1,\"a\":2.0}\n"
-        );
-        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    fn every_row_belongs_to_one_shard() {
+        for index in 0..20 {
+            let of_eight = |number: usize| format!("{number}/8").parse::<Shard>().unwrap();
+            let holders = (1..=8).filter(|&number| of_eight(number).holds(index));
+            assert_eq!(holders.count(), 1);
+            assert!(Shard::ALL.holds(index));
+        }
+        for text in ["0/8", "9/8", "1", "1/0", "a/b", "-1/2"] {
+            assert!(text.parse::<Shard>().is_err(), "{text}");
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! The pool: one thread and one fork server per worker.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
+use std::convert::Infallible;
 use std::fs::File;
 use std::io::{self, Read};
 use std::ops::ControlFlow;
@@ -19,6 +20,9 @@ use crate::{Error, GraderConfig, Limits, Program, SandboxReport, Tier};
 
 /// Share of the CPU limit from which a program that met the wall limit counts as computing, not waiting.
 const COMPUTING_SHARE: f64 = 0.25;
+
+/// Programs in memory at a time, and sources whose verdicts are remembered.
+const WINDOW: usize = 1024;
 
 /// The self-check tells what the machine can hold, so a recipe's limits, however tight, do not end it early.
 const SELF_CHECK_LIMITS: Limits = Limits {
@@ -43,15 +47,24 @@ struct Pool {
     workers: Vec<JoinHandle<()>>,
 }
 
-/// One program on its way to a worker.
+/// One program on its way to a worker. However it ends, it is answered.
 #[derive(Debug)]
 struct Job {
-    index: usize,
-    source: String,
+    source: Arc<str>,
     limits: Limits,
     /// Set when nobody wants the verdict any more.
     stopped: Arc<AtomicBool>,
-    done: Sender<(usize, Verdict)>,
+    done: Sender<(Arc<str>, Verdict)>,
+    verdict: Option<Verdict>,
+}
+
+impl Drop for Job {
+    fn drop(&mut self) {
+        let verdict = self.verdict.take();
+        let verdict = verdict.unwrap_or_else(|| not_run("grading ended before this program"));
+        // Whoever asked may have gone; then nobody wants the verdict.
+        let _ = self.done.send((Arc::clone(&self.source), verdict));
+    }
 }
 
 impl Grader {
@@ -133,47 +146,162 @@ impl Grader {
     /// Grades programs on all workers; verdicts come in the order of the programs. Programs of equal source, of
     /// which a model at a low temperature writes many, are executed once and share the verdict.
     ///
-    /// `on_done` is called on this thread with each index and verdict, in order of completion. When it breaks, programs
-    /// under way are finished, no other is started, and what was not run is [`ErrorClass::Infrastructure`].
+    /// `on_done` is called on this thread with each index and verdict, in order. When it breaks, programs under way are
+    /// finished, no other is started, and what it was not told of is [`ErrorClass::Infrastructure`].
     pub fn grade_all(
         &self,
         programs: &[Program],
         mut on_done: impl FnMut(usize, &Verdict) -> ControlFlow<()>,
     ) -> Vec<Verdict> {
-        let mut equal: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
-        for (index, program) in programs.iter().enumerate() {
-            equal.entry(&program.source).or_default().push(index);
-        }
-        let mut firsts: Vec<usize> = equal.values().map(|indices| indices[0]).collect();
-        firsts.sort_unstable();
+        let mut verdicts = Vec::with_capacity(programs.len());
+        let each = programs.iter().cloned().map(Ok::<_, Infallible>);
+        let Ok(()) = self.grade_stream(each, |verdict| {
+            let flow = on_done(verdicts.len(), &verdict);
+            verdicts.push(verdict);
+            Ok(flow)
+        });
+        verdicts.resize_with(programs.len(), || {
+            not_run("grading ended before this program")
+        });
+        verdicts
+    }
+
+    /// Grades programs as they come, with a bounded number of them in memory. `on_verdict` gets the verdicts in the order
+    /// of the programs; equal sources that lie close together are executed once.
+    ///
+    /// When `on_verdict` breaks, or either side fails, programs under way are finished and no other is started.
+    ///
+    /// # Errors
+    /// The first error of `programs` or of `on_verdict`.
+    pub fn grade_stream<E>(
+        &self,
+        programs: impl IntoIterator<Item = Result<Program, E>>,
+        on_verdict: impl FnMut(Verdict) -> Result<ControlFlow<()>, E>,
+    ) -> Result<(), E> {
         let (done, results) = channel();
         let stopped = Arc::new(AtomicBool::new(false));
-        for index in firsts {
-            let job = Job {
-                index,
-                source: programs[index].source.clone(),
+        let mut window = Window::default();
+        let queue = |source| {
+            // Should no worker be left, the job is dropped, which answers it.
+            self.pool.send(Job {
+                source,
                 limits: self.limits,
                 stopped: Arc::clone(&stopped),
                 done: done.clone(),
-            };
-            if !self.pool.send(job) {
-                break;
-            }
-        }
+                verdict: None,
+            });
+        };
+        let outcome = window.pass(programs.into_iter(), queue, &results, on_verdict);
+        stopped.store(true, Ordering::Relaxed);
         drop(done);
-        let mut verdicts = vec![None; programs.len()];
-        for (first, verdict) in results {
-            for &index in &equal[programs[first].source.as_str()] {
-                if on_done(index, &verdict).is_break() {
-                    stopped.store(true, Ordering::Relaxed);
+        // Ends when the last program under way has.
+        for _ in results {}
+        outcome
+    }
+}
+
+/// Programs between those whose verdicts were handed on and those that were not read yet.
+#[derive(Debug, Default)]
+struct Window {
+    /// Index of the first of them.
+    first: usize,
+    verdicts: VecDeque<Option<Verdict>>,
+    /// What is known of the sources in the window, and of some before it.
+    known: BTreeMap<Arc<str>, Known>,
+    /// The sources of `known`, oldest first.
+    sources: VecDeque<Arc<str>>,
+    num_running: usize,
+}
+
+/// What is known of a source.
+#[derive(Debug)]
+enum Known {
+    /// It is under way; these indices wait for it.
+    Running(Vec<usize>),
+    Done(Verdict),
+}
+
+impl Window {
+    /// Reads programs while there is room, queues the new ones, and hands verdicts on in order.
+    fn pass<E>(
+        &mut self,
+        mut programs: impl Iterator<Item = Result<Program, E>>,
+        queue: impl Fn(Arc<str>),
+        results: &Receiver<(Arc<str>, Verdict)>,
+        mut on_verdict: impl FnMut(Verdict) -> Result<ControlFlow<()>, E>,
+    ) -> Result<(), E> {
+        let mut more = true;
+        loop {
+            while more && self.verdicts.len() < WINDOW {
+                match programs.next() {
+                    Some(program) => {
+                        if let Some(source) = self.push(program?.source) {
+                            queue(source);
+                        }
+                    }
+                    None => more = false,
                 }
-                verdicts[index] = Some(verdict.clone());
+            }
+            while let Some(verdict) = self.pop() {
+                if on_verdict(verdict)?.is_break() {
+                    return Ok(());
+                }
+            }
+            if self.num_running > 0 {
+                let Ok((source, verdict)) = results.recv() else {
+                    return Ok(());
+                };
+                self.fill(source, &verdict);
+            } else if !more {
+                return Ok(());
             }
         }
-        verdicts
-            .into_iter()
-            .map(|verdict| verdict.unwrap_or_else(|| not_run("grading ended before this program")))
-            .collect()
+    }
+
+    /// Takes in the next program; its source, unless the same is known.
+    fn push(&mut self, source: String) -> Option<Arc<str>> {
+        let index = self.first + self.verdicts.len();
+        match self.known.get_mut(source.as_str()) {
+            Some(Known::Done(verdict)) => self.verdicts.push_back(Some(verdict.clone())),
+            Some(Known::Running(waiting)) => {
+                waiting.push(index);
+                self.verdicts.push_back(None);
+            }
+            None => {
+                let source: Arc<str> = source.into();
+                self.known
+                    .insert(Arc::clone(&source), Known::Running(vec![index]));
+                self.sources.push_back(Arc::clone(&source));
+                self.verdicts.push_back(None);
+                self.num_running += 1;
+                // The window holds no more sources than programs, so the one forgotten is done.
+                if self.sources.len() > WINDOW
+                    && let Some(oldest) = self.sources.pop_front()
+                {
+                    self.known.remove(&oldest);
+                }
+                return Some(source);
+            }
+        }
+        None
+    }
+
+    fn fill(&mut self, source: Arc<str>, verdict: &Verdict) {
+        self.num_running -= 1;
+        let before = self.known.insert(source, Known::Done(verdict.clone()));
+        if let Some(Known::Running(waiting)) = before {
+            for index in waiting {
+                self.verdicts[index - self.first] = Some(verdict.clone());
+            }
+        }
+    }
+
+    /// The next verdict in order, if it is there.
+    fn pop(&mut self) -> Option<Verdict> {
+        let verdict = self.verdicts.front_mut()?.take()?;
+        self.verdicts.pop_front();
+        self.first += 1;
+        Some(verdict)
     }
 }
 
@@ -208,11 +336,11 @@ impl Pool {
         Ok(pool)
     }
 
-    /// Queues a job; false when no worker is left.
-    fn send(&self, job: Job) -> bool {
-        self.jobs
-            .as_ref()
-            .is_some_and(|jobs| jobs.send(job).is_ok())
+    /// Queues a job.
+    fn send(&self, job: Job) {
+        if let Some(jobs) = &self.jobs {
+            let _ = jobs.send(job);
+        }
     }
 }
 
@@ -278,13 +406,10 @@ impl Worker {
         drop(started);
         loop {
             let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
-            let Ok(job) = next else { return };
-            if job.stopped.load(Ordering::Relaxed) {
-                continue;
+            let Ok(mut job) = next else { return };
+            if !job.stopped.load(Ordering::Relaxed) {
+                job.verdict = Some(self.grade(&job.source, &job.limits));
             }
-            let verdict = self.grade(&job.source, &job.limits);
-            // Whoever asked may have gone; then nobody wants the verdict.
-            let _ = job.done.send((job.index, verdict));
         }
     }
 

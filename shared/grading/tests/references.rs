@@ -10,13 +10,12 @@ use std::io::Write;
 use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Instant;
 
 use serde_json::{Value, json};
-use wmtp_grading::files::{FileSummary, grade_files};
+use wmtp_grading::files::{FileSummary, Files, Shard};
 use wmtp_grading::{Grader, GraderConfig, Limits, Program};
-use wmtp_records::Verdict;
+use wmtp_records::{Verdict, jsonl};
 
 const STOPS: [&str; 5] = ["\nclass", "\ndef", "\n#", "\nif", "\nprint"];
 
@@ -42,19 +41,7 @@ fn dataset(name: &str) -> Option<PathBuf> {
 }
 
 fn read_rows(path: &Path) -> Vec<Value> {
-    let text = if path.extension().is_some_and(|extension| extension == "gz") {
-        let script = "import gzip, sys; sys.stdout.buffer.write(gzip.open(sys.argv[1]).read())";
-        let output = Command::new("python3")
-            .args(["-c", script])
-            .arg(path)
-            .output();
-        String::from_utf8(output.unwrap().stdout).unwrap()
-    } else {
-        fs::read_to_string(path).unwrap()
-    };
-    text.lines()
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect()
+    jsonl::read(path).unwrap()
 }
 
 fn write_rows(path: &Path, rows: &[Value]) {
@@ -92,11 +79,18 @@ fn grade_references(
     write_rows(&sample_file, &samples);
     let grader = start(limits);
     let mut num_done = 0;
-    let summary = grade_files(&grader, &problem_file, &sample_file, &out, |done, total| {
-        num_done = done;
-        assert_eq!(total, samples.len());
-    })
-    .unwrap();
+    let files = Files {
+        problems: &problem_file,
+        samples: &sample_file,
+        out: &out,
+    };
+    let summary = files
+        .grade(&grader, Shard::ALL, |done, total| {
+            num_done = done;
+            assert_eq!(total, samples.len());
+            ControlFlow::Continue(())
+        })
+        .unwrap();
     assert_eq!(num_done, samples.len());
     let results = read_rows(&out);
     for (result, sample) in results.iter().zip(&samples) {
