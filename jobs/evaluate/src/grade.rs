@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 
 use serde_json::{Map, Value, json};
-use wmtp_grading::files::{FileSummary, Files, Shard};
+use wmtp_grading::files::{FileSummary, Files, RuleCounts, Shard};
 use wmtp_grading::{Grader, GraderConfig, Limits, SandboxReport};
 use wmtp_job_kit::{JobError, Tool, ToolCx};
 use wmtp_stats::mean_pass_at_k;
@@ -16,10 +16,11 @@ use crate::sandbox_error;
 /// Values of k that are printed where every problem has as many samples.
 const KS: [u64; 6] = [1, 5, 10, 20, 50, 100];
 
-/// Grades samples in the formats of OpenAI's human-eval and of MBPP.
+/// Grades samples in the formats of OpenAI's human-eval, of MBPP and of CodeContests.
 #[derive(Debug, clap::Args)]
 pub struct Grade {
-    /// Problems, JSON lines, plain or .gz: human-eval (task_id, prompt, entry_point, test) or MBPP (task_id, test_list)
+    /// Problems, JSON lines, plain or .gz: human-eval (task_id, prompt, entry_point, test), MBPP (task_id, test_list) or
+    /// CodeContests (name, public_tests, private_tests, generated_tests)
     #[arg(long, value_name = "FILE")]
     problems: PathBuf,
     /// Samples, JSON lines, plain or .gz: task_id, completion
@@ -60,6 +61,7 @@ impl Tool for Grade {
     const EXAMPLES: &'static str = "\
   evaluate grade --problems HumanEval.jsonl --samples samples.jsonl --out results.jsonl
   evaluate grade --problems mbpp.jsonl --samples samples.jsonl.gz --out results.jsonl --workers 4 --json
+  evaluate grade --problems code_contests.jsonl --samples samples.jsonl --out results.jsonl --cpu-secs 10
   evaluate grade --problems mbpp.jsonl --samples samples.jsonl.gz --out r3.jsonl --shard 3/8
   evaluate grade --problems mbpp.jsonl --samples samples.jsonl.gz --out results.jsonl --merge r?.jsonl";
 
@@ -138,6 +140,10 @@ impl Grade {
         for (k, value) in &pass_at {
             cx.print(format!("pass@{k}  {value:.4}"));
         }
+        let rules = summary.rules.iter().flat_map(rules_of);
+        for (rule, samples, tests) in rules.clone() {
+            cx.print(format!("{rule:<10}{samples:>8} samples{tests:>10} tests"));
+        }
         for (class, count) in &summary.classes {
             cx.print(format!("{:<16}{count}", class.as_str()));
         }
@@ -157,10 +163,26 @@ impl Grade {
             "passed": num_passed,
             "pass_at": pass_at,
             "classes": summary.classes,
+            "rules": rules
+                .map(|(rule, samples, tests)| (rule.to_owned(), json!({"samples": samples, "tests": tests})))
+                .collect::<Map<_, _>>(),
             "sandbox": sandbox.map(SandboxReport::to_map),
             "out": self.out.display().to_string(),
         }));
     }
+}
+
+/// How many samples and tests pass by each rule of comparing outputs; all of them first.
+fn rules_of(counts: &RuleCounts) -> [(&'static str, u32, u32); 6] {
+    let RuleCounts { samples, tests } = counts;
+    [
+        ("all", samples.total, tests.total),
+        ("deepmind", samples.deepmind, tests.deepmind),
+        ("tokens", samples.tokens, tests.tokens),
+        ("lines", samples.lines, tests.lines),
+        ("trimmed", samples.trimmed, tests.trimmed),
+        ("exact", samples.exact, tests.exact),
+    ]
 }
 
 fn pass_at(summary: &FileSummary) -> Vec<(u64, f64)> {

@@ -1,7 +1,8 @@
-//! Grades files in the formats of OpenAI's human-eval and of MBPP.
+//! Grades files in the formats of OpenAI's human-eval, of MBPP and of CodeContests.
 //!
 //! Problems come with `task_id, prompt, entry_point, test` (HumanEval) or `task_id, test_list,
-//! test_setup_code` (MBPP); samples with `task_id, completion`. Either may be compressed (`.gz`). Result rows are the
+//! test_setup_code` (MBPP) or `name, public_tests, private_tests, generated_tests, time_limit`
+//! (CodeContests); samples with `task_id, completion`. Either may be compressed (`.gz`). Result rows are the
 //! sample rows, in their order, with `passed`, `result` and `class` added. Samples are read, graded and written one by
 //! one, so that their number is bounded by the disk alone.
 
@@ -13,11 +14,12 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde_json::{Map, Value};
-use wmtp_records::{ErrorClass, Tests, Verdict, jsonl};
+use wmtp_records::{CaseCounts, ErrorClass, Tests, Verdict, jsonl};
 
-use crate::{Error, Grader, Program};
+use crate::{Case, Error, Grader, Program};
 
 /// What came of a file of samples.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +28,32 @@ pub struct FileSummary {
     pub tasks: Vec<TaskCount>,
     /// Number of sample rows per class.
     pub classes: BTreeMap<ErrorClass, u64>,
+    /// Where programs read their tests' inputs: how they do by each rule of comparison.
+    pub rules: Option<RuleCounts>,
+}
+
+/// Samples and tests that pass by each rule of comparing outputs.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RuleCounts {
+    /// Tests right by each rule.
+    pub tests: CaseCounts,
+    /// Samples of which every test is right by each rule; `total` is how many were run.
+    pub samples: CaseCounts,
+}
+
+impl RuleCounts {
+    fn add(&mut self, cases: CaseCounts) {
+        let whole = |right| u32::from(right == cases.total);
+        self.tests += cases;
+        self.samples += CaseCounts {
+            total: 1,
+            deepmind: whole(cases.deepmind),
+            tokens: whole(cases.tokens),
+            lines: whole(cases.lines),
+            trimmed: whole(cases.trimmed),
+            exact: whole(cases.exact),
+        };
+    }
 }
 
 /// How one problem went: n and c of pass@k.
@@ -126,15 +154,15 @@ impl Files<'_> {
         let waiting = RefCell::new(VecDeque::new());
         let programs = samples.map(|sample| {
             let mut sample = sample?;
-            let source = std::mem::take(&mut sample.program.source);
+            let program = std::mem::replace(&mut sample.program, String::new().into());
             waiting.borrow_mut().push_back(sample);
-            Ok::<_, Error>(Program { source })
+            Ok::<_, Error>(program)
         });
         grader.grade_stream(programs, |verdict| {
             let Some(sample) = waiting.borrow_mut().pop_front() else {
                 return Ok(ControlFlow::Break(()));
             };
-            summary.add(sample.problem, verdict.class);
+            summary.add(sample.problem, verdict.class, verdict.cases);
             out.write(&result_row(sample.row, &verdict))?;
             num_done += 1;
             Ok(on_done(num_done, total))
@@ -169,7 +197,8 @@ impl Files<'_> {
                 path: shards[shard].clone(),
                 task_id: problems[sample.problem].task_id.clone(),
             })??;
-            summary.add(sample.problem, class_of(&row, &sample.row)?);
+            let (class, cases) = verdict_of(&row, &sample.row)?;
+            summary.add(sample.problem, class, cases);
             out.write(&row.fields)?;
         }
         if let Some(row) = results.iter_mut().find_map(Iterator::next) {
@@ -195,21 +224,38 @@ fn result_row(mut row: Map<String, Value>, verdict: &Verdict) -> Map<String, Val
     row.insert("passed".to_owned(), verdict.passed.into());
     row.insert("result".to_owned(), result_text(verdict).into());
     row.insert("class".to_owned(), verdict.class.as_str().into());
+    if let Some(cases) = &verdict.cases {
+        let cases = serde_json::to_value(cases).expect("a struct of numbers");
+        row.insert("tests".to_owned(), cases);
+    }
     row
 }
 
-/// The class of a result, which must be one of this sample.
-fn class_of(result: &Row<'_>, sample: &Map<String, Value>) -> Result<ErrorClass, Error> {
+/// Class and tests of a result, which must be one of this sample.
+fn verdict_of(
+    result: &Row<'_>,
+    sample: &Map<String, Value>,
+) -> Result<(ErrorClass, Option<CaseCounts>), Error> {
     let mut expected = sample.clone();
     for name in ["passed", "result", "class"] {
         expected.insert(name.to_owned(), result.field(name)?.clone());
+    }
+    let cases = result.fields.get("tests").cloned();
+    if let Some(cases) = &cases {
+        expected.insert("tests".to_owned(), cases.clone());
     }
     if expected != result.fields {
         let what = "not the result of the sample whose turn it is: made from other samples, or in another order";
         return Err(result.error(what.to_owned()));
     }
     let class = result.field("class")?.clone();
-    serde_json::from_value(class).map_err(|error| result.error(format!("field `class`: {error}")))
+    let class = serde_json::from_value(class)
+        .map_err(|error| result.error(format!("field `class`: {error}")))?;
+    let cases = cases.map(serde_json::from_value).transpose();
+    Ok((
+        class,
+        cases.map_err(|error| result.error(format!("field `tests`: {error}")))?,
+    ))
 }
 
 /// n and c of every problem as they come in.
@@ -217,6 +263,7 @@ struct Counts<'a> {
     problems: &'a [Problem],
     tasks: Vec<Option<TaskCount>>,
     classes: BTreeMap<ErrorClass, u64>,
+    rules: Option<RuleCounts>,
 }
 
 impl<'a> Counts<'a> {
@@ -225,10 +272,14 @@ impl<'a> Counts<'a> {
             problems,
             tasks: vec![None; problems.len()],
             classes: BTreeMap::new(),
+            rules: None,
         }
     }
 
-    fn add(&mut self, problem: usize, class: ErrorClass) {
+    fn add(&mut self, problem: usize, class: ErrorClass, cases: Option<CaseCounts>) {
+        if let Some(cases) = cases {
+            self.rules.get_or_insert_default().add(cases);
+        }
         *self.classes.entry(class).or_default() += 1;
         let task = self.tasks[problem].get_or_insert_with(|| TaskCount {
             task_id: self.problems[problem].task_id.clone(),
@@ -243,6 +294,7 @@ impl<'a> Counts<'a> {
         FileSummary {
             tasks: self.tasks.into_iter().flatten().collect(),
             classes: self.classes,
+            rules: self.rules,
         }
     }
 }
@@ -287,7 +339,8 @@ impl Part {
             let sample = samples
                 .next()
                 .ok_or_else(|| row.error("a result of no sample".to_owned()))??;
-            counts.add(sample.problem, class_of(&row, &sample.row)?);
+            let (class, cases) = verdict_of(&row, &sample.row)?;
+            counts.add(sample.problem, class, cases);
             num_done += 1;
         }
         Ok(num_done)
@@ -357,6 +410,10 @@ enum Format {
         entry_point: String,
     },
     Mbpp(Tests),
+    CodeContests {
+        cases: Arc<[Case]>,
+        cpu_secs: u64,
+    },
 }
 
 impl Format {
@@ -368,6 +425,11 @@ impl Format {
                 entry_point,
             } => Program::human_eval(prompt, completion, test, entry_point),
             Self::Mbpp(tests) => Program::from_tests(completion, tests),
+            Self::CodeContests { cases, cpu_secs } => Program {
+                source: completion.to_owned(),
+                cases: Arc::clone(cases),
+                cpu_secs: *cpu_secs,
+            },
         }
     }
 }
@@ -383,7 +445,7 @@ struct Sample {
 fn read_problems(path: &Path) -> Result<Vec<Problem>, Error> {
     let mut first_lines: BTreeMap<String, usize> = BTreeMap::new();
     let mut problems = Vec::new();
-    for row in rows(path)? {
+    for row in problem_rows(path)? {
         let row = row?;
         let task_id = row.task_id()?;
         let format = format_of(&row)?;
@@ -403,8 +465,11 @@ fn format_of(row: &Row<'_>) -> Result<Format, Error> {
             entry_point: row.text("entry_point")?.to_owned(),
         });
     }
+    if row.fields.contains_key("public_tests") {
+        return code_contests(row);
+    }
     if !row.fields.contains_key("test_list") {
-        let what = "neither field `entry_point` (HumanEval) nor field `test_list` (MBPP)";
+        let what = "neither field `entry_point` (HumanEval), `test_list` (MBPP) nor `public_tests` (CodeContests)";
         return Err(row.error(what.to_owned()));
     }
     let mut setup = row.optional_texts("test_imports")?.join("\n");
@@ -418,6 +483,45 @@ fn format_of(row: &Row<'_>) -> Result<Format, Error> {
         setup,
         asserts: row.texts("test_list")?,
     }))
+}
+
+/// All tests of a problem of CodeContests, the hidden ones too, and five times its own time limit.
+fn code_contests(row: &Row<'_>) -> Result<Format, Error> {
+    const LIMIT_SHARE: u64 = 5;
+    let mut cases = Vec::new();
+    for group in ["public_tests", "private_tests", "generated_tests"] {
+        let Some(tests) = row.fields.get(group) else {
+            continue;
+        };
+        let texts = |side: &str| {
+            tests
+                .get(side)
+                .and_then(texts_of)
+                .ok_or_else(|| row.error(format!("field `{group}` has no list of texts `{side}`")))
+        };
+        let (inputs, outputs) = (texts("input")?, texts("output")?);
+        if inputs.len() != outputs.len() {
+            let what = format!(
+                "field `{group}`: {} inputs, {} outputs",
+                inputs.len(),
+                outputs.len()
+            );
+            return Err(row.error(what));
+        }
+        let pairs = inputs.into_iter().zip(outputs);
+        cases.extend(pairs.map(|(input, output)| Case { input, output }));
+    }
+    if cases.is_empty() {
+        return Err(row.error("a problem without tests".to_owned()));
+    }
+    let own_limit = row
+        .fields
+        .get("time_limit")
+        .and_then(|limit| limit.get("seconds"));
+    Ok(Format::CodeContests {
+        cases: cases.into(),
+        cpu_secs: LIMIT_SHARE * own_limit.and_then(Value::as_u64).unwrap_or(0),
+    })
 }
 
 /// The samples of a shard, each read when it is asked for.
@@ -478,13 +582,8 @@ impl Row<'_> {
     }
 
     fn texts(&self, name: &str) -> Result<Vec<String>, Error> {
-        let list = self.field(name)?.as_array();
-        list.and_then(|list| {
-            list.iter()
-                .map(|item| item.as_str().map(ToOwned::to_owned))
-                .collect()
-        })
-        .ok_or_else(|| self.error(format!("field `{name}` is no list of texts")))
+        texts_of(self.field(name)?)
+            .ok_or_else(|| self.error(format!("field `{name}` is no list of texts")))
     }
 
     fn optional_texts(&self, name: &str) -> Result<Vec<String>, Error> {
@@ -495,14 +594,39 @@ impl Row<'_> {
         }
     }
 
-    /// `task_id` as text; MBPP numbers its problems.
+    /// `task_id` as text; MBPP numbers its problems, CodeContests gives them a `name`.
     fn task_id(&self) -> Result<String, Error> {
-        match self.field("task_id")? {
+        let name = self
+            .fields
+            .get("name")
+            .filter(|_| !self.fields.contains_key("task_id"));
+        match name.map_or_else(|| self.field("task_id"), Ok)? {
             Value::String(id) => Ok(id.clone()),
             Value::Number(id) => Ok(id.to_string()),
             _ => Err(self.error("field `task_id` is neither text nor number".to_owned())),
         }
     }
+}
+
+fn texts_of(value: &Value) -> Option<Vec<String>> {
+    let texts = value.as_array()?.iter();
+    texts
+        .map(|item| item.as_str().map(ToOwned::to_owned))
+        .collect()
+}
+
+/// The rows of a file of problems. MBPP's sanitized set is one JSON array; its rows are numbered as lines would be.
+fn problem_rows(
+    path: &Path,
+) -> Result<Box<dyn Iterator<Item = Result<Row<'_>, Error>> + '_>, Error> {
+    if path.extension().is_none_or(|extension| extension != "json") {
+        return Ok(Box::new(rows(path)?));
+    }
+    let array: Vec<Map<String, Value>> = jsonl::read_json(path)?;
+    let rows = (1..).zip(array);
+    Ok(Box::new(
+        rows.map(move |(line, fields)| Ok(Row { path, line, fields })),
+    ))
 }
 
 fn rows(path: &Path) -> Result<impl Iterator<Item = Result<Row<'_>, Error>>, Error> {
@@ -585,6 +709,40 @@ mod tests {
                 .to_string();
             assert!(error.contains(expected), "{error}");
         }
+    }
+
+    #[test]
+    fn an_array_of_problems_is_read_too() {
+        let file = tempfile::Builder::new().suffix(".json").tempfile().unwrap();
+        std::fs::write(
+            file.path(),
+            r#"[{"task_id": 2, "test_list": ["assert f()"]}]"#,
+        )
+        .unwrap();
+        let problems = read_problems(file.path()).unwrap();
+        assert_eq!(problems[0].format.program("c").source, "c\nassert f()\n");
+    }
+
+    #[test]
+    fn code_contests_has_hidden_tests_and_its_own_time() {
+        let problems = file(concat!(
+            r#"{"name": "a", "public_tests": {"input": ["1"], "output": ["2"]}, "time_limit": {"seconds": 3},"#,
+            r#" "private_tests": {"input": ["3"], "output": ["4"]}, "generated_tests": {"input": [], "output": []}}"#,
+        ));
+        let problems = read_problems(problems.path()).unwrap();
+        let program = problems[0].format.program("c");
+        assert_eq!((program.source.as_str(), program.cpu_secs), ("c", 15));
+        let case = |input: &str, output: &str| Case {
+            input: input.to_owned(),
+            output: output.to_owned(),
+        };
+        assert_eq!(*program.cases, [case("1", "2"), case("3", "4")]);
+        let broken = file(r#"{"name": "a", "public_tests": {"input": ["1"], "output": []}}"#);
+        let error = read_problems(broken.path()).unwrap_err().to_string();
+        assert!(
+            error.contains("line 1: field `public_tests`: 1 inputs, 0 outputs"),
+            "{error}"
+        );
     }
 
     #[test]

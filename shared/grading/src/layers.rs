@@ -80,7 +80,7 @@ fn without_a_layer_its_attacks_get_through_and_no_others() {
             if matches!(attack.mark, "" | "waits") || (attack.mark == "user" && !is_root) {
                 continue;
             }
-            let verdict = worker.grade(&traps.program(&attack, 0), &limits);
+            let verdict = worker.grade(&traps.program(&attack, 0).into(), &limits);
             assert_eq!(
                 verdict.passed,
                 opened.contains(&attack.mark),
@@ -100,7 +100,7 @@ fn with_every_layer_no_marked_attack_gets_through() {
         if matches!(attack.mark, "" | "waits") || (attack.mark == "user" && !confine::is_root()) {
             continue;
         }
-        let verdict = worker.grade(&traps.program(&attack, 0), &LIMITS);
+        let verdict = worker.grade(&traps.program(&attack, 0).into(), &LIMITS);
         assert!(!verdict.passed, "{}", attack.name);
     }
     traps.assert_untouched();

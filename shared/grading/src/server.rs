@@ -16,8 +16,10 @@ use serde::{Deserialize, Serialize};
 use crate::confine::{Confinement, SPARE_ID};
 
 const SOURCE: &str = include_str!("server.py");
-/// Replies hold a report and the end of a stream; more is a broken server.
-const MAX_FRAME_BYTES: u32 = 1 << 20;
+/// Replies hold a report, the end of a stream, and the output that was asked for; more is a broken server.
+const MAX_FRAME_BYTES: usize = 1 << 20;
+/// What one byte takes in JSON at most.
+const ESCAPED_BYTES: usize = 6;
 /// A frame begins with the length of what follows.
 const LENGTH_BYTES: usize = 4;
 const START_TIMEOUT: Duration = Duration::from_mins(1);
@@ -44,6 +46,10 @@ pub(crate) struct Request<'a> {
     pub(crate) wall_secs: u64,
     pub(crate) memory_bytes: u64,
     pub(crate) output_bytes: u64,
+    /// For a program that is judged by what it prints.
+    pub(crate) stdin: Option<&'a str>,
+    /// Bytes of standard output to send back; one that is longer is cut.
+    pub(crate) keep_stdout: usize,
 }
 
 /// How a fork ended.
@@ -58,6 +64,7 @@ pub(crate) struct Reply {
     /// What the fork wrote into its private file: `token kind`, then the message from the second line on.
     pub(crate) report: String,
     pub(crate) stderr: String,
+    pub(crate) stdout: String,
 }
 
 #[derive(Serialize)]
@@ -125,7 +132,7 @@ impl Server {
         self.send(&Hello {
             fork_filter: walls.fork_filter_hex(),
         })?;
-        let Ready { ready } = self.receive()?;
+        let Ready { ready } = self.receive(MAX_FRAME_BYTES)?;
         if ready {
             Ok(())
         } else {
@@ -147,7 +154,7 @@ impl Server {
     pub(crate) fn run(&mut self, request: &Request<'_>) -> io::Result<Reply> {
         self.set_patience(Duration::from_secs(request.wall_secs) + GRACE)?;
         self.send(request)?;
-        self.receive()
+        self.receive(MAX_FRAME_BYTES + ESCAPED_BYTES * request.keep_stdout)
     }
 
     fn set_patience(&mut self, patience: Duration) -> io::Result<()> {
@@ -169,14 +176,14 @@ impl Server {
         self.control.write_all(&frame)
     }
 
-    fn receive<T: DeserializeOwned>(&mut self) -> io::Result<T> {
+    fn receive<T: DeserializeOwned>(&mut self, limit: usize) -> io::Result<T> {
         let mut length = [0; LENGTH_BYTES];
         self.control.read_exact(&mut length)?;
-        let length = u32::from_le_bytes(length);
-        if length > MAX_FRAME_BYTES {
+        let length = u32::from_le_bytes(length) as usize;
+        if length > limit {
             return Err(io::Error::other("a reply over the size limit"));
         }
-        let mut body = vec![0; length as usize];
+        let mut body = vec![0; length];
         self.control.read_exact(&mut body)?;
         Ok(serde_json::from_slice(&body)?)
     }

@@ -100,9 +100,7 @@ fn no_attack_reaches_anything() {
             .collect();
         let programs: Vec<Program> = chosen
             .iter()
-            .map(|attack| Program {
-                source: traps.program(attack, 0),
-            })
+            .map(|attack| traps.program(attack, 0).into())
             .collect();
         let verdicts = grader.grade_all(&programs, |_, _| ControlFlow::Continue(()));
         for (attack, verdict) in chosen.iter().zip(&verdicts) {
@@ -117,9 +115,7 @@ fn no_attack_reaches_anything() {
             assert_eq!(waited, waits, "{}: {verdict:?}", attack.name);
         }
         assert_eq!(servers(), before, "no server was replaced");
-        let benign = grader.grade(&Program {
-            source: "assert 1 + 1 == 2".to_owned(),
-        });
+        let benign = grader.grade(&"assert 1 + 1 == 2".to_owned().into());
         assert!(benign.passed, "{benign:?}");
     }
     traps.assert_untouched();
@@ -177,9 +173,7 @@ fn leave_nothing_behind(count: usize) {
     let open = |pids: &BTreeSet<u32>| pids.iter().map(|&pid| descriptors(pid)).collect::<Vec<_>>();
     let (own_open, their_open) = (descriptors(own), open(&with_pool));
     let programs: Vec<Program> = (0..count)
-        .map(|number| Program {
-            source: traps.program(&quick[number % quick.len()], number),
-        })
+        .map(|number| traps.program(&quick[number % quick.len()], number).into())
         .collect();
     let verdicts = grader.grade_all(&programs, |_, _| ControlFlow::Continue(()));
     for (program, verdict) in programs.iter().zip(&verdicts) {

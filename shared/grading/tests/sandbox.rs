@@ -11,7 +11,7 @@ use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use wmtp_grading::{Error, Grader, GraderConfig, Limits, Program, Tier};
+use wmtp_grading::{Case, Error, Grader, GraderConfig, Limits, Program, Tier};
 use wmtp_records::{ErrorClass, Tests, Verdict};
 
 /// Tests count processes and descriptors of this process, so one runs at a time.
@@ -40,9 +40,7 @@ fn start(workers: usize, limits: Limits) -> Grader {
 }
 
 fn program(source: &str) -> Program {
-    Program {
-        source: source.to_owned(),
-    }
+    source.to_owned().into()
 }
 
 fn grade(grader: &Grader, source: &str) -> Verdict {
@@ -230,6 +228,170 @@ fn ordinary_programs_find_an_ordinary_python() {
         let verdict = grade(&grader, source);
         assert!(verdict.passed, "{source}: {verdict:?}");
     }
+}
+
+/// Runs a program on one input; what it is judged to be when `output` is expected.
+fn run(grader: &Grader, source: &str, input: &str, output: &str) -> Verdict {
+    let case = Case {
+        input: input.to_owned(),
+        output: output.to_owned(),
+    };
+    grader.grade(&Program {
+        cases: [case].into(),
+        ..program(source)
+    })
+}
+
+#[test]
+fn programs_that_read_and_print_do_so_as_under_plain_python() {
+    let _lock = lock();
+    let grader = start(1, limits());
+    for (source, input, output) in [
+        ("print(int(input()) + 1)", "4\n", "5"),
+        (
+            "import sys\nprint(sum(map(int, sys.stdin)))",
+            "1\n2\n3",
+            "6",
+        ),
+        (
+            "import os\nprint(os.read(0, os.fstat(0).st_size).decode()[::-1])",
+            "abc",
+            "cba",
+        ),
+        ("print(open(0).read())", "x y", "x y"),
+        ("import sys\nsys.stdout.write('a')\nsys.exit()", "", "a"),
+        ("print('a')\nexit(0)", "", "a"),
+        (
+            "import sys\nprint('a')\nsys.stdout.flush()\n__import__('os')._exit(0)",
+            "",
+            "a",
+        ),
+        (
+            "import threading, time\nthreading.Thread(target=lambda: (time.sleep(.1), print('late'))).start()",
+            "",
+            "late",
+        ),
+        (
+            "import threading\nt = threading.Thread(target=print, args=('in',))\nt.start()\nt.join()",
+            "",
+            "in",
+        ),
+        (
+            "import atexit\natexit.register(print, 'end')\nprint('start')",
+            "",
+            "start end",
+        ),
+        (
+            "class Late:\n    def __del__(self): print('gone')\nx = Late()",
+            "",
+            "gone",
+        ),
+        (
+            "import sys, io\nold, sys.stdout = sys.stdout, io.StringIO()\nprint('a')\nold.write(sys.stdout.getvalue())",
+            "",
+            "a",
+        ),
+        (
+            "import sys, os\nout = os.fdopen(1, 'w')\nsys.stdout = out\nprint('a')",
+            "",
+            "a",
+        ),
+        ("import sys\nprint('a')\nsys.stdout.close()", "", "a"),
+        (
+            "import os\nclass Late:\n    def __del__(self): os.write(1, b'whole')\ndef f(): return x\nx = Late()",
+            "",
+            "whole",
+        ),
+        (
+            "if __name__ == '__main__':\n    print('é', input())",
+            "日本\n",
+            "é 日本",
+        ),
+        ("print('YES', 0.1 + 0.2)", "", "yes 0.3"),
+    ] {
+        let verdict = run(&grader, source, input, output);
+        assert!(verdict.passed, "{source}: {verdict:?}");
+    }
+    for (source, input, expected, message) in [
+        (
+            "print(1)",
+            "",
+            ErrorClass::WrongAnswer,
+            "test 1 of 1: expected 2, printed 1",
+        ),
+        (
+            "print(2, 2)",
+            "",
+            ErrorClass::WrongAnswer,
+            "test 1 of 1: expected no more, printed 2",
+        ),
+        (
+            "pass",
+            "",
+            ErrorClass::WrongAnswer,
+            "test 1 of 1: expected 2, printed no more",
+        ),
+        (
+            "print(2)\nraise SystemExit(1)",
+            "",
+            ErrorClass::EarlyExit,
+            "test 1 of 1: SystemExit: 1",
+        ),
+        (
+            "print(2)\nimport os\nos._exit(3)",
+            "",
+            ErrorClass::EarlyExit,
+            "exit status 3",
+        ),
+        (
+            "print(2)\n1 / 0",
+            "",
+            ErrorClass::Runtime,
+            "ZeroDivisionError",
+        ),
+        (
+            "print(2)\nwhile True: pass",
+            "",
+            ErrorClass::CpuTimeout,
+            "CPU time",
+        ),
+        ("input()", "", ErrorClass::Runtime, "EOFError"),
+    ] {
+        let verdict = run(&grader, source, input, "2");
+        assert!(
+            !verdict.passed && verdict.class == expected,
+            "{source}: {verdict:?}"
+        );
+        assert!(verdict.message.contains(message), "{source}: {verdict:?}");
+    }
+}
+
+#[test]
+fn every_case_counts_until_time_is_up() {
+    let _lock = lock();
+    let grader = start(1, limits());
+    let cases: Vec<Case> = (0..4)
+        .map(|n| Case {
+            input: n.to_string(),
+            output: format!("{}\n", n % 2),
+        })
+        .collect();
+    let counts = |source: &str| {
+        let graded = Program {
+            cases: cases.clone().into(),
+            ..program(source)
+        };
+        let cases = grader.grade(&graded).cases.unwrap();
+        (cases.total, cases.deepmind, cases.exact)
+    };
+    assert_eq!(counts("print(int(input()) % 2)"), (4, 4, 4));
+    assert_eq!(counts("print(int(input()) % 2, end='')"), (4, 4, 0));
+    assert_eq!(counts("print(0)"), (4, 2, 2));
+    // The second takes all its time; the third and fourth are not run.
+    assert_eq!(
+        counts("n = int(input())\nprint(n % 2)\nwhile n == 1: pass"),
+        (4, 1, 1)
+    );
 }
 
 #[test]

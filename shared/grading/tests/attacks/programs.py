@@ -50,9 +50,10 @@ assert len(bytearray(1200 << 20))
 x = []
 while True: x.append(bytes(1 << 26))
 #: five thousand threads
-import threading
-gate = threading.Event()
-for _ in range(5000): threading.Thread(target=gate.wait, daemon=True).start()
+import _thread
+gate = _thread.allocate_lock()
+gate.acquire()
+for _ in range(5000): _thread.start_new_thread(gate.acquire, ())
 #: memory mapped
 import mmap
 m = mmap.mmap(-1, 3 << 30)
