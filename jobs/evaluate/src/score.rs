@@ -197,6 +197,7 @@ mod tests {
                 stderr: String::new(),
                 cpu_secs: 0.0,
                 wall_secs: 0.0,
+                cases: None,
             },
         }
     }

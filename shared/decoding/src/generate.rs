@@ -454,7 +454,7 @@ fn count(branch: &Branch, tally: &mut Tally) {
 #[cfg(test)]
 mod tests {
     use candle_core::{DType, Device, Tensor};
-    use wmtp_model::{Horizon, MtpModel, ParamStore, Params};
+    use wmtp_model::{Horizon, MtpModel, ParamStore, Params, loss};
 
     use super::*;
     use crate::sampling::{DrawKey, Sampling};
@@ -639,9 +639,9 @@ mod tests {
             let hidden = model.head_hidden_at(horizon, &trunk, &rows)?;
             let weights = vec![1.0 / targets.len() as f64; targets.len()];
             let output = model.unembedding();
-            let loss =
-                wmtp_model::loss::weighted_cross_entropy(&hidden, output, targets, &weights)?;
-            total = (total + loss.sum)?;
+            let products = model.products();
+            let head = loss::weighted_cross_entropy(&hidden, output, targets, &weights, products)?;
+            total = (total + head.sum)?;
         }
         let gradients = total.backward()?;
         for (_, var) in store.iter() {

@@ -43,6 +43,28 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
+    /// Another run writes the same results.
+    #[error("{}: another run is writing it; give each its own --out", path.display())]
+    Busy {
+        /// The unfinished results.
+        path: PathBuf,
+    },
+    /// Grading was stopped; it goes on where it was when it is started again.
+    #[error("stopped after {num_done} samples; {} holds them", path.display())]
+    Stopped {
+        /// The unfinished results.
+        path: PathBuf,
+        /// Rows in it.
+        num_done: usize,
+    },
+    /// A shard's results end before those of the others.
+    #[error("{}: its rows end before a sample of {task_id}; give the shards of these samples, all and in order", path.display())]
+    Short {
+        /// The results of the shard.
+        path: PathBuf,
+        /// The problem whose sample has no result.
+        task_id: String,
+    },
     /// A file of problems or samples does not hold what it should.
     #[error(transparent)]
     Rows(#[from] jsonl::Error),

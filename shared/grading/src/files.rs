@@ -1,21 +1,25 @@
-//! Grades files in the formats of OpenAI's human-eval and of MBPP.
+//! Grades files in the formats of OpenAI's human-eval, of MBPP and of CodeContests.
 //!
 //! Problems come with `task_id, prompt, entry_point, test` (HumanEval) or `task_id, test_list,
-//! test_setup_code` (MBPP); samples with `task_id, completion`. Result rows are the sample rows, in their
-//! order, with `passed` and `result` added.
+//! test_setup_code` (MBPP) or `name, public_tests, private_tests, generated_tests, time_limit`
+//! (CodeContests); samples with `task_id, completion`. Either may be compressed (`.gz`). Result rows are the
+//! sample rows, in their order, with `passed`, `result` and `class` added. Samples are read, graded and written one by
+//! one, so that their number is bounded by the disk alone.
 
-use std::collections::BTreeMap;
-use std::fs::Permissions;
-use std::io::{self, BufWriter, Write};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+use std::fs::{File, TryLockError};
+use std::io::{self, BufRead, BufReader, Write};
 use std::ops::ControlFlow;
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
 
 use serde_json::{Map, Value};
-use tempfile::NamedTempFile;
-use wmtp_records::{ErrorClass, Tests, Verdict, jsonl};
+use wmtp_records::{CaseCounts, ErrorClass, Tests, Verdict, jsonl};
 
-use crate::{Error, Grader, Program};
+use crate::{Case, Error, Grader, Program};
 
 /// What came of a file of samples.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +28,32 @@ pub struct FileSummary {
     pub tasks: Vec<TaskCount>,
     /// Number of sample rows per class.
     pub classes: BTreeMap<ErrorClass, u64>,
+    /// Where programs read their tests' inputs: how they do by each rule of comparison.
+    pub rules: Option<RuleCounts>,
+}
+
+/// Samples and tests that pass by each rule of comparing outputs.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RuleCounts {
+    /// Tests right by each rule.
+    pub tests: CaseCounts,
+    /// Samples of which every test is right by each rule; `total` is how many were run.
+    pub samples: CaseCounts,
+}
+
+impl RuleCounts {
+    fn add(&mut self, cases: CaseCounts) {
+        let whole = |right| u32::from(right == cases.total);
+        self.tests += cases;
+        self.samples += CaseCounts {
+            total: 1,
+            deepmind: whole(cases.deepmind),
+            tokens: whole(cases.tokens),
+            lines: whole(cases.lines),
+            trimmed: whole(cases.trimmed),
+            exact: whole(cases.exact),
+        };
+    }
 }
 
 /// How one problem went: n and c of pass@k.
@@ -45,41 +75,138 @@ impl FileSummary {
     }
 }
 
-/// Grades `samples` against `problems` and writes `out`, whole or not at all.
-///
-/// `on_done` is called after each verdict with the number done and the number of samples.
-///
-/// # Errors
-/// [`Error::Rows`] names file and line of a row that lacks a field, repeats a problem, or belongs to no
-/// problem, and a file that could not be read; [`Error::Io`] one that could not be written.
-pub fn grade_files(
-    grader: &Grader,
-    problems: &Path,
-    samples: &Path,
-    out: &Path,
-    mut on_done: impl FnMut(usize, usize),
-) -> Result<FileSummary, Error> {
-    let problems = read_problems(problems)?;
-    let mut samples = read_samples(samples, &problems)?;
-    let programs: Vec<Program> = samples.iter().map(|row| row.program.clone()).collect();
-    let mut num_done = 0;
-    let verdicts = grader.grade_all(&programs, |_, _| {
-        num_done += 1;
-        on_done(num_done, programs.len());
-        ControlFlow::Continue(())
-    });
-    for (sample, verdict) in samples.iter_mut().zip(&verdicts) {
-        let result = result_text(verdict).into();
-        sample
-            .row
-            .insert("passed".to_owned(), verdict.passed.into());
-        sample.row.insert("result".to_owned(), result);
+/// The n-th of equal parts of a file of samples: every `of`-th row, so that shards are as long as each other and their
+/// rows, taken in turn, are the file's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shard {
+    number: usize,
+    of: usize,
+}
+
+impl Shard {
+    /// The whole file.
+    pub const ALL: Self = Self { number: 1, of: 1 };
+
+    fn holds(self, index: usize) -> bool {
+        index % self.of == self.number - 1
     }
-    write_rows(out, samples.iter().map(|sample| &sample.row)).map_err(|source| Error::Io {
-        path: out.to_owned(),
-        source,
-    })?;
-    Ok(summarise(&problems, &samples, &verdicts))
+}
+
+impl FromStr for Shard {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parts = text.split_once('/');
+        parts
+            .and_then(|(number, of)| Some((number.parse().ok()?, of.parse().ok()?)))
+            .filter(|(number, of)| (1..=*of).contains(number))
+            .map(|(number, of)| Self { number, of })
+            .ok_or_else(|| format!("`{text}` is no shard; write 3/8 for the third of eight"))
+    }
+}
+
+impl fmt::Display for Shard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.number, self.of)
+    }
+}
+
+/// What is graded and where the results go.
+#[derive(Debug, Clone, Copy)]
+pub struct Files<'a> {
+    /// The problems.
+    pub problems: &'a Path,
+    /// The samples; each is read when its turn comes.
+    pub samples: &'a Path,
+    /// The results. They grow in a file beside this one, whose name ends in `.part`.
+    pub out: &'a Path,
+}
+
+impl Files<'_> {
+    fn part(&self) -> PathBuf {
+        let mut name = self.out.as_os_str().to_owned();
+        name.push(".part");
+        name.into()
+    }
+
+    /// Grades a shard of the samples and writes the results, whole or not at all. What an earlier, unfinished run has
+    /// written is kept and not graded again.
+    ///
+    /// `on_done` is called with the number of rows done and of all; when it breaks, so does this.
+    ///
+    /// # Errors
+    /// [`Error::Rows`] names file and line of a row that lacks a field, repeats a problem, or belongs to no problem,
+    /// before any program runs, and of a row of an unfinished run on other samples; [`Error::Io`] a file that could not
+    /// be written; [`Error::Busy`] one that another run writes. [`Error::Stopped`] when `on_done` broke.
+    pub fn grade(
+        &self,
+        grader: &Grader,
+        shard: Shard,
+        mut on_done: impl FnMut(usize, usize) -> ControlFlow<()>,
+    ) -> Result<FileSummary, Error> {
+        let problems = read_problems(self.problems)?;
+        let total = samples(self.samples, &problems, shard)?
+            .try_fold(0, |count, sample| sample.map(|_| count + 1))?;
+        let mut samples = samples(self.samples, &problems, shard)?;
+        let mut summary = Counts::new(&problems);
+        let mut out = Part::open(self.part())?;
+        let mut num_done = out.resume(&mut samples, &mut summary)?;
+        let waiting = RefCell::new(VecDeque::new());
+        let programs = samples.map(|sample| {
+            let mut sample = sample?;
+            let program = std::mem::replace(&mut sample.program, String::new().into());
+            waiting.borrow_mut().push_back(sample);
+            Ok::<_, Error>(program)
+        });
+        grader.grade_stream(programs, |verdict| {
+            let Some(sample) = waiting.borrow_mut().pop_front() else {
+                return Ok(ControlFlow::Break(()));
+            };
+            summary.add(sample.problem, verdict.class, verdict.cases);
+            out.write(&result_row(sample.row, &verdict))?;
+            num_done += 1;
+            Ok(on_done(num_done, total))
+        })?;
+        if num_done < total {
+            return Err(Error::Stopped {
+                path: out.path,
+                num_done,
+            });
+        }
+        out.finish(self.out)?;
+        Ok(summary.finish())
+    }
+
+    /// Puts the results of all shards, given in their order, together as one run would have written them.
+    ///
+    /// # Errors
+    /// [`Error::Rows`] names a shard's row that is no result of the sample whose turn it is, and a shard that ends too
+    /// early or too late; the others as of [`Files::grade`].
+    pub fn merge(&self, shards: &[PathBuf]) -> Result<FileSummary, Error> {
+        let problems = read_problems(self.problems)?;
+        let mut summary = Counts::new(&problems);
+        let mut results = shards
+            .iter()
+            .map(|path| rows(path))
+            .collect::<Result<Vec<_>, _>>()?;
+        let mut out = Part::open(self.part())?;
+        out.truncate(0)?;
+        for (index, sample) in samples(self.samples, &problems, Shard::ALL)?.enumerate() {
+            let (sample, shard) = (sample?, index % shards.len());
+            let row = results[shard].next().ok_or_else(|| Error::Short {
+                path: shards[shard].clone(),
+                task_id: problems[sample.problem].task_id.clone(),
+            })??;
+            let (class, cases) = verdict_of(&row, &sample.row)?;
+            summary.add(sample.problem, class, cases);
+            out.write(&row.fields)?;
+        }
+        if let Some(row) = results.iter_mut().find_map(Iterator::next) {
+            return Err(row?.error("a result of no sample".to_owned()));
+        }
+        out.finish(self.out)?;
+        Ok(summary.finish())
+    }
 }
 
 /// The words of OpenAI's evaluator: "passed", "timed out", or "failed: " and the reason.
@@ -92,22 +219,179 @@ fn result_text(verdict: &Verdict) -> String {
     }
 }
 
-fn summarise(problems: &[Problem], samples: &[Sample], verdicts: &[Verdict]) -> FileSummary {
-    let mut tasks: Vec<Option<TaskCount>> = vec![None; problems.len()];
-    let mut classes = BTreeMap::new();
-    for (sample, verdict) in samples.iter().zip(verdicts) {
-        *classes.entry(verdict.class).or_default() += 1;
-        let task = tasks[sample.problem].get_or_insert_with(|| TaskCount {
-            task_id: problems[sample.problem].task_id.clone(),
+/// The sample's row with what came of it.
+fn result_row(mut row: Map<String, Value>, verdict: &Verdict) -> Map<String, Value> {
+    row.insert("passed".to_owned(), verdict.passed.into());
+    row.insert("result".to_owned(), result_text(verdict).into());
+    row.insert("class".to_owned(), verdict.class.as_str().into());
+    if let Some(cases) = &verdict.cases {
+        let cases = serde_json::to_value(cases).expect("a struct of numbers");
+        row.insert("tests".to_owned(), cases);
+    }
+    row
+}
+
+/// Class and tests of a result, which must be one of this sample.
+fn verdict_of(
+    result: &Row<'_>,
+    sample: &Map<String, Value>,
+) -> Result<(ErrorClass, Option<CaseCounts>), Error> {
+    let mut expected = sample.clone();
+    for name in ["passed", "result", "class"] {
+        expected.insert(name.to_owned(), result.field(name)?.clone());
+    }
+    let cases = result.fields.get("tests").cloned();
+    if let Some(cases) = &cases {
+        expected.insert("tests".to_owned(), cases.clone());
+    }
+    if expected != result.fields {
+        let what = "not the result of the sample whose turn it is: made from other samples, or in another order";
+        return Err(result.error(what.to_owned()));
+    }
+    let class = result.field("class")?.clone();
+    let class = serde_json::from_value(class)
+        .map_err(|error| result.error(format!("field `class`: {error}")))?;
+    let cases = cases.map(serde_json::from_value).transpose();
+    Ok((
+        class,
+        cases.map_err(|error| result.error(format!("field `tests`: {error}")))?,
+    ))
+}
+
+/// n and c of every problem as they come in.
+struct Counts<'a> {
+    problems: &'a [Problem],
+    tasks: Vec<Option<TaskCount>>,
+    classes: BTreeMap<ErrorClass, u64>,
+    rules: Option<RuleCounts>,
+}
+
+impl<'a> Counts<'a> {
+    fn new(problems: &'a [Problem]) -> Self {
+        Self {
+            problems,
+            tasks: vec![None; problems.len()],
+            classes: BTreeMap::new(),
+            rules: None,
+        }
+    }
+
+    fn add(&mut self, problem: usize, class: ErrorClass, cases: Option<CaseCounts>) {
+        if let Some(cases) = cases {
+            self.rules.get_or_insert_default().add(cases);
+        }
+        *self.classes.entry(class).or_default() += 1;
+        let task = self.tasks[problem].get_or_insert_with(|| TaskCount {
+            task_id: self.problems[problem].task_id.clone(),
             num_samples: 0,
             num_passed: 0,
         });
-        task.num_samples += u64::from(verdict.class != ErrorClass::Infrastructure);
-        task.num_passed += u64::from(verdict.passed);
+        task.num_samples += u64::from(class != ErrorClass::Infrastructure);
+        task.num_passed += u64::from(class == ErrorClass::Passed);
     }
-    FileSummary {
-        tasks: tasks.into_iter().flatten().collect(),
-        classes,
+
+    fn finish(self) -> FileSummary {
+        FileSummary {
+            tasks: self.tasks.into_iter().flatten().collect(),
+            classes: self.classes,
+            rules: self.rules,
+        }
+    }
+}
+
+/// Results on their way: a file beside the target, whose rows are each written at once. A reader of the target sees all
+/// rows or none, and a run that was killed goes on behind the last whole row.
+struct Part {
+    path: PathBuf,
+    file: File,
+}
+
+impl Part {
+    /// Opens or creates the file, which no other run may be writing.
+    fn open(path: PathBuf) -> Result<Self, Error> {
+        let options = File::options()
+            .read(true)
+            .append(true)
+            .create(true)
+            .open(&path);
+        let file = options.map_err(|source| io_error(&path, source))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Self { path, file }),
+            Err(TryLockError::WouldBlock) => Err(Error::Busy { path }),
+            Err(TryLockError::Error(source)) => Err(io_error(&path, source)),
+        }
+    }
+
+    /// Takes over the rows of an earlier run: moves `samples` behind them, counts them, and cuts off a row that was not
+    /// written to its end. Returns their number.
+    fn resume<'a>(
+        &mut self,
+        samples: &mut impl Iterator<Item = Result<Sample, Error>>,
+        counts: &mut Counts<'a>,
+    ) -> Result<usize, Error> {
+        let whole = self
+            .len_of_whole_rows()
+            .map_err(|source| io_error(&self.path, source))?;
+        self.truncate(whole)?;
+        let mut num_done = 0;
+        for row in rows(&self.path)? {
+            let row = row?;
+            let sample = samples
+                .next()
+                .ok_or_else(|| row.error("a result of no sample".to_owned()))??;
+            let (class, cases) = verdict_of(&row, &sample.row)?;
+            counts.add(sample.problem, class, cases);
+            num_done += 1;
+        }
+        Ok(num_done)
+    }
+
+    /// Bytes up to the last line break.
+    fn len_of_whole_rows(&self) -> io::Result<u64> {
+        let (mut whole, mut read) = (0, 0);
+        let mut reader = BufReader::new(&self.file);
+        loop {
+            let bytes = reader.fill_buf()?;
+            if bytes.is_empty() {
+                return Ok(whole);
+            }
+            if let Some(last) = bytes.iter().rposition(|&byte| byte == b'\n') {
+                whole = read + last as u64 + 1;
+            }
+            let length = bytes.len();
+            read += length as u64;
+            reader.consume(length);
+        }
+    }
+
+    fn truncate(&self, length: u64) -> Result<(), Error> {
+        self.file
+            .set_len(length)
+            .map_err(|source| io_error(&self.path, source))
+    }
+
+    fn write(&mut self, row: &Map<String, Value>) -> Result<(), Error> {
+        let mut line = serde_json::to_vec(row).expect("a map with texts as keys");
+        line.push(b'\n');
+        self.file
+            .write_all(&line)
+            .map_err(|source| io_error(&self.path, source))
+    }
+
+    /// Gives the file its name.
+    fn finish(self, target: &Path) -> Result<(), Error> {
+        let done = self
+            .file
+            .sync_all()
+            .and_then(|()| std::fs::rename(&self.path, target));
+        done.map_err(|source| io_error(target, source))
+    }
+}
+
+fn io_error(path: &Path, source: io::Error) -> Error {
+    Error::Io {
+        path: path.to_owned(),
+        source,
     }
 }
 
@@ -126,6 +410,10 @@ enum Format {
         entry_point: String,
     },
     Mbpp(Tests),
+    CodeContests {
+        cases: Arc<[Case]>,
+        cpu_secs: u64,
+    },
 }
 
 impl Format {
@@ -137,6 +425,11 @@ impl Format {
                 entry_point,
             } => Program::human_eval(prompt, completion, test, entry_point),
             Self::Mbpp(tests) => Program::from_tests(completion, tests),
+            Self::CodeContests { cases, cpu_secs } => Program {
+                source: completion.to_owned(),
+                cases: Arc::clone(cases),
+                cpu_secs: *cpu_secs,
+            },
         }
     }
 }
@@ -152,7 +445,7 @@ struct Sample {
 fn read_problems(path: &Path) -> Result<Vec<Problem>, Error> {
     let mut first_lines: BTreeMap<String, usize> = BTreeMap::new();
     let mut problems = Vec::new();
-    for row in rows(path)? {
+    for row in problem_rows(path)? {
         let row = row?;
         let task_id = row.task_id()?;
         let format = format_of(&row)?;
@@ -172,8 +465,11 @@ fn format_of(row: &Row<'_>) -> Result<Format, Error> {
             entry_point: row.text("entry_point")?.to_owned(),
         });
     }
+    if row.fields.contains_key("public_tests") {
+        return code_contests(row);
+    }
     if !row.fields.contains_key("test_list") {
-        let what = "neither field `entry_point` (HumanEval) nor field `test_list` (MBPP)";
+        let what = "neither field `entry_point` (HumanEval), `test_list` (MBPP) nor `public_tests` (CodeContests)";
         return Err(row.error(what.to_owned()));
     }
     let mut setup = row.optional_texts("test_imports")?.join("\n");
@@ -189,27 +485,72 @@ fn format_of(row: &Row<'_>) -> Result<Format, Error> {
     }))
 }
 
-fn read_samples(path: &Path, problems: &[Problem]) -> Result<Vec<Sample>, Error> {
+/// All tests of a problem of CodeContests, the hidden ones too, and five times its own time limit.
+fn code_contests(row: &Row<'_>) -> Result<Format, Error> {
+    const LIMIT_SHARE: u64 = 5;
+    let mut cases = Vec::new();
+    for group in ["public_tests", "private_tests", "generated_tests"] {
+        let Some(tests) = row.fields.get(group) else {
+            continue;
+        };
+        let texts = |side: &str| {
+            tests
+                .get(side)
+                .and_then(texts_of)
+                .ok_or_else(|| row.error(format!("field `{group}` has no list of texts `{side}`")))
+        };
+        let (inputs, outputs) = (texts("input")?, texts("output")?);
+        if inputs.len() != outputs.len() {
+            let what = format!(
+                "field `{group}`: {} inputs, {} outputs",
+                inputs.len(),
+                outputs.len()
+            );
+            return Err(row.error(what));
+        }
+        let pairs = inputs.into_iter().zip(outputs);
+        cases.extend(pairs.map(|(input, output)| Case { input, output }));
+    }
+    if cases.is_empty() {
+        return Err(row.error("a problem without tests".to_owned()));
+    }
+    let own_limit = row
+        .fields
+        .get("time_limit")
+        .and_then(|limit| limit.get("seconds"));
+    Ok(Format::CodeContests {
+        cases: cases.into(),
+        cpu_secs: LIMIT_SHARE * own_limit.and_then(Value::as_u64).unwrap_or(0),
+    })
+}
+
+/// The samples of a shard, each read when it is asked for.
+fn samples<'a>(
+    path: &'a Path,
+    problems: &'a [Problem],
+    shard: Shard,
+) -> Result<impl Iterator<Item = Result<Sample, Error>> + 'a, Error> {
     let by_id: BTreeMap<&str, usize> = problems
         .iter()
         .enumerate()
         .map(|(index, problem)| (problem.task_id.as_str(), index))
         .collect();
-    rows(path)?
-        .map(|row| {
-            let row = row?;
-            let task_id = row.task_id()?;
-            let problem = *by_id
-                .get(task_id.as_str())
-                .ok_or_else(|| row.error(format!("no problem has task_id {task_id}")))?;
-            let program = problems[problem].format.program(row.text("completion")?);
-            Ok(Sample {
-                row: row.fields,
-                problem,
-                program,
-            })
+    let own = rows(path)?
+        .enumerate()
+        .filter(move |(index, row)| row.is_err() || shard.holds(*index));
+    Ok(own.map(move |(_, row)| {
+        let row = row?;
+        let task_id = row.task_id()?;
+        let problem = *by_id
+            .get(task_id.as_str())
+            .ok_or_else(|| row.error(format!("no problem has task_id {task_id}")))?;
+        let program = problems[problem].format.program(row.text("completion")?);
+        Ok(Sample {
+            row: row.fields,
+            problem,
+            program,
         })
-        .collect()
+    }))
 }
 
 /// One object of a file of JSON lines, with its place.
@@ -241,13 +582,8 @@ impl Row<'_> {
     }
 
     fn texts(&self, name: &str) -> Result<Vec<String>, Error> {
-        let list = self.field(name)?.as_array();
-        list.and_then(|list| {
-            list.iter()
-                .map(|item| item.as_str().map(ToOwned::to_owned))
-                .collect()
-        })
-        .ok_or_else(|| self.error(format!("field `{name}` is no list of texts")))
+        texts_of(self.field(name)?)
+            .ok_or_else(|| self.error(format!("field `{name}` is no list of texts")))
     }
 
     fn optional_texts(&self, name: &str) -> Result<Vec<String>, Error> {
@@ -258,14 +594,39 @@ impl Row<'_> {
         }
     }
 
-    /// `task_id` as text; MBPP numbers its problems.
+    /// `task_id` as text; MBPP numbers its problems, CodeContests gives them a `name`.
     fn task_id(&self) -> Result<String, Error> {
-        match self.field("task_id")? {
+        let name = self
+            .fields
+            .get("name")
+            .filter(|_| !self.fields.contains_key("task_id"));
+        match name.map_or_else(|| self.field("task_id"), Ok)? {
             Value::String(id) => Ok(id.clone()),
             Value::Number(id) => Ok(id.to_string()),
             _ => Err(self.error("field `task_id` is neither text nor number".to_owned())),
         }
     }
+}
+
+fn texts_of(value: &Value) -> Option<Vec<String>> {
+    let texts = value.as_array()?.iter();
+    texts
+        .map(|item| item.as_str().map(ToOwned::to_owned))
+        .collect()
+}
+
+/// The rows of a file of problems. MBPP's sanitized set is one JSON array; its rows are numbered as lines would be.
+fn problem_rows(
+    path: &Path,
+) -> Result<Box<dyn Iterator<Item = Result<Row<'_>, Error>> + '_>, Error> {
+    if path.extension().is_none_or(|extension| extension != "json") {
+        return Ok(Box::new(rows(path)?));
+    }
+    let array: Vec<Map<String, Value>> = jsonl::read_json(path)?;
+    let rows = (1..).zip(array);
+    Ok(Box::new(
+        rows.map(move |(line, fields)| Ok(Row { path, line, fields })),
+    ))
 }
 
 fn rows(path: &Path) -> Result<impl Iterator<Item = Result<Row<'_>, Error>>, Error> {
@@ -275,33 +636,10 @@ fn rows(path: &Path) -> Result<impl Iterator<Item = Result<Row<'_>, Error>>, Err
     }))
 }
 
-/// Writes beside the target, then renames: a reader sees all rows or none.
-fn write_rows<'a>(
-    path: &Path,
-    rows: impl Iterator<Item = &'a Map<String, Value>>,
-) -> io::Result<()> {
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
-    let file = tempfile::Builder::new()
-        .permissions(Permissions::from_mode(0o644))
-        .tempfile_in(folder)?;
-    let mut writer = BufWriter::new(file);
-    for row in rows {
-        serde_json::to_writer(&mut writer, row)?;
-        writer.write_all(b"\n")?;
-    }
-    let file: NamedTempFile = writer
-        .into_inner()
-        .map_err(io::IntoInnerError::into_error)?;
-    file.as_file().sync_all()?;
-    file.persist(path).map_err(|error| error.error)?;
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
+    use tempfile::NamedTempFile;
+
     use super::*;
 
     fn file(text: &str) -> NamedTempFile {
@@ -361,9 +699,12 @@ mod tests {
                 "field `completion` is no text",
             ),
         ] {
-            let (problems, samples) = (file(problem_rows), file(sample_rows));
+            let (problems, sample_file) = (file(problem_rows), file(sample_rows));
             let error = read_problems(problems.path())
-                .and_then(|problems| read_samples(samples.path(), &problems))
+                .and_then(|problems| {
+                    samples(sample_file.path(), &problems, Shard::ALL)?
+                        .collect::<Result<Vec<_>, _>>()
+                })
                 .unwrap_err()
                 .to_string();
             assert!(error.contains(expected), "{error}");
@@ -371,16 +712,49 @@ mod tests {
     }
 
     #[test]
-    fn results_replace_a_file_as_a_whole() {
-        let folder = tempfile::tempdir().unwrap();
-        let out = folder.path().join("r.jsonl");
-        std::fs::write(&out, "old").unwrap();
-        let row: Map<String, Value> = serde_json::from_str(r#"{"b": 1, "a": 2.0}"#).unwrap();
-        write_rows(&out, [&row].into_iter()).unwrap();
-        assert_eq!(
-            std::fs::read_to_string(&out).unwrap(),
-            "{\"b\":1,\"a\":2.0}\n"
+    fn an_array_of_problems_is_read_too() {
+        let file = tempfile::Builder::new().suffix(".json").tempfile().unwrap();
+        std::fs::write(
+            file.path(),
+            r#"[{"task_id": 2, "test_list": ["assert f()"]}]"#,
+        )
+        .unwrap();
+        let problems = read_problems(file.path()).unwrap();
+        assert_eq!(problems[0].format.program("c").source, "c\nassert f()\n");
+    }
+
+    #[test]
+    fn code_contests_has_hidden_tests_and_its_own_time() {
+        let problems = file(concat!(
+            r#"{"name": "a", "public_tests": {"input": ["1"], "output": ["2"]}, "time_limit": {"seconds": 3},"#,
+            r#" "private_tests": {"input": ["3"], "output": ["4"]}, "generated_tests": {"input": [], "output": []}}"#,
+        ));
+        let problems = read_problems(problems.path()).unwrap();
+        let program = problems[0].format.program("c");
+        assert_eq!((program.source.as_str(), program.cpu_secs), ("c", 15));
+        let case = |input: &str, output: &str| Case {
+            input: input.to_owned(),
+            output: output.to_owned(),
+        };
+        assert_eq!(*program.cases, [case("1", "2"), case("3", "4")]);
+        let broken = file(r#"{"name": "a", "public_tests": {"input": ["1"], "output": []}}"#);
+        let error = read_problems(broken.path()).unwrap_err().to_string();
+        assert!(
+            error.contains("line 1: field `public_tests`: 1 inputs, 0 outputs"),
+            "{error}"
         );
-        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn every_row_belongs_to_one_shard() {
+        for index in 0..20 {
+            let of_eight = |number: usize| format!("{number}/8").parse::<Shard>().unwrap();
+            let holders = (1..=8).filter(|&number| of_eight(number).holds(index));
+            assert_eq!(holders.count(), 1);
+            assert!(Shard::ALL.holds(index));
+        }
+        for text in ["0/8", "9/8", "1", "1/0", "a/b", "-1/2"] {
+            assert!(text.parse::<Shard>().is_err(), "{text}");
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! The pool: one thread and one fork server per worker.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
+use std::convert::Infallible;
 use std::fs::File;
 use std::io::{self, Read};
 use std::ops::ControlFlow;
@@ -9,16 +10,26 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
 
-use wmtp_records::{ErrorClass, Verdict};
+use wmtp_records::{CaseCounts, ErrorClass, Verdict};
 
 use crate::confine::{self, Confinement, SPARE_ID};
 use crate::interpreter::Interpreter;
+use crate::output;
 use crate::server::{Launch, Request, Server};
-use crate::verdict::{judge, not_run};
-use crate::{Error, GraderConfig, Limits, Program, SandboxReport, Tier};
+use crate::verdict::{MESSAGE_CHARS, judge, judge_run, not_run, passed};
+use crate::{Case, Error, GraderConfig, Limits, Program, SandboxReport, Tier};
 
 /// Share of the CPU limit from which a program that met the wall limit counts as computing, not waiting.
 const COMPUTING_SHARE: f64 = 0.25;
+
+/// Programs in memory at a time, and those whose verdicts are remembered.
+const WINDOW: usize = 1024;
+
+/// Wall-clock seconds for each CPU second that a problem grants.
+const WALL_SHARE: u64 = 6;
+
+/// Output that is looked at beyond twice what is expected: blanks may differ, more is wrong anyway.
+const OUTPUT_SLACK_BYTES: usize = 1 << 16;
 
 /// The self-check tells what the machine can hold, so a recipe's limits, however tight, do not end it early.
 const SELF_CHECK_LIMITS: Limits = Limits {
@@ -43,15 +54,24 @@ struct Pool {
     workers: Vec<JoinHandle<()>>,
 }
 
-/// One program on its way to a worker.
+/// One program on its way to a worker. However it ends, it is answered.
 #[derive(Debug)]
 struct Job {
-    index: usize,
-    source: String,
+    program: Arc<Program>,
     limits: Limits,
     /// Set when nobody wants the verdict any more.
     stopped: Arc<AtomicBool>,
-    done: Sender<(usize, Verdict)>,
+    done: Sender<(Arc<Program>, Verdict)>,
+    verdict: Option<Verdict>,
+}
+
+impl Drop for Job {
+    fn drop(&mut self) {
+        let verdict = self.verdict.take();
+        let verdict = verdict.unwrap_or_else(|| not_run("grading ended before this program"));
+        // Whoever asked may have gone; then nobody wants the verdict.
+        let _ = self.done.send((Arc::clone(&self.program), verdict));
+    }
 }
 
 impl Grader {
@@ -87,9 +107,7 @@ impl Grader {
             limits: SELF_CHECK_LIMITS,
             report: report.clone(),
         };
-        let check = grader.grade(&Program {
-            source: include_str!("self_check.py").to_owned(),
-        });
+        let check = grader.grade(&include_str!("self_check.py").to_owned().into());
         grader.limits = config.limits;
         match check.class {
             ErrorClass::Passed => report.self_check = String::from("nothing reached"),
@@ -130,50 +148,165 @@ impl Grader {
         verdicts.remove(0)
     }
 
-    /// Grades programs on all workers; verdicts come in the order of the programs. Programs of equal source, of
+    /// Grades programs on all workers; verdicts come in the order of the programs. Equal programs, of
     /// which a model at a low temperature writes many, are executed once and share the verdict.
     ///
-    /// `on_done` is called on this thread with each index and verdict, in order of completion. When it breaks, programs
-    /// under way are finished, no other is started, and what was not run is [`ErrorClass::Infrastructure`].
+    /// `on_done` is called on this thread with each index and verdict, in order. When it breaks, programs under way are
+    /// finished, no other is started, and what it was not told of is [`ErrorClass::Infrastructure`].
     pub fn grade_all(
         &self,
         programs: &[Program],
         mut on_done: impl FnMut(usize, &Verdict) -> ControlFlow<()>,
     ) -> Vec<Verdict> {
-        let mut equal: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
-        for (index, program) in programs.iter().enumerate() {
-            equal.entry(&program.source).or_default().push(index);
-        }
-        let mut firsts: Vec<usize> = equal.values().map(|indices| indices[0]).collect();
-        firsts.sort_unstable();
+        let mut verdicts = Vec::with_capacity(programs.len());
+        let each = programs.iter().cloned().map(Ok::<_, Infallible>);
+        let Ok(()) = self.grade_stream(each, |verdict| {
+            let flow = on_done(verdicts.len(), &verdict);
+            verdicts.push(verdict);
+            Ok(flow)
+        });
+        verdicts.resize_with(programs.len(), || {
+            not_run("grading ended before this program")
+        });
+        verdicts
+    }
+
+    /// Grades programs as they come, with a bounded number of them in memory. `on_verdict` gets the verdicts in the order
+    /// of the programs; equal ones that lie close together are executed once.
+    ///
+    /// When `on_verdict` breaks, or either side fails, programs under way are finished and no other is started.
+    ///
+    /// # Errors
+    /// The first error of `programs` or of `on_verdict`.
+    pub fn grade_stream<E>(
+        &self,
+        programs: impl IntoIterator<Item = Result<Program, E>>,
+        on_verdict: impl FnMut(Verdict) -> Result<ControlFlow<()>, E>,
+    ) -> Result<(), E> {
         let (done, results) = channel();
         let stopped = Arc::new(AtomicBool::new(false));
-        for index in firsts {
-            let job = Job {
-                index,
-                source: programs[index].source.clone(),
+        let mut window = Window::default();
+        let queue = |program| {
+            // Should no worker be left, the job is dropped, which answers it.
+            self.pool.send(Job {
+                program,
                 limits: self.limits,
                 stopped: Arc::clone(&stopped),
                 done: done.clone(),
-            };
-            if !self.pool.send(job) {
-                break;
-            }
-        }
+                verdict: None,
+            });
+        };
+        let outcome = window.pass(programs.into_iter(), queue, &results, on_verdict);
+        stopped.store(true, Ordering::Relaxed);
         drop(done);
-        let mut verdicts = vec![None; programs.len()];
-        for (first, verdict) in results {
-            for &index in &equal[programs[first].source.as_str()] {
-                if on_done(index, &verdict).is_break() {
-                    stopped.store(true, Ordering::Relaxed);
+        // Ends when the last program under way has.
+        for _ in results {}
+        outcome
+    }
+}
+
+/// Programs between those whose verdicts were handed on and those that were not read yet.
+#[derive(Debug, Default)]
+struct Window {
+    /// Index of the first of them.
+    first: usize,
+    verdicts: VecDeque<Option<Verdict>>,
+    /// What is known of the programs in the window, and of some before it; equal ones are one.
+    known: BTreeMap<Arc<Program>, Known>,
+    /// The programs of `known`, oldest first.
+    order: VecDeque<Arc<Program>>,
+    num_running: usize,
+}
+
+/// What is known of a program.
+#[derive(Debug)]
+enum Known {
+    /// It is under way; these indices wait for it.
+    Running(Vec<usize>),
+    Done(Verdict),
+}
+
+impl Window {
+    /// Reads programs while there is room, queues the new ones, and hands verdicts on in order.
+    fn pass<E>(
+        &mut self,
+        mut programs: impl Iterator<Item = Result<Program, E>>,
+        queue: impl Fn(Arc<Program>),
+        results: &Receiver<(Arc<Program>, Verdict)>,
+        mut on_verdict: impl FnMut(Verdict) -> Result<ControlFlow<()>, E>,
+    ) -> Result<(), E> {
+        let mut more = true;
+        loop {
+            while more && self.verdicts.len() < WINDOW {
+                match programs.next() {
+                    Some(program) => {
+                        if let Some(new) = self.push(program?) {
+                            queue(new);
+                        }
+                    }
+                    None => more = false,
                 }
-                verdicts[index] = Some(verdict.clone());
+            }
+            while let Some(verdict) = self.pop() {
+                if on_verdict(verdict)?.is_break() {
+                    return Ok(());
+                }
+            }
+            if self.num_running > 0 {
+                let Ok((program, verdict)) = results.recv() else {
+                    return Ok(());
+                };
+                self.fill(program, &verdict);
+            } else if !more {
+                return Ok(());
             }
         }
-        verdicts
-            .into_iter()
-            .map(|verdict| verdict.unwrap_or_else(|| not_run("grading ended before this program")))
-            .collect()
+    }
+
+    /// Takes in the next program; hands it back to be run, unless an equal one is known.
+    fn push(&mut self, program: Program) -> Option<Arc<Program>> {
+        let index = self.first + self.verdicts.len();
+        match self.known.get_mut(&program) {
+            Some(Known::Done(verdict)) => self.verdicts.push_back(Some(verdict.clone())),
+            Some(Known::Running(waiting)) => {
+                waiting.push(index);
+                self.verdicts.push_back(None);
+            }
+            None => {
+                let program = Arc::new(program);
+                self.known
+                    .insert(Arc::clone(&program), Known::Running(vec![index]));
+                self.order.push_back(Arc::clone(&program));
+                self.verdicts.push_back(None);
+                self.num_running += 1;
+                // The window holds no more of them than this, so the one forgotten is done.
+                if self.order.len() > WINDOW
+                    && let Some(oldest) = self.order.pop_front()
+                {
+                    self.known.remove(&oldest);
+                }
+                return Some(program);
+            }
+        }
+        None
+    }
+
+    fn fill(&mut self, program: Arc<Program>, verdict: &Verdict) {
+        self.num_running -= 1;
+        let before = self.known.insert(program, Known::Done(verdict.clone()));
+        if let Some(Known::Running(waiting)) = before {
+            for index in waiting {
+                self.verdicts[index - self.first] = Some(verdict.clone());
+            }
+        }
+    }
+
+    /// The next verdict in order, if it is there.
+    fn pop(&mut self) -> Option<Verdict> {
+        let verdict = self.verdicts.front_mut()?.take()?;
+        self.verdicts.pop_front();
+        self.first += 1;
+        Some(verdict)
     }
 }
 
@@ -208,11 +341,11 @@ impl Pool {
         Ok(pool)
     }
 
-    /// Queues a job; false when no worker is left.
-    fn send(&self, job: Job) -> bool {
-        self.jobs
-            .as_ref()
-            .is_some_and(|jobs| jobs.send(job).is_ok())
+    /// Queues a job.
+    fn send(&self, job: Job) {
+        if let Some(jobs) = &self.jobs {
+            let _ = jobs.send(job);
+        }
     }
 }
 
@@ -249,7 +382,7 @@ fn report(
 }
 
 /// Owns one server for as long as its thread lives, see [`Server::start`].
-struct Worker {
+pub(crate) struct Worker {
     launch: Launch,
     /// Held shared while grading, exclusively while a program runs alone.
     alone: Arc<RwLock<()>>,
@@ -257,6 +390,16 @@ struct Worker {
 }
 
 impl Worker {
+    /// One without a pool.
+    #[cfg(test)]
+    pub(crate) fn alone(launch: Launch) -> Self {
+        Self {
+            launch,
+            alone: Arc::default(),
+            server: None,
+        }
+    }
+
     /// Starts the server, says how that went, then works until the queue closes.
     fn serve(&mut self, queue: &Mutex<Receiver<Job>>, started: Sender<io::Result<()>>) {
         let server = Server::start(&self.launch).map(|server| self.server = Some(server));
@@ -268,59 +411,166 @@ impl Worker {
         drop(started);
         loop {
             let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
-            let Ok(job) = next else { return };
-            if job.stopped.load(Ordering::Relaxed) {
-                continue;
+            let Ok(mut job) = next else { return };
+            if !job.stopped.load(Ordering::Relaxed) {
+                job.verdict = Some(self.grade(&job.program, &job.limits));
             }
-            let verdict = self.grade(&job.source, &job.limits);
-            // Whoever asked may have gone; then nobody wants the verdict.
-            let _ = job.done.send((job.index, verdict));
         }
     }
 
-    fn grade(&mut self, source: &str, limits: &Limits) -> Verdict {
+    pub(crate) fn grade(&mut self, program: &Program, limits: &Limits) -> Verdict {
+        if program.cases.is_empty() {
+            let run = Run {
+                source: &program.source,
+                case: None,
+            };
+            return self.run(run, limits);
+        }
+        let mut limits = *limits;
+        if program.cpu_secs > limits.cpu_secs {
+            limits.wall_secs = limits.wall_secs.max(WALL_SHARE * program.cpu_secs);
+            limits.cpu_secs = program.cpu_secs;
+        }
+        self.grade_cases(program, &limits)
+    }
+
+    /// Runs a program once a case. After a case that met a time limit the rest are not run and count as failed: each
+    /// would take as long.
+    fn grade_cases(&mut self, program: &Program, limits: &Limits) -> Verdict {
+        let mut cases = CaseCounts::default();
+        let (mut cpu_secs, mut wall_secs) = (0.0, 0.0);
+        let mut first_failure: Option<Verdict> = None;
+        let mut out_of_time = false;
+        for (index, case) in program.cases.iter().enumerate() {
+            if out_of_time {
+                output::count(&mut cases, &case.output, None);
+                continue;
+            }
+            let run = Run {
+                source: &program.source,
+                case: Some(case),
+            };
+            let (mut verdict, stdout) = self.run_with_output(run, limits);
+            if verdict.class == ErrorClass::Infrastructure {
+                // Nothing is known of this case, so nothing is said of the program.
+                return verdict;
+            }
+            cpu_secs += verdict.cpu_secs;
+            wall_secs += verdict.wall_secs;
+            out_of_time = matches!(
+                verdict.class,
+                ErrorClass::CpuTimeout | ErrorClass::WallTimeout
+            );
+            output::count(
+                &mut cases,
+                &case.output,
+                verdict.passed.then_some(stdout.as_str()),
+            );
+            if verdict.passed && !output::deepmind(&case.output, &stdout) {
+                verdict.class = ErrorClass::WrongAnswer;
+                verdict.message = difference(&case.output, &stdout);
+            }
+            if verdict.class != ErrorClass::Passed && first_failure.is_none() {
+                let place = format!("test {} of {}: ", index + 1, program.cases.len());
+                verdict.message = (place + &verdict.message)
+                    .chars()
+                    .take(MESSAGE_CHARS)
+                    .collect();
+                first_failure = Some(verdict);
+            }
+        }
+        let mut verdict = first_failure.unwrap_or_else(passed);
+        verdict.passed = verdict.class == ErrorClass::Passed;
+        verdict.cases = Some(cases);
+        (verdict.cpu_secs, verdict.wall_secs) = (cpu_secs, wall_secs);
+        verdict
+    }
+
+    fn run(&mut self, run: Run<'_>, limits: &Limits) -> Verdict {
+        self.run_with_output(run, limits).0
+    }
+
+    fn run_with_output(&mut self, run: Run<'_>, limits: &Limits) -> (Verdict, String) {
         let alone = Arc::clone(&self.alone);
         let first = {
             let _shared = alone.read().unwrap_or_else(PoisonError::into_inner);
-            self.attempt(source, limits)
+            self.attempt(run, limits)
         };
         match first {
-            Ok(verdict)
+            Ok((verdict, stdout))
                 if !matches!(
                     verdict.class,
                     ErrorClass::WallTimeout | ErrorClass::Infrastructure
                 ) =>
             {
-                verdict
+                (verdict, stdout)
             }
             _ => {
                 let _alone = alone.write().unwrap_or_else(PoisonError::into_inner);
-                self.attempt(source, limits).map_or_else(
-                    |error| not_run(&format!("grading server: {error}")),
-                    |verdict| judge_waiting(verdict, limits),
-                )
+                match self.attempt(run, limits) {
+                    Ok((verdict, stdout)) => (judge_waiting(verdict, limits), stdout),
+                    Err(error) => (not_run(&format!("grading server: {error}")), String::new()),
+                }
             }
         }
     }
 
     /// Runs a program on a live server; on an error the server is gone and the next attempt starts one.
-    fn attempt(&mut self, source: &str, limits: &Limits) -> io::Result<Verdict> {
+    fn attempt(&mut self, run: Run<'_>, limits: &Limits) -> io::Result<(Verdict, String)> {
         let mut server = match self.server.take() {
             Some(server) => server,
             None => Server::start(&self.launch)?,
         };
         let token = new_token()?;
         let reply = server.run(&Request {
-            source,
+            source: run.source,
             token: &token,
             cpu_secs: limits.cpu_secs,
             wall_secs: limits.wall_secs,
             memory_bytes: limits.memory_bytes,
             output_bytes: limits.output_bytes,
+            stdin: run.case.map(|case| case.input.as_str()),
+            keep_stdout: run
+                .case
+                .map_or(0, |case| OUTPUT_SLACK_BYTES + 2 * case.output.len()),
         })?;
         self.server = Some(server);
-        Ok(judge(&reply, &token, limits))
+        let verdict = if run.case.is_some() {
+            judge_run(&reply, &token, limits)
+        } else {
+            judge(&reply, &token, limits)
+        };
+        Ok((verdict, reply.stdout))
     }
+}
+
+/// A program on its way through a server, with what it reads.
+#[derive(Debug, Clone, Copy)]
+struct Run<'a> {
+    source: &'a str,
+    case: Option<&'a Case>,
+}
+
+/// The first words that differ, for a person.
+fn difference(expected: &str, found: &str) -> String {
+    let (mut expected, mut found) = (
+        expected.split_ascii_whitespace(),
+        found.split_ascii_whitespace(),
+    );
+    loop {
+        match (expected.next(), found.next()) {
+            (Some(a), Some(b)) if output::deepmind(a, b) => {}
+            (Some(a), Some(b)) => return format!("expected {}, printed {}", short(a), short(b)),
+            (Some(a), None) => return format!("expected {}, printed no more", short(a)),
+            (None, Some(b)) => return format!("expected no more, printed {}", short(b)),
+            (None, None) => return String::new(),
+        }
+    }
+}
+
+fn short(word: &str) -> String {
+    const CHARS: usize = 60;
+    word.chars().take(CHARS).collect()
 }
 
 /// Tells waiting from starving after the run alone, see [`Grader::grade`].
@@ -347,15 +597,11 @@ mod tests {
         let python = Interpreter::find(None, confine::is_root()).unwrap();
         let abi = confine::landlock_abi();
         let walls = Confinement::new(&python.roots, abi, &Limits::default()).unwrap();
-        Worker {
-            launch: Launch {
-                drop_user: confine::is_root() && python.is_public(),
-                python: python.executable,
-                walls: Arc::new(walls),
-            },
-            alone: Arc::default(),
-            server: None,
-        }
+        Worker::alone(Launch {
+            drop_user: confine::is_root() && python.is_public(),
+            python: python.executable,
+            walls: Arc::new(walls),
+        })
     }
 
     /// Kills by the id of a process that the test started.
@@ -369,10 +615,18 @@ mod tests {
     #[test]
     fn a_killed_server_costs_one_retry_and_no_verdict() {
         let mut worker = worker();
-        assert!(worker.grade("assert True", &Limits::default()).passed);
+        assert!(
+            worker
+                .grade(&"assert True".to_owned().into(), &Limits::default())
+                .passed
+        );
         let first = worker.server.as_ref().unwrap().process_id();
         kill(first);
-        assert!(worker.grade("assert True", &Limits::default()).passed);
+        assert!(
+            worker
+                .grade(&"assert True".to_owned().into(), &Limits::default())
+                .passed
+        );
         assert_ne!(worker.server.as_ref().unwrap().process_id(), first);
     }
 
@@ -384,7 +638,7 @@ mod tests {
             ..Limits::default()
         };
         let mut worker = worker();
-        let waiting = worker.grade("import time\ntime.sleep(60)", &limits);
+        let waiting = worker.grade(&"import time\ntime.sleep(60)".to_owned().into(), &limits);
         assert_eq!(waiting.class, ErrorClass::WallTimeout, "{waiting:?}");
         let computed = Verdict {
             cpu_secs: 2.0,
@@ -402,7 +656,7 @@ mod tests {
         worker.launch.walls = Arc::new(walls);
         let source = "for flags in ('w', 'a', 'x', 'r+'):\n    try:\n        open('/dev/null', flags)\n    \
                       except PermissionError:\n        continue\n    raise RuntimeError(flags)\nopen('/dev/null')";
-        let verdict = worker.grade(source, &Limits::default());
+        let verdict = worker.grade(&source.to_owned().into(), &Limits::default());
         assert!(verdict.passed, "{verdict:?}");
     }
 }

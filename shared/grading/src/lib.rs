@@ -1,6 +1,7 @@
 //! Sandboxed execution of generated programs, and their verdicts.
 //!
-//! Comes in: a [`Program`], candidate and tests in one text. Goes out: a [`Verdict`](wmtp_records::Verdict).
+//! Comes in: a [`Program`], candidate and tests in one text, or a text that reads inputs and the outputs expected of it.
+//! Goes out: a [`Verdict`](wmtp_records::Verdict).
 //! A [`Grader`] keeps one warm CPython fork server per worker; every program is a fork of it. Generated
 //! programs are hostile: server and forks are held in by Landlock, seccomp, resource limits and, where
 //! the grader runs as root, a spare user. [`SandboxReport`] says which of these the platform enforces.
@@ -15,6 +16,9 @@ mod error;
 pub mod files;
 mod grader;
 mod interpreter;
+#[cfg(test)]
+mod layers;
+mod output;
 mod program;
 mod server;
 mod verdict;
@@ -22,4 +26,4 @@ mod verdict;
 pub use config::{GraderConfig, Limits, SandboxReport, Tier};
 pub use error::Error;
 pub use grader::Grader;
-pub use program::Program;
+pub use program::{Case, Program};

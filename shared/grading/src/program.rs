@@ -1,12 +1,41 @@
 //! The text that is executed: candidate and tests.
 
+use std::sync::Arc;
+
 use wmtp_records::Tests;
 
-/// One program to grade. It passes when it runs to its end without an exception.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// One program to grade.
+///
+/// Without cases it holds its own tests, and passes when it runs to its end without an exception. With cases it is run once
+/// for each, as `python3 program.py < input`, and passes when every output is right by DeepMind's rule.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Program {
     /// Python source: the candidate, then what judges it.
     pub source: String,
+    /// Inputs with their expected outputs.
+    pub cases: Arc<[Case]>,
+    /// CPU seconds that the problem grants a case at least, whatever the grader's limits say.
+    pub cpu_secs: u64,
+}
+
+/// What a program reads and what it should print.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Case {
+    /// Standard input.
+    pub input: String,
+    /// Standard output.
+    pub output: String,
+}
+
+impl From<String> for Program {
+    /// A program that holds its own tests.
+    fn from(source: String) -> Self {
+        Self {
+            source,
+            cases: Arc::default(),
+            cpu_secs: 0,
+        }
+    }
 }
 
 impl Program {
@@ -38,14 +67,12 @@ impl Program {
                 push_part(&mut source, &format!("check({entry_point})"));
             }
         }
-        Self { source }
+        source.into()
     }
 
     /// A HumanEval program: prompt and completion are one text, then test and `check(entry_point)`.
     pub fn human_eval(prompt: &str, completion: &str, test: &str, entry_point: &str) -> Self {
-        Self {
-            source: format!("{prompt}{completion}\n{test}\ncheck({entry_point})\n"),
-        }
+        format!("{prompt}{completion}\n{test}\ncheck({entry_point})\n").into()
     }
 }
 

@@ -10,6 +10,7 @@ import sys
 sys.path[:] = [entry for entry in sys.path if entry]
 
 import _sitebuiltins
+import atexit
 import builtins
 import ctypes
 import gc
@@ -63,9 +64,30 @@ def receive_frame(fd):
 
 def send_frame(fd, value):
     data = json.dumps(value).encode()
-    data = struct.pack("<I", len(data)) + data
+    write_all(fd, struct.pack("<I", len(data)) + data)
+
+
+def write_all(fd, data):
+    data = memoryview(data)
     while data:
         data = data[os.write(fd, data):]
+
+
+def make_fork():
+    """Returns the C library's `fork`. `os.fork` also makes interpreter locks anew, in case another thread held one, and
+    runs hooks that do the same for Python's. This process has one thread, which holds none: for it they only touch
+    memory, more than all else that a fork does before its program runs."""
+    fork = ctypes.PyDLL(None, use_errno=True).fork
+    get_errno = ctypes.get_errno
+
+    def call():
+        pid = fork()
+        if pid < 0:
+            number = get_errno()
+            raise OSError(number, os.strerror(number))
+        return pid
+
+    return call
 
 
 def make_system():
@@ -104,14 +126,19 @@ def tail(fd, size):
     return os.pread(fd, size, max(0, end - size)).decode("utf-8", "replace")
 
 
-def serve(control, request, system, fork_filter):
-    out, err, report = (os.memfd_create(name) for name in ("out", "err", "report"))
+def serve(control, request, fork, system, fork_filter):
+    out, err, report = fds = [os.memfd_create(name) for name in ("out", "err", "report")]
     try:
+        if request["stdin"] is not None:
+            # Not a pipe: programs ask for its size, and read all of it at once.
+            fds.append(os.memfd_create("in"))
+            write_all(fds[3], request["stdin"].encode())
+            os.lseek(fds[3], 0, os.SEEK_SET)
         started = time.monotonic()
-        pid = os.fork()
+        pid = fork()
         if pid == 0:
             try:
-                run(request, (out, err, report), system, fork_filter)
+                run(request, fds, system, fork_filter)
             finally:
                 os._exit(NOT_RUN)
         timed_out = wait_for(control, pid, request["wall_secs"])
@@ -123,18 +150,37 @@ def serve(control, request, system, fork_filter):
             "wall_secs": time.monotonic() - started,
             "report": os.pread(report, 4096, 0).decode("utf-8", "replace"),
             "stderr": tail(err, STDERR_BYTES)[-STDERR_CHARS:],
+            "stdout": os.pread(out, request["keep_stdout"], 0).decode("utf-8", "replace"),
         }
     finally:
-        for fd in (out, err, report):
+        for fd in fds:
             os.close(fd)
 
 
-def prepare(request, fds, system, fork_filter):
-    """Turns the fork into a fresh interpreter that is held in. Returns the namespace of `__main__`."""
-    out, err, report = fds
+def dress():
+    """Makes this process look like a fresh interpreter that runs a file, so that its forks do. What a fork need not do
+    itself it does not pay for."""
+    for fd, flags in ((0, os.O_RDONLY), (1, os.O_WRONLY), (2, os.O_WRONLY)):
+        null = os.open("/dev/null", flags)
+        os.dup2(null, fd)
+        os.close(null)
+    sys.stdin = sys.__stdin__ = open(0, "r", encoding="utf-8", closefd=False)
+    sys.stdout = sys.__stdout__ = open(1, "w", encoding="utf-8", closefd=False)
+    sys.stderr = sys.__stderr__ = open(
+        2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False
+    )
+    sys.argv[:] = [NAME]
+    sys.orig_argv[:] = ["python3", NAME]
+    # The same for every fork: an unseeded program gets the same verdict every time.
+    random.seed(0)
+    # Python ignores this signal; by default it ends a program that floods its output.
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+
+
+def confine(request, fds, system, fork_filter):
+    """Holds a fork in: its streams, its limits, its filter."""
     server = os.getppid()
-    null = os.open("/dev/null", os.O_RDONLY)
-    for source, target in ((null, 0), (out, 1), (err, 2), (report, REPORT_FD)):
+    for source, target in zip(fds, (1, 2, REPORT_FD, 0)):
         os.dup2(source, target)
     os.closerange(3, REPORT_FD)
     os.closerange(REPORT_FD + 1, MAX_FD)
@@ -142,27 +188,12 @@ def prepare(request, fds, system, fork_filter):
     if os.getppid() != server:
         os._exit(NOT_RUN)
 
-    sys.stdin = sys.__stdin__ = open(0, "r", encoding="utf-8", closefd=False)
-    sys.stdout = sys.__stdout__ = open(1, "w", encoding="utf-8", closefd=False)
-    sys.stderr = sys.__stderr__ = open(
-        2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False
-    )
-    main = types.ModuleType("__main__")
-    main.__dict__.update(__builtins__=builtins, __file__=NAME)
-    sys.modules["__main__"] = main
-    sys.argv[:] = [NAME]
-    sys.orig_argv[:] = ["python3", NAME]
     linecache.cache[NAME] = (
         len(request["source"]),
         None,
         request["source"].splitlines(True),
         NAME,
     )
-    # A fork reseeds from the system; fixed, an unseeded program gets the same verdict every time.
-    random.seed(0)
-
-    # Python ignores this signal; by default it ends a program that floods its output.
-    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
     for limit, soft, hard in (
         (resource.RLIMIT_FSIZE, request["output_bytes"], request["output_bytes"]),
         (resource.RLIMIT_AS, request["memory_bytes"], request["memory_bytes"]),
@@ -170,7 +201,6 @@ def prepare(request, fds, system, fork_filter):
     ):
         resource.setrlimit(limit, (soft, hard))
     system(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, fork_filter)
-    return main.__dict__
 
 
 def describe(error, source):
@@ -202,6 +232,35 @@ def print_trace(error):
         pass
 
 
+def new_main():
+    """Puts a fresh `__main__` in place. Returns its namespace."""
+    main = sys.modules["__main__"] = types.ModuleType("__main__")
+    main.__dict__.update(__builtins__=builtins, __file__=NAME)
+    return main.__dict__
+
+
+def wind_up():
+    """What `python3 program.py` does at its end, in its order: threads, exit handlers, streams, the module itself. Programs
+    that print fast keep their output in buffers of their own and write it in the last two. The caller must not hold the
+    module's namespace."""
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    flush(sys.stdout)
+    flush(sys.__stdout__)
+    sys.stdin, sys.stdout, sys.stderr = sys.__stdin__, sys.__stdout__, sys.__stderr__
+    sys.modules.pop("__main__", None)
+    gc.collect()
+    flush(sys.__stdout__)
+
+
+def flush(stream):
+    # The program may have closed it, or put something else in its place.
+    try:
+        stream.flush()
+    except Exception:
+        pass
+
+
 def run(request, fds, system, fork_filter):
     write, leave, join = os.write, os._exit, b"%s %s\n%s"
     token = request["token"].encode()
@@ -217,12 +276,14 @@ def run(request, fds, system, fork_filter):
         (AssertionError, b"assert"),
         (BaseException, b"error"),
     )
-    everything, of_kind, memory = BaseException, isinstance, MemoryError
+    everything, of_kind, memory, leaving = BaseException, isinstance, MemoryError, SystemExit
+    judged_by_output = request["stdin"] is not None
     passed = join % (token, b"passed", b"")
     out_of_memory = join % (token, b"memory", b"MemoryError")
 
     try:
-        namespace = prepare(request, fds, system, fork_filter)
+        confine(request, fds, system, fork_filter)
+        namespace = new_main()
     except BaseException as error:
         finish(b"setup", describe(error, source).encode("utf-8", "replace"))
 
@@ -235,7 +296,14 @@ def run(request, fds, system, fork_filter):
         finish(b"syntax", describe(error, source).encode("utf-8", "replace"))
 
     try:
-        exec(code, namespace)
+        try:
+            exec(code, namespace)
+        except leaving as error:
+            if not judged_by_output or error.code not in (None, 0):
+                raise
+        if judged_by_output:
+            del namespace
+            wind_up()
     except everything as error:
         if of_kind(error, memory):
             write(REPORT_FD, out_of_memory)
@@ -250,13 +318,9 @@ def run(request, fds, system, fork_filter):
 
 def main():
     control = os.dup(0)
-    null = os.open("/dev/null", os.O_RDWR)
-    os.dup2(null, 0)
-    os.close(null)
-
     code = bytes.fromhex(receive_frame(control)["fork_filter"])
     program = FilterProgram(len(code) // 8, code)
-    system = make_system()
+    fork, system = make_fork(), make_system()
     # Nobody of the same user may look into this process.
     system(PR_SET_DUMPABLE, 0)
 
@@ -270,16 +334,16 @@ def main():
     fork_filter = ctypes.addressof(program)
     for name in [name for name in sys.modules if name.split(".")[0] in ("ctypes", "_ctypes")]:
         del sys.modules[name]
+    dress()
     gc.collect()
     gc.freeze()
 
     send_frame(control, {"ready": True})
-    os.dup2(0, 2)
     keep = (program, code)
     while keep:
         try:
             request = receive_frame(control)
-            send_frame(control, serve(control, request, system, fork_filter))
+            send_frame(control, serve(control, request, fork, system, fork_filter))
         except (EOFError, BrokenPipeError, ConnectionResetError):
             return
 

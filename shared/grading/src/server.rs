@@ -16,8 +16,12 @@ use serde::{Deserialize, Serialize};
 use crate::confine::{Confinement, SPARE_ID};
 
 const SOURCE: &str = include_str!("server.py");
-/// Replies hold a report and the end of a stream; more is a broken server.
-const MAX_FRAME_BYTES: u32 = 1 << 20;
+/// Replies hold a report, the end of a stream, and the output that was asked for; more is a broken server.
+const MAX_FRAME_BYTES: usize = 1 << 20;
+/// What one byte takes in JSON at most.
+const ESCAPED_BYTES: usize = 6;
+/// A frame begins with the length of what follows.
+const LENGTH_BYTES: usize = 4;
 const START_TIMEOUT: Duration = Duration::from_mins(1);
 /// What a server gets beyond the program's wall limit before it counts as stuck.
 const GRACE: Duration = Duration::from_secs(15);
@@ -42,6 +46,10 @@ pub(crate) struct Request<'a> {
     pub(crate) wall_secs: u64,
     pub(crate) memory_bytes: u64,
     pub(crate) output_bytes: u64,
+    /// For a program that is judged by what it prints.
+    pub(crate) stdin: Option<&'a str>,
+    /// Bytes of standard output to send back; one that is longer is cut.
+    pub(crate) keep_stdout: usize,
 }
 
 /// How a fork ended.
@@ -56,6 +64,7 @@ pub(crate) struct Reply {
     /// What the fork wrote into its private file: `token kind`, then the message from the second line on.
     pub(crate) report: String,
     pub(crate) stderr: String,
+    pub(crate) stdout: String,
 }
 
 #[derive(Serialize)]
@@ -73,6 +82,8 @@ struct Ready {
 pub(crate) struct Server {
     child: Child,
     control: UnixStream,
+    /// How long the stream waits for the other side.
+    patience: Option<Duration>,
 }
 
 impl Server {
@@ -104,7 +115,11 @@ impl Server {
         let child = command.spawn()?;
         // The kernel's choice when memory runs out should be a program, never the job; best effort.
         let _ = std::fs::write(format!("/proc/{}/oom_score_adj", child.id()), "900");
-        let mut server = Self { child, control };
+        let mut server = Self {
+            child,
+            control,
+            patience: None,
+        };
         server.greet(&launch.walls).map_err(|error| {
             let said = server.last_words();
             io::Error::new(error.kind(), format!("{error}; it said: {said}"))
@@ -117,7 +132,7 @@ impl Server {
         self.send(&Hello {
             fork_filter: walls.fork_filter_hex(),
         })?;
-        let Ready { ready } = self.receive()?;
+        let Ready { ready } = self.receive(MAX_FRAME_BYTES)?;
         if ready {
             Ok(())
         } else {
@@ -139,30 +154,36 @@ impl Server {
     pub(crate) fn run(&mut self, request: &Request<'_>) -> io::Result<Reply> {
         self.set_patience(Duration::from_secs(request.wall_secs) + GRACE)?;
         self.send(request)?;
-        self.receive()
+        self.receive(MAX_FRAME_BYTES + ESCAPED_BYTES * request.keep_stdout)
     }
 
-    fn set_patience(&self, patience: Duration) -> io::Result<()> {
-        self.control.set_read_timeout(Some(patience))?;
-        self.control.set_write_timeout(Some(patience))
+    fn set_patience(&mut self, patience: Duration) -> io::Result<()> {
+        let patience = Some(patience);
+        if self.patience != patience {
+            self.control.set_read_timeout(patience)?;
+            self.control.set_write_timeout(patience)?;
+            self.patience = patience;
+        }
+        Ok(())
     }
 
     fn send<T: Serialize>(&mut self, value: &T) -> io::Result<()> {
-        let body = serde_json::to_vec(value)?;
-        let length = u32::try_from(body.len())
+        let mut frame = vec![0; LENGTH_BYTES];
+        serde_json::to_writer(&mut frame, value)?;
+        let length = u32::try_from(frame.len() - LENGTH_BYTES)
             .map_err(|_| io::Error::other("a program of more than 4 GiB"))?;
-        self.control.write_all(&length.to_le_bytes())?;
-        self.control.write_all(&body)
+        frame[..LENGTH_BYTES].copy_from_slice(&length.to_le_bytes());
+        self.control.write_all(&frame)
     }
 
-    fn receive<T: DeserializeOwned>(&mut self) -> io::Result<T> {
-        let mut length = [0; 4];
+    fn receive<T: DeserializeOwned>(&mut self, limit: usize) -> io::Result<T> {
+        let mut length = [0; LENGTH_BYTES];
         self.control.read_exact(&mut length)?;
-        let length = u32::from_le_bytes(length);
-        if length > MAX_FRAME_BYTES {
+        let length = u32::from_le_bytes(length) as usize;
+        if length > limit {
             return Err(io::Error::other("a reply over the size limit"));
         }
-        let mut body = vec![0; length as usize];
+        let mut body = vec![0; length];
         self.control.read_exact(&mut body)?;
         Ok(serde_json::from_slice(&body)?)
     }

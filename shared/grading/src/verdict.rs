@@ -5,7 +5,7 @@ use wmtp_records::{ErrorClass, Verdict};
 use crate::Limits;
 use crate::server::Reply;
 
-const MESSAGE_CHARS: usize = 300;
+pub(crate) const MESSAGE_CHARS: usize = 300;
 /// Scheduling granularity: a program ended by the kernel at its hard CPU limit may show slightly less.
 const CPU_SLACK_SECS: f64 = 0.1;
 
@@ -19,6 +19,29 @@ pub(crate) fn judge(reply: &Reply, token: &str, limits: &Limits) -> Verdict {
         stderr: reply.stderr.clone(),
         cpu_secs: reply.cpu_secs,
         wall_secs: reply.wall_secs,
+        cases: None,
+    }
+}
+
+/// Judges one run of a program that is judged by what it prints: `Passed` says that it ended well. Leaving by
+/// `os._exit(0)` is ending well, as it is for `python3 program.py`.
+pub(crate) fn judge_run(reply: &Reply, token: &str, limits: &Limits) -> Verdict {
+    let mut verdict = judge(reply, token, limits);
+    let is_silent = report_of(reply, token).is_none();
+    if verdict.class == ErrorClass::EarlyExit && reply.status == 0 && is_silent {
+        verdict.passed = true;
+        verdict.class = ErrorClass::Passed;
+        verdict.message.clear();
+    }
+    verdict
+}
+
+/// A verdict for a program of which every run ended well.
+pub(crate) fn passed() -> Verdict {
+    Verdict {
+        passed: true,
+        class: ErrorClass::Passed,
+        ..not_run("")
     }
 }
 
@@ -31,6 +54,7 @@ pub(crate) fn not_run(what: &str) -> Verdict {
         stderr: String::new(),
         cpu_secs: 0.0,
         wall_secs: 0.0,
+        cases: None,
     }
 }
 
@@ -112,6 +136,7 @@ mod tests {
             wall_secs: 0.02,
             report: report.to_owned(),
             stderr: String::new(),
+            stdout: String::new(),
         }
     }
 

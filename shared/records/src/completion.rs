@@ -1,6 +1,7 @@
 //! Generated programs and what became of them.
 
 use std::fmt;
+use std::ops::AddAssign;
 
 use serde::{Deserialize, Serialize};
 
@@ -89,6 +90,37 @@ pub struct Verdict {
     pub cpu_secs: f64,
     /// Wall-clock seconds used.
     pub wall_secs: f64,
+    /// For a program that reads its tests' inputs: how many of the outputs are right.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cases: Option<CaseCounts>,
+}
+
+/// Tests whose output is right, by several rules; a program passes by DeepMind's.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CaseCounts {
+    /// All tests.
+    pub total: u32,
+    /// Equal words but for case, numbers within 1e-5.
+    pub deepmind: u32,
+    /// Equal words.
+    pub tokens: u32,
+    /// Equal lines but for blanks at their ends.
+    pub lines: u32,
+    /// Equal but for blanks around the whole.
+    pub trimmed: u32,
+    /// Equal.
+    pub exact: u32,
+}
+
+impl AddAssign for CaseCounts {
+    fn add_assign(&mut self, other: Self) {
+        self.total += other.total;
+        self.deepmind += other.deepmind;
+        self.tokens += other.tokens;
+        self.lines += other.lines;
+        self.trimmed += other.trimmed;
+        self.exact += other.exact;
+    }
 }
 
 /// A completion with its verdict: one line of `samples.jsonl`.

@@ -1,9 +1,10 @@
 //! JSON lines: one row a line, errors that name file and line.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, BufWriter, Write};
+use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
+use flate2::read::MultiGzDecoder;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -30,7 +31,8 @@ pub enum Error {
     },
 }
 
-/// The rows of a file with their 1-based line numbers; blank lines are skipped.
+/// The rows of a file with their 1-based line numbers; blank lines are skipped. A name that ends in `.gz` is
+/// decompressed.
 ///
 /// # Errors
 /// [`Error::Row`] names the file and the line of a row that does not parse.
@@ -41,7 +43,13 @@ pub fn rows<T: DeserializeOwned>(
         path: path.to_owned(),
         source,
     };
-    let lines = BufReader::new(File::open(path).map_err(io)?).split(b'\n');
+    let file = File::open(path).map_err(io)?;
+    let bytes: Box<dyn Read> = if path.extension().is_some_and(|extension| extension == "gz") {
+        Box::new(MultiGzDecoder::new(file))
+    } else {
+        Box::new(file)
+    };
+    let lines = BufReader::new(bytes).split(b'\n');
     Ok((1..).zip(lines).filter_map(move |(line, bytes)| {
         let bytes = match bytes {
             Ok(bytes) if bytes.trim_ascii().is_empty() => return None,

@@ -9,7 +9,7 @@ mod problem;
 mod record;
 mod score;
 
-pub use completion::{Completion, ErrorClass, GradedSample, Verdict};
+pub use completion::{CaseCounts, Completion, ErrorClass, GradedSample, Verdict};
 pub use problem::{Problem, Split, Tests};
 pub use record::{DataSchema, Record, RecordMetadata, data_files};
 pub use score::{EvalScore, HeadLoss, Metric, ProblemCount, ScoreSummary, score_files};

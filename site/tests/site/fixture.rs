@@ -222,6 +222,7 @@ impl World {
                     .map_or_else(|| stderr.to_owned(), |text| format!("{text} (stderr)")),
                 cpu_secs: 0.02,
                 wall_secs: 0.03,
+                cases: None,
             },
         }
     }
