@@ -686,7 +686,7 @@ mod tests {
     fn draws(samples: u32, temperature: f64) -> Vec<Choice> {
         let sampling = Sampling {
             temperature,
-            top_p: 0.95,
+            top_p: 1.0,
         };
         (0..samples)
             .map(|sample| Choice::Draw(sampling, DrawKey::new(3, "p", sample)))
@@ -699,11 +699,14 @@ mod tests {
         let plain = || InferenceModel::new(&params, &store, 64).expect("complete store");
         let speculative = || InferenceModel::speculative(&params, &store, 64).expect("complete");
         let long: Vec<u32> = LEARNT.iter().copied().cycle().take(40).collect();
-        for (name, choices) in [
+        let mut protocols = vec![
             ("greedy", vec![Choice::Greedy]),
             ("cool", draws(3, 0.4)),
-            ("hot", draws(3, 1.5)),
-        ] {
+            ("hot", draws(3, 3.0)),
+        ];
+        // Alone, a text has proposals throughout, some of which fall.
+        protocols.extend(draws(6, 3.0).into_iter().map(|one| ("hot", vec![one])));
+        for (name, choices) in protocols {
             // The second prompt ends at the model's limit, not at that of the generator.
             let prompts = [(&LEARNT[..5], choices.clone()), (long.as_slice(), choices)];
             for end_token in [u32::MAX, 7] {
