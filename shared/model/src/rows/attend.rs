@@ -13,6 +13,9 @@ use crate::kernels::{HeadLayout, exp_sum, maximum};
 /// The widest vector: a head's values are padded to a multiple of it.
 const LANES: usize = 16;
 
+/// Query rows of one sequence that pass over its keys and values together.
+const TOGETHER: usize = 8;
+
 /// Keys and values of the positions that one block has read of one sequence.
 ///
 /// Keys lie as the product with a query reads them, `[positions / 64, g, e, 64]`; values as the mixture does,
@@ -97,26 +100,40 @@ impl KeyValues {
         self.len += 1;
     }
 
-    /// The mixture of values `out [n, e]` that the query row `q [n, e]` takes of the first `len` positions:
-    /// softmax(q·k / √e) per head. `scores` is room to work in.
-    pub(super) fn attend(&self, q: &[f32], len: usize, out: &mut [f32], scores: &mut Vec<f32>) {
-        scores.resize(self.layout.heads * len.next_multiple_of(PANEL), 0.0);
-        Arch::new().dispatch(Attend {
-            cache: self,
-            q,
-            len,
-            out,
-            scores,
-        });
+    /// The mixtures of values `out [rows, n, e]` that query rows `q`, `stride` apart, take of the positions up to their
+    /// own: softmax(q·k / √e) per head. The rows are the last that were read. `scores` is room to work in.
+    pub(super) fn attend(&self, q: &[f32], stride: usize, out: &mut [f32], scores: &mut Vec<f32>) {
+        let query = self.layout.heads * self.layout.head_dim;
+        let mut rows = out.len() / query;
+        let groups = q.chunks(TOGETHER * stride);
+        for (q, out) in groups.zip(out.chunks_mut(TOGETHER * query)) {
+            let group = out.len() / query;
+            let first_len = self.len + 1 - rows;
+            let room = (first_len + group - 1).next_multiple_of(PANEL);
+            scores.resize(group * self.layout.heads * room, 0.0);
+            Arch::new().dispatch(Attend {
+                cache: self,
+                q,
+                stride,
+                first_len,
+                out,
+                room,
+                scores,
+            });
+            rows -= group;
+        }
     }
 }
 
+/// Some consecutive rows; the first sees `first_len` positions.
 struct Attend<'a> {
     cache: &'a KeyValues,
     q: &'a [f32],
-    len: usize,
+    stride: usize,
+    first_len: usize,
     out: &'a mut [f32],
-    /// `[n, len padded to 64]`
+    room: usize,
+    /// `[rows, n, room]`
     scores: &'a mut [f32],
 }
 
@@ -137,6 +154,7 @@ impl WithSimd for Attend<'_> {
 }
 
 impl Attend<'_> {
+    /// Panel by panel, so that the rows find each in the nearest cache.
     #[inline(always)]
     fn score<S: Simd, const VECTORS: usize, const LINE: usize>(&mut self, simd: S) {
         let HeadLayout {
@@ -144,41 +162,39 @@ impl Attend<'_> {
             kv_heads,
             head_dim: e,
         } = self.cache.layout;
-        let room = self.scores.len() / heads;
         let scale = 1.0 / (e as f32).sqrt();
         let step = VECTORS * S::F32_LANES;
         let lines = lines::<S, LINE>(&self.cache.keys);
-        for (head, (q, scores)) in self
-            .q
-            .chunks_exact(e)
-            .zip(self.scores.chunks_exact_mut(room))
-            .enumerate()
-        {
+        for head in 0..heads {
             let kv = head / (heads / kv_heads);
-            let q = q.as_chunks::<1>().0;
-            for (panel, scores) in scores.chunks_exact_mut(PANEL).enumerate() {
+            for panel in 0..self.room / PANEL {
                 let lines = &lines[(panel * kv_heads + kv) * e..][..e];
-                for first in (0..PANEL).step_by(step) {
-                    let mut sums = [[simd.splat_f32s(0.0); VECTORS]];
-                    tile(simd, lines, first / step, q, &mut sums);
-                    let sums: &[f32] = pulp::bytemuck::cast_slice(&sums[0]);
-                    for (score, sum) in scores[first..].iter_mut().zip(sums) {
-                        *score = sum * scale;
+                for (row, q) in self.q.chunks(self.stride).enumerate() {
+                    let q = q[head * e..][..e].as_chunks::<1>().0;
+                    let scores =
+                        &mut self.scores[(row * heads + head) * self.room + panel * PANEL..];
+                    for first in (0..PANEL).step_by(step) {
+                        let mut sums = [[simd.splat_f32s(0.0); VECTORS]];
+                        tile(simd, lines, first / step, q, &mut sums);
+                        let sums: &[f32] = pulp::bytemuck::cast_slice(&sums[0]);
+                        for (score, sum) in scores[first..].iter_mut().zip(sums) {
+                            *score = sum * scale;
+                        }
                     }
                 }
             }
         }
     }
 
-    /// Turns scores into e^(score - highest); returns the inverse of each head's sum.
+    /// Turns scores into e^(score - highest); returns the inverse of the sum of each row and head.
     #[inline(always)]
     fn weigh(&mut self) -> Vec<f32> {
         let heads = self.cache.layout.heads;
-        let room = self.scores.len() / heads;
-        let mut shares = vec![0.0; heads];
+        let mut shares = vec![0.0; self.scores.len() / self.room];
         // A loop, since an iterator's closure would be compiled for the narrowest vectors.
-        for (share, scores) in shares.iter_mut().zip(self.scores.chunks_exact_mut(room)) {
-            let seen = &mut scores[..self.len];
+        let all = self.scores.chunks_exact_mut(self.room);
+        for (index, (share, scores)) in shares.iter_mut().zip(all).enumerate() {
+            let seen = &mut scores[..self.first_len + index / heads];
             let top = maximum(seen);
             *share = 1.0 / exp_sum(seen, top);
         }
@@ -203,7 +219,8 @@ impl Attend<'_> {
         }
     }
 
-    /// Some columns of the lines, for the query heads that are `member` in the group of their key/value head.
+    /// Some columns of the lines, for the query heads that are `member` in the group of their key/value head. Positions
+    /// come in runs of 64, which the rows find in the nearest cache.
     #[inline(always)]
     fn mix_columns<S: Simd, const VECTORS: usize>(
         &mut self,
@@ -217,28 +234,46 @@ impl Attend<'_> {
             kv_heads,
             head_dim: e,
         } = self.cache.layout;
-        let (room, padded) = (self.scores.len() / heads, self.cache.padded());
+        let padded = self.cache.padded();
         let column = |v: usize| first + v * S::F32_LANES;
         let head = |v: usize| column(v) / padded * (heads / kv_heads) + member;
-        let scores: [&[f32]; VECTORS] =
-            std::array::from_fn(|v| &self.scores[head(v) * room..][..self.len]);
-        let mut sums = [simd.splat_f32s(0.0); VECTORS];
-        let lines = self.cache.values.chunks_exact(self.cache.line());
-        for (t, line) in lines.take(self.len).enumerate() {
-            let (line, _) = S::as_simd_f32s(&line[first..first + VECTORS * S::F32_LANES]);
-            for v in 0..VECTORS {
-                sums[v] = simd.mul_add_f32s(simd.splat_f32s(scores[v][t]), line[v], sums[v]);
+        let rows = self.out.len() / (heads * e);
+        let mut sums = [[simd.splat_f32s(0.0); VECTORS]; TOGETHER];
+        for (run, values) in self
+            .cache
+            .values
+            .chunks(PANEL * self.cache.line())
+            .enumerate()
+        {
+            for (row, kept) in sums.iter_mut().enumerate().take(rows) {
+                let seen = (self.first_len + row)
+                    .saturating_sub(run * PANEL)
+                    .min(PANEL);
+                let scores: [&[f32]; VECTORS] = std::array::from_fn(|v| {
+                    &self.scores[(row * heads + head(v)) * self.room + run * PANEL..][..seen]
+                });
+                // Sums of their own, that nothing points to: they stay in registers.
+                let mut sums: [S::f32s; VECTORS] = *kept;
+                let lines = values.chunks_exact(self.cache.line());
+                for (t, line) in lines.take(seen).enumerate() {
+                    let (line, _) = S::as_simd_f32s(&line[first..first + VECTORS * S::F32_LANES]);
+                    for v in 0..VECTORS {
+                        sums[v] =
+                            simd.mul_add_f32s(simd.splat_f32s(scores[v][t]), line[v], sums[v]);
+                    }
+                }
+                *kept = sums;
             }
         }
-        for (v, sums) in sums.iter().enumerate() {
-            let (sums, from) = (
-                pulp::bytemuck::cast_slice::<_, f32>(std::slice::from_ref(sums)),
-                column(v) % padded,
-            );
-            let own = from.min(e)..e.min(from + S::F32_LANES);
-            let out = &mut self.out[head(v) * e..][own];
-            for (out, sum) in out.iter_mut().zip(sums) {
-                *out = sum * shares[head(v)];
+        for (row, sums) in sums.iter().enumerate().take(rows) {
+            for (v, sums) in sums.iter().enumerate() {
+                let sums: &[f32] = pulp::bytemuck::cast_slice(std::slice::from_ref(sums));
+                let from = column(v) % padded;
+                let own = from.min(e)..e.min(from + S::F32_LANES);
+                let out = &mut self.out[(row * heads + head(v)) * e..][own];
+                for (out, sum) in out.iter_mut().zip(sums) {
+                    *out = sum * shares[row * heads + head(v)];
+                }
             }
         }
     }

@@ -109,35 +109,27 @@ impl RowBlock {
             self.attention_norm.len(),
         );
         let kept: usize = spans.iter().map(|span| span.kept).sum();
+        let packed = query + 2 * key;
         let mut mixed = vec![0.0; kept * query];
         let mut left = Vec::with_capacity(kept * dim);
-        let mut outs = mixed.chunks_exact_mut(query);
-        let mut rows = x
-            .chunks_exact(dim)
-            .zip(qkv.chunks_exact_mut(query + 2 * key));
+        let (mut x, mut qkv, mut out) = (x, qkv, mixed.as_mut_slice());
         let mut scores = Vec::new();
         for span in spans {
-            for (index, (x, qkv)) in rows.by_ref().take(span.rows).enumerate() {
-                let position = span.cache.len();
-                let (cos, sin) = angles.at(position);
-                rotate(
-                    qkv,
-                    query + 2 * key,
-                    heads + kv_heads,
-                    cos,
-                    sin,
-                    head_dim / 2,
-                    1.0,
-                );
-                let (q, kv) = qkv.split_at(query);
-                let (k, v) = kv.split_at(key);
+            let (own, rest) = std::mem::take(&mut qkv).split_at_mut(span.rows * packed);
+            qkv = rest;
+            for row in own.chunks_exact_mut(packed) {
+                let (cos, sin) = angles.at(span.cache.len());
+                rotate(row, packed, heads + kv_heads, cos, sin, head_dim / 2, 1.0);
+                let (k, v) = row[query..].split_at(key);
                 span.cache.push(k, v);
-                if index + span.kept >= span.rows {
-                    let out = outs.next().expect("a mixture for every kept row");
-                    span.cache.attend(q, position + 1, out, &mut scores);
-                    left.extend_from_slice(x);
-                }
             }
+            let passed = span.rows - span.kept;
+            let (own_out, rest) = std::mem::take(&mut out).split_at_mut(span.kept * query);
+            out = rest;
+            span.cache
+                .attend(&own[passed * packed..], packed, own_out, &mut scores);
+            left.extend_from_slice(&x[passed * dim..span.rows * dim]);
+            x = &x[span.rows * dim..];
         }
         (mixed, left)
     }
