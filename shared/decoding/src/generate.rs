@@ -77,15 +77,15 @@ pub struct PromptError {
 }
 
 /// Open texts up to which the heads propose. A forward over few texts takes the time of reading the weights, which the
-/// proposals share; with more texts every further row costs its own time. At 12 trunk blocks and 3.4 tokens a forward,
-/// one open text gains a third at width 128 and would gain 1.6 times at 256; two lose an eighth and would gain a quarter.
-const MAX_SPECULATED: usize = 2;
+/// proposals share; with more texts every further row costs its own time. At 12 trunk blocks of width 128 and 3.4 tokens
+/// a forward, one open text gains a fifth to a third, and two lose up to an eighth.
+const MAX_SPECULATED: usize = 1;
 
 /// Generates continuations with one model.
 ///
 /// Where the model was made with its proposing heads and few texts are open, a forward reads the last token and what
-/// they proposed after it. Tokens are picked from head 1 alone at every place, with the random number of that place, and a proposal stands
-/// when it is what was picked: the text is that of plain decoding.
+/// they proposed after it. Tokens are picked from head 1 alone at every place, with the random number of that place, and a
+/// proposal stands when it is what was picked: the text is that of plain decoding.
 #[derive(Debug)]
 pub struct Generator {
     model: InferenceModel,
