@@ -715,7 +715,7 @@ mod tests {
                     let (got, tally) = texts(speculative(), end_token, batch, &prompts);
                     assert_eq!(got, expected, "{name}, batch {batch}, end {end_token}");
                     assert_eq!(nothing, Tally::of(0));
-                    if end_token == u32::MAX && name != "hot" {
+                    if end_token == u32::MAX && name == "greedy" && batch == 1 {
                         let speed = tally.tokens_per_forward().expect("forwards");
                         assert!(speed > 1.5, "{name}, batch {batch}: {tally:?}");
                     }
