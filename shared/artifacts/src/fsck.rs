@@ -13,7 +13,7 @@ use sha2::{Digest as _, Sha256};
 use crate::blob::{self, LOOKUPS_IN_FLIGHT, num_parts};
 use crate::client::Bucket;
 use crate::inventory::Found;
-use crate::{ArtifactId, Digest, Error, FileEntry, Kind, Result, Store, layout};
+use crate::{ArtifactId, Digest, Error, FileEntry, Kind, Manifest, Result, Store, layout};
 
 /// Contents of one part read at a time: at most 128 MiB in memory.
 const CONTENTS_IN_FLIGHT: usize = 8;
@@ -290,26 +290,14 @@ impl Store {
         let mut done = 0;
         let mut inventory = std::pin::pin!(self.inventory(committed.ids));
         while let Some(found) = inventory.try_next().await? {
-            match found {
-                Some(Found::Sound(manifest)) => {
-                    for entry in manifest.content.files {
-                        let promise =
-                            promised
-                                .entry((entry.sha256, entry.size))
-                                .or_insert_with(|| Promised {
-                                    entry,
-                                    artifacts: Vec::new(),
-                                });
-                        if promise.artifacts.last() != Some(&manifest.id) {
-                            promise.artifacts.push(manifest.id.clone());
-                        }
+            if let Some(Found { id, manifest }) = found {
+                match manifest {
+                    Ok(manifest) => promise(&mut promised, &manifest),
+                    Err(error) => {
+                        let key = layout::manifest(&id);
+                        report.add(Fault::UnreadableManifest, key, error.to_string(), vec![id]);
                     }
                 }
-                Some(Found::Unreadable(id, error)) => {
-                    let key = layout::manifest(&id);
-                    report.add(Fault::UnreadableManifest, key, error.to_string(), vec![id]);
-                }
-                None => {}
             }
             done += 1;
             watch(FsckPhase::Manifests, done, report.manifests);
@@ -418,6 +406,21 @@ impl FsckReport {
             let key = layout::blob(&promise.entry.sha256);
             let detail = format!("{}: {detail}", promise.entry.path);
             self.add(Fault::AlteredContent, key, detail, promise.artifacts);
+        }
+    }
+}
+
+/// Adds what a manifest promises.
+fn promise(promised: &mut Contents, manifest: &Manifest) {
+    for entry in &manifest.content.files {
+        let promise = promised
+            .entry((entry.sha256, entry.size))
+            .or_insert_with(|| Promised {
+                entry: entry.clone(),
+                artifacts: Vec::new(),
+            });
+        if promise.artifacts.last() != Some(&manifest.id) {
+            promise.artifacts.push(manifest.id.clone());
         }
     }
 }

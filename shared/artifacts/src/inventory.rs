@@ -16,12 +16,11 @@ pub(crate) struct Committed {
     pub(crate) strays: Vec<Listed>,
 }
 
-/// A manifest that was listed.
-pub(crate) enum Found {
-    /// It is sound.
-    Sound(Manifest),
-    /// It is there and cannot be used.
-    Unreadable(ArtifactId, Error),
+/// An artifact that was listed, and its manifest if that is sound.
+pub(crate) struct Found {
+    pub(crate) id: ArtifactId,
+    /// Damage is a finding, not a failure of the reading.
+    pub(crate) manifest: Result<Manifest>,
 }
 
 impl Store {
@@ -53,13 +52,11 @@ impl Store {
             .buffered(MANIFESTS_IN_FLIGHT)
     }
 
-    /// Reads one manifest; damage is a finding, not an error.
-    pub(crate) async fn look(&self, id: ArtifactId) -> Result<Option<Found>> {
+    async fn look(&self, id: ArtifactId) -> Result<Option<Found>> {
         match self.manifest(&id).await {
-            Ok(manifest) => Ok(Some(Found::Sound(manifest))),
             Err(Error::NotFound { .. }) => Ok(None),
-            Err(error @ (Error::Corrupt { .. } | Error::BadInput { .. })) => {
-                Ok(Some(Found::Unreadable(id, error)))
+            manifest @ (Ok(_) | Err(Error::Corrupt { .. } | Error::BadInput { .. })) => {
+                Ok(Some(Found { id, manifest }))
             }
             Err(error) => Err(error),
         }

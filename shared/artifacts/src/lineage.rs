@@ -160,14 +160,18 @@ impl Store {
             let mut next = Vec::new();
             while let Some(found) = generation.try_next().await? {
                 match found {
-                    Some(Found::Sound(manifest)) => {
+                    Some(Found {
+                        id,
+                        manifest: Ok(manifest),
+                    }) => {
                         let inputs = links_up(&manifest);
                         next.extend(inputs.iter().map(|link| link.id.clone()));
-                        lineage
-                            .nodes
-                            .insert(manifest.id.clone(), node(&manifest, inputs));
+                        lineage.nodes.insert(id, node(&manifest, inputs));
                     }
-                    Some(Found::Unreadable(id, error)) => lineage.add_unreadable(id, &error),
+                    Some(Found {
+                        id,
+                        manifest: Err(error),
+                    }) => lineage.add_unreadable(id, &error),
                     None => {}
                 }
             }
@@ -190,16 +194,19 @@ impl Store {
         let mut inventory = std::pin::pin!(self.inventory(ids));
         while let Some(found) = inventory.try_next().await? {
             match found {
-                Some(Found::Sound(manifest)) => {
+                Some(Found {
+                    id,
+                    manifest: Ok(manifest),
+                }) => {
                     for input in &manifest.provenance.inputs {
                         products.entry(input.id.clone()).or_default().push(Link {
                             role: input.role.clone(),
-                            id: manifest.id.clone(),
+                            id: id.clone(),
                         });
                     }
-                    states.insert(manifest.id.clone(), state(&manifest));
+                    states.insert(id, state(&manifest));
                 }
-                Some(Found::Unreadable(id, _)) => lineage.unreadable.push(id),
+                Some(Found { id, .. }) => lineage.unreadable.push(id),
                 None => {}
             }
         }
