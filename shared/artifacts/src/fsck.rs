@@ -195,6 +195,14 @@ impl FsckReport {
             artifacts,
         });
     }
+
+    fn add_altered(&mut self, promise: Promised, damage: Option<String>) {
+        if let Some(detail) = damage {
+            let key = layout::blob(&promise.entry.sha256);
+            let detail = format!("{}: {detail}", promise.entry.path);
+            self.add(Fault::AlteredContent, key, detail, promise.artifacts);
+        }
+    }
 }
 
 /// A content as manifests promise it, and the artifacts that need it.
@@ -397,16 +405,6 @@ impl Store {
             report.add_altered(promise, damage);
         }
         Ok(())
-    }
-}
-
-impl FsckReport {
-    fn add_altered(&mut self, promise: Promised, damage: Option<String>) {
-        if let Some(detail) = damage {
-            let key = layout::blob(&promise.entry.sha256);
-            let detail = format!("{}: {detail}", promise.entry.path);
-            self.add(Fault::AlteredContent, key, detail, promise.artifacts);
-        }
     }
 }
 
