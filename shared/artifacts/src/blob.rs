@@ -17,7 +17,7 @@ use crate::{Crc64, Digest, Error, FileEntry, Result, layout};
 /// Parts of one file under way at a time; with parts of 64 MiB this bounds memory to 256 MiB.
 const PARTS_IN_FLIGHT: usize = 4;
 /// Objects looked up at a time.
-const LOOKUPS_IN_FLIGHT: usize = 16;
+pub(crate) const LOOKUPS_IN_FLIGHT: usize = 16;
 
 /// Where an upload takes its bytes from.
 #[derive(Clone)]

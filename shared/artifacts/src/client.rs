@@ -19,6 +19,7 @@ use aws_sdk_s3::config::{
     SharedCredentialsProvider, StalledStreamProtectionConfig,
 };
 use aws_sdk_s3::error::{BoxError, ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::operation::list_objects_v2::ListObjectsV2Output;
 use aws_sdk_s3::types::ChecksumMode;
 use aws_smithy_http_client::tls;
 use aws_smithy_runtime_api::client::interceptors::context::InterceptorContext;
@@ -111,6 +112,15 @@ pub(crate) struct Head {
     pub(crate) size: u64,
     /// Time since the last change, by the store's clock.
     pub(crate) age: Option<Duration>,
+}
+
+/// An object as a listing shows it.
+#[derive(Debug, Clone)]
+pub(crate) struct Listed {
+    /// Without the store's own prefix.
+    pub(crate) key: String,
+    /// Bytes.
+    pub(crate) size: u64,
 }
 
 /// How many attempts a request is worth.
@@ -291,27 +301,61 @@ impl Bucket {
 
     /// All keys that begin with a prefix, in order, without the store's own prefix.
     pub(crate) async fn list(&self, prefix: &str) -> Result<Vec<String>> {
-        Ok(self.list_pages(prefix, None).await?.0)
+        let mut keys = Vec::new();
+        self.list_objects(prefix, |object| keys.push(object.key))
+            .await?;
+        keys.sort();
+        Ok(keys)
+    }
+
+    /// Shows every object whose key begins with a prefix, page by page: what the caller does not keep is not held.
+    pub(crate) async fn list_objects(
+        &self,
+        prefix: &str,
+        mut show: impl FnMut(Listed),
+    ) -> Result<()> {
+        self.list_pages(prefix, None, |page| {
+            for object in page.contents() {
+                if let Some(key) = object.key().and_then(|key| self.own_key(key)) {
+                    let size = u64::try_from(object.size().unwrap_or(0)).unwrap_or(0);
+                    show(Listed { key, size });
+                }
+            }
+        })
+        .await
     }
 
     /// The names directly below a prefix that ends with `/`, in order.
     pub(crate) async fn list_folders(&self, prefix: &str) -> Result<Vec<String>> {
-        let folders = self.list_pages(prefix, Some("/")).await?.1;
-        let name = |folder: String| {
-            let rest = folder.strip_prefix(prefix)?;
-            Some(rest.trim_end_matches('/').to_owned())
-        };
-        Ok(folders.into_iter().filter_map(name).collect())
+        let mut names = Vec::new();
+        self.list_pages(prefix, Some("/"), |page| {
+            let folders = page.common_prefixes().iter();
+            names.extend(folders.filter_map(|folder| {
+                let folder = self.own_key(folder.prefix()?)?;
+                Some(
+                    folder
+                        .strip_prefix(prefix)?
+                        .trim_end_matches('/')
+                        .to_owned(),
+                )
+            }));
+        })
+        .await?;
+        names.sort();
+        Ok(names)
+    }
+
+    /// A key as the store spells it, without the store's own prefix.
+    fn own_key(&self, key: &str) -> Option<String> {
+        key.strip_prefix(self.key("").as_str()).map(str::to_owned)
     }
 
     async fn list_pages(
         &self,
         prefix: &str,
         delimiter: Option<&str>,
-    ) -> Result<(Vec<String>, Vec<String>)> {
-        let own = self.key("");
-        let strip = |key: &str| key.strip_prefix(own.as_str()).map(str::to_owned);
-        let (mut keys, mut folders) = (Vec::new(), Vec::new());
+        mut show: impl FnMut(&ListObjectsV2Output),
+    ) -> Result<()> {
         let mut token = None;
         loop {
             let request = self
@@ -325,21 +369,10 @@ impl Bucket {
                 Ok(page) => page,
                 Err(error) => return Err(self.failure(&format!("list {prefix}"), error).await),
             };
-            keys.extend(
-                page.contents()
-                    .iter()
-                    .filter_map(|object| object.key().and_then(strip)),
-            );
-            folders.extend(
-                page.common_prefixes()
-                    .iter()
-                    .filter_map(|folder| folder.prefix().and_then(strip)),
-            );
+            show(&page);
             token = page.next_continuation_token().map(str::to_owned);
             if token.is_none() {
-                keys.sort();
-                folders.sort();
-                return Ok((keys, folders));
+                return Ok(());
             }
         }
     }

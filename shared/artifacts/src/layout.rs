@@ -8,6 +8,24 @@ pub(crate) fn blob(digest: &Digest) -> String {
     format!("v1/blobs/sha256/{}/{text}", &text[..2])
 }
 
+/// Contents of all files.
+pub(crate) const BLOBS: &str = "v1/blobs/";
+
+/// The content that a key holds, if it is the key of one.
+pub(crate) fn digest_of_blob(key: &str) -> Option<Digest> {
+    let digest = key.rsplit('/').next()?.parse().ok()?;
+    (blob(&digest) == key).then_some(digest)
+}
+
+/// Manifests of all kinds.
+pub(crate) const ARTIFACTS: &str = "v1/artifacts/";
+
+/// The artifact that a key commits, if it is the key of a manifest.
+pub(crate) fn id_of_manifest(key: &str) -> Option<ArtifactId> {
+    let id = key.rsplit('/').nth(1)?.parse().ok()?;
+    (manifest(&id) == key).then_some(id)
+}
+
 /// Manifests of a kind.
 pub(crate) fn artifacts(kind: Kind) -> String {
     format!("v1/artifacts/{kind}/")

@@ -14,9 +14,10 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use wmtp_artifacts::{
-    ArtifactId, CacheEntry, CacheLookup, CheckpointEntry, Claim, CopyScope, Credentials, Draft,
-    Error, Input, Kind, Manifest, Mirror, Outcome, Provenance, RunId, RunRequest, RunResult,
-    RunState, Status, Store, StoreOptions,
+    ArtifactId, CacheEntry, CacheLookup, CheckpointEntry, Claim, CopyScope, Credentials, Digest,
+    Direction, Draft, Error, Fault, FsckDepth, FsckPhase, FsckReport, Input, Kind, Lineage,
+    Manifest, Mirror, NodeState, Outcome, Provenance, RunId, RunRequest, RunResult, RunState,
+    Status, Store, StoreOptions,
 };
 
 const BUCKET: &str = dev_store::BUCKET;
@@ -804,4 +805,348 @@ async fn an_absent_bucket_or_server_is_unavailable() {
         error.hint().unwrap().contains("AWS_ENDPOINT_URL_S3"),
         "{error}"
     );
+}
+
+/// Checks a store without looking at progress.
+async fn fsck(world: &World, depth: FsckDepth) -> FsckReport {
+    world.store.fsck(depth, |_, _, _| {}).await.unwrap()
+}
+
+/// Kind and key of each finding.
+fn found(report: &FsckReport) -> Vec<(Fault, &str)> {
+    report
+        .findings
+        .iter()
+        .map(|finding| (finding.fault, finding.key.as_str()))
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sound_store_has_no_findings() {
+    let world = World::new().await;
+    assert_eq!(fsck(&world, FsckDepth::Full).await, FsckReport::default());
+    let first = world
+        .publish("one", &[("a", b"shared"), ("b", b"shared"), ("empty", b"")])
+        .await;
+    world
+        .publish("two", &[("c", b"shared"), ("d", b"own")])
+        .await;
+    world
+        .store
+        .set_name(Kind::ProcessedData, "micropy", &first.id)
+        .await
+        .unwrap();
+    let mut phases = Vec::new();
+    let watch = |phase, done, total| phases.push((phase, done, total));
+    let report = world.store.fsck(FsckDepth::Full, watch).await.unwrap();
+    let expected = FsckReport {
+        names: 1,
+        manifests: 2,
+        contents: 3,
+        bytes: 9,
+        bytes_hashed: 9,
+        ..FsckReport::default()
+    };
+    assert_eq!(report, expected);
+    for last in [
+        (FsckPhase::Names, 1, 1),
+        (FsckPhase::Manifests, 2, 2),
+        (FsckPhase::Sizes, 3, 0),
+        (FsckPhase::Contents, 9, 9),
+    ] {
+        assert!(phases.contains(&last), "{last:?} in {phases:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_fault_of_a_store_is_named() {
+    let world = World::new().await;
+    let sound = world.publish("sound", &[("a", b"sound")]).await;
+    let hurt = world
+        .publish(
+            "hurt",
+            &[("gone", b"1"), ("short", b"22"), ("other", b"333")],
+        )
+        .await;
+    let sharing = world.publish("sharing", &[("copy", b"1")]).await;
+    let broken = world.publish("broken", &[("a", b"hidden")]).await;
+    world.delete(&blob_key(&hurt, "gone")).await;
+    world.overwrite(&blob_key(&hurt, "short"), b"2").await;
+    world.overwrite(&blob_key(&hurt, "other"), b"334").await;
+    let stored = world.stored("main", &manifest_key(&broken.id)).await;
+    let altered = String::from_utf8(stored)
+        .unwrap()
+        .replace(r#""rows":"2""#, r#""rows":"3""#);
+    world
+        .overwrite(&manifest_key(&broken.id), altered.as_bytes())
+        .await;
+    let kind = Kind::ProcessedData;
+    let nowhere: ArtifactId = format!("{kind}-{}", "0".repeat(40)).parse().unwrap();
+    for (name, id) in [("sound", &sound.id), ("lost", &nowhere), ("bad", &sound.id)] {
+        world.store.set_name(kind, name, id).await.unwrap();
+    }
+    world
+        .overwrite("v1/names/processed-data/bad/0001.json", b"{}")
+        .await;
+    world.overwrite("v1/blobs/sha256/zz/stray", b"orphan").await;
+    world
+        .overwrite("v1/artifacts/processed-data/stray.json", b"{}")
+        .await;
+
+    let (gone, short, other) = (
+        blob_key(&hurt, "gone"),
+        blob_key(&hurt, "short"),
+        blob_key(&hurt, "other"),
+    );
+    let (manifest, hidden) = (manifest_key(&broken.id), blob_key(&broken, "a"));
+    let by_size = [
+        (Fault::UnreadableManifest, manifest.as_str()),
+        (Fault::MissingContent, &gone),
+        (Fault::WrongSize, &short),
+        (Fault::NameToNowhere, "v1/names/processed-data/lost/"),
+        (Fault::UnreadableName, "v1/names/processed-data/bad/"),
+        (Fault::Orphan, "v1/artifacts/processed-data/stray.json"),
+        (Fault::Orphan, &hidden),
+        (Fault::Orphan, "v1/blobs/sha256/zz/stray"),
+    ];
+    let report = fsck(&world, FsckDepth::Sizes).await;
+    assert_eq!(found(&report), by_size);
+    assert!(!report.is_sound());
+    assert_eq!(
+        (report.names, report.manifests, report.bytes_hashed),
+        (3, 4, 0)
+    );
+    assert_eq!(report.bytes_orphaned, 2 + 6 + 6);
+    let missing = report.of(Fault::MissingContent).next().unwrap();
+    let mut needed_by = [hurt.id.clone(), sharing.id];
+    needed_by.sort();
+    assert_eq!(missing.artifacts, needed_by);
+    let altered = report.of(Fault::UnreadableManifest).next().unwrap();
+    assert!(
+        altered.detail.contains("its content gives the id"),
+        "{}",
+        altered.detail
+    );
+    let cut = report.of(Fault::WrongSize).next().unwrap();
+    assert_eq!(cut.detail, "short: 1 bytes instead of 2");
+
+    let report = fsck(&world, FsckDepth::Full).await;
+    let mut by_bytes = by_size.to_vec();
+    by_bytes.insert(3, (Fault::AlteredContent, &other));
+    assert_eq!(found(&report), by_bytes);
+    assert_eq!(
+        report.bytes_hashed,
+        5 + 3,
+        "what is missing or cut is not read"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_orphan_alone_is_no_damage() {
+    let world = World::new().await;
+    world.publish("out", &[("a", b"x")]).await;
+    let digest = Digest::of(b"orphan").to_string();
+    let key = format!("v1/blobs/sha256/{}/{digest}", &digest[..2]);
+    world.overwrite(&key, b"orphan").await;
+    let report = fsck(&world, FsckDepth::Full).await;
+    assert_eq!(found(&report), [(Fault::Orphan, key.as_str())]);
+    assert!(report.is_sound());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_wrong_byte_in_a_large_content_is_found() {
+    let world = World::new().await;
+    let mut bytes = vec![7; (33 << 20) + 5];
+    let manifest = world.publish("out", &[("large.bin", &bytes)]).await;
+    let size = bytes.len() as u64;
+    assert_eq!(fsck(&world, FsckDepth::Full).await.bytes_hashed, size);
+    *bytes.last_mut().unwrap() ^= 1;
+    let key = blob_key(&manifest, "large.bin");
+    world.overwrite(&key, &bytes).await;
+    assert!(fsck(&world, FsckDepth::Sizes).await.is_sound());
+    let report = fsck(&world, FsckDepth::Full).await;
+    assert_eq!(found(&report), [(Fault::AlteredContent, key.as_str())]);
+}
+
+/// A page of a listing has 1,000 objects.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_of_several_pages_is_checked_to_its_end() {
+    let world = World::new().await;
+    let texts: Vec<_> = (0..1_040)
+        .map(|n| (format!("{n:04}"), n.to_string()))
+        .collect();
+    let files: Vec<_> = texts
+        .iter()
+        .map(|(path, text)| (path.as_str(), text.as_bytes()))
+        .collect();
+    let manifest = world.publish("out", &files).await;
+    let report = fsck(&world, FsckDepth::Sizes).await;
+    assert_eq!((report.contents, found(&report)), (1_040, vec![]));
+    let last = manifest
+        .content
+        .files
+        .iter()
+        .max_by_key(|file| file.sha256)
+        .unwrap();
+    let lost = blob_key(&manifest, &last.path);
+    world.delete(&lost).await;
+    world.overwrite("v1/blobs/sha256/zz/stray", b"orphan").await;
+    let report = fsck(&world, FsckDepth::Sizes).await;
+    let expected = [
+        (Fault::MissingContent, lost.as_str()),
+        (Fault::Orphan, "v1/blobs/sha256/zz/stray"),
+    ];
+    assert_eq!(found(&report), expected);
+}
+
+/// Publishes an artifact of one small file that was made from others.
+async fn made_from(world: &World, name: &str, inputs: &[(&str, &ArtifactId)]) -> ArtifactId {
+    let inputs = inputs.iter().map(|(role, id)| Input {
+        role: (*role).to_owned(),
+        id: (*id).clone(),
+    });
+    let draft = draft(world.folder(name, &[("text", name.as_bytes())]));
+    let provenance = provenance(inputs.collect());
+    world.store.publish(&draft, &provenance).await.unwrap().id
+}
+
+/// Each artifact with the artifacts that it leads to.
+fn graph(lineage: &Lineage) -> BTreeMap<&ArtifactId, Vec<(&str, &ArtifactId)>> {
+    lineage
+        .nodes
+        .iter()
+        .map(|(id, node)| {
+            let links = node.links.iter();
+            (
+                id,
+                links.map(|link| (link.role.as_str(), &link.id)).collect(),
+            )
+        })
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lineage_goes_up_and_down_to_the_ends() {
+    let world = World::new().await;
+    let raw = made_from(&world, "raw", &[]).await;
+    let left = made_from(&world, "left", &[("raw", &raw)]).await;
+    let right = made_from(&world, "right", &[("raw", &raw)]).await;
+    let both = made_from(&world, "both", &[("left", &left), ("right", &right)]).await;
+    let beside = made_from(&world, "beside", &[]).await;
+
+    let up = world.store.lineage(&both, Direction::Up).await.unwrap();
+    let expected = BTreeMap::from([
+        (&both, vec![("left", &left), ("right", &right)]),
+        (&left, vec![("raw", &raw)]),
+        (&right, vec![("raw", &raw)]),
+        (&raw, vec![]),
+    ]);
+    assert_eq!(graph(&up), expected);
+    let state = &up.nodes[&raw].state;
+    assert!(
+        matches!(state, NodeState::Present { job, files: 1, bytes: 3, .. } if job == "prepare-data"),
+        "{state:?}"
+    );
+
+    let down = world.store.lineage(&raw, Direction::Down).await.unwrap();
+    let mut halves = vec![("raw", &left), ("raw", &right)];
+    halves.sort();
+    let expected = BTreeMap::from([
+        (&raw, halves),
+        (&left, vec![("left", &both)]),
+        (&right, vec![("right", &both)]),
+        (&both, vec![]),
+    ]);
+    assert_eq!(graph(&down), expected);
+    assert!(!down.nodes.contains_key(&beside));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lineage_tells_what_is_missing_or_damaged_on_its_way() {
+    let world = World::new().await;
+    let raw = made_from(&world, "raw", &[]).await;
+    let broken = made_from(&world, "broken", &[("raw", &raw)]).await;
+    let elsewhere: ArtifactId = format!("base-model-{}", "0".repeat(40)).parse().unwrap();
+    let last = made_from(&world, "last", &[("base", &elsewhere), ("data", &broken)]).await;
+    world.overwrite(&manifest_key(&broken), b"{}").await;
+
+    let up = world.store.lineage(&last, Direction::Up).await.unwrap();
+    assert_eq!(up.nodes[&elsewhere].state, NodeState::Missing);
+    assert!(matches!(
+        up.nodes[&broken].state,
+        NodeState::Unreadable { .. }
+    ));
+    assert_eq!((up.nodes.len(), &up.unreadable), (3, &vec![broken.clone()]));
+    let down = world.store.lineage(&raw, Direction::Down).await.unwrap();
+    assert_eq!(
+        (down.nodes.len(), down.unreadable),
+        (1, vec![broken.clone()])
+    );
+    let direct = world
+        .store
+        .lineage(&broken, Direction::Up)
+        .await
+        .unwrap_err();
+    assert_eq!(code(&direct), 65, "{direct}");
+}
+
+/// An id covers content alone: a job whose output equals its input makes an artifact its own ancestor.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_circle_of_inputs_ends() {
+    let world = World::new().await;
+    let elsewhere = World::new().await;
+    let second = made_from(&elsewhere, "second", &[]).await;
+    let first = made_from(&world, "first", &[("input", &second)]).await;
+    assert_eq!(
+        made_from(&world, "second", &[("input", &first)]).await,
+        second
+    );
+    for direction in [Direction::Up, Direction::Down] {
+        let lineage = world.store.lineage(&first, direction).await.unwrap();
+        let expected = BTreeMap::from([
+            (&first, vec![("input", &second)]),
+            (&second, vec![("input", &first)]),
+        ]);
+        assert_eq!(graph(&lineage), expected);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_without_a_kind_must_mean_one_artifact() {
+    let world = World::new().await;
+    let id = made_from(&world, "data", &[]).await;
+    let scores: ArtifactId = format!("scores-{}", "0".repeat(40)).parse().unwrap();
+    let store = &world.store;
+    store.set_name(id.kind(), "one", &id).await.unwrap();
+    for id in [&id, &scores] {
+        store.set_name(id.kind(), "two", id).await.unwrap();
+    }
+    for reference in ["one", "processed-data/two", &id.to_string()] {
+        assert_eq!(
+            store.resolve_any(reference).await.unwrap(),
+            id,
+            "{reference}"
+        );
+    }
+    let error = store.resolve_any("two").await.unwrap_err();
+    assert_eq!(code(&error), 2);
+    assert!(
+        error
+            .to_string()
+            .contains("processed-data/two or scores/two"),
+        "{error}"
+    );
+    let error = store.resolve_any("onne").await.unwrap_err();
+    assert_eq!(code(&error), 65);
+    assert!(
+        error.hint().unwrap().contains("processed-data/one"),
+        "{error}"
+    );
+    for unknown in ["processed-data/onne", "data/one"] {
+        assert_eq!(
+            code(&store.resolve_any(unknown).await.unwrap_err()),
+            65,
+            "{unknown}"
+        );
+    }
 }

@@ -27,7 +27,7 @@ pub use error::JobError;
 pub use exit::Exit;
 pub use mode::{Mode, main, main_with_modes};
 pub use plan::{Plan, PlanCx};
-pub use report::Progress;
+pub use report::{Progress, bytes};
 pub use run::{Output, Run};
 pub use store::StoreHandle;
 pub use tool::{Tool, ToolCx};

@@ -43,9 +43,9 @@ impl Mode {
             run: |matches, session| {
                 let tool = parsed::<T>(matches)?;
                 let mut cx = ToolCx::new(&session, None);
-                tool.run(&mut cx)?;
+                let done = tool.run(&mut cx);
                 cx.end();
-                Ok(())
+                done
             },
         }
     }

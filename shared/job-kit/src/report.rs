@@ -319,8 +319,8 @@ pub(crate) fn duration(secs: f64) -> String {
     }
 }
 
-/// Bytes as a person says them.
-pub(crate) fn bytes(size: u64) -> String {
+/// Bytes as a person says them: `812 B`, `1.5 KiB`, `13.0 GiB`.
+pub fn bytes(size: u64) -> String {
     const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
     if size < 1024 {
         return format!("{size} B");

@@ -52,7 +52,8 @@ impl<'a> ToolCx<'a> {
         }
     }
 
-    /// The object that ends stdout under `--json`.
+    /// The object that ends stdout under `--json`, also where the tool ends with an error after it: a check tells
+    /// what it found.
     pub fn json_result(&mut self, value: Value) {
         self.result = Some(value);
     }

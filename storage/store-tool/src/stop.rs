@@ -1,0 +1,54 @@
+//! Ending early when a signal asks for it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use wmtp_job_kit::{JobError, ToolCx};
+
+/// Time between two looks at the flag.
+const PERIOD: Duration = Duration::from_millis(100);
+
+/// Waits for work that only reads, and drops it where it stands when a signal asks to stop.
+pub(crate) fn unless_stopped<T>(
+    cx: &ToolCx<'_>,
+    work: impl Future<Output = Result<T, wmtp_artifacts::Error>>,
+) -> Result<T, JobError> {
+    cx.store()?.block_on(race(cx.stop_flag(), work))
+}
+
+async fn race<T>(
+    stop: Arc<AtomicBool>,
+    work: impl Future<Output = Result<T, wmtp_artifacts::Error>>,
+) -> Result<T, JobError> {
+    tokio::select! {
+        done = work => Ok(done?),
+        () = raised(stop) => {
+            Err(JobError::preempted().hint("nothing was changed; run the same command again"))
+        }
+    }
+}
+
+async fn raised(flag: Arc<AtomicBool>) {
+    while !flag.load(Ordering::SeqCst) {
+        tokio::time::sleep(PERIOD).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::{pending, ready};
+
+    use wmtp_job_kit::Exit;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_raised_flag_ends_work_that_never_ends() {
+        let flag = Arc::new(AtomicBool::new(false));
+        assert_eq!(race(Arc::clone(&flag), ready(Ok(1))).await.unwrap(), 1);
+        flag.store(true, Ordering::SeqCst);
+        let error = race::<()>(flag, pending()).await.unwrap_err();
+        assert_eq!(error.exit(), Exit::Preempted);
+    }
+}

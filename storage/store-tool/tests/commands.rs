@@ -1,0 +1,220 @@
+//! The commands as people type them: what they print and how they end.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
+use std::collections::BTreeMap;
+use std::process::{Command, Stdio};
+
+use dev_store::TestServer;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use wmtp_artifacts::{
+    ArtifactId, Credentials, Draft, Input, Kind, Provenance, Store, StoreOptions,
+};
+
+const STORE: &str = "s3://wmtp/test";
+
+/// A store with a small chain: raw data, two data sets made from it, a model made from both.
+struct Place {
+    // Dropped first: it stops before its folder goes.
+    server: TestServer,
+    store: Store,
+    runtime: tokio::runtime::Runtime,
+    folder: TempDir,
+}
+
+/// How a command ended and what it said.
+struct Ended {
+    code: Option<i32>,
+    stdout: String,
+    stderr: String,
+}
+
+impl Place {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let server = TestServer::start(&folder.path().join("store"));
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let options = StoreOptions {
+            endpoint: Some(server.endpoint().to_owned()),
+            region: Some(server.region().to_owned()),
+            credentials: Some(Credentials::new(server.access_key(), server.secret_key())),
+            ..StoreOptions::default()
+        };
+        let store = runtime
+            .block_on(Store::connect(&STORE.parse().unwrap(), options))
+            .unwrap();
+        let place = Self {
+            server,
+            store,
+            runtime,
+            folder,
+        };
+        let raw = place.publish(Kind::RawData, "raw", &[]);
+        let easy = place.publish(Kind::ProcessedData, "easy", &[("raw", &raw)]);
+        let hard = place.publish(Kind::ProcessedData, "hard", &[("raw", &raw)]);
+        let data = [("data", &easy), ("validation", &hard)];
+        let model = place.publish(Kind::Checkpoint, "model", &data);
+        place.name("micropy", &raw);
+        place.name("v001", &model);
+        place
+    }
+
+    fn publish(&self, kind: Kind, text: &str, inputs: &[(&str, &ArtifactId)]) -> ArtifactId {
+        let root = self.folder.path().join(text);
+        std::fs::create_dir(&root).unwrap();
+        std::fs::write(root.join("text"), text).unwrap();
+        let draft = Draft {
+            kind,
+            root,
+            attributes: BTreeMap::new(),
+        };
+        let inputs = inputs.iter().map(|(role, id)| Input {
+            role: (*role).to_owned(),
+            id: (*id).clone(),
+        });
+        let provenance = Provenance {
+            job: format!("make-{text}"),
+            run_id: "make-0123456789abcdef".parse().unwrap(),
+            attempt: 1,
+            code_version: "0.1.0".to_owned(),
+            recipe_version: 1,
+            recipe: Value::Null,
+            options: json!({}),
+            inputs: inputs.collect(),
+            created_at: "2026-11-21T02:22:02Z".parse().unwrap(),
+        };
+        let published = self
+            .runtime
+            .block_on(self.store.publish(&draft, &provenance));
+        published.unwrap().id
+    }
+
+    fn name(&self, name: &str, id: &ArtifactId) {
+        let set = self.store.set_name(id.kind(), name, id);
+        self.runtime.block_on(set).unwrap();
+    }
+
+    fn run(&self, args: &[&str]) -> Ended {
+        let output = Command::new(env!("CARGO_BIN_EXE_wmtp-store"))
+            .args(args)
+            .current_dir(self.folder.path())
+            .env_clear()
+            .env("AWS_ENDPOINT_URL_S3", self.server.endpoint())
+            .env("AWS_ACCESS_KEY_ID", self.server.access_key())
+            .env("AWS_SECRET_ACCESS_KEY", self.server.secret_key())
+            .env("AWS_REGION", self.server.region())
+            .env("WMTP_STORE", STORE)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        Ended {
+            code: output.status.code(),
+            stdout: String::from_utf8(output.stdout).unwrap(),
+            stderr: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+}
+
+impl Ended {
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.stdout).unwrap()
+    }
+
+    /// The error as people see it, without the JSON lines before it and the address of the test's server.
+    fn error(&self, place: &Place) -> String {
+        let start = self.stderr.find("error: ").unwrap();
+        self.stderr[start..].replace(place.server.endpoint(), "ENDPOINT")
+    }
+}
+
+#[test]
+fn lineage_prints_a_tree_and_unfolds_each_artifact_once() {
+    let place = Place::new();
+    let up = place.run(&["lineage", "v001"]);
+    assert_eq!(up.code, Some(0), "{}", up.stderr);
+    insta::assert_snapshot!(up.stdout, @r"
+    checkpoint-1b27a18807f4a3223228afcff2077df3041ff5d9  (make-model, 2026-11-21 02:22 UTC, 1 file, 5 B)
+      data: processed-data-b080d96527dffa71f02a94fece5ff20ba8b848c8  (make-easy, 2026-11-21 02:22 UTC, 1 file, 4 B)
+        raw: raw-data-7dadfd25cbfcd6418c468d759c5ddcce8d1ffd4c  (make-raw, 2026-11-21 02:22 UTC, 1 file, 3 B)
+      validation: processed-data-b1494b8f52fc5e01184c2835a5e83657fb1af4ec  (make-hard, 2026-11-21 02:22 UTC, 1 file, 4 B)
+        raw: raw-data-7dadfd25cbfcd6418c468d759c5ddcce8d1ffd4c  (shown above)
+    ");
+    let down = place.run(&["lineage", "raw-data/micropy", "--down"]);
+    assert_eq!(down.code, Some(0), "{}", down.stderr);
+    insta::assert_snapshot!(down.stdout, @r"
+    raw-data-7dadfd25cbfcd6418c468d759c5ddcce8d1ffd4c  (make-raw, 2026-11-21 02:22 UTC, 1 file, 3 B)
+      raw: processed-data-b080d96527dffa71f02a94fece5ff20ba8b848c8  (make-easy, 2026-11-21 02:22 UTC, 1 file, 4 B)
+        data: checkpoint-1b27a18807f4a3223228afcff2077df3041ff5d9  (make-model, 2026-11-21 02:22 UTC, 1 file, 5 B)
+      raw: processed-data-b1494b8f52fc5e01184c2835a5e83657fb1af4ec  (make-hard, 2026-11-21 02:22 UTC, 1 file, 4 B)
+        validation: checkpoint-1b27a18807f4a3223228afcff2077df3041ff5d9  (shown above)
+    ");
+    let json = place.run(&["lineage", "v001", "--json"]).json();
+    assert_eq!(json["direction"], "up");
+    assert_eq!(json["nodes"].as_object().unwrap().len(), 4);
+    let root = &json["nodes"][json["root"].as_str().unwrap()];
+    assert_eq!(
+        (&root["state"], &root["job"]),
+        (&json!("present"), &json!("make-model"))
+    );
+    assert_eq!(root["links"][1]["role"], "validation");
+}
+
+#[test]
+fn an_unknown_name_is_bad_input_and_tells_the_known_ones() {
+    let place = Place::new();
+    let ended = place.run(&["lineage", "v010"]);
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(65), ""));
+    insta::assert_snapshot!(ended.error(&place), @r#"
+    error: artifact "v010" does not exist in s3://wmtp/test at ENDPOINT
+
+    hint: the names of this store are raw-data/micropy, checkpoint/v001
+    "#);
+}
+
+#[test]
+fn fsck_of_a_sound_store_ends_well() {
+    let place = Place::new();
+    let ended = place.run(&["fsck", "--full"]);
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    insta::assert_snapshot!(ended.stdout, @r"
+    checked 2 names, 4 manifests, 4 contents of 16 B; every content was read
+
+    nothing is missing or damaged
+    ");
+}
+
+#[test]
+fn fsck_ends_with_76_and_explains_what_it_found() {
+    let place = Place::new();
+    let nowhere = format!("scores-{}", "0".repeat(40)).parse().unwrap();
+    place.name("lost", &nowhere);
+    let ended = place.run(&["fsck"]);
+    assert_eq!(ended.code, Some(76), "{}", ended.stderr);
+    insta::assert_snapshot!(ended.stdout, @r"
+    checked 3 names, 4 manifests, 4 contents of 16 B; sizes only, --full reads the contents too
+
+    names that point to nothing: 1
+      meaning: the name points to an artifact that has no manifest in this store
+      to do:   run the job that makes the artifact again with --name: the name gets a new generation
+      v1/names/scores/lost/  (there is no manifest of its artifact)
+        artifact scores-0000000000000000000000000000000000000000
+    ");
+    insta::assert_snapshot!(ended.error(&place), @r"
+    error: 1 object of the store missing or damaged
+
+    hint: the report on stdout says for each what it means and what to do
+    ");
+    let ended = place.run(&["fsck", "--json"]);
+    assert_eq!(ended.code, Some(76));
+    let json = ended.json();
+    assert_eq!(
+        (&json["sound"], &json["full"]),
+        (&json!(false), &json!(false))
+    );
+    assert_eq!(json["groups"][0]["fault"], "name_to_nowhere");
+    assert_eq!(
+        json["groups"][0]["findings"][0]["artifacts"],
+        json!([nowhere])
+    );
+}
