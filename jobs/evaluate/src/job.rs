@@ -286,13 +286,12 @@ struct Report {
 
 impl Report {
     fn write(&self, dir: &Path, work: &Work, run: &Run) -> Result<(), JobError> {
-        let mut metrics = score::metrics(
+        let metrics = score::metrics(
             &self.counts,
             &self.samples,
             &self.heads,
             &work.evaluation.ks,
         );
-        metrics.extend(score::proposals(&self.tally));
         let score = EvalScore {
             dataset_id: format!(
                 "{}-{}",
@@ -365,6 +364,10 @@ impl Report {
     }
 
     fn tell(&self, run: &Run) {
+        let proposals: BTreeMap<_, _> = score::proposals(&self.tally).into_iter().collect();
+        if !proposals.is_empty() {
+            run.event("proposals", &serde_json::json!(proposals));
+        }
         let ungraded = score::num_ungraded(&self.samples);
         if ungraded > 0 {
             run.warning(format!(

@@ -88,24 +88,22 @@ pub(crate) fn metrics(
     metrics
 }
 
-/// What the heads' proposals were worth, where any were verified.
-pub(crate) fn proposals(tally: &Tally) -> Vec<Metric> {
-    let better = |name: String, value| Metric {
-        name,
-        value,
-        higher_is_better: true,
+/// What the heads' proposals were worth, where any were verified. How many there are depends on which texts happen to be
+/// open alone, so this is told about the run and is no score of the model.
+pub(crate) fn proposals(tally: &Tally) -> Vec<(String, f64)> {
+    let Some(speed) = tally.tokens_per_forward() else {
+        return Vec::new();
     };
-    let speed = tally.tokens_per_forward();
     let per_head = tally.proposed.iter().zip(&tally.accepted).enumerate();
-    speed
-        .map(|value| better("tokens_per_forward".to_owned(), value))
+    let shares = per_head.filter(|(_, (proposed, _))| **proposed > 0).map(
+        |(index, (proposed, accepted))| {
+            let share = *accepted as f64 / *proposed as f64;
+            (format!("accepted_head_{}", index + 2), share)
+        },
+    );
+    [("tokens_per_forward".to_owned(), speed)]
         .into_iter()
-        .chain(per_head.filter(|(_, (proposed, _))| **proposed > 0).map(
-            |(index, (proposed, accepted))| {
-                let share = *accepted as f64 / *proposed as f64;
-                better(format!("accepted_head_{}", index + 2), share)
-            },
-        ))
+        .chain(shares)
         .collect()
 }
 
@@ -243,17 +241,21 @@ mod tests {
     }
 
     #[test]
-    fn proposals_are_scored_by_head_and_left_out_where_none_were_made() {
+    fn proposals_are_told_by_head_and_left_out_where_none_were_made() {
         let tally = Tally {
             forwards: 4,
             proposed: vec![4, 2, 0],
             accepted: vec![3, 1, 0],
         };
-        let metrics = proposals(&tally);
-        assert_eq!(value(&metrics, "tokens_per_forward"), Some(2.0));
-        assert_eq!(value(&metrics, "accepted_head_2"), Some(0.75));
-        assert_eq!(value(&metrics, "accepted_head_3"), Some(0.5));
-        assert_eq!(value(&metrics, "accepted_head_4"), None);
+        let expected = [
+            ("tokens_per_forward", 2.0),
+            ("accepted_head_2", 0.75),
+            ("accepted_head_3", 0.5),
+        ];
+        assert_eq!(
+            proposals(&tally),
+            expected.map(|(name, value)| (name.to_owned(), value))
+        );
         assert!(proposals(&Tally::default()).is_empty());
     }
 
