@@ -78,8 +78,7 @@ impl Scored {
         let places: Vec<_> = batch.targets().filter(|(_, j)| *j >= k).collect();
         let rows: Vec<u32> = places.iter().map(|(b, j)| (b * s + j - k) as u32).collect();
         let targets: Vec<u32> = places.iter().map(|(b, j)| batch.ids[b * s + j]).collect();
-        let hidden = self.model.head_hidden(horizon, &self.trunk_bsd)?;
-        let hidden = loss::select_rows(&hidden, &rows)?;
+        let hidden = self.model.head_hidden_at(horizon, &self.trunk_bsd, &rows)?;
         let ce = loss::cross_entropy(
             &hidden,
             self.model.unembedding(),
