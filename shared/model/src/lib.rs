@@ -8,6 +8,8 @@
 //! Shape letters: b batch, s sequence, d hidden, n query heads, g key/value heads, e head dim, f
 //! feed-forward width, v vocabulary.
 
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod error;
 mod float;
 mod kernels;

@@ -1,9 +1,15 @@
 //! The feed-forward half of a block: `y = x + w2 · (silu(w1 n) ⊙ w3 n)` with `n = rmsnorm(x)`.
 
 use candle_core::backend::BackendStorage;
+#[cfg(feature = "cuda")]
+use candle_core::cuda::cudarc::driver::{CudaSlice, CudaView};
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
+#[cfg(feature = "cuda")]
+use candle_core::{CudaDevice, CudaStorage};
 use rayon::prelude::*;
 
+#[cfg(feature = "cuda")]
+use super::cuda::run_on_device;
 use super::low_rank::{AdapterGradient, Factors, Fused, LowRank};
 use super::{
     BlockSetup, Layer, Products, Right, Saved, TASK_ROWS, Wanted, add_partials, by_dtype, gradient,
@@ -32,11 +38,11 @@ pub(crate) fn adapted_feed_forward(
 }
 
 pub(crate) struct FeedForward {
-    eps: f64,
+    pub(super) eps: f64,
     products: Products,
     /// Whether backward will follow.
-    keep: bool,
-    saved: Saved,
+    pub(super) keep: bool,
+    pub(super) saved: Saved,
 }
 
 impl FeedForward {
@@ -97,6 +103,17 @@ impl CustomOp2 for FeedForward {
         w_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         by_dtype!(x.dtype(), self.forward(x, x_layout, w, w_layout))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        x_layout: &Layout,
+        w: &CudaStorage,
+        w_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        by_dtype!(x.dtype(), run_on_device(self, x, x_layout, w, w_layout))
     }
 
     fn bwd(
@@ -246,5 +263,36 @@ impl Fused for FeedForward {
             gradient(d_packed, packed)
         });
         Ok((dx, d_packed.transpose()?))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_forward<T: Float>(
+        &self,
+        device: &CudaDevice,
+        x: CudaView<'_, T>,
+        x_shape: &Shape,
+        w: CudaView<'_, T>,
+        w_shape: &Shape,
+    ) -> Result<(CudaSlice<T>, Shape)> {
+        match self.products {
+            Products::F32 => self.on_device::<T, T>(device, x, x_shape, w, w_shape),
+            Products::Bf16 => self.on_device::<T, T::Bf16>(device, x, x_shape, w, w_shape),
+        }
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_backward<T: Float>(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        res: &Tensor,
+        grad: &Tensor,
+        wanted: Wanted,
+        adapters: Option<AdapterGradient<'_>>,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        match self.products {
+            Products::F32 => self.back_on_device::<T, T>(x, w, res, grad, wanted, adapters),
+            Products::Bf16 => self.back_on_device::<T, T::Bf16>(x, w, res, grad, wanted, adapters),
+        }
     }
 }

@@ -1,9 +1,15 @@
 //! `y = x · wᵀ` with the weight in its stored layout `[out, in]`.
 
 use candle_core::backend::BackendStorage;
+#[cfg(feature = "cuda")]
+use candle_core::cuda::cudarc::driver::{CudaSlice, CudaView};
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
+#[cfg(feature = "cuda")]
+use candle_core::{CudaDevice, CudaStorage};
 use rayon::prelude::*;
 
+#[cfg(feature = "cuda")]
+use super::cuda::run_on_device;
 use super::low_rank::{AdapterGradient, Factors, Fused, LowRank};
 use super::{
     Layer, Products, Right, TASK_ROWS, Wanted, by_dtype, gradient, rows_and_width, storage_of,
@@ -48,6 +54,17 @@ impl CustomOp2 for Linear {
         w_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         by_dtype!(x.dtype(), self.forward(x, x_layout, w, w_layout))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        x_layout: &Layout,
+        w: &CudaStorage,
+        w_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        by_dtype!(x.dtype(), run_on_device(self, x, x_layout, w, w_layout))
     }
 
     fn bwd(
@@ -137,5 +154,36 @@ impl Fused for Linear {
             gradient(dw, w)
         });
         Ok((dx, dw.transpose()?))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_forward<T: Float>(
+        &self,
+        device: &CudaDevice,
+        x: CudaView<'_, T>,
+        x_shape: &Shape,
+        w: CudaView<'_, T>,
+        w_shape: &Shape,
+    ) -> Result<(CudaSlice<T>, Shape)> {
+        match self.0 {
+            Products::F32 => self.on_device::<T, T>(device, x, x_shape, w, w_shape),
+            Products::Bf16 => self.on_device::<T, T::Bf16>(device, x, x_shape, w, w_shape),
+        }
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_backward<T: Float>(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        res: &Tensor,
+        grad: &Tensor,
+        wanted: Wanted,
+        adapters: Option<AdapterGradient<'_>>,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        match self.0 {
+            Products::F32 => self.back_on_device::<T, T>(x, w, res, grad, wanted, adapters),
+            Products::Bf16 => self.back_on_device::<T, T::Bf16>(x, w, res, grad, wanted, adapters),
+        }
     }
 }

@@ -7,7 +7,11 @@
 //! that dropout on the branch alone cannot be expressed.
 
 use candle_core::backend::BackendStorage;
+#[cfg(feature = "cuda")]
+use candle_core::cuda::cudarc::driver::{CudaSlice, CudaView};
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
+#[cfg(feature = "cuda")]
+use candle_core::{CudaDevice, CudaStorage};
 use rayon::prelude::*;
 
 use super::{
@@ -28,9 +32,9 @@ pub(crate) struct Slot {
 /// The adapters of one operation: `A [rank, inputs]` and `B [outputs, rank]` for every slot.
 #[derive(Debug, Clone)]
 pub(crate) struct LowRank {
-    rank: usize,
-    scale: f64,
-    slots: Vec<Slot>,
+    pub(super) rank: usize,
+    pub(super) scale: f64,
+    pub(super) slots: Vec<Slot>,
     /// A and B of the first slot, of the second, and so on.
     tensors: Vec<Tensor>,
 }
@@ -57,6 +61,29 @@ pub(crate) trait Fused: Send + Sync {
         wanted: Wanted,
         adapters: Option<AdapterGradient<'_>>,
     ) -> Result<(Option<Tensor>, Option<Tensor>)>;
+
+    /// [`Self::forward`] on a device.
+    #[cfg(feature = "cuda")]
+    fn cuda_forward<T: Float>(
+        &self,
+        device: &CudaDevice,
+        x: CudaView<'_, T>,
+        x_shape: &Shape,
+        w: CudaView<'_, T>,
+        w_shape: &Shape,
+    ) -> Result<(CudaSlice<T>, Shape)>;
+
+    /// [`Self::backward`] on a device.
+    #[cfg(feature = "cuda")]
+    fn cuda_backward<T: Float>(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        res: &Tensor,
+        grad: &Tensor,
+        wanted: Wanted,
+        adapters: Option<AdapterGradient<'_>>,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)>;
 }
 
 /// The factors of one weight gradient `[outputs, inputs]`: `grad [rows, outputs]`, `input [rows, inputs]`.
@@ -70,8 +97,8 @@ pub(crate) struct Factors<'a, T> {
 /// The adapters as backward sees them.
 #[derive(Clone, Copy)]
 pub(crate) struct AdapterGradient<'a> {
-    low_rank: &'a LowRank,
-    flat: &'a Tensor,
+    pub(super) low_rank: &'a LowRank,
+    pub(super) flat: &'a Tensor,
 }
 
 impl LowRank {
@@ -127,6 +154,10 @@ impl LowRank {
     }
 
     fn upon(&self, parts: &[Tensor], flat: &Tensor) -> Result<Tensor> {
+        #[cfg(feature = "cuda")]
+        if flat.device().is_cuda() {
+            return by_dtype!(flat.dtype(), self.cuda_tensor(parts, flat));
+        }
         by_dtype!(flat.dtype(), self.tensor(parts, flat))
     }
 
@@ -278,7 +309,7 @@ fn located<'a, 'b, T>(
     unreachable!("a slot lies inside the packed weights")
 }
 
-fn packed_shape(parts: &[Tensor]) -> Shape {
+pub(super) fn packed_shape(parts: &[Tensor]) -> Shape {
     match parts {
         [one] => one.shape().clone(),
         _ => Shape::from(parts.iter().map(Tensor::elem_count).sum::<usize>()),
@@ -288,9 +319,9 @@ fn packed_shape(parts: &[Tensor]) -> Shape {
 /// An operation on `x` and the flat adapters. The effective weights are made again for backward, so that those of
 /// one block exist at a time.
 pub(crate) struct Adapted<O> {
-    op: O,
-    low_rank: LowRank,
-    parts: Vec<Tensor>,
+    pub(super) op: O,
+    pub(super) low_rank: LowRank,
+    pub(super) parts: Vec<Tensor>,
 }
 
 impl<O: Fused> Adapted<O> {
@@ -325,6 +356,17 @@ impl<O: Fused> CustomOp2 for Adapted<O> {
         by_dtype!(x.dtype(), self.forward(x, x_layout, flat, flat_layout))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        x_layout: &Layout,
+        flat: &CudaStorage,
+        flat_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        by_dtype!(x.dtype(), self.cuda_run(x, x_layout, flat, flat_layout))
+    }
+
     fn bwd(
         &self,
         x: &Tensor,
@@ -355,9 +397,6 @@ impl<O: Fused> Layer for Adapted<O> {
             low_rank: &self.low_rank,
             flat,
         });
-        by_dtype!(
-            x.dtype(),
-            op.backward(x, &weights, res, &grad, wanted, adapters)
-        )
+        super::backward(op, x, &weights, res, &grad, wanted, adapters)
     }
 }

@@ -5,6 +5,8 @@
 
 mod attention;
 mod cross_entropy;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod embedding;
 mod feed_forward;
 mod linear;
@@ -29,6 +31,7 @@ pub(crate) use embedding::scatter_rows;
 pub(crate) use feed_forward::{FeedForward, adapted_feed_forward, feed_forward};
 pub use linear::linear;
 pub(crate) use linear::{Linear, adapted_linear, linear_with};
+use low_rank::AdapterGradient;
 pub(crate) use low_rank::{Fused, LowRank, Slot};
 pub(crate) use norm::RmsNorm;
 pub use norm::rms_norm;
@@ -50,7 +53,7 @@ macro_rules! by_dtype {
         }
     };
 }
-use by_dtype;
+pub(crate) use by_dtype;
 
 /// Rows that one parallel task takes at least. A constant, so results do not depend on the thread count.
 const TASK_ROWS: usize = 256;
@@ -59,7 +62,7 @@ const TASK_ROWS: usize = 256;
 const GRADIENT_TILES: usize = 4;
 
 /// What forward leaves for backward. Written once by forward; backward may run more than once.
-struct Saved(OnceLock<Box<dyn Any + Send + Sync>>);
+pub(super) struct Saved(OnceLock<Box<dyn Any + Send + Sync>>);
 
 impl Saved {
     fn new() -> Self {
@@ -137,8 +140,28 @@ impl<O: Fused + CustomOp2> Layer for O {
         wanted: Wanted,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let grad = grad.contiguous()?;
-        by_dtype!(x.dtype(), self.backward(x, w, res, &grad, wanted, None))
+        backward(self, x, w, res, &grad, wanted, None)
     }
+}
+
+/// The way back where the tensors are.
+fn backward<O: Fused>(
+    op: &O,
+    x: &Tensor,
+    w: &Tensor,
+    res: &Tensor,
+    grad: &Tensor,
+    wanted: Wanted,
+    adapters: Option<AdapterGradient<'_>>,
+) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        return by_dtype!(
+            x.dtype(),
+            op.cuda_backward(x, w, res, grad, wanted, adapters)
+        );
+    }
+    by_dtype!(x.dtype(), op.backward(x, w, res, grad, wanted, adapters))
 }
 
 /// The contiguous values of an operand.
@@ -167,7 +190,7 @@ fn gradient<T: Float>(data: Vec<T>, like: &Tensor) -> Result<Tensor> {
     Tensor::from_vec(data, like.shape(), like.device())
 }
 
-fn unsupported(dtype: DType) -> candle_core::Error {
+pub(crate) fn unsupported(dtype: DType) -> candle_core::Error {
     candle_core::Error::msg(format!("fused operations take f32 or f64, not {dtype:?}"))
 }
 

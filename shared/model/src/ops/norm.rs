@@ -1,6 +1,8 @@
 //! RMSNorm with a gradient: `y = x / √(mean x² + eps) · w` (Zhang and Sennrich 2019).
 
 use candle_core::backend::BackendStorage;
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
@@ -17,8 +19,8 @@ pub fn rms_norm(x: &Tensor, w: &Tensor, eps: f64) -> Result<Tensor> {
 }
 
 pub(crate) struct RmsNorm {
-    eps: f64,
-    inverse: Saved,
+    pub(super) eps: f64,
+    pub(super) inverse: Saved,
 }
 
 impl CustomOp2 for RmsNorm {
@@ -34,6 +36,17 @@ impl CustomOp2 for RmsNorm {
         w_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         by_dtype!(x.dtype(), self.forward(x, x_layout, w, w_layout))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        x_layout: &Layout,
+        w: &CudaStorage,
+        w_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        by_dtype!(x.dtype(), self.on_device(x, x_layout, w, w_layout))
     }
 
     fn bwd(
@@ -60,7 +73,12 @@ impl Layer for RmsNorm {
         grad: &Tensor,
         wanted: Wanted,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        by_dtype!(x.dtype(), self.backward(x, w, &grad.contiguous()?, wanted))
+        let grad = grad.contiguous()?;
+        #[cfg(feature = "cuda")]
+        if x.device().is_cuda() {
+            return by_dtype!(x.dtype(), self.back_on_device(x, w, &grad, wanted));
+        }
+        by_dtype!(x.dtype(), self.backward(x, w, &grad, wanted))
     }
 }
 
