@@ -29,6 +29,8 @@ fn compile() {
     match status {
         Ok(status) if status.success() => {}
         Ok(status) => panic!("{compiler} did not compile {SOURCE}: {status}"),
-        Err(error) => panic!("feature `cuda` needs NVIDIA's compiler; {compiler}: {error}. See `make cuda-build`."),
+        Err(error) => panic!(
+            "feature `cuda` needs NVIDIA's compiler; {compiler}: {error}. See `make cuda-build`."
+        ),
     }
 }

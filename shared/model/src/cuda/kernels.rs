@@ -193,8 +193,17 @@ pub(crate) fn split_heads<T: OnDevice, F: Factor<T>>(
     let (sequences, left) = (rows / angles.sequence, rows % angles.sequence);
     holds("rows of whole sequences", left, 0)?;
     angles.check(layout)?;
-    let of = |heads: usize| empty::<F>(device, sequences * angles.sequence * heads * layout.head_dim);
-    let (mut q, mut k, mut v) = (of(layout.heads)?, of(layout.kv_heads)?, of(layout.kv_heads)?);
+    let of = |heads: usize| {
+        empty::<F>(
+            device,
+            sequences * angles.sequence * heads * layout.head_dim,
+        )
+    };
+    let (mut q, mut k, mut v) = (
+        of(layout.heads)?,
+        of(layout.kv_heads)?,
+        of(layout.kv_heads)?,
+    );
     let pairs = rows * layout.packed() / 2;
     launch!(device, "split_heads", F::TYPES, each(pairs);
         qkv, &angles.cosines, &angles.sines, &mut q, &mut k, &mut v, &(angles.sequence as i32),
@@ -211,7 +220,11 @@ pub(crate) fn join_heads<T: OnDevice, F: Factor<T>>(
 ) -> Result<CudaSlice<F>> {
     let rows = heads.q.len() / layout.query();
     angles.check(layout)?;
-    holds("gradient of keys", heads.k.len(), rows * layout.kv_heads * layout.head_dim)?;
+    holds(
+        "gradient of keys",
+        heads.k.len(),
+        rows * layout.kv_heads * layout.head_dim,
+    )?;
     holds("gradient of values", heads.v.len(), heads.k.len())?;
     let mut qkv = empty::<F>(device, rows * layout.packed())?;
     let pairs = rows * layout.packed() / 2;

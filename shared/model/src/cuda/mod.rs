@@ -13,7 +13,7 @@ use candle_core::cuda::cudarc::driver::{CudaSlice, CudaView, DeviceRepr, ValidAs
 use candle_core::cuda::{CudaDType, WrapErr};
 use candle_core::op::BackpropOp;
 use candle_core::{
-    CudaDevice, CudaStorage, DType, Device, Layout, Result, Shape, Storage, Tensor, WithDType,
+    CudaDevice, CudaStorage, Device, Layout, Result, Shape, Storage, Tensor, WithDType,
 };
 use half::bf16;
 
@@ -103,7 +103,10 @@ impl<F> Ready<'_, F> {
 }
 
 /// Memory for so many elements, not yet written.
-#[expect(unsafe_code, reason = "memory that a kernel fills is not cleared first")]
+#[expect(
+    unsafe_code,
+    reason = "memory that a kernel fills is not cleared first"
+)]
 pub(crate) fn empty<T: DeviceRepr>(device: &CudaDevice, len: usize) -> Result<CudaSlice<T>> {
     // SAFETY: every caller hands the slice to a kernel or a product that writes all of it before anything reads it.
     unsafe { device.alloc(len) }
@@ -176,7 +179,8 @@ pub(crate) fn open(ordinal: usize) -> Result<Device> {
     // the pool is the device's own, and the attribute is a u64 as the driver documents it.
     unsafe {
         cuda.disable_event_tracking();
-        let pool = result::device::get_default_mem_pool(cuda.cuda_stream().context().cu_device()).w()?;
+        let pool =
+            result::device::get_default_mem_pool(cuda.cuda_stream().context().cu_device()).w()?;
         let mut keep = u64::MAX;
         sys::cuMemPoolSetAttribute(
             pool,
@@ -190,32 +194,24 @@ pub(crate) fn open(ordinal: usize) -> Result<Device> {
     Ok(device)
 }
 
-/// Bytes of the device's memory that are free, those that the process's pool holds ready included, and all there are.
+/// The most bytes that tensors have held on a device so far.
 #[expect(unsafe_code, reason = "calls into the driver")]
-pub(crate) fn memory(device: &CudaDevice) -> Result<(u64, u64)> {
+pub fn peak_memory(device: &Device) -> Result<u64> {
     use candle_core::cuda::cudarc::driver::{result, sys};
-    let context = device.cuda_stream().context().clone();
-    let (free, total) = context.mem_get_info().w()?;
-    let mut held = [0u64; 2];
-    let asked = [
-        sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT,
-        sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT,
-    ];
-    // SAFETY: the pool is the device's own, and both attributes are written as u64.
+    let context = device.as_cuda_device()?.cuda_stream().context().clone();
+    let mut most = 0u64;
+    // SAFETY: the pool is the device's own, and the attribute is written as a u64.
     unsafe {
         let pool = result::device::get_default_mem_pool(context.cu_device()).w()?;
-        for (attribute, held) in asked.into_iter().zip(&mut held) {
-            let held = std::ptr::from_mut(held).cast();
-            sys::cuMemPoolGetAttribute(pool, attribute, held).result().w()?;
-        }
+        sys::cuMemPoolGetAttribute(
+            pool,
+            sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH,
+            std::ptr::from_mut(&mut most).cast(),
+        )
+        .result()
+        .w()?;
     }
-    let [reserved, used] = held;
-    Ok((free as u64 + reserved.saturating_sub(used), total as u64))
-}
-
-/// Refuses tensors of a type that no kernel takes.
-pub(crate) fn supported(dtype: DType) -> bool {
-    matches!(dtype, DType::F32 | DType::F64)
+    Ok(most)
 }
 
 /// The device of a storage.

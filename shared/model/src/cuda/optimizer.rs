@@ -37,7 +37,10 @@ pub fn squared_norms(tensors: &[Tensor]) -> Result<Vec<f64>> {
         by_dtype!(tensor.dtype(), squares(device, tensor, part))?;
     }
     let parts = device.clone_dtoh(&parts)?;
-    Ok(parts.chunks_exact(PARTS).map(|part| part.iter().sum()).collect())
+    Ok(parts
+        .chunks_exact(PARTS)
+        .map(|part| part.iter().sum())
+        .collect())
 }
 
 #[expect(unsafe_code, reason = "kernels take pointers")]
@@ -60,13 +63,7 @@ impl InplaceOp2 for AddInto {
         "add-into"
     }
 
-    fn cpu_fwd(
-        &self,
-        _: &mut CpuStorage,
-        _: &Layout,
-        _: &CpuStorage,
-        _: &Layout,
-    ) -> Result<()> {
+    fn cpu_fwd(&self, _: &mut CpuStorage, _: &Layout, _: &CpuStorage, _: &Layout) -> Result<()> {
         candle_core::bail!("{} is the device's", self.name())
     }
 

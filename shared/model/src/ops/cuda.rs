@@ -9,11 +9,11 @@ use super::cross_entropy::{LinearCrossEntropy, LossGradients};
 use super::embedding::Gather;
 use super::feed_forward::FeedForward;
 use super::linear::Linear;
-use super::low_rank::{AdapterGradient, Adapted, Fused, LowRank, Slot, packed_shape};
+use super::low_rank::{Adapted, AdapterGradient, Fused, LowRank, Slot, packed_shape};
 use super::{Products, RmsNorm, Wanted, rows_and_width};
 use crate::cuda::{
-    self, Angles, Factor, Heads, Matrix, MatrixMut, OnDevice, device_of, empty, product,
-    tensor_of, tensor_values, values, weight_gradient,
+    self, Angles, Factor, Heads, Matrix, MatrixMut, OnDevice, device_of, empty, product, tensor_of,
+    tensor_values, values, weight_gradient,
 };
 use crate::float::Float;
 use crate::kernels::{HeadLayout, Write};
@@ -370,8 +370,12 @@ impl AttentionHeads {
         let (norm, weights) = w.split_at(dim);
         let (normed, _) = cuda::rms_norm::<T, F>(device, &x, &norm, self.setup.eps)?;
         let weights = F::of(device, weights)?;
-        let qkv =
-            project::<T, F>(device, normed.as_view(), weights.view(), (sizes.packed, dim))?;
+        let qkv = project::<T, F>(
+            device,
+            normed.as_view(),
+            weights.view(),
+            (sizes.packed, dim),
+        )?;
         drop(normed);
         let heads = self.with_angles(device, sequence, |angles| {
             cuda::split_heads::<T, F>(device, layout, &qkv, angles)
@@ -541,8 +545,7 @@ impl FeedForward {
         let (grad_storage, grad_layout) = grad.storage_and_layout();
         let x_values = tensor_values::<T>(&x_storage, x_layout)?;
         let residual = tensor_values::<T>(&grad_storage, grad_layout)?;
-        let weights =
-            FeedForwardWeights::split(tensor_values::<T>(&w_storage, w_layout)?, dim)?;
+        let weights = FeedForwardWeights::split(tensor_values::<T>(&w_storage, w_layout)?, dim)?;
         let ffn = weights.ffn;
         let grad = F::of(device, residual.slice(..))?;
         let down = F::of(device, weights.down)?;
@@ -550,11 +553,9 @@ impl FeedForward {
         drop(down);
         let (d_gate_up, act) = cuda::swiglu_back::<T, F>(device, gate_up, &d_act, ffn)?;
         drop(d_act);
-        let (normed, inverse) =
-            cuda::rms_norm::<T, F>(device, &x_values, &weights.norm, self.eps)?;
+        let (normed, inverse) = cuda::rms_norm::<T, F>(device, &x_values, &weights.norm, self.eps)?;
         let into = F::of(device, weights.gate_up)?;
-        let d_normed =
-            unproject::<T, F>(device, d_gate_up.as_view(), into.view(), (2 * ffn, dim))?;
+        let d_normed = unproject::<T, F>(device, d_gate_up.as_view(), into.view(), (2 * ffn, dim))?;
         drop(into);
         let d_normed = d_normed.as_view();
         let dx = if wanted.input {
@@ -680,7 +681,14 @@ impl LinearCrossEntropy {
         let weights = device.clone_htod(&self.weights)?;
         let mut ce = device.alloc_zeros::<f64>(rows)?;
         let mut d_hidden = empty::<T>(device, if self.keep { rows * dim } else { 0 })?;
-        let mut d_w = empty::<T>(device, if self.keep_unembedding { vocab * dim } else { 0 })?;
+        let mut d_w = empty::<T>(
+            device,
+            if self.keep_unembedding {
+                vocab * dim
+            } else {
+                0
+            },
+        )?;
         for first in (0..rows).step_by(SPAN_ROWS) {
             let last = rows.min(first + SPAN_ROWS);
             let hidden = hidden.view().slice(first * dim..last * dim);
@@ -698,7 +706,11 @@ impl LinearCrossEntropy {
             let Some(grad) = grad else { continue };
             product(
                 device,
-                MatrixMut::new(d_hidden.slice_mut(first * dim..last * dim), last - first, dim),
+                MatrixMut::new(
+                    d_hidden.slice_mut(first * dim..last * dim),
+                    last - first,
+                    dim,
+                ),
                 &Matrix::new(grad.as_view(), last - first, vocab, vocab),
                 &Matrix::new(unembedding.view(), vocab, dim, dim),
                 1.0,
@@ -706,7 +718,11 @@ impl LinearCrossEntropy {
                 1,
             )?;
             if self.keep_unembedding {
-                let write = if first == 0 { Write::Replace } else { Write::Add };
+                let write = if first == 0 {
+                    Write::Replace
+                } else {
+                    Write::Add
+                };
                 let (grad, input) = ((grad.as_view(), vocab), (hidden, dim));
                 weight_gradient::<T, F>(device, d_w.as_view_mut(), grad, input, write)?;
             }
@@ -731,10 +747,7 @@ impl LinearCrossEntropy {
         Ok(LossGradients { ce, ..saved })
     }
 
-    pub(super) fn back_on_device(
-        &self,
-        grad: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    pub(super) fn back_on_device(&self, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let saved = self.saved.get::<LossGradients>()?;
         let factor = grad.to_dtype(candle_core::DType::F64)?.to_scalar::<f64>()?;
         let of_unembedding = saved.unembedding.as_ref();
@@ -761,7 +774,11 @@ impl Gather {
 }
 
 /// Gradient of a table from that of the rows that were taken.
-pub(super) fn scatter_on_device<T: Float>(grad: &Tensor, ids: &[u32], rows: usize) -> Result<Tensor> {
+pub(super) fn scatter_on_device<T: Float>(
+    grad: &Tensor,
+    ids: &[u32],
+    rows: usize,
+) -> Result<Tensor> {
     let device = grad.device().as_cuda_device()?;
     if let Some(id) = ids.iter().find(|id| **id as usize >= rows) {
         return Err(candle_core::Error::msg(format!(
@@ -848,9 +865,7 @@ impl AdapterGradient<'_> {
             let (one, column) = located(slot, start, factors);
             let (a, b) = (F::of(device, a)?, F::of(device, b)?);
             let rows = one.input.len() / slot.inputs;
-            let grad = || {
-                Matrix::new(one.grad.slice(column..), rows, slot.outputs, one.outputs)
-            };
+            let grad = || Matrix::new(one.grad.slice(column..), rows, slot.outputs, one.outputs);
             let input = || Matrix::new(one.input.slice(..), rows, slot.inputs, slot.inputs);
             let down = project::<T, F>(device, one.input.slice(..), a.view(), (rank, slot.inputs))?;
             let mut up = empty::<T>(device, rows * rank)?;

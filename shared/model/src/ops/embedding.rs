@@ -1,8 +1,8 @@
 //! Row gather with one scatter-add as its backward: token embeddings and selected hidden rows.
 
-use candle_core::backend::BackendStorage;
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
+use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Tensor};
 
 #[cfg(feature = "cuda")]

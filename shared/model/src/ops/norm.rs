@@ -1,8 +1,8 @@
 //! RMSNorm with a gradient: `y = x / √(mean x² + eps) · w` (Zhang and Sennrich 2019).
 
-use candle_core::backend::BackendStorage;
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
+use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 

@@ -74,7 +74,7 @@ fn record_keys(run: &mut Run, trials: &Trials) {
 
 /// What later stages take for `key`, as a tensor.
 fn upstream(run: &Run, key: &str, precision: Precision) -> Result<Tensor, Error> {
-    Ok(run.upstream(key)?.tensor(precision.dtype())?)
+    Ok(run.upstream(key)?.tensor(precision.dtype(), &run.device)?)
 }
 
 fn record_effects(run: &mut Run, model: &MtpModel, trials: &Trials) -> Result<(), Error> {
