@@ -6,7 +6,7 @@ use std::process::Command;
 const SOURCE: &str = "src/cuda/kernels.cu";
 
 fn main() {
-    println!("cargo::rerun-if-changed={SOURCE}");
+    println!("cargo::rerun-if-changed=src/cuda");
     for variable in ["NVCC", "CUDA_COMPUTE_CAP"] {
         println!("cargo::rerun-if-env-changed={variable}");
     }

@@ -406,3 +406,5 @@ OF_TENSORS(double, f64)
 OF_FACTORS(float, float, f32_f32)
 OF_FACTORS(double, double, f64_f64)
 OF_FACTORS(float, bf16, f32_bf16)
+
+#include "flash.cuh"

@@ -77,13 +77,14 @@ pub(super) fn holds(what: &str, found: usize, needed: usize) -> Result<()> {
 pub(super) fn cast<T: OnDevice, F: Factor<T>>(
     device: &CudaDevice,
     x: &CudaView<'_, T>,
-) -> Result<CudaSlice<F>> {
+    mut to: CudaViewMut<'_, F>,
+) -> Result<()> {
     let count = x.len();
-    let mut out = empty::<F>(device, count)?;
+    holds("factors", to.len(), count)?;
     if count > 0 {
-        launch!(device, "cast", F::TYPES, each(count); x, &mut out, &(count as u64));
+        launch!(device, "cast", F::TYPES, each(count); x, &mut to, &(count as u64));
     }
-    Ok(out)
+    Ok(())
 }
 
 /// Normed rows of `x [rows, d]`, and each row's inverse root of the mean square.

@@ -3,13 +3,16 @@
 //! Everything runs on the one stream of a device opened with [`crate::open_device`], in the order it was asked for, so
 //! nothing here waits: the host does where it reads a result. Sums have an order that depends on shapes alone.
 
+pub(crate) mod attention;
 mod kernels;
 mod optimizer;
 mod product;
 
 use candle_core::backend::BackendStorage;
 use candle_core::cuda::cudarc::cublas::sys::{cublasComputeType_t, cudaDataType};
-use candle_core::cuda::cudarc::driver::{CudaSlice, CudaView, DeviceRepr, ValidAsZeroBits};
+use candle_core::cuda::cudarc::driver::{
+    CudaSlice, CudaView, CudaViewMut, DeviceRepr, ValidAsZeroBits,
+};
 use candle_core::cuda::{CudaDType, WrapErr};
 use candle_core::op::BackpropOp;
 use candle_core::{
@@ -55,49 +58,105 @@ pub(crate) trait Factor<T>: DeviceRepr + Send + Sync + Sized + 'static {
     const TYPES: &'static str;
     /// cuBLAS's name for it.
     const KIND: cudaDataType;
+    /// Whether attention has a kernel of its own for it, see [`attention`].
+    const ATTENDS: bool;
 
     /// The numbers as factors; copied only where they are rounded.
     fn of<'a>(device: &CudaDevice, x: CudaView<'a, T>) -> Result<Ready<'a, Self>>;
+
+    /// Writes the numbers as factors.
+    fn write(device: &CudaDevice, x: &CudaView<'_, T>, to: CudaViewMut<'_, Self>) -> Result<()>;
+
+    /// Matrices behind each other as factors; copied only where they are rounded or lie apart.
+    fn behind_each_other<'a>(
+        device: &CudaDevice,
+        matrices: &[CudaView<'a, T>],
+    ) -> Result<Ready<'a, Self>> {
+        if let [one] = matrices {
+            return Self::of(device, one.slice(..));
+        }
+        let mut all = empty::<Self>(device, matrices.iter().map(CudaView::len).sum())?;
+        let mut first = 0;
+        for matrix in matrices {
+            let last = first + matrix.len();
+            Self::write(device, matrix, all.slice_mut(first..last))?;
+            first = last;
+        }
+        Ok(Ready::Made(all))
+    }
 }
 
 impl Factor<f32> for f32 {
     const TYPES: &'static str = "f32_f32";
     const KIND: cudaDataType = cudaDataType::CUDA_R_32F;
+    const ATTENDS: bool = false;
 
     fn of<'a>(_: &CudaDevice, x: CudaView<'a, f32>) -> Result<Ready<'a, f32>> {
         Ok(Ready::AsItIs(x))
+    }
+
+    fn write(
+        device: &CudaDevice,
+        x: &CudaView<'_, f32>,
+        mut to: CudaViewMut<'_, f32>,
+    ) -> Result<()> {
+        device.cuda_stream().memcpy_dtod(x, &mut to).w()
     }
 }
 
 impl Factor<f64> for f64 {
     const TYPES: &'static str = "f64_f64";
     const KIND: cudaDataType = cudaDataType::CUDA_R_64F;
+    const ATTENDS: bool = false;
 
     fn of<'a>(_: &CudaDevice, x: CudaView<'a, f64>) -> Result<Ready<'a, f64>> {
         Ok(Ready::AsItIs(x))
+    }
+
+    fn write(
+        device: &CudaDevice,
+        x: &CudaView<'_, f64>,
+        mut to: CudaViewMut<'_, f64>,
+    ) -> Result<()> {
+        device.cuda_stream().memcpy_dtod(x, &mut to).w()
     }
 }
 
 impl Factor<f32> for bf16 {
     const TYPES: &'static str = "f32_bf16";
     const KIND: cudaDataType = cudaDataType::CUDA_R_16BF;
+    const ATTENDS: bool = true;
 
     fn of<'a>(device: &CudaDevice, x: CudaView<'a, f32>) -> Result<Ready<'a, bf16>> {
-        Ok(Ready::Rounded(kernels::cast::<f32, bf16>(device, &x)?))
+        let mut all = empty::<bf16>(device, x.len())?;
+        Self::write(device, &x, all.as_view_mut())?;
+        Ok(Ready::Made(all))
+    }
+
+    fn write(device: &CudaDevice, x: &CudaView<'_, f32>, to: CudaViewMut<'_, bf16>) -> Result<()> {
+        kernels::cast::<f32, bf16>(device, x, to)
     }
 }
 
 /// Factors of a product.
 pub(crate) enum Ready<'a, F> {
     AsItIs(CudaView<'a, F>),
-    Rounded(CudaSlice<F>),
+    Made(CudaSlice<F>),
 }
 
 impl<F> Ready<'_, F> {
     pub(crate) fn view(&self) -> CudaView<'_, F> {
         match self {
             Self::AsItIs(view) => view.slice(..),
-            Self::Rounded(slice) => slice.as_view(),
+            Self::Made(slice) => slice.as_view(),
+        }
+    }
+
+    /// What was made for it.
+    pub(crate) fn made(self) -> Option<CudaSlice<F>> {
+        match self {
+            Self::AsItIs(_) => None,
+            Self::Made(slice) => Some(slice),
         }
     }
 }

@@ -11,11 +11,11 @@ use candle_core::{CudaDevice, CudaStorage};
 use rayon::prelude::*;
 
 #[cfg(feature = "cuda")]
-use super::cuda::run_on_device;
+use super::cuda::{norm_width, run_on_device};
 use super::low_rank::{AdapterGradient, Factors, Fused, LowRank};
 use super::{
-    Layer, Products, Right, Saved, TASK_ROWS, Wanted, add_partials, by_dtype, gradient, storage_of,
-    tensor_values, values, weight_gradient,
+    Products, Right, Saved, TASK_ROWS, Wanted, add_partials, backward, by_dtype, gradient,
+    storage_of, tensor_values, values, weight_gradient,
 };
 use crate::Rotary;
 use crate::float::Float;
@@ -114,7 +114,8 @@ impl CustomOp2 for AttentionHeads {
         res: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        Layer::back(self, x, w, res, grad, Wanted::by_graph(x, w))
+        let wanted = Wanted::by_graph(x, w);
+        backward(self, x, w, res, &grad.contiguous()?, wanted, None)
     }
 }
 
@@ -341,17 +342,22 @@ impl Fused for AttentionHeads {
     }
 
     #[cfg(feature = "cuda")]
+    fn parts<'a, T>(&self, packed: CudaView<'a, T>, x_shape: &Shape) -> Vec<CudaView<'a, T>> {
+        let (norm, weights) = packed.split_at(norm_width(x_shape).min(packed.len()));
+        vec![norm, weights]
+    }
+
+    #[cfg(feature = "cuda")]
     fn cuda_forward<T: Float>(
         &self,
         device: &CudaDevice,
         x: CudaView<'_, T>,
         x_shape: &Shape,
-        w: CudaView<'_, T>,
-        w_shape: &Shape,
+        parts: &[CudaView<'_, T>],
     ) -> Result<(CudaSlice<T>, Shape)> {
         match self.setup.products {
-            Products::F32 => self.on_device::<T, T>(device, x, x_shape, w, w_shape),
-            Products::Bf16 => self.on_device::<T, T::Bf16>(device, x, x_shape, w, w_shape),
+            Products::F32 => self.on_device::<T, T>(device, x, x_shape, parts),
+            Products::Bf16 => self.on_device::<T, T::Bf16>(device, x, x_shape, parts),
         }
     }
 
@@ -359,15 +365,17 @@ impl Fused for AttentionHeads {
     fn cuda_backward<T: Float>(
         &self,
         x: &Tensor,
-        w: &Tensor,
+        parts: &[CudaView<'_, T>],
         res: &Tensor,
         grad: &Tensor,
         wanted: Wanted,
         adapters: Option<AdapterGradient<'_>>,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         match self.setup.products {
-            Products::F32 => self.back_on_device::<T, T>(x, w, res, grad, wanted, adapters),
-            Products::Bf16 => self.back_on_device::<T, T::Bf16>(x, w, res, grad, wanted, adapters),
+            Products::F32 => self.back_on_device::<T, T>(x, parts, res, grad, wanted, adapters),
+            Products::Bf16 => {
+                self.back_on_device::<T, T::Bf16>(x, parts, res, grad, wanted, adapters)
+            }
         }
     }
 }

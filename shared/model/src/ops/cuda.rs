@@ -11,20 +11,23 @@ use super::feed_forward::FeedForward;
 use super::linear::Linear;
 use super::low_rank::{Adapted, AdapterGradient, Fused, LowRank, Slot, packed_shape};
 use super::{Products, RmsNorm, Wanted, rows_and_width};
+use crate::cuda::attention::{Attention, Kept};
 use crate::cuda::{
-    self, Angles, Factor, Heads, Matrix, MatrixMut, OnDevice, device_of, empty, product, tensor_of,
+    self, Angles, Factor, Matrix, MatrixMut, OnDevice, Ready, device_of, empty, product, tensor_of,
     tensor_values, values, weight_gradient,
 };
 use crate::float::Float;
-use crate::kernels::{HeadLayout, Write};
-
-/// Elements of scores that exist at once: 1 GiB in f32.
-const SCORES: usize = 1 << 28;
+use crate::kernels::Write;
 
 /// Rows whose logits exist at once.
 const SPAN_ROWS: usize = 4096;
 
-/// Runs an operation forward.
+/// Width of the rows of `x`, and of their norm.
+pub(super) fn norm_width(x_shape: &Shape) -> usize {
+    x_shape.dims().last().copied().unwrap_or(0)
+}
+
+/// Runs an operation forward whose weights are packed.
 pub(super) fn run_on_device<T: Float>(
     op: &impl Fused,
     x: &CudaStorage,
@@ -34,8 +37,66 @@ pub(super) fn run_on_device<T: Float>(
 ) -> Result<(CudaStorage, Shape)> {
     let device = device_of(x);
     let (x, w) = (values::<T>(x, x_layout)?, values::<T>(w, w_layout)?);
-    let (out, shape) = op.cuda_forward(&device, x, x_layout.shape(), w, w_layout.shape())?;
+    let parts = op.parts(w, x_layout.shape());
+    let (out, shape) = op.cuda_forward(&device, x, x_layout.shape(), &parts)?;
     Ok((cuda::storage_of(out, &device), shape))
+}
+
+/// Runs an operation forward whose weights lie where they are.
+pub(super) fn run_parts<T: Float>(op: &impl Fused, x: &Tensor, w: &[Tensor]) -> Result<Tensor> {
+    let device = x.device().as_cuda_device()?;
+    let (storage, layout) = x.storage_and_layout();
+    let x_values = tensor_values::<T>(&storage, layout)?;
+    let (out, shape) = with_values(w, |parts| {
+        op.cuda_forward(device, x_values.slice(..), x.shape(), parts)
+    })?;
+    Ok(tensor_of(out, shape, device))
+}
+
+/// Takes an operation back whose weights lie where they are.
+pub(super) fn back_parts<T: Float>(
+    op: &impl Fused,
+    x: &Tensor,
+    w: &[Tensor],
+    res: &Tensor,
+    grad: &Tensor,
+    wanted: Wanted,
+) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    with_values::<T, _>(w, |parts| {
+        op.cuda_backward(x, parts, res, grad, wanted, None)
+    })
+}
+
+/// Takes an operation back whose weights are packed.
+pub(super) fn back_on_device<T: Float>(
+    op: &impl Fused,
+    x: &Tensor,
+    w: &Tensor,
+    res: &Tensor,
+    grad: &Tensor,
+    wanted: Wanted,
+    adapters: Option<AdapterGradient<'_>>,
+) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    let (storage, layout) = w.storage_and_layout();
+    let parts = op.parts(tensor_values::<T>(&storage, layout)?, x.shape());
+    let (dx, dw) = op.cuda_backward(x, &parts, res, grad, wanted, adapters)?;
+    let dw = match (dw, adapters) {
+        (Some(dw), None) => Some(dw.reshape(w.shape())?),
+        (dw, _) => dw,
+    };
+    Ok((dx, dw))
+}
+
+/// Calls `use_them` with the values of tensors.
+fn with_values<T: Float, R>(
+    tensors: &[Tensor],
+    use_them: impl FnOnce(&[CudaView<'_, T>]) -> Result<R>,
+) -> Result<R> {
+    let held: Vec<_> = tensors.iter().map(Tensor::storage_and_layout).collect();
+    let values = held
+        .iter()
+        .map(|(storage, layout)| tensor_values::<T>(storage, layout));
+    use_them(&values.collect::<Result<Vec<_>>>()?)
 }
 
 /// `rows · wᵀ`, `[n, outputs]`, of factors `[n, inputs]` and weights `[outputs, inputs]`.
@@ -94,16 +155,11 @@ impl Linear {
         device: &CudaDevice,
         x: CudaView<'_, T>,
         x_shape: &Shape,
-        w: CudaView<'_, T>,
-        w_shape: &Shape,
+        parts: &[CudaView<'_, T>],
     ) -> Result<(CudaSlice<T>, Shape)> {
-        let (outputs, inputs) = w_shape.dims2()?;
-        let (_, width) = rows_and_width(x_shape)?;
-        if width != inputs {
-            return Err(candle_core::Error::msg(format!(
-                "linear: rows of {width} against weights of {inputs} inputs"
-            )));
-        }
+        let (_, inputs) = rows_and_width(x_shape)?;
+        let w = Self::lone(parts, inputs)?;
+        let outputs = w.len() / inputs;
         let (x, w) = (F::of(device, x)?, F::of(device, w)?);
         let out = project::<T, F>(device, x.view(), w.view(), (outputs, inputs))?;
         let mut dims = x_shape.dims().to_vec();
@@ -111,25 +167,35 @@ impl Linear {
         Ok((out, Shape::from(dims)))
     }
 
+    /// The one matrix `[outputs, inputs]`.
+    fn lone<'a, T>(parts: &[CudaView<'a, T>], inputs: usize) -> Result<CudaView<'a, T>> {
+        match parts {
+            [w] if w.len().is_multiple_of(inputs) => Ok(w.slice(..)),
+            _ => Err(candle_core::Error::msg(format!(
+                "linear: rows of {inputs} against weights of another width"
+            ))),
+        }
+    }
+
     pub(super) fn back_on_device<T: Float, F: Factor<T>>(
         &self,
         x: &Tensor,
-        w: &Tensor,
+        parts: &[CudaView<'_, T>],
         _res: &Tensor,
         grad: &Tensor,
         wanted: Wanted,
         adapters: Option<AdapterGradient<'_>>,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let device = x.device().as_cuda_device()?;
-        let sides = w.dims2()?;
-        let (outputs, inputs) = sides;
+        let (_, inputs) = rows_and_width(x.shape())?;
+        let w = Self::lone(parts, inputs)?;
+        let outputs = w.len() / inputs;
         let (x_storage, x_layout) = x.storage_and_layout();
-        let (w_storage, w_layout) = w.storage_and_layout();
         let (grad_storage, grad_layout) = grad.storage_and_layout();
         let grad = F::of(device, tensor_values::<T>(&grad_storage, grad_layout)?)?;
         let dx = if wanted.input {
-            let w = F::of(device, tensor_values::<T>(&w_storage, w_layout)?)?;
-            let dx = unproject::<T, F>(device, grad.view(), w.view(), sides)?;
+            let w = F::of(device, w)?;
+            let dx = unproject::<T, F>(device, grad.view(), w.view(), (outputs, inputs))?;
             Some(tensor_of(dx, x.shape(), device))
         } else {
             None
@@ -144,7 +210,7 @@ impl Linear {
             input: input.view(),
             inputs,
         };
-        let dw = weights_back::<T, F>(device, w, 0, None, &[factors], adapters)?;
+        let dw = weights_back::<T, F>(device, 0, None, &[factors], adapters)?;
         Ok((dx, Some(dw)))
     }
 }
@@ -153,7 +219,6 @@ impl Linear {
 /// `norm` writes, then one matrix after another; with `adapters`, theirs instead.
 fn weights_back<T: Float, F: Factor<T>>(
     device: &CudaDevice,
-    packed: &Tensor,
     start: usize,
     norm: Option<&dyn Fn(CudaViewMut<'_, T>) -> Result<()>>,
     factors: &[Factors<'_, F>],
@@ -162,7 +227,9 @@ fn weights_back<T: Float, F: Factor<T>>(
     if let Some(adapters) = adapters {
         return adapters.on_device::<T, F>(device, start, factors);
     }
-    let mut gradient = empty::<T>(device, packed.elem_count())?;
+    let sizes = factors.iter().map(|one| one.outputs * one.inputs);
+    let count = start + sizes.sum::<usize>();
+    let mut gradient = empty::<T>(device, count)?;
     if let Some(norm) = norm {
         norm(gradient.slice_mut(..start))?;
     }
@@ -178,180 +245,25 @@ fn weights_back<T: Float, F: Factor<T>>(
         )?;
         first += size;
     }
-    Ok(tensor_of(gradient, packed.shape(), device))
+    Ok(tensor_of(gradient, count, device))
 }
 
-/// Attention of one call on the device: every group of query heads that share a key/value head is one matrix of
-/// `copies · s` queries.
-struct Attention {
-    layout: HeadLayout,
-    sequence: usize,
-    groups: usize,
+/// What going back through an attention half needs: the heads, and the weights as factors where they were made.
+struct AttentionContext<T, F> {
+    kept: Kept<T, F>,
+    weights: Option<CudaSlice<F>>,
 }
 
-impl Attention {
-    fn new(layout: HeadLayout, batch: usize, sequence: usize) -> Self {
-        Self {
-            layout,
-            sequence,
-            groups: batch * layout.kv_heads,
-        }
-    }
-
-    fn queries(&self) -> usize {
-        self.layout.heads / self.layout.kv_heads * self.sequence
-    }
-
-    fn scale(&self) -> f64 {
-        1.0 / (self.layout.head_dim as f64).sqrt()
-    }
-
-    /// Ranges of groups whose scores exist together.
-    fn spans(&self) -> impl Iterator<Item = std::ops::Range<usize>> {
-        let at_once = (SCORES / (self.queries() * self.sequence)).max(1);
-        let groups = self.groups;
-        (0..groups)
-            .step_by(at_once)
-            .map(move |first| first..groups.min(first + at_once))
-    }
-
-    /// Groups of a tensor whose matrices have `rows` rows of the head's width.
-    fn part<'a, F>(
-        &self,
-        data: &'a CudaSlice<F>,
-        groups: &std::ops::Range<usize>,
-        rows: usize,
-    ) -> Matrix<'a, F> {
-        let width = self.layout.head_dim;
-        let size = rows * width;
-        Matrix::new(
-            data.slice(groups.start * size..groups.end * size),
-            rows,
-            width,
-            width,
-        )
-    }
-
-    fn part_mut<'a, T>(
-        &self,
-        data: &'a mut CudaSlice<T>,
-        groups: &std::ops::Range<usize>,
-        rows: usize,
-    ) -> MatrixMut<'a, T> {
-        let width = self.layout.head_dim;
-        let size = rows * width;
-        let data = data.slice_mut(groups.start * size..groups.end * size);
-        MatrixMut::new(data, rows, width)
-    }
-
-    /// `scale · a · bᵀ`, `[groups, queries, s]`.
-    fn scores<T: OnDevice, F: Factor<T>>(
-        &self,
-        device: &CudaDevice,
-        a: &Matrix<'_, F>,
-        b: Matrix<'_, F>,
-        scale: f64,
-        groups: usize,
-    ) -> Result<CudaSlice<T>> {
-        let (queries, sequence) = (self.queries(), self.sequence);
-        let mut scores = empty::<T>(device, groups * queries * sequence)?;
-        product(
-            device,
-            MatrixMut::new(scores.as_view_mut(), queries, sequence),
-            a,
-            &b.transposed(),
-            scale,
-            Write::Replace,
-            groups,
-        )?;
-        Ok(scores)
-    }
-
-    /// Probabilities `[groups, queries, s]`.
-    fn probabilities<T: OnDevice, F: Factor<T>>(
-        &self,
-        device: &CudaDevice,
-        heads: &Heads<F>,
-        groups: &std::ops::Range<usize>,
-    ) -> Result<CudaSlice<F>> {
-        let q = self.part(&heads.q, groups, self.queries());
-        let k = self.part(&heads.k, groups, self.sequence);
-        let scores = self.scores::<T, F>(device, &q, k, self.scale(), groups.len())?;
-        cuda::softmax(device, &scores, self.sequence)
-    }
-
-    /// `[b, h, s, e]`.
-    fn forward<T: OnDevice, F: Factor<T>>(
-        &self,
-        device: &CudaDevice,
-        heads: &Heads<F>,
-    ) -> Result<CudaSlice<T>> {
-        let mut out = empty::<T>(device, heads.q.len())?;
-        for groups in self.spans() {
-            let p = self.probabilities::<T, F>(device, heads, &groups)?;
-            product(
-                device,
-                self.part_mut(&mut out, &groups, self.queries()),
-                &Matrix::new(p.as_view(), self.queries(), self.sequence, self.sequence),
-                &self.part(&heads.v, &groups, self.sequence),
-                1.0,
-                Write::Replace,
-                groups.len(),
-            )?;
-        }
-        Ok(out)
-    }
-
-    /// Gradients of queries, keys and values from that of the heads' outputs, all by head.
-    fn backward<T: OnDevice, F: Factor<T>>(
-        &self,
-        device: &CudaDevice,
-        heads: &Heads<F>,
-        grad: &CudaSlice<F>,
-    ) -> Result<Heads<T>> {
-        let (queries, sequence) = (self.queries(), self.sequence);
-        let mut back = Heads {
-            q: empty::<T>(device, heads.q.len())?,
-            k: empty::<T>(device, heads.k.len())?,
-            v: empty::<T>(device, heads.v.len())?,
-        };
-        for groups in self.spans() {
-            let count = groups.len();
-            let p = self.probabilities::<T, F>(device, heads, &groups)?;
-            let d_out = self.part(grad, &groups, queries);
-            product(
-                device,
-                self.part_mut(&mut back.v, &groups, sequence),
-                &Matrix::new(p.as_view(), queries, sequence, sequence).transposed(),
-                &d_out,
-                1.0,
-                Write::Replace,
-                count,
-            )?;
-            let v = self.part(&heads.v, &groups, sequence);
-            let d_p = self.scores::<T, F>(device, &d_out, v, 1.0, count)?;
-            let d_scores = cuda::softmax_back::<T, F>(device, &p, &d_p, sequence)?;
-            drop((p, d_p));
-            product(
-                device,
-                self.part_mut(&mut back.q, &groups, queries),
-                &Matrix::new(d_scores.as_view(), queries, sequence, sequence),
-                &self.part(&heads.k, &groups, sequence),
-                self.scale(),
-                Write::Replace,
-                count,
-            )?;
-            product(
-                device,
-                self.part_mut(&mut back.k, &groups, sequence),
-                &Matrix::new(d_scores.as_view(), queries, sequence, sequence).transposed(),
-                &self.part(&heads.q, &groups, queries),
-                self.scale(),
-                Write::Replace,
-                count,
-            )?;
-        }
-        Ok(back)
+/// The norm's weights and the matrices of a block's half.
+fn norm_and_matrices<'a, 'b, T>(
+    parts: &'a [CudaView<'b, T>],
+    dim: usize,
+) -> Result<(&'a CudaView<'b, T>, &'a [CudaView<'b, T>])> {
+    match parts.split_first() {
+        Some((norm, matrices)) if norm.len() == dim => Ok((norm, matrices)),
+        _ => Err(candle_core::Error::msg(format!(
+            "a block's half of width {dim} has a norm of another width"
+        ))),
     }
 }
 
@@ -361,30 +273,27 @@ impl AttentionHeads {
         device: &CudaDevice,
         x: CudaView<'_, T>,
         x_shape: &Shape,
-        w: CudaView<'_, T>,
-        w_shape: &Shape,
+        parts: &[CudaView<'_, T>],
     ) -> Result<(CudaSlice<T>, Shape)> {
-        let sizes = self.sizes(x_shape, w_shape.elem_count())?;
+        let sizes = self.sizes(x_shape, parts.iter().map(CudaView::len).sum())?;
         let (batch, sequence, dim) = x_shape.dims3()?;
         let layout = self.setup.layout;
-        let (norm, weights) = w.split_at(dim);
-        let (normed, _) = cuda::rms_norm::<T, F>(device, &x, &norm, self.setup.eps)?;
-        let weights = F::of(device, weights)?;
-        let qkv = project::<T, F>(
-            device,
-            normed.as_view(),
-            weights.view(),
-            (sizes.packed, dim),
-        )?;
+        let (norm, matrices) = norm_and_matrices(parts, dim)?;
+        let (normed, _) = cuda::rms_norm::<T, F>(device, &x, norm, self.setup.eps)?;
+        let weights = F::behind_each_other(device, matrices)?;
+        let sides = (sizes.packed, dim);
+        let qkv = project::<T, F>(device, normed.as_view(), weights.view(), sides)?;
         drop(normed);
         let heads = self.with_angles(device, sequence, |angles| {
             cuda::split_heads::<T, F>(device, layout, &qkv, angles)
         })?;
         drop(qkv);
-        let out = Attention::new(layout, batch, sequence).forward::<T, F>(device, &heads)?;
-        let out = cuda::heads_last(device, &out, sequence, layout)?;
+        let (out, kept) = Attention::new(layout, batch, sequence).forward::<T, F>(device, heads)?;
         if self.keep {
-            self.saved.put(heads)?;
+            self.saved.put(AttentionContext {
+                kept,
+                weights: weights.made(),
+            })?;
         }
         Ok((out, Shape::from((batch, sequence, sizes.query))))
     }
@@ -392,37 +301,39 @@ impl AttentionHeads {
     pub(super) fn back_on_device<T: Float, F: Factor<T>>(
         &self,
         x: &Tensor,
-        packed: &Tensor,
-        _res: &Tensor,
+        parts: &[CudaView<'_, T>],
+        res: &Tensor,
         grad: &Tensor,
         wanted: Wanted,
         adapters: Option<AdapterGradient<'_>>,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let device = x.device().as_cuda_device()?;
-        let sizes = self.sizes(x.shape(), packed.elem_count())?;
+        let sizes = self.sizes(x.shape(), parts.iter().map(CudaView::len).sum())?;
         let (batch, sequence, dim) = x.dims3()?;
         let layout = self.setup.layout;
-        let heads = self.saved.get::<Heads<F>>()?;
+        let context = self.saved.get::<AttentionContext<T, F>>()?;
+        let (norm, matrices) = norm_and_matrices(parts, dim)?;
         let (x_storage, x_layout) = x.storage_and_layout();
-        let (w_storage, w_layout) = packed.storage_and_layout();
+        let (res_storage, res_layout) = res.storage_and_layout();
         let (grad_storage, grad_layout) = grad.storage_and_layout();
         let x_values = tensor_values::<T>(&x_storage, x_layout)?;
-        let (norm, weights) = tensor_values::<T>(&w_storage, w_layout)?.split_at(dim);
+        let out = tensor_values::<T>(&res_storage, res_layout)?;
         let grad = tensor_values::<T>(&grad_storage, grad_layout)?;
-        let grad = cuda::heads_first::<T, F>(device, &grad, sequence, layout)?;
-        let back = Attention::new(layout, batch, sequence).backward(device, heads, &grad)?;
-        drop(grad);
+        let attention = Attention::new(layout, batch, sequence);
+        let back = attention.backward::<T, F>(device, &context.kept, &out, &grad)?;
         let d_qkv = self.with_angles(device, sequence, |angles| {
             cuda::join_heads::<T, F>(device, layout, &back, angles)
         })?;
         drop(back);
-        let (normed, inverse) = cuda::rms_norm::<T, F>(device, &x_values, &norm, self.setup.eps)?;
-        let weights = F::of(device, weights)?;
+        let (normed, inverse) = cuda::rms_norm::<T, F>(device, &x_values, norm, self.setup.eps)?;
         let sides = (sizes.packed, dim);
-        let d_normed = unproject::<T, F>(device, d_qkv.as_view(), weights.view(), sides)?;
+        let d_normed = {
+            let weights = factors_of(device, context.weights.as_ref(), matrices)?;
+            unproject::<T, F>(device, d_qkv.as_view(), weights.view(), sides)?
+        };
         let d_normed = d_normed.as_view();
         let dx = if wanted.input {
-            let dx = cuda::rms_norm_back(device, &d_normed, &x_values, &norm, &inverse, None)?;
+            let dx = cuda::rms_norm_back(device, &d_normed, &x_values, norm, &inverse, None)?;
             Some(tensor_of(dx, x.shape(), device))
         } else {
             None
@@ -439,7 +350,7 @@ impl AttentionHeads {
         let norm = |out: CudaViewMut<'_, T>| {
             cuda::rms_norm_weights_back(device, &d_normed, &x_values, &inverse, out)
         };
-        let dw = weights_back::<T, F>(device, packed, dim, Some(&norm), &[factors], adapters)?;
+        let dw = weights_back::<T, F>(device, dim, Some(&norm), &[factors], adapters)?;
         Ok((dx, Some(dw)))
     }
 
@@ -462,36 +373,43 @@ impl AttentionHeads {
     }
 }
 
-/// The parts of a feed-forward operand `[norm d | w1 f·d | w3 f·d | w2 d·f]`.
-struct FeedForwardWeights<'a, T> {
-    ffn: usize,
-    norm: CudaView<'a, T>,
-    gate_up: CudaView<'a, T>,
-    down: CudaView<'a, T>,
-}
-
-impl<'a, T> FeedForwardWeights<'a, T> {
-    fn split(packed: CudaView<'a, T>, dim: usize) -> Result<Self> {
-        let ffn = packed.len().saturating_sub(dim) / (3 * dim);
-        if ffn == 0 || packed.len() != dim + 3 * dim * ffn {
-            return Err(candle_core::Error::msg(format!(
-                "feed-forward: {} packed weights for width {dim}",
-                packed.len()
-            )));
-        }
-        let (norm, rest) = packed.split_at(dim);
-        let (gate_up, down) = rest.split_at(2 * dim * ffn);
-        Ok(Self {
-            ffn,
-            norm,
-            gate_up,
-            down,
-        })
+/// Weights as factors: those that forward made, or made anew.
+fn factors_of<'a, T: OnDevice, F: Factor<T>>(
+    device: &CudaDevice,
+    made: Option<&'a CudaSlice<F>>,
+    matrices: &[CudaView<'a, T>],
+) -> Result<Ready<'a, F>> {
+    match made {
+        Some(made) => Ok(Ready::AsItIs(made.as_view())),
+        None => F::behind_each_other(device, matrices),
     }
 }
 
-/// What going back needs of a feed-forward half: gate and up.
-struct GateUp<T>(CudaSlice<T>);
+/// What going back through a feed-forward half needs: gate and up, and the weights as factors where they were made.
+struct FeedForwardContext<T, F> {
+    gate_up: CudaSlice<T>,
+    into: Option<CudaSlice<F>>,
+    down: Option<CudaSlice<F>>,
+}
+
+/// The matrices of a feed-forward half: gate and up, then down; and its width.
+fn gate_up_and_down<'a, 'b, T>(
+    matrices: &'a [CudaView<'b, T>],
+    dim: usize,
+) -> Result<(&'a [CudaView<'b, T>], &'a CudaView<'b, T>, usize)> {
+    match matrices.split_last() {
+        Some((down, gate_up))
+            if down.len().is_multiple_of(dim)
+                && gate_up.iter().map(CudaView::len).sum::<usize>() == 2 * down.len()
+                && !down.is_empty() =>
+        {
+            Ok((gate_up, down, down.len() / dim))
+        }
+        _ => Err(candle_core::Error::msg(format!(
+            "feed-forward: weights that do not fit the width {dim}"
+        ))),
+    }
+}
 
 impl FeedForward {
     pub(super) fn on_device<T: Float, F: Factor<T>>(
@@ -499,20 +417,19 @@ impl FeedForward {
         device: &CudaDevice,
         x: CudaView<'_, T>,
         x_shape: &Shape,
-        w: CudaView<'_, T>,
-        _w_shape: &Shape,
+        parts: &[CudaView<'_, T>],
     ) -> Result<(CudaSlice<T>, Shape)> {
         let (rows, dim) = rows_and_width(x_shape)?;
-        let weights = FeedForwardWeights::split(w, dim)?;
-        let ffn = weights.ffn;
-        let (normed, _) = cuda::rms_norm::<T, F>(device, &x, &weights.norm, self.eps)?;
-        let into = F::of(device, weights.gate_up)?;
+        let (norm, matrices) = norm_and_matrices(parts, dim)?;
+        let (gate_up, down, ffn) = gate_up_and_down(matrices, dim)?;
+        let (normed, _) = cuda::rms_norm::<T, F>(device, &x, norm, self.eps)?;
+        let into = F::behind_each_other(device, gate_up)?;
         let gate_up = project::<T, F>(device, normed.as_view(), into.view(), (2 * ffn, dim))?;
-        drop((normed, into));
+        drop(normed);
         let act = cuda::swiglu::<T, F>(device, &gate_up, ffn)?;
         let mut out = empty::<T>(device, x.len())?;
         device.memcpy_dtod(&x, &mut out)?;
-        let down = F::of(device, weights.down)?;
+        let down = F::of(device, down.slice(..))?;
         product(
             device,
             MatrixMut::new(out.as_view_mut(), rows, dim),
@@ -523,7 +440,11 @@ impl FeedForward {
             1,
         )?;
         if self.keep {
-            self.saved.put(GateUp(gate_up))?;
+            self.saved.put(FeedForwardContext {
+                gate_up,
+                into: into.made(),
+                down: down.made(),
+            })?;
         }
         Ok((out, x_shape.clone()))
     }
@@ -531,42 +452,37 @@ impl FeedForward {
     pub(super) fn back_on_device<T: Float, F: Factor<T>>(
         &self,
         x: &Tensor,
-        packed: &Tensor,
+        parts: &[CudaView<'_, T>],
         _res: &Tensor,
         grad: &Tensor,
         wanted: Wanted,
         adapters: Option<AdapterGradient<'_>>,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let device = x.device().as_cuda_device()?;
-        let GateUp(gate_up) = self.saved.get::<GateUp<T>>()?;
+        let context = self.saved.get::<FeedForwardContext<T, F>>()?;
         let (_, dim) = rows_and_width(x.shape())?;
+        let (norm, matrices) = norm_and_matrices(parts, dim)?;
+        let (gate_up, down, ffn) = gate_up_and_down(matrices, dim)?;
         let (x_storage, x_layout) = x.storage_and_layout();
-        let (w_storage, w_layout) = packed.storage_and_layout();
         let (grad_storage, grad_layout) = grad.storage_and_layout();
         let x_values = tensor_values::<T>(&x_storage, x_layout)?;
         let residual = tensor_values::<T>(&grad_storage, grad_layout)?;
-        let weights = FeedForwardWeights::split(tensor_values::<T>(&w_storage, w_layout)?, dim)?;
-        let ffn = weights.ffn;
         let grad = F::of(device, residual.slice(..))?;
-        let down = F::of(device, weights.down)?;
-        let d_act = unproject::<T, F>(device, grad.view(), down.view(), (dim, ffn))?;
-        drop(down);
-        let (d_gate_up, act) = cuda::swiglu_back::<T, F>(device, gate_up, &d_act, ffn)?;
+        let d_act = {
+            let down = factors_of(device, context.down.as_ref(), std::slice::from_ref(down))?;
+            unproject::<T, F>(device, grad.view(), down.view(), (dim, ffn))?
+        };
+        let (d_gate_up, act) = cuda::swiglu_back::<T, F>(device, &context.gate_up, &d_act, ffn)?;
         drop(d_act);
-        let (normed, inverse) = cuda::rms_norm::<T, F>(device, &x_values, &weights.norm, self.eps)?;
-        let into = F::of(device, weights.gate_up)?;
-        let d_normed = unproject::<T, F>(device, d_gate_up.as_view(), into.view(), (2 * ffn, dim))?;
-        drop(into);
+        let (normed, inverse) = cuda::rms_norm::<T, F>(device, &x_values, norm, self.eps)?;
+        let d_normed = {
+            let into = factors_of(device, context.into.as_ref(), gate_up)?;
+            unproject::<T, F>(device, d_gate_up.as_view(), into.view(), (2 * ffn, dim))?
+        };
         let d_normed = d_normed.as_view();
         let dx = if wanted.input {
-            let dx = cuda::rms_norm_back(
-                device,
-                &d_normed,
-                &x_values,
-                &weights.norm,
-                &inverse,
-                Some(&residual),
-            )?;
+            let upon = Some(&residual);
+            let dx = cuda::rms_norm_back(device, &d_normed, &x_values, norm, &inverse, upon)?;
             Some(tensor_of(dx, x.shape(), device))
         } else {
             None
@@ -591,7 +507,7 @@ impl FeedForward {
         let norm = |out: CudaViewMut<'_, T>| {
             cuda::rms_norm_weights_back(device, &d_normed, &x_values, &inverse, out)
         };
-        let dw = weights_back::<T, F>(device, packed, dim, Some(&norm), &factors, adapters)?;
+        let dw = weights_back::<T, F>(device, dim, Some(&norm), &factors, adapters)?;
         Ok((dx, Some(dw)))
     }
 }
@@ -933,10 +849,8 @@ impl<O: Fused> Adapted<O> {
         let device = device_of(x);
         let (x, flat) = (values::<T>(x, x_layout)?, values::<T>(flat, flat_layout)?);
         let weights = self.low_rank.cuda_sum::<T>(&device, &self.parts, &flat)?;
-        let shape = packed_shape(&self.parts);
-        let (out, shape) =
-            self.op
-                .cuda_forward(&device, x, x_layout.shape(), weights.as_view(), &shape)?;
+        let parts = self.op.parts(weights.as_view(), x_layout.shape());
+        let (out, shape) = self.op.cuda_forward(&device, x, x_layout.shape(), &parts)?;
         Ok((cuda::storage_of(out, &device), shape))
     }
 }

@@ -9,11 +9,11 @@ use candle_core::{CudaDevice, CudaStorage};
 use rayon::prelude::*;
 
 #[cfg(feature = "cuda")]
-use super::cuda::run_on_device;
+use super::cuda::{norm_width, run_on_device};
 use super::low_rank::{AdapterGradient, Factors, Fused, LowRank};
 use super::{
-    BlockSetup, Layer, Products, Right, Saved, TASK_ROWS, Wanted, add_partials, by_dtype, gradient,
-    rows_and_width, storage_of, tensor_values, values, weight_gradient,
+    BlockSetup, Products, Right, Saved, TASK_ROWS, Wanted, add_partials, backward, by_dtype,
+    gradient, rows_and_width, storage_of, tensor_values, values, weight_gradient,
 };
 use crate::float::Float;
 use crate::kernels::{Write, rms_norm, rms_norm_again, rms_norm_back, swiglu, swiglu_back};
@@ -123,7 +123,8 @@ impl CustomOp2 for FeedForward {
         res: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        Layer::back(self, x, w, res, grad, Wanted::by_graph(x, w))
+        let wanted = Wanted::by_graph(x, w);
+        backward(self, x, w, res, &grad.contiguous()?, wanted, None)
     }
 }
 
@@ -266,17 +267,24 @@ impl Fused for FeedForward {
     }
 
     #[cfg(feature = "cuda")]
+    fn parts<'a, T>(&self, packed: CudaView<'a, T>, x_shape: &Shape) -> Vec<CudaView<'a, T>> {
+        let dim = norm_width(x_shape).min(packed.len());
+        let (norm, rest) = packed.split_at(dim);
+        let (gate_up, down) = rest.split_at(rest.len() / 3 * 2);
+        vec![norm, gate_up, down]
+    }
+
+    #[cfg(feature = "cuda")]
     fn cuda_forward<T: Float>(
         &self,
         device: &CudaDevice,
         x: CudaView<'_, T>,
         x_shape: &Shape,
-        w: CudaView<'_, T>,
-        w_shape: &Shape,
+        parts: &[CudaView<'_, T>],
     ) -> Result<(CudaSlice<T>, Shape)> {
         match self.products {
-            Products::F32 => self.on_device::<T, T>(device, x, x_shape, w, w_shape),
-            Products::Bf16 => self.on_device::<T, T::Bf16>(device, x, x_shape, w, w_shape),
+            Products::F32 => self.on_device::<T, T>(device, x, x_shape, parts),
+            Products::Bf16 => self.on_device::<T, T::Bf16>(device, x, x_shape, parts),
         }
     }
 
@@ -284,15 +292,17 @@ impl Fused for FeedForward {
     fn cuda_backward<T: Float>(
         &self,
         x: &Tensor,
-        w: &Tensor,
+        parts: &[CudaView<'_, T>],
         res: &Tensor,
         grad: &Tensor,
         wanted: Wanted,
         adapters: Option<AdapterGradient<'_>>,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         match self.products {
-            Products::F32 => self.back_on_device::<T, T>(x, w, res, grad, wanted, adapters),
-            Products::Bf16 => self.back_on_device::<T, T::Bf16>(x, w, res, grad, wanted, adapters),
+            Products::F32 => self.back_on_device::<T, T>(x, parts, res, grad, wanted, adapters),
+            Products::Bf16 => {
+                self.back_on_device::<T, T::Bf16>(x, parts, res, grad, wanted, adapters)
+            }
         }
     }
 }

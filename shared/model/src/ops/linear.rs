@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use super::cuda::run_on_device;
 use super::low_rank::{AdapterGradient, Factors, Fused, LowRank};
 use super::{
-    Layer, Products, Right, TASK_ROWS, Wanted, by_dtype, gradient, rows_and_width, storage_of,
+    Products, Right, TASK_ROWS, Wanted, backward, by_dtype, gradient, rows_and_width, storage_of,
     tensor_values, values, weight_gradient,
 };
 use crate::float::Float;
@@ -74,7 +74,8 @@ impl CustomOp2 for Linear {
         res: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        Layer::back(self, x, w, res, grad, Wanted::by_graph(x, w))
+        let wanted = Wanted::by_graph(x, w);
+        backward(self, x, w, res, &grad.contiguous()?, wanted, None)
     }
 }
 
@@ -157,17 +158,21 @@ impl Fused for Linear {
     }
 
     #[cfg(feature = "cuda")]
+    fn parts<'a, T>(&self, packed: CudaView<'a, T>, _: &Shape) -> Vec<CudaView<'a, T>> {
+        vec![packed]
+    }
+
+    #[cfg(feature = "cuda")]
     fn cuda_forward<T: Float>(
         &self,
         device: &CudaDevice,
         x: CudaView<'_, T>,
         x_shape: &Shape,
-        w: CudaView<'_, T>,
-        w_shape: &Shape,
+        parts: &[CudaView<'_, T>],
     ) -> Result<(CudaSlice<T>, Shape)> {
         match self.0 {
-            Products::F32 => self.on_device::<T, T>(device, x, x_shape, w, w_shape),
-            Products::Bf16 => self.on_device::<T, T::Bf16>(device, x, x_shape, w, w_shape),
+            Products::F32 => self.on_device::<T, T>(device, x, x_shape, parts),
+            Products::Bf16 => self.on_device::<T, T::Bf16>(device, x, x_shape, parts),
         }
     }
 
@@ -175,15 +180,17 @@ impl Fused for Linear {
     fn cuda_backward<T: Float>(
         &self,
         x: &Tensor,
-        w: &Tensor,
+        parts: &[CudaView<'_, T>],
         res: &Tensor,
         grad: &Tensor,
         wanted: Wanted,
         adapters: Option<AdapterGradient<'_>>,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         match self.0 {
-            Products::F32 => self.back_on_device::<T, T>(x, w, res, grad, wanted, adapters),
-            Products::Bf16 => self.back_on_device::<T, T::Bf16>(x, w, res, grad, wanted, adapters),
+            Products::F32 => self.back_on_device::<T, T>(x, parts, res, grad, wanted, adapters),
+            Products::Bf16 => {
+                self.back_on_device::<T, T::Bf16>(x, parts, res, grad, wanted, adapters)
+            }
         }
     }
 }

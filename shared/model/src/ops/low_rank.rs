@@ -19,6 +19,7 @@ use super::{
 };
 use crate::float::Float;
 use crate::kernels::{Matrix, MatrixMut, Write, matmul, project};
+use crate::tape::Operand;
 
 /// One adapted matrix `[outputs, inputs]` among the packed weights of an operation.
 #[derive(Debug, Clone, Copy)]
@@ -62,6 +63,11 @@ pub(crate) trait Fused: Send + Sync {
         adapters: Option<AdapterGradient<'_>>,
     ) -> Result<(Option<Tensor>, Option<Tensor>)>;
 
+    /// The parts of the packed weights: the norm's where there is one, then matrices. Of a part, several that lie
+    /// behind each other may take the place.
+    #[cfg(feature = "cuda")]
+    fn parts<'a, T>(&self, packed: CudaView<'a, T>, x_shape: &Shape) -> Vec<CudaView<'a, T>>;
+
     /// [`Self::forward`] on a device.
     #[cfg(feature = "cuda")]
     fn cuda_forward<T: Float>(
@@ -69,16 +75,15 @@ pub(crate) trait Fused: Send + Sync {
         device: &CudaDevice,
         x: CudaView<'_, T>,
         x_shape: &Shape,
-        w: CudaView<'_, T>,
-        w_shape: &Shape,
+        parts: &[CudaView<'_, T>],
     ) -> Result<(CudaSlice<T>, Shape)>;
 
-    /// [`Self::backward`] on a device.
+    /// [`Self::backward`] on a device; gradients of the weights lie behind each other.
     #[cfg(feature = "cuda")]
     fn cuda_backward<T: Float>(
         &self,
         x: &Tensor,
-        w: &Tensor,
+        parts: &[CudaView<'_, T>],
         res: &Tensor,
         grad: &Tensor,
         wanted: Wanted,
@@ -374,16 +379,29 @@ impl<O: Fused> CustomOp2 for Adapted<O> {
         res: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        Layer::back(self, x, flat, res, grad, Wanted::by_graph(x, flat))
+        self.back_to(x, flat, res, grad, Wanted::by_graph(x, flat))
     }
 }
 
 impl<O: Fused> Layer for Adapted<O> {
-    fn run(&self, x: &Tensor, flat: &Tensor) -> Result<Tensor> {
-        x.contiguous()?.apply_op2_no_bwd(flat, self)
+    fn run(&self, x: &Tensor, w: &Operand) -> Result<Tensor> {
+        x.contiguous()?.apply_op2_no_bwd(w.flat()?, self)
     }
 
     fn back(
+        &self,
+        x: &Tensor,
+        w: &Operand,
+        res: &Tensor,
+        grad: &Tensor,
+        wanted: Wanted,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        self.back_to(x, w.flat()?, res, grad, wanted)
+    }
+}
+
+impl<O: Fused> Adapted<O> {
+    fn back_to(
         &self,
         x: &Tensor,
         flat: &Tensor,

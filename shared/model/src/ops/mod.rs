@@ -22,10 +22,13 @@ use rayon::prelude::*;
 use crate::float::Float;
 pub use crate::kernels::Products;
 use crate::kernels::{Matrix, MatrixMut, Right, Write};
+use crate::tape::Operand;
 
 pub(crate) use attention::{AttentionHeads, BlockSetup, adapted_attention_heads, attention_heads};
 pub use cross_entropy::{LossGradients, SPAN_ROWS};
 pub(crate) use cross_entropy::{cross_entropy_gradients, linear_cross_entropy};
+#[cfg(feature = "cuda")]
+use cuda::{back_on_device, back_parts, run_parts};
 pub use embedding::embedding;
 pub(crate) use embedding::scatter_rows;
 pub(crate) use feed_forward::{FeedForward, adapted_feed_forward, feed_forward};
@@ -113,13 +116,13 @@ impl Wanted {
 /// A fused operation as a tape runs it: once forward, once back, without candle's graph, whose edges each cost a pass
 /// that clears and one that adds.
 pub(crate) trait Layer: Send + Sync {
-    fn run(&self, x: &Tensor, w: &Tensor) -> Result<Tensor>;
+    fn run(&self, x: &Tensor, w: &Operand) -> Result<Tensor>;
 
-    /// Gradients of `x` and of the weights from that of the result.
+    /// Gradients of `x` and of the weights, these behind each other, from that of the result.
     fn back(
         &self,
         x: &Tensor,
-        w: &Tensor,
+        w: &Operand,
         res: &Tensor,
         grad: &Tensor,
         wanted: Wanted,
@@ -127,20 +130,30 @@ pub(crate) trait Layer: Send + Sync {
 }
 
 impl<O: Fused + CustomOp2> Layer for O {
-    fn run(&self, x: &Tensor, w: &Tensor) -> Result<Tensor> {
-        x.contiguous()?.apply_op2_no_bwd(w, self)
+    fn run(&self, x: &Tensor, w: &Operand) -> Result<Tensor> {
+        let x = x.contiguous()?;
+        #[cfg(feature = "cuda")]
+        if x.device().is_cuda() {
+            return by_dtype!(x.dtype(), run_parts(self, &x, w.parts()));
+        }
+        x.apply_op2_no_bwd(w.flat()?, self)
     }
 
     fn back(
         &self,
         x: &Tensor,
-        w: &Tensor,
+        w: &Operand,
         res: &Tensor,
         grad: &Tensor,
         wanted: Wanted,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let grad = grad.contiguous()?;
-        backward(self, x, w, res, &grad, wanted, None)
+        #[cfg(feature = "cuda")]
+        if x.device().is_cuda() {
+            let parts = w.parts();
+            return by_dtype!(x.dtype(), back_parts(self, x, parts, res, &grad, wanted));
+        }
+        backward(self, x, w.flat()?, res, &grad, wanted, None)
     }
 }
 
@@ -158,7 +171,7 @@ fn backward<O: Fused>(
     if x.device().is_cuda() {
         return by_dtype!(
             x.dtype(),
-            op.cuda_backward(x, w, res, grad, wanted, adapters)
+            back_on_device(op, x, w, res, grad, wanted, adapters)
         );
     }
     by_dtype!(x.dtype(), op.backward(x, w, res, grad, wanted, adapters))

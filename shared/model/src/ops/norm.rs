@@ -12,6 +12,7 @@ use super::{
 };
 use crate::float::Float;
 use crate::kernels;
+use crate::tape::Operand;
 
 /// Normalises the last dimension of `x [.., d]` and scales it by `w [d]`.
 pub fn rms_norm(x: &Tensor, w: &Tensor, eps: f64) -> Result<Tensor> {
@@ -53,23 +54,35 @@ impl CustomOp2 for RmsNorm {
         &self,
         x: &Tensor,
         w: &Tensor,
-        res: &Tensor,
+        _res: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        Layer::back(self, x, w, res, grad, Wanted::by_graph(x, w))
+        self.back_to(x, w, grad, Wanted::by_graph(x, w))
     }
 }
 
 impl Layer for RmsNorm {
-    fn run(&self, x: &Tensor, w: &Tensor) -> Result<Tensor> {
-        x.contiguous()?.apply_op2_no_bwd(w, self)
+    fn run(&self, x: &Tensor, w: &Operand) -> Result<Tensor> {
+        x.contiguous()?.apply_op2_no_bwd(w.flat()?, self)
     }
 
     fn back(
         &self,
         x: &Tensor,
-        w: &Tensor,
+        w: &Operand,
         _res: &Tensor,
+        grad: &Tensor,
+        wanted: Wanted,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        self.back_to(x, w.flat()?, grad, wanted)
+    }
+}
+
+impl RmsNorm {
+    fn back_to(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
         grad: &Tensor,
         wanted: Wanted,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {

@@ -1,7 +1,6 @@
 //! A training step of adapters on a frozen base: forward pass, the gradients of the adapters alone, the merged
 //! model, clipping, optimizer and trace.
 
-
 use serde::Deserialize;
 use wmtp_model::{Adapters, LoraSettings, LoraTarget, MtpModel, ParamStore, Params, Rotary};
 

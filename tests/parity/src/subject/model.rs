@@ -1,7 +1,7 @@
 //! A whole training step of a model: `spec/parity.md` 4.2, stages 1 to 13.
 
-use candle_core::backprop::GradStore;
 use candle_core::Tensor;
+use candle_core::backprop::GradStore;
 use serde::Deserialize;
 use wmtp_model::{
     HeadKind, Horizon, MtpModel, Observer, ParamStore, Params, Rotary, Site, ValueModel, loss,

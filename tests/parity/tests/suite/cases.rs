@@ -151,7 +151,8 @@ fn one_wrong_element_fails_at_its_stage_key_and_index() {
                 continue;
             }
             let damaged = damage(&case, key);
-            let report = parity::run(&damaged, Precision::F32, Mode::Chained, &Device::Cpu).unwrap();
+            let report =
+                parity::run(&damaged, Precision::F32, Mode::Chained, &Device::Cpu).unwrap();
             let first = report
                 .first_divergence
                 .as_ref()
