@@ -18,7 +18,7 @@ pub enum Buffer {
     F32(Vec<f32>),
     /// Double precision.
     F64(Vec<f64>),
-    /// On a device, in a tensor that nothing else holds.
+    /// On a device; nothing else reads these numbers.
     #[cfg(feature = "cuda")]
     Device(Tensor),
 }
@@ -36,7 +36,18 @@ impl Buffer {
         }
     }
 
-    /// Zeros for the gradient or a moment of a parameter, where the parameter is.
+    /// What the gradient of a parameter is summed in, where the parameter is: zeros, on a device without memory of their
+    /// own until [`Self::begin`].
+    pub(crate) fn sum_beside(parameter: &Tensor) -> Result<Self> {
+        #[cfg(feature = "cuda")]
+        if parameter.device().is_cuda() {
+            let zero = Tensor::zeros(1, parameter.dtype(), parameter.device())?;
+            return Ok(Self::Device(zero.broadcast_as(parameter.shape())?));
+        }
+        Self::zeros(parameter.dtype(), parameter.elem_count())
+    }
+
+    /// Zeros for a moment of a parameter, where the parameter is.
     pub(crate) fn zeros_beside(parameter: &Tensor) -> Result<Self> {
         #[cfg(feature = "cuda")]
         if parameter.device().is_cuda() {
@@ -112,16 +123,27 @@ impl Buffer {
         self.len() == 0
     }
 
-    /// Sets every number to zero.
-    pub fn clear(&mut self) -> Result<()> {
+    /// Back to [`Self::sum_beside`]: a device's memory is given back, a host's is kept, since its pages are dear.
+    pub(crate) fn clear(&mut self) -> Result<()> {
         match self {
             Self::F32(values) => values.fill(0.0),
             Self::F64(values) => values.fill(0.0),
             #[cfg(feature = "cuda")]
-            Self::Device(values) => wmtp_model::cuda::clear(values)?,
+            Self::Device(values) => *self = Self::sum_beside(values)?,
         }
         Ok(())
     }
+
+    /// Takes the place of zeros: a device's tensor is taken as it is, which spares clearing, adding and memory.
+    pub(crate) fn begin(&mut self, tensor: &Tensor) -> Result<()> {
+        #[cfg(feature = "cuda")]
+        if let Self::Device(sum) = self {
+            *sum = tensor.detach();
+            return Ok(());
+        }
+        self.add(tensor)
+    }
+
 
     /// Adds a tensor of the same kind and size.
     pub fn add(&mut self, tensor: &Tensor) -> Result<()> {

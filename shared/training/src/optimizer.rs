@@ -67,7 +67,7 @@ impl Gradients {
     pub fn zeros(parameters: &[Parameter]) -> Result<Self> {
         let sums = parameters
             .iter()
-            .map(|p| Buffer::zeros_beside(&p.var))
+            .map(|p| Buffer::sum_beside(&p.var))
             .collect::<Result<_>>()?;
         Ok(Self {
             sums,
@@ -87,8 +87,12 @@ impl Gradients {
     /// Adds the gradient of one tensor; tensors that are none of these parameters are passed over.
     pub fn add(&mut self, parameters: &[Parameter], id: TensorId, gradient: &Tensor) -> Result<()> {
         if let Some(index) = parameters.iter().position(|p| p.var.id() == id) {
-            self.sums[index].add(gradient)?;
-            self.touched[index] = true;
+            if self.touched[index] {
+                self.sums[index].add(gradient)?;
+            } else {
+                self.sums[index].begin(gradient)?;
+                self.touched[index] = true;
+            }
         }
         Ok(())
     }
@@ -219,7 +223,9 @@ impl AdamW {
                 eps: step.eps,
                 scale: step.scale,
             };
-            wmtp_model::cuda::adamw_step(&parameter.var, gradient, [first, second], step)?;
+            // Zeros of a parameter that no gradient reached are one zero, seen many times.
+            let gradient = gradient.contiguous()?;
+            wmtp_model::cuda::adamw_step(&parameter.var, &gradient, [first, second], step)?;
         }
         Ok(())
     }

@@ -25,6 +25,9 @@ __device__ inline double power(double x) { return exp(x); }
 __device__ inline float root(float x) { return sqrtf(x); }
 __device__ inline double root(double x) { return sqrt(x); }
 template <class T> __device__ inline T least() { return -(T)INFINITY; }
+template <class T> __device__ inline T lowest();
+template <> __device__ inline float lowest<float>() { return -3.402823466e38f; }
+template <> __device__ inline double lowest<double>() { return -1.7976931348623157e308; }
 
 // Sums and maxima of a warp and of a block; every thread gets the result.
 template <class T> __device__ inline T warp_sum(T x) {
@@ -62,6 +65,23 @@ template <class T> __device__ inline T block_max(T x) {
 }
 
 __device__ inline u64 thread_index() { return (u64)blockIdx.x * blockDim.x + threadIdx.x; }
+
+// Elements that one thread takes where a kernel only passes over memory: so many loads are under way at once.
+constexpr int SPREAD = 4;
+
+// store(i, load(i)) for the SPREAD elements of this thread, neighbours in neighbouring threads, all loads first.
+template <class Load, class Store> __device__ inline void spread(u64 count, Load load, Store store) {
+    u64 first = (u64)blockIdx.x * blockDim.x * SPREAD + threadIdx.x;
+    if (first + (u64)(SPREAD - 1) * blockDim.x < count) {
+        decltype(load(first)) loaded[SPREAD];
+#pragma unroll
+        for (int k = 0; k < SPREAD; k++) loaded[k] = load(first + (u64)k * blockDim.x);
+#pragma unroll
+        for (int k = 0; k < SPREAD; k++) store(first + (u64)k * blockDim.x, loaded[k]);
+    } else {
+        for (u64 i = first; i < count; i += blockDim.x) store(i, load(i));
+    }
+}
 
 // One block per row: out = x / sqrt(mean x^2 + eps) * w, and the inverse root.
 template <class T, class F>
@@ -240,24 +260,37 @@ __device__ inline void causal_softmax_back(const F *probabilities, const T *grad
 
 // silu(gate) * up for rows [gate f | up f].
 template <class T, class F> __device__ inline void swiglu(const T *gate_up, F *out, int ffn, u64 count) {
-    u64 index = thread_index();
-    if (index >= count) return;
-    u64 at = index / ffn * 2 * ffn + index % ffn;
-    T gate = gate_up[at], up = gate_up[at + ffn];
-    out[index] = narrow<F, T>(gate / ((T)1 + power(-gate)) * up);
+    struct Halves {
+        T gate, up;
+    };
+    spread(
+        count,
+        [&](u64 index) {
+            u64 at = index / ffn * 2 * ffn + index % ffn;
+            return Halves{gate_up[at], gate_up[at + ffn]};
+        },
+        [&](u64 index, Halves x) { out[index] = narrow<F, T>(x.gate / ((T)1 + power(-x.gate)) * x.up); });
 }
 
 // Gradient of both halves, and the activation once more.
 template <class T, class F>
 __device__ inline void swiglu_back(const T *gate_up, const T *grad, F *d_gate_up, F *act, int ffn, u64 count) {
-    u64 index = thread_index();
-    if (index >= count) return;
-    u64 at = index / ffn * 2 * ffn + index % ffn;
-    T gate = gate_up[at], up = gate_up[at + ffn], d = grad[index];
-    T sigmoid = (T)1 / ((T)1 + power(-gate)), silu = gate * sigmoid;
-    d_gate_up[at] = narrow<F, T>(d * up * sigmoid * ((T)1 + gate * ((T)1 - sigmoid)));
-    d_gate_up[at + ffn] = narrow<F, T>(d * silu);
-    act[index] = narrow<F, T>(silu * up);
+    struct Halves {
+        u64 at;
+        T gate, up, d;
+    };
+    spread(
+        count,
+        [&](u64 index) {
+            u64 at = index / ffn * 2 * ffn + index % ffn;
+            return Halves{at, gate_up[at], gate_up[at + ffn], grad[index]};
+        },
+        [&](u64 index, Halves x) {
+            T sigmoid = (T)1 / ((T)1 + power(-x.gate)), silu = x.gate * sigmoid;
+            d_gate_up[x.at] = narrow<F, T>(x.d * x.up * sigmoid * ((T)1 + x.gate * ((T)1 - sigmoid)));
+            d_gate_up[x.at + ffn] = narrow<F, T>(x.d * silu);
+            act[index] = narrow<F, T>(silu * x.up);
+        });
 }
 
 // One block per row of logits: ce = log sum exp(z) - z_target; where `out` is not null, weight * (softmax - onehot).
@@ -266,15 +299,20 @@ __device__ inline void cross_entropy(const T *logits, const u32 *targets, const 
                                      int vocab) {
     u64 start = (u64)blockIdx.x * vocab;
     const T *row = logits + start;
-    T top = least<T>();
+    // One pass for both: the exponentials below the largest number so far.
+    T top = lowest<T>(), sum = 0;
     for (int i = threadIdx.x; i < vocab; i += blockDim.x) {
         T x = row[i];
-        top = (x > top || x != x) ? x : top;
+        if (x > top) {
+            sum = sum * power(top - x) + (T)1;
+            top = x;
+        } else {
+            sum += power(x - top);
+        }
     }
-    top = block_max(top);
-    T sum = 0;
-    for (int i = threadIdx.x; i < vocab; i += blockDim.x) sum += power(row[i] - top);
-    sum = block_sum(sum);
+    T most = block_max(top);
+    sum = block_sum(sum * power(top - most));
+    top = most;
     int target = targets[blockIdx.x];
     if (threadIdx.x == 0) ce[blockIdx.x] = log((double)sum) + ((double)top - (double)row[target]);
     if (!out) return;
@@ -305,8 +343,7 @@ __device__ inline void scatter_rows(const T *grad, const u32 *order, const u32 *
 
 // Factors in their own type.
 template <class T, class F> __device__ inline void cast(const T *x, F *out, u64 count) {
-    u64 index = thread_index();
-    if (index < count) out[index] = narrow<F, T>(x[index]);
+    spread(count, [&](u64 index) { return x[index]; }, [&](u64 index, T x) { out[index] = narrow<F, T>(x); });
 }
 
 template <class T> __device__ inline void add_into(T *sum, const T *x, u64 count) {
@@ -316,9 +353,13 @@ template <class T> __device__ inline void add_into(T *sum, const T *x, u64 count
 
 // One partial sum per block; blocks of 256 threads stride over the values.
 template <class T> __device__ inline void sum_of_squares(const T *x, double *parts, u64 count) {
-    double sum = 0;
-    for (u64 i = thread_index(); i < count; i += (u64)gridDim.x * blockDim.x) sum += (double)x[i] * (double)x[i];
-    sum = block_sum(sum);
+    double sums[SPREAD] = {};
+    u64 step = (u64)gridDim.x * blockDim.x, i = thread_index();
+    for (; i + (SPREAD - 1) * step < count; i += SPREAD * step)
+#pragma unroll
+        for (int k = 0; k < SPREAD; k++) sums[k] += (double)x[i + k * step] * (double)x[i + k * step];
+    for (; i < count; i += step) sums[0] += (double)x[i] * (double)x[i];
+    double sum = block_sum(sums[0] + sums[1] + sums[2] + sums[3]);
     if (threadIdx.x == 0) parts[blockIdx.x] = sum;
 }
 

@@ -17,6 +17,9 @@ const PTX: &str = include_str!(concat!(env!("OUT_DIR"), "/kernels.ptx"));
 /// Threads of a block.
 const THREADS: u32 = 256;
 
+/// Elements that a thread takes of a kernel that only passes over memory, as in `kernels.cu`.
+const SPREAD: usize = 4;
+
 /// Rows that one part of a norm's weight gradient sums.
 const SPAN: usize = 256;
 
@@ -45,6 +48,11 @@ macro_rules! launch {
     }};
 }
 pub(super) use launch;
+
+/// One thread for [`SPREAD`] of `count` elements.
+fn spread(count: usize) -> LaunchConfig {
+    blocks(count.div_ceil(THREADS as usize * SPREAD))
+}
 
 /// One thread for each of `count` elements.
 pub(super) fn each(count: usize) -> LaunchConfig {
@@ -82,7 +90,7 @@ pub(super) fn cast<T: OnDevice, F: Factor<T>>(
     let count = x.len();
     holds("factors", to.len(), count)?;
     if count > 0 {
-        launch!(device, "cast", F::TYPES, each(count); x, &mut to, &(count as u64));
+        launch!(device, "cast", F::TYPES, spread(count); x, &mut to, &(count as u64));
     }
     Ok(())
 }
@@ -300,7 +308,7 @@ pub(crate) fn swiglu<T: OnDevice, F: Factor<T>>(
     let count = gate_up.len() / 2;
     let mut out = empty::<F>(device, count)?;
     if count > 0 {
-        launch!(device, "swiglu", F::TYPES, each(count); gate_up, &mut out, &(ffn as i32), &(count as u64));
+        launch!(device, "swiglu", F::TYPES, spread(count); gate_up, &mut out, &(ffn as i32), &(count as u64));
     }
     Ok(out)
 }
@@ -316,7 +324,7 @@ pub(crate) fn swiglu_back<T: OnDevice, F: Factor<T>>(
     holds("gate and up", gate_up.len(), 2 * count)?;
     let (mut d_gate_up, mut act) = (empty::<F>(device, 2 * count)?, empty::<F>(device, count)?);
     if count > 0 {
-        launch!(device, "swiglu_back", F::TYPES, each(count);
+        launch!(device, "swiglu_back", F::TYPES, spread(count);
             gate_up, grad, &mut d_gate_up, &mut act, &(ffn as i32), &(count as u64));
     }
     Ok((d_gate_up, act))

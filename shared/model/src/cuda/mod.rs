@@ -25,7 +25,7 @@ pub(crate) use kernels::{
     rms_norm_back, rms_norm_weights_back, scatter_rows, softmax, softmax_back, split_heads, swiglu,
     swiglu_back,
 };
-pub use optimizer::{AdamWStep, adamw_step, add_into, clear, squared_norms};
+pub use optimizer::{AdamWStep, adamw_step, add_into, squared_norms};
 pub(crate) use product::{Matrix, MatrixMut, product, weight_gradient};
 
 /// Element types of tensors on a device.

@@ -13,16 +13,11 @@ use crate::float::Float;
 use crate::ops::by_dtype;
 
 /// Blocks that each leave one partial sum of squares.
-const PARTS: usize = 256;
+const PARTS: usize = 1024;
 
 /// Adds `x` to `sum`, which no graph may hold.
 pub fn add_into(sum: &Tensor, x: &Tensor) -> Result<()> {
     sum.inplace_op2(&x.contiguous()?, &AddInto)
-}
-
-/// Sets every element to zero; no graph may hold the tensor.
-pub fn clear(tensor: &Tensor) -> Result<()> {
-    tensor.inplace_op1(&Clear)
 }
 
 /// Sum of squares of each tensor, in double precision and a fixed order.
@@ -33,6 +28,7 @@ pub fn squared_norms(tensors: &[Tensor]) -> Result<Vec<f64>> {
     let device = first.device().as_cuda_device()?;
     let mut parts = device.alloc_zeros::<f64>(tensors.len() * PARTS)?;
     for (index, tensor) in tensors.iter().enumerate() {
+        let tensor = &tensor.contiguous()?;
         let part = parts.slice_mut(index * PARTS..(index + 1) * PARTS);
         by_dtype!(tensor.dtype(), squares(device, tensor, part))?;
     }
@@ -95,29 +91,6 @@ fn add<T: Float>(
     let mut sum = T::as_cuda_slice_mut(sum)?.slice_mut(start..end);
     launch!(&device, "add_into", T::TYPE, each(x.len()); &mut sum, &x, &(x.len() as u64));
     Ok(())
-}
-
-struct Clear;
-
-impl InplaceOp1 for Clear {
-    fn name(&self) -> &'static str {
-        "clear"
-    }
-
-    fn cpu_fwd(&self, _: &mut CpuStorage, _: &Layout) -> Result<()> {
-        candle_core::bail!("{} is the device's", self.name())
-    }
-
-    fn cuda_fwd(&self, storage: &mut CudaStorage, layout: &Layout) -> Result<()> {
-        by_dtype!(storage.dtype(), zero(storage, layout))
-    }
-}
-
-fn zero<T: Float>(storage: &mut CudaStorage, layout: &Layout) -> Result<()> {
-    let stream = device_of(storage).cuda_stream();
-    let (start, end) = whole(layout)?;
-    let mut values = T::as_cuda_slice_mut(storage)?.slice_mut(start..end);
-    stream.memset_zeros(&mut values).w()
 }
 
 fn whole(layout: &Layout) -> Result<(usize, usize)> {

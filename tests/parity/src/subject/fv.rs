@@ -1,6 +1,6 @@
 //! Function vectors of fixed trials: mean head activations, indirect effects, top heads, the vector, its injection.
 
-use candle_core::Tensor;
+use candle_core::{DType, Device, Tensor};
 use serde::Deserialize;
 use wmtp_model::function_vectors::{
     BlockAt, FunctionVector, IndirectEffects, Prompt, TopHead, Trial, Trials, indirect_effects,
@@ -10,7 +10,7 @@ use wmtp_model::{Horizon, MtpModel, Params};
 
 use super::batch::{ModelConfig, shared_rotary};
 use super::{Mutation, Run};
-use crate::{Error, Precision, Values};
+use crate::{Error, Values};
 
 #[derive(Deserialize)]
 struct Config {
