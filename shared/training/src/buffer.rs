@@ -144,7 +144,6 @@ impl Buffer {
         self.add(tensor)
     }
 
-
     /// Adds a tensor of the same kind and size.
     pub fn add(&mut self, tensor: &Tensor) -> Result<()> {
         let tensor = tensor.contiguous()?;

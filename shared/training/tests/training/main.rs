@@ -5,6 +5,7 @@
     reason = "helpers of tests fail where the test would"
 )]
 
+mod device;
 mod golden;
 mod long;
 mod lora;

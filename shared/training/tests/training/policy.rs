@@ -183,6 +183,7 @@ fn the_divisor_is_the_number_of_targets_of_the_whole_step() {
             .get(index)
             .clone()
             .into_f64()
+            .unwrap()
             .into_iter()
             .zip(split_gradients.get(index).clone().into_f64().unwrap());
         for (one, other) in pairs {
@@ -278,7 +279,10 @@ const ALGORITHMS: [&str; 5] = [
 
 /// Everything that a finished run leaves: its last state (parameters, moments, best weights, metrics, trace of the
 /// token weights) and the model that it publishes.
-fn finished(trainer: &mut PolicyTrainer<'_>, store: &ParamStore) -> BTreeMap<String, Vec<u8>> {
+pub(crate) fn finished(
+    trainer: &mut PolicyTrainer<'_>,
+    store: &ParamStore,
+) -> BTreeMap<String, Vec<u8>> {
     while !trainer.is_done() {
         trainer.advance().unwrap();
     }
