@@ -15,6 +15,9 @@ MODE ?= chained
 # HumanEval's problems for `make bench-grade`.
 HUMANEVAL ?= $(firstword $(wildcard ../shared/datasets/humaneval/HumanEval*.jsonl*) HumanEval.jsonl.gz)
 
+# Of `make cuda-build`: dev compiles faster and runs slower.
+PROFILE ?= release
+
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 TOOLS := .wmtp/tools
 CARGO_DENY := $(TOOLS)/bin/cargo-deny
@@ -28,6 +31,10 @@ help: ## List the targets
 .PHONY: build
 build: ## Compile every binary
 	cargo build --workspace
+
+.PHONY: cuda-build
+cuda-build: ## The programs that can use a GPU, on a machine that needs none. PROFILE=release|dev
+	docker/cuda/build.sh $(TARGET)/cuda $(PROFILE)
 
 .PHONY: demo
 demo: build ## The whole chain on this machine: data to site. DATA=micropy|mbpp RAW=folder SEEDS=1
