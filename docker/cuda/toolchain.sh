@@ -28,18 +28,18 @@ made_from() {
 # The compiler: wheels pinned by version and digest. They are unpacked; nothing is installed.
 get_nvcc() {
   made_from "$nvcc" <"$here/wheels.txt" && return
-  echo "nvcc: fetches 160 MB of wheels"
+  echo "nvcc: fetches 180 MB of wheels"
   rm -rf "$nvcc" && mkdir "$nvcc"
   python3 -m venv "$nvcc/pip" || refuse "python3 cannot make a virtual environment: install python3-venv"
   # The platform is spelled out so that every pip takes just these wheels.
   "$nvcc/pip/bin/pip" download -q --disable-pip-version-check --no-deps --only-binary=:all: --require-hashes \
     --python-version 3.12 --platform manylinux_2_27_x86_64 --platform manylinux_2_17_x86_64 \
-    --platform manylinux_2_12_x86_64 --dest "$nvcc/wheels" --requirement "$here/wheels.txt"
+    --platform manylinux_2_12_x86_64 --platform manylinux1_x86_64 --dest "$nvcc/wheels" --requirement "$here/wheels.txt"
   local wheel
   for wheel in "$nvcc"/wheels/*.whl; do
     python3 -m zipfile -e "$wheel" "$nvcc"
   done
-  chmod +x "$nvcc"/nvidia/cu13/bin/* "$nvcc"/nvidia/cu13/nvvm/bin/*
+  chmod +x "$nvcc"/nvidia/{cu13,cu13/nvvm,cuda_nvcc}/bin/*
   rm -rf "$nvcc/wheels" "$nvcc/pip"
   sha256sum <"$here/wheels.txt" >"$nvcc/made-from"
 }
