@@ -17,6 +17,8 @@ HUMANEVAL ?= $(firstword $(wildcard ../shared/datasets/humaneval/HumanEval*.json
 
 # Of `make cuda-build`: dev compiles faster and runs slower.
 PROFILE ?= release
+# Of `make cuda-demo`: where training and evaluation compute.
+DEVICE ?= cpu
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 TOOLS := .wmtp/tools
@@ -35,6 +37,14 @@ build: ## Compile every binary
 .PHONY: cuda-build
 cuda-build: ## The programs that can use a GPU, on a machine that needs none. PROFILE=release|dev
 	docker/cuda/build.sh $(TARGET)/cuda $(PROFILE)
+
+.PHONY: cuda-demo
+cuda-demo: build cuda-build ## The demo with the programs of cuda-build. DEVICE=cpu|cuda DATA, RAW and SEEDS as of demo
+	mkdir -p $(TARGET)/cuda/chain
+	ln -sf $(abspath $(TARGET))/debug/{dev-store,sync-storage,prepare-data,build-leaderboard,build-site} $(TARGET)/cuda/chain
+	ln -sf $(abspath $(TARGET))/cuda/bin/{train-stage1,train-stage2,evaluate} $(TARGET)/cuda/chain
+	WMTP_DEVICE=$(DEVICE) WMTP_ROOT=.wmtp/cuda-$(DEVICE) BIN=$(TARGET)/cuda/chain SEEDS=$(SEEDS) \
+		$(if $(filter cuda%,$(DEVICE)),$(TARGET)/cuda/bin/with-cuda) jobs/demo.sh $(DATA) $(RAW)
 
 .PHONY: demo
 demo: build ## The whole chain on this machine: data to site. DATA=micropy|mbpp RAW=folder SEEDS=1
