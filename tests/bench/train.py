@@ -1,6 +1,10 @@
 """`make bench-train`: whole MTP training steps, ours beside PyTorch's, on the same cores in turn.
 
     python train.py TRAIN_RATE [--rounds 3] [--steps 6] [--threads N] [--sizes micro-a,demo,wide] [--products f32,bf16]
+    python train.py TRAIN_RATE --device cuda [--rounds 1] [--sizes 350m,7b-lora,7b]
+
+On a device TRAIN_RATE is built with the feature `cuda`, the sizes are others, and the most memory that each side's
+tensors took is printed too. PyTorch computes activations again, block by block, where it would not fit otherwise; so do we.
 
 TRAIN_RATE is our binary (`cargo build --workspace --examples`). A step is forward, backward, clipping and AdamW of one
 MTP model with weighted cross-entropy over every head and token, with f32 products and, where the processor multiplies
@@ -17,23 +21,45 @@ SIZES = {
     "demo": (128, 6, 4, 384, 4, 1024, 128, 32),
     "wide": (512, 8, 4, 1408, 8, 8192, 512, 2),
 }
+# The same, then the rank of adapters upon frozen weights (0 trains every weight), the MiB of activations that we keep,
+# and whether PyTorch computes the activations of blocks again.
+DEVICE_SIZES = {
+    "350m": ((1024, 20, 4, 2816, 16, 32000, 1024, 16), 0, 30000, False),
+    "7b-lora": ((4096, 28, 4, 11008, 32, 32000, 2048, 4), 16, 40000, True),
+    "7b": ((4096, 28, 4, 11008, 32, 32000, 2048, 2), 0, 4000, True),
+}
 WARM_UP = 2
 
 
-def torch_steps(size, steps, compiled, threads, products):
-    """Seconds of each step of the same model in PyTorch."""
+def torch_steps(size, steps, compiled, threads, products, device="cpu", rank=0, again=False):
+    """Seconds of each step of the same model in PyTorch, and the most bytes of a device's memory."""
     import torch
     import torch.nn.functional as F
+    from torch.utils.checkpoint import checkpoint
 
     torch.set_num_threads(threads)
     torch.manual_seed(42)
+    torch.set_default_device(device)
     dim, trunk, heads, ffn, n_heads, vocab, sequence, batch = size
     head_dim = dim // n_heads
+
+    class Adapted(torch.nn.Module):
+        """A frozen layer in bf16, as users load it for adapters, and the adapters."""
+
+        def __init__(self, inputs, outputs):
+            super().__init__()
+            base = torch.nn.Linear(inputs, outputs, bias=False).to(torch.bfloat16)
+            self.base = base.requires_grad_(False)
+            self.a = torch.nn.Parameter(torch.randn(rank, inputs) / inputs**0.5)
+            self.b = torch.nn.Parameter(torch.zeros(outputs, rank))
+
+        def forward(self, x):
+            return self.base(x) + 2.0 * F.linear(F.linear(x, self.a), self.b)
 
     class Block(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            linear = lambda i, o: torch.nn.Linear(i, o, bias=False)
+            linear = Adapted if rank else lambda i, o: torch.nn.Linear(i, o, bias=False)
             self.attention_norm, self.ffn_norm = torch.nn.RMSNorm(dim, 1e-5), torch.nn.RMSNorm(dim, 1e-5)
             self.qkv, self.wo = linear(dim, 3 * dim), linear(dim, dim)
             self.w13, self.w2 = linear(dim, 2 * ffn), linear(ffn, dim)
@@ -60,19 +86,26 @@ def torch_steps(size, steps, compiled, threads, products):
             self.output = torch.nn.Linear(dim, vocab, bias=False)
 
         def forward(self, ids, weights, cos, sin):
+            run = lambda f, *given: checkpoint(f, *given, use_reentrant=False) if again else f(*given)
             x = self.embed(ids)
             for block in self.trunk:
-                x = block(x, cos, sin)
-            total = 0.0
-            for k, block in enumerate(self.heads, 1):
+                x = run(block, x, cos, sin)
+
+            def head(k, block, x):
                 logits = self.output(self.norm(block(x, cos, sin)))[:, :-k]
-                ce = F.cross_entropy(logits.reshape(-1, vocab), ids[:, k:].reshape(-1), reduction="none")
-                total = total + (ce * weights[:, k:].reshape(-1)).mean()
+                ce = F.cross_entropy(logits.reshape(-1, vocab).float(), ids[:, k:].reshape(-1), reduction="none")
+                return (ce * weights[:, k:].reshape(-1)).mean()
+
+            total = sum(run(head, k, block, x) for k, block in enumerate(self.heads, 1))
             return total / len(self.heads)
 
     model = Mtp()
+    if rank:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name.endswith((".a", ".b")))
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     step_model = torch.compile(model) if compiled else model
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.01, fused=True)
+    optimizer = torch.optim.AdamW(trained, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.01, fused=True)
     ids = (torch.arange(batch * sequence) * 7919 % vocab).view(batch, sequence)
     weights = (0.5 + (torch.arange(sequence) % 3) / 2.0).expand(batch, sequence)
     angles = torch.outer(
@@ -82,58 +115,76 @@ def torch_steps(size, steps, compiled, threads, products):
     secs = []
     for _ in range(steps):
         start = time.perf_counter()
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=products == "bf16"):
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=products == "bf16"):
             loss = step_model(ids, weights, cos, sin)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
+        if device == "cuda":
+            torch.cuda.synchronize()
         secs.append(time.perf_counter() - start)
-    return secs
+    return {"secs": secs, "device_bytes": torch.cuda.max_memory_allocated() if device == "cuda" else None}
 
 
-def matmul_peak(threads, products):
-    """GFLOP/s of PyTorch's product of two 2,048 x 2,048 matrices, best of five."""
+def matmul_peak(threads, products, device="cpu"):
+    """GFLOP/s of PyTorch's product of two 2,048 x 2,048 matrices (8,192 on a device), best of five."""
     import torch
 
     torch.set_num_threads(threads)
     dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[products]
-    a, b = (torch.randn(2048, 2048).to(dtype) for _ in range(2))
+    side = 2048 if device == "cpu" else 8192
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     best = float("inf")
     for _ in range(5):
         start = time.perf_counter()
         a @ b
+        if device == "cuda":
+            torch.cuda.synchronize()
         best = min(best, time.perf_counter() - start)
-    return 2 * 2048**3 / best / 1e9
+    return 2 * side**3 / best / 1e9
 
 
-def flops_per_token(size):
-    """Multiplications and additions of forward and backward: 6 a weight, and causal attention."""
+def flops_per_token(size, rank):
+    """Multiplications and additions of forward and backward: 6 a weight (4 where it is frozen), and causal attention."""
     dim, trunk, heads, ffn, _, vocab, sequence, _ = size
     blocks = trunk + heads
     matrices = blocks * (4 * dim * dim + 3 * dim * ffn) + heads * dim * vocab
-    return 6 * matrices + 6 * blocks * sequence * dim
+    return (4 if rank else 6) * matrices + 6 * blocks * sequence * dim
 
 
 def worker(arguments):
     """Runs one PyTorch contender in a process of its own, so that none warms the other's caches."""
-    size, steps, threads = SIZES[arguments.size], arguments.steps, arguments.threads
+    size, rank, _, again = sizes_on(arguments.device)[arguments.size]
+    steps, threads, products, device = arguments.steps, arguments.threads, arguments.products, arguments.device
     if arguments.worker == "peak":
-        print(json.dumps(matmul_peak(threads, arguments.products)))
+        print(json.dumps(matmul_peak(threads, products, device)))
     else:
-        print(json.dumps(torch_steps(size, steps, arguments.worker == "compiled", threads, arguments.products)))
+        compiled = arguments.worker == "compiled"
+        print(json.dumps(torch_steps(size, steps, compiled, threads, products, device, rank, again)))
 
 
-def run_ours(binary, size, steps, threads, products):
+def sizes_on(device):
+    """Every size as on a device."""
+    return DEVICE_SIZES if device == "cuda" else {name: (size, 0, None, False) for name, size in SIZES.items()}
+
+
+def run_ours(binary, size, steps, threads, products, device):
+    dims, rank, kept, _ = size
     env = os.environ | {"RAYON_NUM_THREADS": str(threads), "CANDLE_NUM_THREADS": "1", "MIMALLOC_PURGE_DELAY": "-1"}
-    found = subprocess.run([binary, *map(str, size), str(steps), products], env=env, check=True, capture_output=True, text=True)
-    return json.loads(found.stdout)["secs"]
+    env |= {"WMTP_DEVICE": device} | ({"LORA": str(rank)} if rank else {})
+    command = [binary, *map(str, dims), str(steps), products, *([str(kept)] if kept else [])]
+    found = subprocess.run(command, env=env, capture_output=True, text=True)
+    if found.returncode != 0:
+        print(f"  ours did not run: {found.stderr.strip()[:400]}", file=sys.stderr)
+        return None
+    return json.loads(found.stdout)
 
 
-def run_torch(kind, name, steps, threads, products):
+def run_torch(kind, name, steps, threads, products, device):
     env = os.environ | {"OMP_NUM_THREADS": str(threads)}
     command = [sys.executable, __file__, "-", "--worker", kind, "--size", name, "--products", products]
-    command += ["--steps", str(steps), "--threads", str(threads)]
+    command += ["--steps", str(steps), "--threads", str(threads), "--device", device]
     found = subprocess.run(command, env=env, capture_output=True, text=True)
     if found.returncode != 0:
         print(f"  PyTorch {kind} did not run: {found.stderr.strip().splitlines()[-1]}", file=sys.stderr)
@@ -153,11 +204,16 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--products", default=default_products())
-    parser.add_argument("--sizes", default=",".join(SIZES))
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--products")
+    parser.add_argument("--sizes")
+    parser.add_argument("--kinds", default="ours,eager,compiled")
     parser.add_argument("--worker", choices=["eager", "compiled", "peak"])
-    parser.add_argument("--size", choices=SIZES, default="micro-a")
+    parser.add_argument("--size", default="micro-a")
     arguments = parser.parse_args()
+    device = arguments.device
+    arguments.products = arguments.products or ("bf16" if device == "cuda" else default_products())
+    arguments.sizes = arguments.sizes or ",".join(sizes_on(device))
     if arguments.worker:
         return worker(arguments)
     binary = str(pathlib.Path(arguments.binary).resolve())
@@ -166,28 +222,34 @@ def main():
     print(f"{'size':<14}{'ours':>9}{'eager':>9}{'compiled':>10}   tokens/s   {'/eager':>7}{'/compiled':>10}  of the matmul peak")
     pairs = [(name, products) for products in arguments.products.split(",") for name in arguments.sizes.split(",")]
     for name, products in pairs:
-        size = SIZES[name]
+        whole = sizes_on(device)[name]
+        size, rank = whole[:2]
         contenders = {
-            "ours": lambda: run_ours(binary, size, steps, threads, products),
-            "eager": lambda: run_torch("eager", name, steps, threads, products),
-            "compiled": lambda: run_torch("compiled", name, steps, threads, products),
+            "ours": lambda: run_ours(binary, whole, steps, threads, products, device),
+            "eager": lambda: run_torch("eager", name, steps, threads, products, device),
+            "compiled": lambda: run_torch("compiled", name, steps, threads, products, device),
         }
-        secs = {kind: [] for kind in contenders}
-        peaks = []
+        kinds = arguments.kinds.split(",")
+        secs = {kind: [] for kind in kinds}
+        peaks, memory = [], {}
         for turn in range(arguments.rounds):
-            kinds = list(contenders)
-            for kind in kinds[turn % 3 :] + kinds[: turn % 3]:
+            first = turn % len(kinds)
+            for kind in kinds[first:] + kinds[:first]:
                 found = contenders[kind]()
-                secs[kind] += found[WARM_UP:] if found else []
-            peaks.append(run_torch("peak", name, steps, threads, products))
+                secs[kind] += found["secs"][WARM_UP:] if found else []
+                if found and found["device_bytes"]:
+                    memory[kind] = found["device_bytes"]
+            peaks.append(run_torch("peak", name, steps, threads, products, device))
         tokens = size[6] * size[7]
         rate = {kind: tokens / statistics.median(found) for kind, found in secs.items() if found}
         cell = lambda kind, width: f"{rate[kind]:>{width},.0f}" if kind in rate else f"{'-':>{width}}"
-        ratio = lambda kind, width: f"{rate['ours'] / rate[kind]:>{width}.2f}" if kind in rate else f"{'-':>{width}}"
-        share = rate["ours"] * flops_per_token(size) / statistics.median(peaks) / 1e9
+        ours = rate.get("ours", float("nan"))
+        ratio = lambda kind, width: f"{ours / rate[kind]:>{width}.2f}" if kind in rate else f"{'-':>{width}}"
+        share = ours * flops_per_token(size, rank) / statistics.median(peaks) / 1e9
+        held = "".join(f"; {kind} {held / 2**30:.1f} GiB" for kind, held in memory.items())
         print(
             f"{name + ' ' + products:<14}{cell('ours', 9)}{cell('eager', 9)}{cell('compiled', 10)}              {ratio('eager', 7)}"
-            f"{ratio('compiled', 10)}  {share:.0%} of {statistics.median(peaks):.0f} GFLOP/s",
+            f"{ratio('compiled', 10)}  {share:.0%} of {statistics.median(peaks):.0f} GFLOP/s{held}",
             flush=True,
         )
 

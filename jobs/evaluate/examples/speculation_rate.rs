@@ -162,7 +162,7 @@ fn train(params: &Params, samples: &[TokenizedSample], steps: usize) -> Result<P
         };
         let counts: Vec<usize> = params.horizons().map(targets).collect();
         let mut loss = StepLoss::new(&counts);
-        gradients.clear();
+        gradients.clear()?;
         let learner = Learner {
             model: &model,
             parameters: engine.parameters(),

@@ -10,8 +10,9 @@ mod value;
 use std::fmt;
 
 use wmtp_job_kit::{Job, JobError, Kind, Output, Plan, PlanCx, Run};
+use wmtp_model::Place;
 use wmtp_recipe::{Recipe, ValueObjective};
-use wmtp_training::session::check_tokenizers;
+use wmtp_training::session::{check_tokenizers, device_option, open_device};
 
 /// Settings that both objectives share with stage 2.
 const SHARED: [&str; 9] = [
@@ -64,6 +65,16 @@ pub struct TrainStage1 {
     /// The model to start from: a name, or an id.
     #[arg(long, value_name = "MODEL")]
     base: String,
+    /// Where to compute: cpu, cuda, or cuda:1 for the second device.
+    #[arg(long, value_name = "DEVICE", env = "WMTP_DEVICE", default_value_t = Place::BUILT_FOR)]
+    device: Place,
+}
+
+/// What the plan hands to the run.
+#[derive(Debug, Clone, Copy)]
+pub struct Work {
+    objective: Objective,
+    place: Place,
 }
 
 impl TrainStage1 {
@@ -80,7 +91,7 @@ impl TrainStage1 {
 }
 
 impl Job for TrainStage1 {
-    type Work = Objective;
+    type Work = Work;
 
     const NAME: &'static str = "train-stage1";
     const ABOUT: &'static str = "Trains the value model and stores advantages, or tunes the reference and stores its cross-entropies.";
@@ -89,13 +100,19 @@ train-stage1 --objective value --data micropy --base micro-mtp --recipe recipe.y
 train-stage1 --objective reference --data micropy --base micro-ref --recipe recipe.yaml --store s3://bucket/wmtp --name v003";
     const VERSION: u32 = 1;
 
-    fn plan(&self, cx: &mut PlanCx<'_>) -> Result<Plan<Objective>, JobError> {
+    fn plan(&self, cx: &mut PlanCx<'_>) -> Result<Plan<Work>, JobError> {
         let recipe = cx.recipe()?.clone();
         self.check(&recipe)?;
         let data = cx.input("data", Kind::ProcessedData, &self.data)?;
         let base = cx.input("base", Kind::BaseModel, &self.base)?;
         check_tokenizers(("data", &data), ("base", &base))?;
-        let plan = Plan::new(self.objective).option("objective", self.objective.to_string());
+        let work = Work {
+            objective: self.objective,
+            place: self.device,
+        };
+        let plan = Plan::new(work)
+            .option("objective", self.objective.to_string())
+            .options(device_option(self.device));
         let mut settings = [SHARED.as_slice(), &BATCHES].concat();
         Ok(match self.objective {
             Objective::Value => {
@@ -112,10 +129,11 @@ train-stage1 --objective reference --data micropy --base micro-ref --recipe reci
         })
     }
 
-    fn run(work: &Objective, run: &mut Run) -> Result<Vec<Output>, JobError> {
-        match work {
-            Objective::Value => value::run(run),
-            Objective::Reference => reference::run(run),
+    fn run(work: &Work, run: &mut Run) -> Result<Vec<Output>, JobError> {
+        let device = open_device(work.place, run)?;
+        match work.objective {
+            Objective::Value => value::run(run, &device),
+            Objective::Reference => reference::run(run, &device),
         }
     }
 }

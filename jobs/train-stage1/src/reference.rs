@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 use wmtp_job_kit::{JobError, Kind, Output, Run};
-use wmtp_model::{Horizon, MtpModel, Params};
+use wmtp_model::{Device, Horizon, MtpModel, Params};
 use wmtp_recipe::Recipe;
 use wmtp_recipe::seed::stream;
 use wmtp_records::{Split, jsonl};
@@ -29,12 +29,13 @@ struct Summary {
     mean_train_ce: Option<f64>,
 }
 
-pub(crate) fn run(run: &Run) -> Result<Vec<Output>, JobError> {
+pub(crate) fn run(run: &Run, device: &Device) -> Result<Vec<Output>, JobError> {
     let recipe = run.recipe();
     let data_dir = run.input("data")?;
     let train = load_tokens(&data_dir, Split::Train)?;
     let validation = load_tokens(&data_dir, Split::Validation)?;
-    let (params, store) = load_bundle(&run.input("base")?, dtype(recipe.model.dtype))?;
+    let dtype = dtype(recipe.model.dtype);
+    let (params, store) = load_bundle(&run.input("base")?, dtype, device)?;
     check_vocabulary(&params, run.manifest("data")?)?;
     let next_token = only_head(&params)?;
 
@@ -44,7 +45,7 @@ pub(crate) fn run(run: &Run) -> Result<Vec<Output>, JobError> {
     let held_out = Rows::correct(&validation);
     let mut trainer =
         PolicyTrainer::new(&params, &store, rows, held_out, scorer, settings(recipe))?;
-    drive(&mut trainer, run, "reference")?;
+    drive(&mut trainer, run, device, "reference")?;
     let best_step = trainer.finish()?;
 
     run.log(format!(

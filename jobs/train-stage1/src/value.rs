@@ -78,12 +78,12 @@ impl Labelled {
     }
 }
 
-pub(crate) fn run(run: &Run) -> Result<Vec<Output>, JobError> {
+pub(crate) fn run(run: &Run, device: &Device) -> Result<Vec<Output>, JobError> {
     let recipe = run.recipe();
     let data_dir = run.input("data")?;
     let train = Labelled::load(&data_dir, Split::Train)?;
     let validation = Labelled::load(&data_dir, Split::Validation)?;
-    let (params, store) = parameters(run, recipe)?;
+    let (params, store) = parameters(run, recipe, device)?;
     let balance = stream(recipe.seed, "stage1/balance");
     let train_rows = balanced_rows(&train.tokens, &train.problems, balance);
     let train_count = train_rows.len();
@@ -100,7 +100,7 @@ pub(crate) fn run(run: &Run) -> Result<Vec<Output>, JobError> {
         },
         settings(recipe)?,
     )?;
-    drive(&mut trainer, run, "value model")?;
+    drive(&mut trainer, run, device, "value model")?;
     let best_step = trainer.finish()?;
     let quality = judge(&trainer, &validation)?;
     let gate_passed = gate(run, recipe, &quality)?;
@@ -123,14 +123,18 @@ pub(crate) fn run(run: &Run) -> Result<Vec<Output>, JobError> {
     Ok(vec![model, advantages])
 }
 
-fn parameters(run: &Run, recipe: &Recipe) -> Result<(Params, ValueParameters), JobError> {
+fn parameters(
+    run: &Run,
+    recipe: &Recipe,
+    device: &Device,
+) -> Result<(Params, ValueParameters), JobError> {
     let dtype = dtype(recipe.model.dtype);
-    let (params, base) = load_bundle(&run.input("base")?, dtype)?;
+    let (params, base) = load_bundle(&run.input("base")?, dtype, device)?;
     check_vocabulary(&params, run.manifest("data")?)?;
     let seed = stream(recipe.seed, "stage1/value-head");
     let bias = objective(recipe)?.bias();
     let trunk = ParamStore::value_trunk_from(&params, &base).map_err(Error::from)?;
-    let head = ParamStore::init_value_head(head(recipe), &params, seed, bias, dtype, &Device::Cpu)
+    let head = ParamStore::init_value_head(head(recipe), &params, seed, bias, dtype, device)
         .map_err(Error::from)?;
     Ok((params, ValueParameters { trunk, head }))
 }

@@ -8,13 +8,13 @@ mod scorer;
 
 use serde_json::Value;
 use wmtp_job_kit::{Job, JobError, Kind, Manifest, Output, Plan, PlanCx, Run};
-use wmtp_model::Params;
+use wmtp_model::{Params, Place};
 use wmtp_recipe::seed::stream;
 use wmtp_recipe::{Algo, Recipe};
 use wmtp_records::Split;
 use wmtp_training::session::{
-    adapters, bundle, check_tokenizers, check_vocabulary, drive, dtype, load_bundle, load_tokens,
-    products,
+    adapters, bundle, check_tokenizers, check_vocabulary, device_option, drive, dtype, load_bundle,
+    load_tokens, open_device, products,
 };
 use wmtp_training::{Error, OptimSettings, PolicySettings, PolicyTrainer, Rows};
 
@@ -33,6 +33,9 @@ pub struct TrainStage2 {
     /// Cross-entropies of the tuned reference, for the algorithm rho1.
     #[arg(long, value_name = "REFERENCE")]
     reference_ce: Option<String>,
+    /// Where to compute: cpu, cuda, or cuda:1 for the second device.
+    #[arg(long, value_name = "DEVICE", env = "WMTP_DEVICE", default_value_t = Place::BUILT_FOR)]
+    device: Place,
 }
 
 /// What the plan found out.
@@ -40,6 +43,7 @@ pub struct TrainStage2 {
 pub struct Work {
     /// The settings that were hashed.
     options: Value,
+    place: Place,
 }
 
 impl TrainStage2 {
@@ -154,20 +158,24 @@ train-stage2 --data micropy --base micro-mtp --reference-ce v003 --recipe v003.y
         let options = recipe.section_options(&sections(&recipe));
         let work = Work {
             options: options.clone(),
+            place: self.device,
         };
         let plan = Plan::new(work)
             .options(options)
+            .options(device_option(self.device))
             .output("checkpoint", Kind::Checkpoint);
         Ok(notes.into_iter().fold(plan, Plan::note))
     }
 
     fn run(work: &Work, run: &mut Run) -> Result<Vec<Output>, JobError> {
+        let device = open_device(work.place, run)?;
         let recipe = run.recipe();
         let data_dir = run.input("data")?;
         let train = load_tokens(&data_dir, Split::Train)?;
         let validation = load_tokens(&data_dir, Split::Validation)?;
-        let (params, store) = load_bundle(&run.input("base")?, dtype(recipe.model.dtype))?;
-        let adapters = adapters(recipe, &params)?;
+        let dtype = dtype(recipe.model.dtype);
+        let (params, store) = load_bundle(&run.input("base")?, dtype, &device)?;
+        let adapters = adapters(recipe, &params, &device)?;
         let scorer = scorer::build(run, &train)?;
         let (rows, held_out) = (Rows::correct(&train), Rows::correct(&validation));
         let settings = settings(recipe);
@@ -178,7 +186,7 @@ train-stage2 --data micropy --base micro-mtp --reference-ce v003 --recipe v003.y
             None => PolicyTrainer::new(&params, &store, rows, held_out, scorer, settings),
         }?;
         let label = format!("policy ({})", recipe.experiment.algo);
-        drive(&mut trainer, run, &label)?;
+        drive(&mut trainer, run, &device, &label)?;
         let best_step = trainer.finish()?;
         let written = checkpoint::Checkpoint {
             params: &params,

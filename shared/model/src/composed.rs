@@ -1,6 +1,8 @@
 //! Plain twins of the fused operations, from candle's differentiable ones, and the tests that hold the
 //! two together: values, gradients, finite differences, thread counts.
 
+#[cfg(feature = "cuda")]
+mod device;
 mod low_rank;
 
 use candle_core::{D, DType, Device, Result, Tensor, Var};

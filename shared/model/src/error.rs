@@ -67,6 +67,14 @@ pub enum Error {
     /// The model configuration contradicts itself.
     #[error("model configuration: {0}")]
     Params(String),
+    /// The device that was asked for cannot be had.
+    #[error("cannot compute on {place}: {reason}")]
+    Device {
+        /// What was asked for.
+        place: crate::Place,
+        /// Why not.
+        reason: String,
+    },
     /// The settings of adapters contradict themselves.
     #[error("adapters: {0}")]
     Lora(String),

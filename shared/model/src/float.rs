@@ -9,8 +9,17 @@ use std::ops::Neg;
 
 use candle_core::WithDType;
 
+#[cfg(feature = "cuda")]
+use crate::cuda::OnDevice;
+
+/// What a device asks of its element types; nothing where none is built in.
+#[cfg(not(feature = "cuda"))]
+pub(crate) trait OnDevice {}
+#[cfg(not(feature = "cuda"))]
+impl<T> OnDevice for T {}
+
 /// f32 for training, f64 for the parity suite and finite differences.
-pub(crate) trait Float: WithDType + Neg<Output = Self> {
+pub(crate) trait Float: WithDType + Neg<Output = Self> + OnDevice {
     /// e^x; f32 uses a polynomial that the compiler vectorises.
     fn exp_fast(self) -> Self;
     /// Square root.

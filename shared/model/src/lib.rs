@@ -8,6 +8,8 @@
 //! Shape letters: b batch, s sequence, d hidden, n query heads, g key/value heads, e head dim, f
 //! feed-forward width, v vocabulary.
 
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod error;
 mod float;
 mod kernels;
@@ -16,6 +18,7 @@ mod lora;
 mod model;
 mod observer;
 mod params;
+mod place;
 mod rotary;
 mod rows;
 mod shards;
@@ -39,6 +42,7 @@ pub use model::MtpModel;
 pub use observer::{Observer, Point, Site, Unobserved};
 pub use ops::Products;
 pub use params::{Horizon, Params};
+pub use place::Place;
 pub use rotary::Rotary;
 pub use rows::{Angles, KeyValues, RowBlock, RowEmbedding, RowOutput, Span};
 pub use store::ParamStore;

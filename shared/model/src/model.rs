@@ -191,15 +191,15 @@ fn taped<O: ops::Fused + candle_core::CustomOp2 + 'static>(
     Ok(match adapters {
         Some(low_rank) => (
             Box::new(low_rank.upon_parts(parts, op)),
-            Operand::new(low_rank.flat()?, low_rank.tensors()),
+            Operand::new(low_rank.tensors()),
         ),
-        None => (Box::new(op), Operand::new(packed(parts)?, parts)),
+        None => (Box::new(op), Operand::new(parts)),
     })
 }
 
 /// The weights of one fused operation behind each other. Copying them costs far less than the extra
 /// passes over activations that separate operations would need.
-fn packed(weights: &[Tensor]) -> Result<Tensor> {
+pub(crate) fn packed(weights: &[Tensor]) -> candle_core::Result<Tensor> {
     if let [one] = weights {
         return Ok(one.clone());
     }
@@ -207,7 +207,7 @@ fn packed(weights: &[Tensor]) -> Result<Tensor> {
         .iter()
         .map(Tensor::flatten_all)
         .collect::<candle_core::Result<Vec<_>>>()?;
-    Ok(Tensor::cat(&flat, 0)?)
+    Tensor::cat(&flat, 0)
 }
 
 /// Embeddings, trunk blocks and the final norm: what the policy and the value model have in common.
@@ -284,7 +284,7 @@ impl Body {
 
     /// The shared norm, for a tape.
     pub(crate) fn norm_layer(&self) -> (Box<dyn Layer>, Operand) {
-        let operand = Operand::new(self.norm.clone(), std::slice::from_ref(&self.norm));
+        let operand = Operand::new(std::slice::from_ref(&self.norm));
         (Box::new(RmsNorm::new(self.setup.eps)), operand)
     }
 

@@ -1,5 +1,8 @@
 //! Rotary tables: the angle of position t and pair i is `t · theta^(-2i/e)`.
 
+#[cfg(feature = "cuda")]
+use candle_core::Tensor;
+
 use crate::{Error, Params, Result};
 
 /// Positions for which a model prepares its table: twice the longest sequence of the 7B model.
@@ -11,7 +14,13 @@ pub struct Rotary {
     half: usize,
     cos: Vec<f64>,
     sin: Vec<f64>,
+    #[cfg(feature = "cuda")]
+    on_device: DeviceTables,
 }
+
+/// Cosines and sines by device and element type, as they were first asked for.
+#[cfg(feature = "cuda")]
+type DeviceTables = std::sync::Arc<std::sync::Mutex<Vec<(Tensor, Tensor)>>>;
 
 impl Rotary {
     /// The table of a model for all positions it may meet.
@@ -33,6 +42,8 @@ impl Rotary {
             half,
             cos: angles().map(f64::cos).collect(),
             sin: angles().map(f64::sin).collect(),
+            #[cfg(feature = "cuda")]
+            on_device: DeviceTables::default(),
         }
     }
 
@@ -45,7 +56,36 @@ impl Rotary {
                 sin.len()
             )));
         }
-        Ok(Self { half, cos, sin })
+        Ok(Self {
+            half,
+            cos,
+            sin,
+            #[cfg(feature = "cuda")]
+            on_device: DeviceTables::default(),
+        })
+    }
+
+    /// The whole tables on a device.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn on_device<T: crate::float::Float>(
+        &self,
+        device: &candle_core::CudaDevice,
+    ) -> candle_core::Result<(Tensor, Tensor)> {
+        let place = candle_core::Device::Cuda(device.clone());
+        let mut tables = self
+            .on_device
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let known = |(cos, _): &&(Tensor, Tensor)| {
+            cos.dtype() == T::DTYPE && cos.device().same_device(&place)
+        };
+        if let Some(found) = tables.iter().find(known) {
+            return Ok(found.clone());
+        }
+        let table = |numbers: &[f64]| Tensor::new(numbers, &place)?.to_dtype(T::DTYPE);
+        let made = (table(&self.cos)?, table(&self.sin)?);
+        tables.push(made.clone());
+        Ok(made)
     }
 
     /// Number of prepared positions.

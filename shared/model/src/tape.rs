@@ -5,26 +5,42 @@
 //! so what is kept changes memory and time, never a bit. candle's graph would cut a packed gradient into its parameters
 //! with a pass that clears and one that adds for each of them; here every gradient is handed out as it was made.
 
+use std::sync::OnceLock;
+
 use candle_core::{DType, Tensor, TensorId};
 
 use crate::loss::select_rows;
-use crate::model::{Block, Body};
+use crate::model::{Block, Body, packed};
 use crate::ops::{BlockSetup, Layer, Wanted, scatter_rows};
 use crate::{Params, Result};
 
 /// The weights of one operation.
 pub(crate) struct Operand {
-    /// What the operation reads: the parts behind each other, or the lone part as it is.
-    flat: Tensor,
     /// The tensors that its gradient belongs to.
     parts: Vec<Tensor>,
+    /// The parts behind each other, or the lone part as it is; made for operations that read them so.
+    flat: OnceLock<Tensor>,
 }
 
 impl Operand {
-    pub(crate) fn new(flat: Tensor, parts: &[Tensor]) -> Self {
+    pub(crate) fn new(parts: &[Tensor]) -> Self {
         Self {
-            flat: flat.detach(),
             parts: parts.to_vec(),
+            flat: OnceLock::new(),
+        }
+    }
+
+    pub(crate) fn parts(&self) -> &[Tensor] {
+        &self.parts
+    }
+
+    pub(crate) fn flat(&self) -> candle_core::Result<&Tensor> {
+        match self.flat.get() {
+            Some(flat) => Ok(flat),
+            None => {
+                let flat = packed(&self.parts)?.detach();
+                Ok(self.flat.get_or_init(|| flat))
+            }
         }
     }
 
@@ -63,7 +79,7 @@ struct Step {
 
 impl Step {
     fn run((layer, operand): (Box<dyn Layer>, Operand), input: Tensor) -> Result<Self> {
-        let output = layer.run(&input, &operand.flat)?;
+        let output = layer.run(&input, &operand)?;
         Ok(Self {
             layer,
             input,
@@ -83,13 +99,7 @@ impl Step {
         let wanted = Wanted { input, weights };
         let (of_input, of_weights) = self
             .layer
-            .back(
-                &self.input,
-                &self.operand.flat,
-                &self.output,
-                gradient,
-                wanted,
-            )
+            .back(&self.input, &self.operand, &self.output, gradient, wanted)
             .map_err(crate::Error::from)?;
         if let Some(of_weights) = of_weights {
             self.operand.hand_out(&of_weights, take)?;

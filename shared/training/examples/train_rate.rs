@@ -1,15 +1,18 @@
 //! Our side of `make bench-train`: whole optimiser steps of one model, timed one by one.
 //!
 //! `train_rate DIM TRUNK HEADS FFN ATTENTION_HEADS VOCAB SEQUENCE BATCH STEPS f32|bf16 [ACTIVATION_MIB]` prints one JSON
-//! object with the seconds and the loss of every step (forward, backward, clipping, AdamW).
+//! object with the seconds and the loss of every step (forward, backward, clipping, AdamW). `WMTP_DEVICE=cuda` runs it
+//! on a device, `LORA=r` trains adapters of that rank in place of the weights.
 
 use std::error::Error;
 use std::io::Write;
 use std::time::Instant;
 
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
 use wmtp_data_sets::PaddedBatch;
-use wmtp_model::{Horizon, MtpModel, ParamStore, Params, Products};
+use wmtp_model::{
+    Adapters, Horizon, LoraSettings, LoraTarget, MtpModel, ParamStore, Params, Place, Products,
+};
 use wmtp_training::engine::Engine;
 use wmtp_training::heads::{Learner, StepLoss, Target, accumulate};
 use wmtp_training::optimizer::parameters;
@@ -108,6 +111,62 @@ fn batch(size: &Size) -> PaddedBatch {
     }
 }
 
+fn place() -> std::result::Result<Place, String> {
+    std::env::var("WMTP_DEVICE").map_or(Ok(Place::Cpu), |name| name.parse())
+}
+
+/// Weights as a run on the CPU starts with; on a device random ones that are made there, which takes seconds where
+/// billions of them would take minutes.
+fn weights(params: &Params, device: &Device) -> std::result::Result<ParamStore, Box<dyn Error>> {
+    if device.is_cpu() {
+        return Ok(ParamStore::init(params, 42, DType::F32, device)?);
+    }
+    let random = |(name, shape): (String, Vec<usize>)| -> candle_core::Result<(String, Tensor)> {
+        let tensor = match shape[..] {
+            [len] => Tensor::ones(len, DType::F32, device)?,
+            [..] => Tensor::randn(0f32, 0.02, shape, device)?,
+        };
+        Ok((name, tensor))
+    };
+    let tensors = params.tensor_shapes().into_iter().map(random);
+    Ok(ParamStore::from_tensors(
+        tensors.collect::<candle_core::Result<_>>()?,
+    )?)
+}
+
+/// Adapters on every linear layer, of the rank that `LORA` says.
+fn adapters(
+    params: &Params,
+    device: &Device,
+) -> std::result::Result<Option<Adapters>, Box<dyn Error>> {
+    let Ok(rank) = std::env::var("LORA") else {
+        return Ok(None);
+    };
+    let r = rank.parse()?;
+    let settings = LoraSettings {
+        r,
+        alpha: 2.0 * r as f64,
+        targets: LoraTarget::ALL.to_vec(),
+    };
+    Ok(Some(Adapters::init(
+        params,
+        settings,
+        42,
+        DType::F32,
+        device,
+    )?))
+}
+
+/// The most bytes that tensors have held on the device.
+fn device_bytes(device: &Device) -> Option<u64> {
+    #[cfg(feature = "cuda")]
+    if device.is_cuda() {
+        return wmtp_model::cuda::peak_memory(device).ok();
+    }
+    debug_assert!(device.is_cpu());
+    None
+}
+
 fn main() -> std::result::Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let size = size(&arguments).ok_or("usage: see the first lines of the source")?;
@@ -115,8 +174,15 @@ fn main() -> std::result::Result<(), Box<dyn Error>> {
     rayon::ThreadPoolBuilder::new()
         .use_current_thread()
         .build_global()?;
-    let store = ParamStore::init(&size.params, 42, DType::F32, &Device::Cpu)?;
-    let model = MtpModel::new(&size.params, &store)?.with_products(size.products);
+    let device = place()?.open()?;
+    let store = weights(&size.params, &device)?;
+    let adapters = adapters(&size.params, &device)?;
+    let model = match &adapters {
+        Some(adapters) => MtpModel::adapted(&size.params, &store, adapters)?,
+        None => MtpModel::new(&size.params, &store)?,
+    }
+    .with_products(size.products);
+    let trained = adapters.as_ref().map_or(&store, Adapters::store);
     let settings = OptimSettings {
         adamw: AdamWSettings {
             beta1: 0.9,
@@ -132,7 +198,7 @@ fn main() -> std::result::Result<(), Box<dyn Error>> {
         early_stop: None,
         room: Room::Measured,
     };
-    let mut engine = Engine::new(parameters(&store, 1e-3), &settings, size.steps as u64)?;
+    let mut engine = Engine::new(parameters(trained, 1e-3), &settings, size.steps as u64)?;
     let mut gradients = Gradients::zeros(engine.parameters())?;
     let batch = batch(&size);
     let counts: Vec<usize> = size
@@ -144,7 +210,7 @@ fn main() -> std::result::Result<(), Box<dyn Error>> {
     for _ in 0..size.steps {
         let start = Instant::now();
         let mut loss = StepLoss::new(&counts);
-        gradients.clear();
+        gradients.clear()?;
         let learner = Learner {
             model: &model,
             parameters: engine.parameters(),
@@ -152,6 +218,7 @@ fn main() -> std::result::Result<(), Box<dyn Error>> {
         };
         accumulate(&learner, &batch, 0, &mut Wave, &mut loss, &mut gradients)?;
         engine.apply(loss.weighted(), &gradients, true)?;
+        device.synchronize()?;
         secs.push(start.elapsed().as_secs_f64());
         losses.push(loss.weighted());
     }
@@ -160,6 +227,7 @@ fn main() -> std::result::Result<(), Box<dyn Error>> {
         "tokens": size.batch * size.sequence,
         "secs": secs,
         "losses": losses,
+        "device_bytes": device_bytes(&device),
     });
     writeln!(std::io::stdout(), "{report}")?;
     Ok(())

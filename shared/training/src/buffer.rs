@@ -1,4 +1,4 @@
-//! Numbers of one tensor on the host, and their files.
+//! Numbers of one tensor where training keeps them, and their files.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -12,12 +12,15 @@ use safetensors::tensor::{Dtype, SafeTensors, View};
 use crate::error::{Error, Result};
 
 /// Numbers of one tensor, in the precision of the parameters.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub enum Buffer {
     /// Single precision.
     F32(Vec<f32>),
     /// Double precision.
     F64(Vec<f64>),
+    /// On a device, in a tensor that nothing else holds.
+    #[cfg(feature = "cuda")]
+    Device(Tensor),
 }
 
 impl Buffer {
@@ -33,7 +36,32 @@ impl Buffer {
         }
     }
 
-    /// Copies a tensor.
+    /// Zeros for the gradient or a moment of a parameter, where the parameter is.
+    pub(crate) fn zeros_beside(parameter: &Tensor) -> Result<Self> {
+        #[cfg(feature = "cuda")]
+        if parameter.device().is_cuda() {
+            return Ok(Self::Device(parameter.detach().zeros_like()?));
+        }
+        Self::zeros(parameter.dtype(), parameter.elem_count())
+    }
+
+    /// These numbers where `like` keeps its own; `None` where they are of another kind.
+    pub(crate) fn beside(self, like: &Self) -> Result<Option<Self>> {
+        #[cfg(feature = "cuda")]
+        if let Self::Device(place) = like {
+            let same_kind = self.dtype() == like.dtype() && self.len() == place.elem_count();
+            return same_kind
+                .then(|| {
+                    self.to_tensor(place.dims(), place.device())
+                        .map(Self::Device)
+                })
+                .transpose();
+        }
+        let same_kind = std::mem::discriminant(&self) == std::mem::discriminant(like);
+        Ok(same_kind.then_some(self))
+    }
+
+    /// Copies a tensor to the host.
     pub fn of(tensor: &Tensor) -> Result<Self> {
         let mut buffer = Self::zeros(tensor.dtype(), tensor.elem_count())?;
         buffer.add(tensor)?;
@@ -45,15 +73,28 @@ impl Buffer {
         Ok(match self {
             Self::F32(values) => Tensor::from_slice(values, shape, device)?,
             Self::F64(values) => Tensor::from_slice(values, shape, device)?,
+            #[cfg(feature = "cuda")]
+            Self::Device(values) => values.reshape(shape)?.to_device(device)?,
         })
     }
 
+    /// The numbers on the host.
+    fn on_host(&self) -> Result<Cow<'_, Self>> {
+        #[cfg(feature = "cuda")]
+        if let Self::Device(values) = self {
+            return Ok(Cow::Owned(Self::of(values)?));
+        }
+        Ok(Cow::Borrowed(self))
+    }
+
     /// The numbers in double precision.
-    pub fn into_f64(self) -> Vec<f64> {
-        match self {
+    pub fn into_f64(self) -> Result<Vec<f64>> {
+        Ok(match self {
             Self::F32(values) => values.into_iter().map(f64::from).collect(),
             Self::F64(values) => values,
-        }
+            #[cfg(feature = "cuda")]
+            Self::Device(values) => Self::of(&values)?.into_f64()?,
+        })
     }
 
     /// How many numbers there are.
@@ -61,6 +102,8 @@ impl Buffer {
         match self {
             Self::F32(values) => values.len(),
             Self::F64(values) => values.len(),
+            #[cfg(feature = "cuda")]
+            Self::Device(values) => values.elem_count(),
         }
     }
 
@@ -70,16 +113,24 @@ impl Buffer {
     }
 
     /// Sets every number to zero.
-    pub fn clear(&mut self) {
+    pub fn clear(&mut self) -> Result<()> {
         match self {
             Self::F32(values) => values.fill(0.0),
             Self::F64(values) => values.fill(0.0),
+            #[cfg(feature = "cuda")]
+            Self::Device(values) => wmtp_model::cuda::clear(values)?,
         }
+        Ok(())
     }
 
     /// Adds a tensor of the same kind and size.
     pub fn add(&mut self, tensor: &Tensor) -> Result<()> {
         let tensor = tensor.contiguous()?;
+        #[cfg(feature = "cuda")]
+        if let Self::Device(sum) = self {
+            let tensor = tensor.reshape(sum.shape())?;
+            return Ok(wmtp_model::cuda::add_into(sum, &tensor)?);
+        }
         if !tensor.device().is_cpu() {
             return self.add(&tensor.to_device(&Device::Cpu)?);
         }
@@ -102,18 +153,40 @@ impl Buffer {
         }
     }
 
-    /// Sum of squares in double precision; the order of additions depends on the length alone.
-    pub fn sum_of_squares(&self) -> f64 {
-        match self {
+    /// Sum of squares of each buffer in double precision; the order of additions depends on the lengths alone.
+    pub(crate) fn sums_of_squares(buffers: &[Self]) -> Result<Vec<f64>> {
+        #[cfg(feature = "cuda")]
+        if let Some(tensors) = Self::on_device(buffers) {
+            return Ok(wmtp_model::cuda::squared_norms(&tensors)?);
+        }
+        // Parameters are all in one place, and their buffers with them.
+        let of_host = |buffer: &Self| match buffer {
             Self::F32(values) => sum_of_squares(values),
             Self::F64(values) => sum_of_squares(values),
-        }
+            #[cfg(feature = "cuda")]
+            Self::Device(_) => f64::NAN,
+        };
+        Ok(buffers.par_iter().map(of_host).collect())
+    }
+
+    /// The tensors of buffers that are all on a device.
+    #[cfg(feature = "cuda")]
+    fn on_device(buffers: &[Self]) -> Option<Vec<Tensor>> {
+        let tensor = |buffer: &Self| match buffer {
+            Self::Device(tensor) => Some(tensor.clone()),
+            Self::F32(_) | Self::F64(_) => None,
+        };
+        buffers.iter().map(tensor).collect()
     }
 
     fn dtype(&self) -> Dtype {
         match self {
             Self::F32(_) => Dtype::F32,
             Self::F64(_) => Dtype::F64,
+            #[cfg(feature = "cuda")]
+            Self::Device(values) if values.dtype() == DType::F64 => Dtype::F64,
+            #[cfg(feature = "cuda")]
+            Self::Device(_) => Dtype::F32,
         }
     }
 
@@ -121,6 +194,8 @@ impl Buffer {
         match self {
             Self::F32(values) => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
             Self::F64(values) => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
+            #[cfg(feature = "cuda")]
+            Self::Device(_) => unreachable!("files are written from the host"),
         }
     }
 }
@@ -183,8 +258,12 @@ pub(crate) fn save<'a>(
     path: &Path,
     tensors: impl IntoIterator<Item = (String, &'a [usize], &'a Buffer)>,
 ) -> Result<()> {
-    let views = tensors
+    let named = tensors
         .into_iter()
+        .map(|(name, shape, values)| Ok((name, shape, values.on_host()?)))
+        .collect::<Result<Vec<_>>>()?;
+    let views = named
+        .iter()
         .map(|(name, shape, values)| (name, Named { shape, values }));
     let bytes = safetensors::serialize(views, None).map_err(|error| bad_file(path, error))?;
     write(path, &bytes)

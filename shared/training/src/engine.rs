@@ -232,6 +232,12 @@ impl Engine {
         // Gradients, two moments and the best weights: zeros that take no memory until they are written.
         let bytes = |p: &Parameter| p.var.elem_count() * p.var.dtype().size_in_bytes();
         let unwritten = 4 * parameters.iter().map(bytes).sum::<usize>();
+        let on_device = parameters.iter().any(|p| !p.var.device().is_cpu());
+        let room = if on_device {
+            Room::Allocator
+        } else {
+            settings.room
+        };
         Ok(Self {
             optimizer: AdamW::new(parameters, settings.adamw)?,
             schedule: Schedule::new(total, settings.warmup_ratio, settings.min_lr_ratio),
@@ -239,7 +245,7 @@ impl Engine {
             eval_every: settings.eval_every_steps as u64,
             micro_batch: MicroBatch::new(
                 settings.micro_batch_sequences,
-                settings.room,
+                room,
                 with_margin(unwritten),
             ),
             total,
@@ -333,7 +339,7 @@ impl Engine {
         } else {
             loss
         };
-        let grad_norm = gradients.norm();
+        let grad_norm = gradients.norm()?;
         let step = self.step + 1;
         if !(loss.is_finite() && grad_norm.is_finite()) {
             return self.skip();

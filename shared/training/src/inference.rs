@@ -74,7 +74,7 @@ pub fn raw_values(
     by_row(file, rows, size, |rows| {
         let batch = pad_batch(file, rows);
         let values = model.values(&ids_tensor(&batch, device)?)?;
-        let values = Buffer::of(&values)?.into_f64();
+        let values = Buffer::of(&values)?.into_f64()?;
         let of_row = |(row, (&length, &prompt)): (usize, (&usize, &usize))| {
             let start = row * batch.width;
             values[start + prompt - 1..start + length - 1].to_vec()

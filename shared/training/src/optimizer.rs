@@ -67,7 +67,7 @@ impl Gradients {
     pub fn zeros(parameters: &[Parameter]) -> Result<Self> {
         let sums = parameters
             .iter()
-            .map(|p| Buffer::zeros(p.var.dtype(), p.var.elem_count()))
+            .map(|p| Buffer::zeros_beside(&p.var))
             .collect::<Result<_>>()?;
         Ok(Self {
             sums,
@@ -76,14 +76,12 @@ impl Gradients {
     }
 
     /// Back to zero, for the next optimizer step.
-    pub fn clear(&mut self) {
+    pub fn clear(&mut self) -> Result<()> {
         let sums = self.sums.par_iter_mut().zip(&self.touched);
-        sums.for_each(|(sum, touched)| {
-            if *touched {
-                sum.clear();
-            }
-        });
+        sums.filter(|(_, touched)| **touched)
+            .try_for_each(|(sum, _)| sum.clear())?;
         self.touched.fill(false);
+        Ok(())
     }
 
     /// Adds the gradient of one tensor; tensors that are none of these parameters are passed over.
@@ -106,9 +104,9 @@ impl Gradients {
     }
 
     /// Norm of all gradients as one vector, in double precision and a fixed order.
-    pub fn norm(&self) -> f64 {
-        let squares: Vec<f64> = self.sums.par_iter().map(Buffer::sum_of_squares).collect();
-        squares.iter().sum::<f64>().sqrt()
+    pub fn norm(&self) -> Result<f64> {
+        let squares = Buffer::sums_of_squares(&self.sums)?;
+        Ok(squares.iter().sum::<f64>().sqrt())
     }
 
     /// Index of the first parameter that got no gradient.
@@ -128,7 +126,7 @@ pub fn clip_coefficient(norm: f64, max_norm: f64) -> f64 {
 }
 
 /// First and second moment of one parameter.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 struct Moments {
     first: Buffer,
     second: Buffer,
@@ -149,10 +147,9 @@ impl AdamW {
         let moments = parameters
             .iter()
             .map(|p| {
-                let zeros = Buffer::zeros(p.var.dtype(), p.var.elem_count())?;
                 Ok(Moments {
-                    first: zeros.clone(),
-                    second: zeros,
+                    first: Buffer::zeros_beside(&p.var)?,
+                    second: Buffer::zeros_beside(&p.var)?,
                 })
             })
             .collect::<Result<_>>()?;
@@ -178,6 +175,10 @@ impl AdamW {
     pub fn update(&mut self, gradients: &Gradients, scale: f64, lr_factor: f64) -> Result<()> {
         self.updates += 1;
         let (settings, updates) = (self.settings, self.updates);
+        #[cfg(feature = "cuda")]
+        if self.parameters.iter().any(|p| p.var.device().is_cuda()) {
+            return self.update_on_device(gradients, scale, lr_factor);
+        }
         self.parameters
             .par_iter()
             .zip(&mut self.moments)
@@ -192,6 +193,34 @@ impl AdamW {
                 };
                 parameter.var.inplace_op1(&fused)
             })?;
+        Ok(())
+    }
+
+    /// The update kernel by kernel on the device's stream.
+    #[cfg(feature = "cuda")]
+    fn update_on_device(&self, gradients: &Gradients, scale: f64, lr_factor: f64) -> Result<()> {
+        let moments = self.moments.iter().zip(&gradients.sums);
+        for (parameter, (moments, gradient)) in self.parameters.iter().zip(moments) {
+            let lr = parameter.lr * lr_factor;
+            let step = Step::new(&self.settings, self.updates, lr, parameter.decays, scale);
+            let (Buffer::Device(gradient), Buffer::Device(first), Buffer::Device(second)) =
+                (gradient, &moments.first, &moments.second)
+            else {
+                let name = &parameter.name;
+                let reason = format!("{name}: gradient and moments lie on the host");
+                return Err(Error::BadData(reason));
+            };
+            let step = wmtp_model::cuda::AdamWStep {
+                keep: step.keep,
+                first: [step.beta1, step.fresh1],
+                second: [step.beta2, step.fresh2],
+                rate: step.rate,
+                root_correction2: step.root_correction2,
+                eps: step.eps,
+                scale: step.scale,
+            };
+            wmtp_model::cuda::adamw_step(&parameter.var, gradient, [first, second], step)?;
+        }
         Ok(())
     }
 
@@ -239,14 +268,16 @@ pub(crate) fn take(
     let (found, values) = file
         .remove(name)
         .ok_or_else(|| buffer::bad_file(path, format!("tensor {name} is missing")))?;
-    let same_kind = std::mem::discriminant(&values) == std::mem::discriminant(like);
-    if found != shape || !same_kind {
-        return Err(buffer::bad_file(
-            path,
-            format!("{name} has shape {found:?}, expected {shape:?} in the run's precision"),
-        ));
-    }
-    Ok(values)
+    let in_place = if found == shape {
+        values.beside(like)?
+    } else {
+        None
+    };
+    in_place.ok_or_else(|| {
+        let reason =
+            format!("{name} has shape {found:?}, expected {shape:?} in the run's precision");
+        buffer::bad_file(path, reason)
+    })
 }
 
 /// Constants of one update of one parameter, in the precision of its arithmetic.
@@ -443,7 +474,7 @@ mod tests {
             parameter("b", &[1.0, 1.0], true),
         ];
         let gradients = gradient_of(&parameters, &[3.0, 4.0]);
-        assert!((gradients.norm() - 50.0f64.sqrt()).abs() < 1e-12);
+        assert!((gradients.norm().unwrap() - 50.0f64.sqrt()).abs() < 1e-12);
         assert_eq!(gradients.first_untouched(), None);
     }
 

@@ -364,7 +364,7 @@ impl<'a> PolicyTrainer<'a> {
             heard: StepWeights::default(),
         };
         scorer.begin_step(self.engine.step(), &step_rows)?;
-        self.gradients.clear();
+        self.gradients.clear()?;
         let learner = Learner {
             model: &self.model,
             parameters: self.engine.parameters(),

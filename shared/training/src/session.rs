@@ -8,7 +8,7 @@ use serde_json::json;
 use wmtp_artifacts::fault;
 use wmtp_data_sets::TokenFile;
 use wmtp_job_kit::{JobError, Manifest, Run};
-use wmtp_model::{Adapters, LoraSettings, LoraTarget, ParamStore, Params, Products};
+use wmtp_model::{Adapters, LoraSettings, LoraTarget, ParamStore, Params, Place, Products};
 use wmtp_recipe::seed::stream;
 use wmtp_recipe::{Dtype, Optim, Recipe};
 use wmtp_records::{Split, data_files, jsonl};
@@ -47,15 +47,31 @@ pub fn products(dtype: Dtype) -> Products {
     }
 }
 
-/// Model configuration and weights of a fetched bundle, on the CPU.
-pub fn load_bundle(dir: &Path, dtype: DType) -> Result<(Params, ParamStore)> {
+/// Opens the device that a run was told to compute on, and says which it is.
+pub fn open_device(place: Place, run: &Run) -> Result<Device> {
+    let device = place.open()?;
+    run.event("device", &json!({ "device": place.to_string() }));
+    Ok(device)
+}
+
+/// What the device adds to the settings of a run: its arithmetic differs from the CPU's in the last bits, so the results
+/// are others. Which of several devices it is makes no difference.
+pub fn device_option(place: Place) -> serde_json::Value {
+    match place {
+        Place::Cpu => json!({}),
+        Place::Cuda(_) => json!({ "device": "cuda" }),
+    }
+}
+
+/// Model configuration and weights of a fetched bundle.
+pub fn load_bundle(dir: &Path, dtype: DType, device: &Device) -> Result<(Params, ParamStore)> {
     let params = Params::load(&dir.join(bundle::PARAMS))?;
-    let store = ParamStore::load(&dir.join(bundle::WEIGHTS), &params, dtype, &Device::Cpu)?;
+    let store = ParamStore::load(&dir.join(bundle::WEIGHTS), &params, dtype, device)?;
     Ok((params, store))
 }
 
 /// Fresh adapters as a recipe asks for them; none where it trains every weight.
-pub fn adapters(recipe: &Recipe, params: &Params) -> Result<Option<Adapters>> {
+pub fn adapters(recipe: &Recipe, params: &Params, device: &Device) -> Result<Option<Adapters>> {
     use wmtp_recipe::LoraTarget as Word;
     let lora = &recipe.lora;
     if lora.r == 0 {
@@ -76,13 +92,7 @@ pub fn adapters(recipe: &Recipe, params: &Params) -> Result<Option<Adapters>> {
         targets: lora.targets.iter().map(target).collect(),
     };
     let (seed, dtype) = (stream(recipe.seed, "lora"), dtype(recipe.model.dtype));
-    Ok(Some(Adapters::init(
-        params,
-        settings,
-        seed,
-        dtype,
-        &Device::Cpu,
-    )?))
+    Ok(Some(Adapters::init(params, settings, seed, dtype, device)?))
 }
 
 /// Token ids of one split of a fetched data set.
@@ -135,7 +145,12 @@ pub fn check_tokenizers(one: (&str, &Manifest), other: (&str, &Manifest)) -> Res
 /// # Errors
 /// Preempted (143) after a signal, numeric (78) at the third bad step in a row, no room (73) when memory is too small for
 /// one sequence at a time.
-pub fn drive(trainer: &mut dyn Trainer, run: &Run, label: &str) -> Result<(), JobError> {
+pub fn drive(
+    trainer: &mut dyn Trainer,
+    run: &Run,
+    device: &Device,
+    label: &str,
+) -> Result<(), JobError> {
     if let Some((_, dir)) = run.latest_checkpoint()? {
         trainer.restore(&dir)?;
     }
@@ -148,7 +163,7 @@ pub fn drive(trainer: &mut dyn Trainer, run: &Run, label: &str) -> Result<(), Jo
     let mut saving = Saving::new(&run.recipe().optim, run.elapsed());
     let progress = run.progress(label, "step", total);
     progress.set(trainer.step());
-    let peak = peak_flops(run)?;
+    let peak = peak_flops(run, device)?;
     let mut throughput = Throughput::default();
     while !trainer.is_done() {
         if run.should_stop() {
@@ -196,7 +211,7 @@ pub fn drive(trainer: &mut dyn Trainer, run: &Run, label: &str) -> Result<(), Jo
         tell_early_stop(run, &stopped, total);
     }
     if throughput.step_secs(0.5).is_some() {
-        run.log(throughput.summary(peak, peak_memory_bytes()));
+        run.log(throughput.summary(peak, peak_memory_bytes(device)));
     }
     Ok(())
 }
@@ -263,20 +278,24 @@ fn tell_early_stop(run: &Run, stopped: &StoppedEarly, total: u64) {
     run.event("stopped_early", &data);
 }
 
-/// Floating-point operations per second that this machine reaches in a plain matrix product: the best of a few.
-fn peak_flops(run: &Run) -> Result<f64> {
-    // Rows enough for every core, and a weight that fits its cache.
-    const ROWS: usize = 2048;
-    const WIDTH: usize = 512;
+/// Floating-point operations per second that this machine reaches in a plain f32 matrix product: the best of a few.
+fn peak_flops(run: &Run, device: &Device) -> Result<f64> {
     const TRIES: usize = 3;
-    let x = Tensor::ones((ROWS, WIDTH), DType::F32, &Device::Cpu)?;
-    let weight = Tensor::ones((WIDTH, WIDTH), DType::F32, &Device::Cpu)?;
+    // On the CPU rows enough for every core, and a weight that fits its cache; more for a device.
+    let (rows, width) = if device.is_cpu() {
+        (2048, 512)
+    } else {
+        (8192, 4096)
+    };
+    let x = Tensor::ones((rows, width), DType::F32, device)?;
+    let weight = Tensor::ones((width, width), DType::F32, device)?;
     let mut best = 0.0_f64;
     for _ in 0..TRIES {
         let started = run.elapsed();
         wmtp_model::ops::linear(&x, &weight)?;
+        device.synchronize()?;
         let secs = run.elapsed().saturating_sub(started).as_secs_f64();
-        best = best.max(2.0 * (ROWS * WIDTH * WIDTH) as f64 / secs.max(1e-9));
+        best = best.max(2.0 * (rows * width * width) as f64 / secs.max(1e-9));
     }
     Ok(best)
 }
@@ -335,6 +354,8 @@ impl From<Error> for JobError {
                 Self::from(source).context(format!("cannot access {}", path.display()))
             }
             Error::Rows(error) => Self::from(error),
+            Error::Model(Model::Device { .. }) => Self::unavailable(error)
+                .hint("on a machine without the device, --device cpu takes the processor"),
             Error::Model(Model::Candle(_))
             | Error::Tensor(_)
             | Error::NoGradient { .. }

@@ -4,7 +4,7 @@
 use std::fmt;
 
 use wmtp_data_sets::PaddedBatch;
-use wmtp_model::Params;
+use wmtp_model::{Device, Params};
 
 /// What one optimizer step had to do.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -108,8 +108,13 @@ impl fmt::Display for Millis {
     }
 }
 
-/// The most memory that this process has had resident, where the system says so.
-pub(crate) fn peak_memory_bytes() -> Option<u64> {
+/// The most memory that tensors have held on a device, or that this process has had resident; where the system says so.
+pub(crate) fn peak_memory_bytes(device: &Device) -> Option<u64> {
+    #[cfg(feature = "cuda")]
+    if device.is_cuda() {
+        return wmtp_model::cuda::peak_memory(device).ok();
+    }
+    debug_assert!(device.is_cpu());
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status
         .lines()
@@ -166,6 +171,6 @@ mod tests {
 
     #[test]
     fn this_process_has_used_some_memory() {
-        assert!(peak_memory_bytes().is_some_and(|bytes| bytes > 1 << 20));
+        assert!(peak_memory_bytes(&Device::Cpu).is_some_and(|bytes| bytes > 1 << 20));
     }
 }

@@ -176,7 +176,7 @@ impl<'a> ValueTrainer<'a> {
     fn step_loss(&mut self, rows: &[usize]) -> Result<(f64, Work)> {
         let file = self.train.file;
         let count: usize = rows.iter().map(|&row| file.row(row).response_len()).sum();
-        self.gradients.clear();
+        self.gradients.clear()?;
         let (mut sum, mut work) = (0.0, Work::default());
         for micro in rows.chunks(self.engine.micro_batch_sequences()) {
             let batch = pad_batch(file, micro);
@@ -201,7 +201,7 @@ impl<'a> ValueTrainer<'a> {
         let outputs = self.model.values(&ids_tensor(batch, &device)?)?;
         let outputs = select_rows(&outputs.reshape((batch.rows * batch.width, 1))?, &positions)?;
         let (mut sum, mut derivatives) = (0.0, Vec::with_capacity(rewards.len()));
-        for (output, reward) in Buffer::of(&outputs)?.into_f64().into_iter().zip(rewards) {
+        for (output, reward) in Buffer::of(&outputs)?.into_f64()?.into_iter().zip(rewards) {
             let (loss, derivative) = self.settings.objective.loss(output, reward);
             sum += loss;
             derivatives.push(derivative / count as f64);

@@ -50,8 +50,8 @@ impl Values {
     }
 
     /// The numbers as a tensor of the given element type.
-    pub(crate) fn tensor(&self, dtype: DType) -> candle_core::Result<Tensor> {
-        Tensor::from_slice(&self.data, self.shape.as_slice(), &Device::Cpu)?.to_dtype(dtype)
+    pub(crate) fn tensor(&self, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
+        Tensor::from_slice(&self.data, self.shape.as_slice(), device)?.to_dtype(dtype)
     }
 
     /// The numbers as ids.

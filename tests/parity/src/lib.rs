@@ -16,6 +16,8 @@ mod subject;
 
 use std::path::{Path, PathBuf};
 
+use candle_core::Device;
+
 pub use compare::{Comparison, Gate};
 pub use floor::Floor;
 pub use golden::{Case, Kind, Values};
@@ -67,11 +69,16 @@ impl From<candle_core::Error> for Error {
 
 /// Compares one case at one precision. A chained run that diverges is followed by an isolated one, which says
 /// of the diverging stage and its successor whether they are wrong themselves.
-pub fn run(case: &Case, precision: Precision, mode: Mode) -> Result<Report, Error> {
-    run_mutated(case, precision, mode, None)
+pub fn run(
+    case: &Case,
+    precision: Precision,
+    mode: Mode,
+    device: &Device,
+) -> Result<Report, Error> {
+    compare(case, precision, mode, device, None)
 }
 
-/// Compares a subject with a deliberate fault: the tests of this harness use it to prove that each fault
+/// Compares a subject with a deliberate fault, on the CPU: the tests of this harness use it to prove that each fault
 /// is reported at the stage that contains it.
 pub fn run_mutated(
     case: &Case,
@@ -79,16 +86,31 @@ pub fn run_mutated(
     mode: Mode,
     mutation: Option<&Mutation>,
 ) -> Result<Report, Error> {
+    compare(case, precision, mode, &Device::Cpu, mutation)
+}
+
+fn compare(
+    case: &Case,
+    precision: Precision,
+    mode: Mode,
+    device: &Device,
+    mutation: Option<&Mutation>,
+) -> Result<Report, Error> {
     let precision = precision.of(case.kind);
     let judged = |mode| {
-        let actual = subject::run(case, precision, mode, mutation)?;
+        let actual = subject::run(case, precision, mode, device, mutation)?;
         stages::judge(case, precision, mode, &actual)
     };
     let mut report = judged(mode)?;
+    report.subject.device = name_of(device);
     if mode == Mode::Chained && report.first_divergence.is_some() {
         report.adopt_isolated(&judged(Mode::Isolated)?);
     }
     Ok(report)
+}
+
+fn name_of(device: &Device) -> &'static str {
+    if device.is_cuda() { "cuda" } else { "cpu" }
 }
 
 /// The folder of the case `name` under `goldens`, or `goldens` itself when it is that case's folder.

@@ -4,8 +4,10 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use candle_core::Device;
 use clap::{Parser, ValueEnum};
 use parity::{Case, Error, Mode, Precision, Status};
+use wmtp_model::Place;
 
 /// Everything compared and within its tolerance.
 const EXIT_PASS: u8 = 0;
@@ -45,6 +47,10 @@ struct Args {
     #[arg(long, value_enum, default_value = "chained")]
     mode: InputMode,
 
+    /// Where our side computes: cpu, cuda, or cuda:1 for the second device
+    #[arg(long, default_value_t = Place::Cpu)]
+    device: Place,
+
     /// Write parity_report.json and parity_report.md into this folder, or into one folder a case of `all`
     #[arg(long)]
     report: Option<PathBuf>,
@@ -70,6 +76,10 @@ enum InputMode {
 
 fn main() -> ExitCode {
     let args = Args::parse();
+    let device = match args.device.open() {
+        Ok(device) => device,
+        Err(error) => return ExitCode::from(explain(&error.into())),
+    };
     let folders = if args.case == ALL {
         parity::find_all(&args.goldens)
     } else {
@@ -79,7 +89,7 @@ fn main() -> ExitCode {
         Ok(folders) => {
             let nested = folders.len() > 1;
             let code = |folder: &PathBuf| {
-                compare(&args, folder, nested).unwrap_or_else(|error| explain(&error))
+                compare(&args, &device, folder, nested).unwrap_or_else(|error| explain(&error))
             };
             folders.iter().map(code).collect()
         }
@@ -90,7 +100,7 @@ fn main() -> ExitCode {
 }
 
 /// Compares one case and prints its report: to stdout when it passes, to stderr when it does not.
-fn compare(args: &Args, folder: &Path, nested: bool) -> Result<u8, Error> {
+fn compare(args: &Args, device: &Device, folder: &Path, nested: bool) -> Result<u8, Error> {
     let case = Case::load(folder)?;
     let precision = match args.dtype {
         Dtype::F32 => Precision::F32,
@@ -101,7 +111,7 @@ fn compare(args: &Args, folder: &Path, nested: bool) -> Result<u8, Error> {
         InputMode::Chained => Mode::Chained,
         InputMode::Isolated => Mode::Isolated,
     };
-    let mut report = parity::run(&case, precision, mode)?;
+    let mut report = parity::run(&case, precision, mode, device)?;
     report.subject.commit.clone_from(&args.commit);
     if let Some(target) = &args.report {
         let own = folder.file_name().filter(|_| nested);

@@ -3,13 +3,19 @@
 use std::sync::Arc;
 
 use candle_core::backend::BackendStorage;
+#[cfg(feature = "cuda")]
+use candle_core::cuda::cudarc::driver::{CudaSlice, CudaView};
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
+#[cfg(feature = "cuda")]
+use candle_core::{CudaDevice, CudaStorage};
 use rayon::prelude::*;
 
+#[cfg(feature = "cuda")]
+use super::cuda::{norm_width, run_on_device};
 use super::low_rank::{AdapterGradient, Factors, Fused, LowRank};
 use super::{
-    Layer, Products, Right, Saved, TASK_ROWS, Wanted, add_partials, by_dtype, gradient, storage_of,
-    tensor_values, values, weight_gradient,
+    Products, Right, Saved, TASK_ROWS, Wanted, add_partials, backward, by_dtype, gradient,
+    storage_of, tensor_values, values, weight_gradient,
 };
 use crate::Rotary;
 use crate::float::Float;
@@ -47,10 +53,10 @@ pub(crate) fn adapted_attention_heads(
 }
 
 pub(crate) struct AttentionHeads {
-    setup: BlockSetup,
+    pub(super) setup: BlockSetup,
     /// Whether backward will follow.
-    keep: bool,
-    saved: Saved,
+    pub(super) keep: bool,
+    pub(super) saved: Saved,
 }
 
 struct Context<T> {
@@ -60,11 +66,11 @@ struct Context<T> {
 }
 
 /// Sizes of one call: tasks take whole sequences, at least [`TASK_ROWS`] rows of them.
-struct Sizes {
-    sequence: usize,
-    dim: usize,
-    packed: usize,
-    query: usize,
+pub(super) struct Sizes {
+    pub(super) sequence: usize,
+    pub(super) dim: usize,
+    pub(super) packed: usize,
+    pub(super) query: usize,
     task_rows: usize,
 }
 
@@ -90,6 +96,17 @@ impl CustomOp2 for AttentionHeads {
         by_dtype!(x.dtype(), self.forward(x, x_layout, w, w_layout))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        x_layout: &Layout,
+        w: &CudaStorage,
+        w_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        by_dtype!(x.dtype(), run_on_device(self, x, x_layout, w, w_layout))
+    }
+
     fn bwd(
         &self,
         x: &Tensor,
@@ -97,7 +114,8 @@ impl CustomOp2 for AttentionHeads {
         res: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        Layer::back(self, x, w, res, grad, Wanted::by_graph(x, w))
+        let wanted = Wanted::by_graph(x, w);
+        backward(self, x, w, res, &grad.contiguous()?, wanted, None)
     }
 }
 
@@ -111,7 +129,7 @@ impl AttentionHeads {
         }
     }
 
-    fn sizes(&self, shape: &Shape, num_weights: usize) -> Result<Sizes> {
+    pub(super) fn sizes(&self, shape: &Shape, num_weights: usize) -> Result<Sizes> {
         let (_, sequence, dim) = shape.dims3()?;
         let layout = self.setup.layout;
         let (packed, query) = (layout.packed(), layout.query());
@@ -321,6 +339,44 @@ impl Fused for AttentionHeads {
             gradient(d_packed, packed)
         });
         Ok((dx, d_packed.transpose()?))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn parts<'a, T>(&self, packed: CudaView<'a, T>, x_shape: &Shape) -> Vec<CudaView<'a, T>> {
+        let (norm, weights) = packed.split_at(norm_width(x_shape).min(packed.len()));
+        vec![norm, weights]
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_forward<T: Float>(
+        &self,
+        device: &CudaDevice,
+        x: CudaView<'_, T>,
+        x_shape: &Shape,
+        parts: &[CudaView<'_, T>],
+    ) -> Result<(CudaSlice<T>, Shape)> {
+        match self.setup.products {
+            Products::F32 => self.on_device::<T, T>(device, x, x_shape, parts),
+            Products::Bf16 => self.on_device::<T, T::Bf16>(device, x, x_shape, parts),
+        }
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_backward<T: Float>(
+        &self,
+        x: &Tensor,
+        parts: &[CudaView<'_, T>],
+        res: &Tensor,
+        grad: &Tensor,
+        wanted: Wanted,
+        adapters: Option<AdapterGradient<'_>>,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        match self.setup.products {
+            Products::F32 => self.back_on_device::<T, T>(x, parts, res, grad, wanted, adapters),
+            Products::Bf16 => {
+                self.back_on_device::<T, T::Bf16>(x, parts, res, grad, wanted, adapters)
+            }
+        }
     }
 }
 

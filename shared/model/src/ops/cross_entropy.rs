@@ -2,6 +2,8 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
@@ -71,18 +73,22 @@ pub(crate) fn cross_entropy_gradients(
     };
     hidden.contiguous()?.apply_op2_no_bwd(unembedding, &op)?;
     let ce = std::mem::take(&mut *per_row.lock().unwrap_or_else(PoisonError::into_inner));
+    #[cfg(feature = "cuda")]
+    if hidden.device().is_cuda() {
+        return op.gradients_on_device(ce);
+    }
     by_dtype!(hidden.dtype(), op.into_gradients(ce, hidden, unembedding))
 }
 
-struct LinearCrossEntropy {
-    targets: Vec<u32>,
-    weights: Vec<f64>,
-    products: Products,
-    keep: bool,
+pub(super) struct LinearCrossEntropy {
+    pub(super) targets: Vec<u32>,
+    pub(super) weights: Vec<f64>,
+    pub(super) products: Products,
+    pub(super) keep: bool,
     /// Whether backward will ask for the gradient of the unembedding.
-    keep_unembedding: bool,
+    pub(super) keep_unembedding: bool,
     per_row: Arc<Mutex<Vec<f64>>>,
-    saved: Saved,
+    pub(super) saved: Saved,
 }
 
 struct Gradients<T> {
@@ -105,6 +111,17 @@ impl CustomOp2 for LinearCrossEntropy {
         by_dtype!(h.dtype(), self.forward(h, h_layout, w, w_layout))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        h: &CudaStorage,
+        h_layout: &Layout,
+        w: &CudaStorage,
+        w_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        by_dtype!(h.dtype(), self.on_device(h, h_layout, w, w_layout))
+    }
+
     fn bwd(
         &self,
         h: &Tensor,
@@ -112,6 +129,10 @@ impl CustomOp2 for LinearCrossEntropy {
         _res: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        #[cfg(feature = "cuda")]
+        if h.device().is_cuda() {
+            return self.back_on_device(grad);
+        }
         by_dtype!(h.dtype(), self.backward(h, w, grad))
     }
 }
@@ -191,16 +212,19 @@ impl LinearCrossEntropy {
                 unembedding: self.keep_unembedding.then_some(d_w),
             })?;
         }
-        let sum: f64 = per_row
-            .iter()
-            .zip(&self.weights)
-            .map(|(ce, w)| ce * w)
-            .sum();
-        *self.per_row.lock().unwrap_or_else(PoisonError::into_inner) = per_row;
+        let sum = self.report(per_row);
         Ok((storage_of(vec![T::from_f64(sum)]), Shape::from(())))
     }
 
-    fn check(&self, rows: usize, dim: usize, vocab: usize, w_dim: usize) -> Result<()> {
+    /// Leaves the cross-entropies for the caller; returns their weighted sum.
+    pub(super) fn report(&self, per_row: Vec<f64>) -> f64 {
+        let terms = per_row.iter().zip(&self.weights);
+        let sum = terms.map(|(ce, w)| ce * w).sum();
+        *self.per_row.lock().unwrap_or_else(PoisonError::into_inner) = per_row;
+        sum
+    }
+
+    pub(super) fn check(&self, rows: usize, dim: usize, vocab: usize, w_dim: usize) -> Result<()> {
         if dim != w_dim || dim == 0 {
             return Err(candle_core::Error::msg(format!(
                 "cross-entropy: hidden rows of {dim}, unembedding rows of {w_dim}"

@@ -1,8 +1,12 @@
 //! Row gather with one scatter-add as its backward: token embeddings and selected hidden rows.
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Tensor};
 
+#[cfg(feature = "cuda")]
+use super::cuda::scatter_on_device;
 use super::{by_dtype, storage_of, tensor_values, values};
 use crate::float::Float;
 
@@ -13,11 +17,16 @@ pub fn embedding(table: &Tensor, ids: &[u32]) -> Result<Tensor> {
 
 /// Gradient of a table of `rows` rows from the gradient `[ids, d]` of the rows that were taken.
 pub(crate) fn scatter_rows(grad: &Tensor, ids: &[u32], rows: usize) -> Result<Tensor> {
-    by_dtype!(grad.dtype(), scatter(&grad.contiguous()?, ids, rows))
+    let grad = grad.contiguous()?;
+    #[cfg(feature = "cuda")]
+    if grad.device().is_cuda() {
+        return by_dtype!(grad.dtype(), scatter_on_device(&grad, ids, rows));
+    }
+    by_dtype!(grad.dtype(), scatter(&grad, ids, rows))
 }
 
-struct Gather {
-    ids: Vec<u32>,
+pub(super) struct Gather {
+    pub(super) ids: Vec<u32>,
 }
 
 impl CustomOp1 for Gather {
@@ -29,23 +38,34 @@ impl CustomOp1 for Gather {
         by_dtype!(table.dtype(), self.forward(table, layout))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, table: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        by_dtype!(table.dtype(), self.on_device(table, layout))
+    }
+
     fn bwd(&self, table: &Tensor, _res: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         scatter_rows(grad, &self.ids, table.dim(0)?).map(Some)
     }
 }
 
 impl Gather {
+    /// Width of the rows of a table that has all of them.
+    pub(super) fn width(&self, layout: &Layout) -> Result<usize> {
+        let (rows, dim) = layout.shape().dims2()?;
+        match self.ids.iter().find(|id| **id as usize >= rows) {
+            Some(id) => Err(candle_core::Error::msg(format!(
+                "embedding: row {id} of a table of {rows}"
+            ))),
+            None => Ok(dim),
+        }
+    }
+
     fn forward<T: Float>(
         &self,
         table: &CpuStorage,
         layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (rows, dim) = layout.shape().dims2()?;
-        if let Some(id) = self.ids.iter().find(|id| **id as usize >= rows) {
-            return Err(candle_core::Error::msg(format!(
-                "embedding: row {id} of a table of {rows}"
-            )));
-        }
+        let dim = self.width(layout)?;
         let table = values::<T>(table, layout)?;
         let mut out = Vec::with_capacity(self.ids.len() * dim);
         for id in &self.ids {

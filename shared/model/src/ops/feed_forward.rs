@@ -1,13 +1,19 @@
 //! The feed-forward half of a block: `y = x + w2 · (silu(w1 n) ⊙ w3 n)` with `n = rmsnorm(x)`.
 
 use candle_core::backend::BackendStorage;
+#[cfg(feature = "cuda")]
+use candle_core::cuda::cudarc::driver::{CudaSlice, CudaView};
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
+#[cfg(feature = "cuda")]
+use candle_core::{CudaDevice, CudaStorage};
 use rayon::prelude::*;
 
+#[cfg(feature = "cuda")]
+use super::cuda::{norm_width, run_on_device};
 use super::low_rank::{AdapterGradient, Factors, Fused, LowRank};
 use super::{
-    BlockSetup, Layer, Products, Right, Saved, TASK_ROWS, Wanted, add_partials, by_dtype, gradient,
-    rows_and_width, storage_of, tensor_values, values, weight_gradient,
+    BlockSetup, Products, Right, Saved, TASK_ROWS, Wanted, add_partials, backward, by_dtype,
+    gradient, rows_and_width, storage_of, tensor_values, values, weight_gradient,
 };
 use crate::float::Float;
 use crate::kernels::{Write, rms_norm, rms_norm_again, rms_norm_back, swiglu, swiglu_back};
@@ -32,11 +38,11 @@ pub(crate) fn adapted_feed_forward(
 }
 
 pub(crate) struct FeedForward {
-    eps: f64,
+    pub(super) eps: f64,
     products: Products,
     /// Whether backward will follow.
-    keep: bool,
-    saved: Saved,
+    pub(super) keep: bool,
+    pub(super) saved: Saved,
 }
 
 impl FeedForward {
@@ -99,6 +105,17 @@ impl CustomOp2 for FeedForward {
         by_dtype!(x.dtype(), self.forward(x, x_layout, w, w_layout))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        x_layout: &Layout,
+        w: &CudaStorage,
+        w_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        by_dtype!(x.dtype(), run_on_device(self, x, x_layout, w, w_layout))
+    }
+
     fn bwd(
         &self,
         x: &Tensor,
@@ -106,7 +123,8 @@ impl CustomOp2 for FeedForward {
         res: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        Layer::back(self, x, w, res, grad, Wanted::by_graph(x, w))
+        let wanted = Wanted::by_graph(x, w);
+        backward(self, x, w, res, &grad.contiguous()?, wanted, None)
     }
 }
 
@@ -246,5 +264,45 @@ impl Fused for FeedForward {
             gradient(d_packed, packed)
         });
         Ok((dx, d_packed.transpose()?))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn parts<'a, T>(&self, packed: CudaView<'a, T>, x_shape: &Shape) -> Vec<CudaView<'a, T>> {
+        let dim = norm_width(x_shape).min(packed.len());
+        let (norm, rest) = packed.split_at(dim);
+        let (gate_up, down) = rest.split_at(rest.len() / 3 * 2);
+        vec![norm, gate_up, down]
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_forward<T: Float>(
+        &self,
+        device: &CudaDevice,
+        x: CudaView<'_, T>,
+        x_shape: &Shape,
+        parts: &[CudaView<'_, T>],
+    ) -> Result<(CudaSlice<T>, Shape)> {
+        match self.products {
+            Products::F32 => self.on_device::<T, T>(device, x, x_shape, parts),
+            Products::Bf16 => self.on_device::<T, T::Bf16>(device, x, x_shape, parts),
+        }
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_backward<T: Float>(
+        &self,
+        x: &Tensor,
+        parts: &[CudaView<'_, T>],
+        res: &Tensor,
+        grad: &Tensor,
+        wanted: Wanted,
+        adapters: Option<AdapterGradient<'_>>,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        match self.products {
+            Products::F32 => self.back_on_device::<T, T>(x, parts, res, grad, wanted, adapters),
+            Products::Bf16 => {
+                self.back_on_device::<T, T::Bf16>(x, parts, res, grad, wanted, adapters)
+            }
+        }
     }
 }

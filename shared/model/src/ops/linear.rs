@@ -1,12 +1,18 @@
 //! `y = x · wᵀ` with the weight in its stored layout `[out, in]`.
 
 use candle_core::backend::BackendStorage;
+#[cfg(feature = "cuda")]
+use candle_core::cuda::cudarc::driver::{CudaSlice, CudaView};
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
+#[cfg(feature = "cuda")]
+use candle_core::{CudaDevice, CudaStorage};
 use rayon::prelude::*;
 
+#[cfg(feature = "cuda")]
+use super::cuda::run_on_device;
 use super::low_rank::{AdapterGradient, Factors, Fused, LowRank};
 use super::{
-    Layer, Products, Right, TASK_ROWS, Wanted, by_dtype, gradient, rows_and_width, storage_of,
+    Products, Right, TASK_ROWS, Wanted, backward, by_dtype, gradient, rows_and_width, storage_of,
     tensor_values, values, weight_gradient,
 };
 use crate::float::Float;
@@ -50,6 +56,17 @@ impl CustomOp2 for Linear {
         by_dtype!(x.dtype(), self.forward(x, x_layout, w, w_layout))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        x_layout: &Layout,
+        w: &CudaStorage,
+        w_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        by_dtype!(x.dtype(), run_on_device(self, x, x_layout, w, w_layout))
+    }
+
     fn bwd(
         &self,
         x: &Tensor,
@@ -57,7 +74,8 @@ impl CustomOp2 for Linear {
         res: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        Layer::back(self, x, w, res, grad, Wanted::by_graph(x, w))
+        let wanted = Wanted::by_graph(x, w);
+        backward(self, x, w, res, &grad.contiguous()?, wanted, None)
     }
 }
 
@@ -137,5 +155,42 @@ impl Fused for Linear {
             gradient(dw, w)
         });
         Ok((dx, dw.transpose()?))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn parts<'a, T>(&self, packed: CudaView<'a, T>, _: &Shape) -> Vec<CudaView<'a, T>> {
+        vec![packed]
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_forward<T: Float>(
+        &self,
+        device: &CudaDevice,
+        x: CudaView<'_, T>,
+        x_shape: &Shape,
+        parts: &[CudaView<'_, T>],
+    ) -> Result<(CudaSlice<T>, Shape)> {
+        match self.0 {
+            Products::F32 => self.on_device::<T, T>(device, x, x_shape, parts),
+            Products::Bf16 => self.on_device::<T, T::Bf16>(device, x, x_shape, parts),
+        }
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_backward<T: Float>(
+        &self,
+        x: &Tensor,
+        parts: &[CudaView<'_, T>],
+        res: &Tensor,
+        grad: &Tensor,
+        wanted: Wanted,
+        adapters: Option<AdapterGradient<'_>>,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        match self.0 {
+            Products::F32 => self.back_on_device::<T, T>(x, parts, res, grad, wanted, adapters),
+            Products::Bf16 => {
+                self.back_on_device::<T, T::Bf16>(x, parts, res, grad, wanted, adapters)
+            }
+        }
     }
 }

@@ -7,7 +7,11 @@
 //! that dropout on the branch alone cannot be expressed.
 
 use candle_core::backend::BackendStorage;
+#[cfg(feature = "cuda")]
+use candle_core::cuda::cudarc::driver::{CudaSlice, CudaView};
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
+#[cfg(feature = "cuda")]
+use candle_core::{CudaDevice, CudaStorage};
 use rayon::prelude::*;
 
 use super::{
@@ -15,6 +19,7 @@ use super::{
 };
 use crate::float::Float;
 use crate::kernels::{Matrix, MatrixMut, Write, matmul, project};
+use crate::tape::Operand;
 
 /// One adapted matrix `[outputs, inputs]` among the packed weights of an operation.
 #[derive(Debug, Clone, Copy)]
@@ -28,9 +33,9 @@ pub(crate) struct Slot {
 /// The adapters of one operation: `A [rank, inputs]` and `B [outputs, rank]` for every slot.
 #[derive(Debug, Clone)]
 pub(crate) struct LowRank {
-    rank: usize,
-    scale: f64,
-    slots: Vec<Slot>,
+    pub(super) rank: usize,
+    pub(super) scale: f64,
+    pub(super) slots: Vec<Slot>,
     /// A and B of the first slot, of the second, and so on.
     tensors: Vec<Tensor>,
 }
@@ -57,6 +62,33 @@ pub(crate) trait Fused: Send + Sync {
         wanted: Wanted,
         adapters: Option<AdapterGradient<'_>>,
     ) -> Result<(Option<Tensor>, Option<Tensor>)>;
+
+    /// The parts of the packed weights: the norm's where there is one, then matrices. Of a part, several that lie
+    /// behind each other may take the place.
+    #[cfg(feature = "cuda")]
+    fn parts<'a, T>(&self, packed: CudaView<'a, T>, x_shape: &Shape) -> Vec<CudaView<'a, T>>;
+
+    /// [`Self::forward`] on a device.
+    #[cfg(feature = "cuda")]
+    fn cuda_forward<T: Float>(
+        &self,
+        device: &CudaDevice,
+        x: CudaView<'_, T>,
+        x_shape: &Shape,
+        parts: &[CudaView<'_, T>],
+    ) -> Result<(CudaSlice<T>, Shape)>;
+
+    /// [`Self::backward`] on a device; gradients of the weights lie behind each other.
+    #[cfg(feature = "cuda")]
+    fn cuda_backward<T: Float>(
+        &self,
+        x: &Tensor,
+        parts: &[CudaView<'_, T>],
+        res: &Tensor,
+        grad: &Tensor,
+        wanted: Wanted,
+        adapters: Option<AdapterGradient<'_>>,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)>;
 }
 
 /// The factors of one weight gradient `[outputs, inputs]`: `grad [rows, outputs]`, `input [rows, inputs]`.
@@ -70,8 +102,8 @@ pub(crate) struct Factors<'a, T> {
 /// The adapters as backward sees them.
 #[derive(Clone, Copy)]
 pub(crate) struct AdapterGradient<'a> {
-    low_rank: &'a LowRank,
-    flat: &'a Tensor,
+    pub(super) low_rank: &'a LowRank,
+    pub(super) flat: &'a Tensor,
 }
 
 impl LowRank {
@@ -127,6 +159,10 @@ impl LowRank {
     }
 
     fn upon(&self, parts: &[Tensor], flat: &Tensor) -> Result<Tensor> {
+        #[cfg(feature = "cuda")]
+        if flat.device().is_cuda() {
+            return by_dtype!(flat.dtype(), self.cuda_tensor(parts, flat));
+        }
         by_dtype!(flat.dtype(), self.tensor(parts, flat))
     }
 
@@ -278,7 +314,7 @@ fn located<'a, 'b, T>(
     unreachable!("a slot lies inside the packed weights")
 }
 
-fn packed_shape(parts: &[Tensor]) -> Shape {
+pub(super) fn packed_shape(parts: &[Tensor]) -> Shape {
     match parts {
         [one] => one.shape().clone(),
         _ => Shape::from(parts.iter().map(Tensor::elem_count).sum::<usize>()),
@@ -288,9 +324,9 @@ fn packed_shape(parts: &[Tensor]) -> Shape {
 /// An operation on `x` and the flat adapters. The effective weights are made again for backward, so that those of
 /// one block exist at a time.
 pub(crate) struct Adapted<O> {
-    op: O,
-    low_rank: LowRank,
-    parts: Vec<Tensor>,
+    pub(super) op: O,
+    pub(super) low_rank: LowRank,
+    pub(super) parts: Vec<Tensor>,
 }
 
 impl<O: Fused> Adapted<O> {
@@ -325,6 +361,17 @@ impl<O: Fused> CustomOp2 for Adapted<O> {
         by_dtype!(x.dtype(), self.forward(x, x_layout, flat, flat_layout))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        x_layout: &Layout,
+        flat: &CudaStorage,
+        flat_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        by_dtype!(x.dtype(), self.cuda_run(x, x_layout, flat, flat_layout))
+    }
+
     fn bwd(
         &self,
         x: &Tensor,
@@ -332,16 +379,29 @@ impl<O: Fused> CustomOp2 for Adapted<O> {
         res: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        Layer::back(self, x, flat, res, grad, Wanted::by_graph(x, flat))
+        self.back_to(x, flat, res, grad, Wanted::by_graph(x, flat))
     }
 }
 
 impl<O: Fused> Layer for Adapted<O> {
-    fn run(&self, x: &Tensor, flat: &Tensor) -> Result<Tensor> {
-        x.contiguous()?.apply_op2_no_bwd(flat, self)
+    fn run(&self, x: &Tensor, w: &Operand) -> Result<Tensor> {
+        x.contiguous()?.apply_op2_no_bwd(w.flat()?, self)
     }
 
     fn back(
+        &self,
+        x: &Tensor,
+        w: &Operand,
+        res: &Tensor,
+        grad: &Tensor,
+        wanted: Wanted,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        self.back_to(x, w.flat()?, res, grad, wanted)
+    }
+}
+
+impl<O: Fused> Adapted<O> {
+    fn back_to(
         &self,
         x: &Tensor,
         flat: &Tensor,
@@ -355,9 +415,6 @@ impl<O: Fused> Layer for Adapted<O> {
             low_rank: &self.low_rank,
             flat,
         });
-        by_dtype!(
-            x.dtype(),
-            op.backward(x, &weights, res, &grad, wanted, adapters)
-        )
+        super::backward(op, x, &weights, res, &grad, wanted, adapters)
     }
 }

@@ -5,6 +5,8 @@
 
 mod attention;
 mod cross_entropy;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod embedding;
 mod feed_forward;
 mod linear;
@@ -20,15 +22,19 @@ use rayon::prelude::*;
 use crate::float::Float;
 pub use crate::kernels::Products;
 use crate::kernels::{Matrix, MatrixMut, Right, Write};
+use crate::tape::Operand;
 
 pub(crate) use attention::{AttentionHeads, BlockSetup, adapted_attention_heads, attention_heads};
 pub use cross_entropy::{LossGradients, SPAN_ROWS};
 pub(crate) use cross_entropy::{cross_entropy_gradients, linear_cross_entropy};
+#[cfg(feature = "cuda")]
+use cuda::{back_on_device, back_parts, run_parts};
 pub use embedding::embedding;
 pub(crate) use embedding::scatter_rows;
 pub(crate) use feed_forward::{FeedForward, adapted_feed_forward, feed_forward};
 pub use linear::linear;
 pub(crate) use linear::{Linear, adapted_linear, linear_with};
+use low_rank::AdapterGradient;
 pub(crate) use low_rank::{Fused, LowRank, Slot};
 pub(crate) use norm::RmsNorm;
 pub use norm::rms_norm;
@@ -50,7 +56,7 @@ macro_rules! by_dtype {
         }
     };
 }
-use by_dtype;
+pub(crate) use by_dtype;
 
 /// Rows that one parallel task takes at least. A constant, so results do not depend on the thread count.
 const TASK_ROWS: usize = 256;
@@ -59,7 +65,7 @@ const TASK_ROWS: usize = 256;
 const GRADIENT_TILES: usize = 4;
 
 /// What forward leaves for backward. Written once by forward; backward may run more than once.
-struct Saved(OnceLock<Box<dyn Any + Send + Sync>>);
+pub(super) struct Saved(OnceLock<Box<dyn Any + Send + Sync>>);
 
 impl Saved {
     fn new() -> Self {
@@ -110,13 +116,13 @@ impl Wanted {
 /// A fused operation as a tape runs it: once forward, once back, without candle's graph, whose edges each cost a pass
 /// that clears and one that adds.
 pub(crate) trait Layer: Send + Sync {
-    fn run(&self, x: &Tensor, w: &Tensor) -> Result<Tensor>;
+    fn run(&self, x: &Tensor, w: &Operand) -> Result<Tensor>;
 
-    /// Gradients of `x` and of the weights from that of the result.
+    /// Gradients of `x` and of the weights, these behind each other, from that of the result.
     fn back(
         &self,
         x: &Tensor,
-        w: &Tensor,
+        w: &Operand,
         res: &Tensor,
         grad: &Tensor,
         wanted: Wanted,
@@ -124,21 +130,51 @@ pub(crate) trait Layer: Send + Sync {
 }
 
 impl<O: Fused + CustomOp2> Layer for O {
-    fn run(&self, x: &Tensor, w: &Tensor) -> Result<Tensor> {
-        x.contiguous()?.apply_op2_no_bwd(w, self)
+    fn run(&self, x: &Tensor, w: &Operand) -> Result<Tensor> {
+        let x = x.contiguous()?;
+        #[cfg(feature = "cuda")]
+        if x.device().is_cuda() {
+            return by_dtype!(x.dtype(), run_parts(self, &x, w.parts()));
+        }
+        x.apply_op2_no_bwd(w.flat()?, self)
     }
 
     fn back(
         &self,
         x: &Tensor,
-        w: &Tensor,
+        w: &Operand,
         res: &Tensor,
         grad: &Tensor,
         wanted: Wanted,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let grad = grad.contiguous()?;
-        by_dtype!(x.dtype(), self.backward(x, w, res, &grad, wanted, None))
+        #[cfg(feature = "cuda")]
+        if x.device().is_cuda() {
+            let parts = w.parts();
+            return by_dtype!(x.dtype(), back_parts(self, x, parts, res, &grad, wanted));
+        }
+        backward(self, x, w.flat()?, res, &grad, wanted, None)
     }
+}
+
+/// The way back where the tensors are.
+fn backward<O: Fused>(
+    op: &O,
+    x: &Tensor,
+    w: &Tensor,
+    res: &Tensor,
+    grad: &Tensor,
+    wanted: Wanted,
+    adapters: Option<AdapterGradient<'_>>,
+) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        return by_dtype!(
+            x.dtype(),
+            back_on_device(op, x, w, res, grad, wanted, adapters)
+        );
+    }
+    by_dtype!(x.dtype(), op.backward(x, w, res, grad, wanted, adapters))
 }
 
 /// The contiguous values of an operand.
@@ -167,7 +203,7 @@ fn gradient<T: Float>(data: Vec<T>, like: &Tensor) -> Result<Tensor> {
     Tensor::from_vec(data, like.shape(), like.device())
 }
 
-fn unsupported(dtype: DType) -> candle_core::Error {
+pub(crate) fn unsupported(dtype: DType) -> candle_core::Error {
     candle_core::Error::msg(format!("fused operations take f32 or f64, not {dtype:?}"))
 }
 

@@ -1,5 +1,7 @@
 //! RMSNorm with a gradient: `y = x / √(mean x² + eps) · w` (Zhang and Sennrich 2019).
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
@@ -10,6 +12,7 @@ use super::{
 };
 use crate::float::Float;
 use crate::kernels;
+use crate::tape::Operand;
 
 /// Normalises the last dimension of `x [.., d]` and scales it by `w [d]`.
 pub fn rms_norm(x: &Tensor, w: &Tensor, eps: f64) -> Result<Tensor> {
@@ -17,8 +20,8 @@ pub fn rms_norm(x: &Tensor, w: &Tensor, eps: f64) -> Result<Tensor> {
 }
 
 pub(crate) struct RmsNorm {
-    eps: f64,
-    inverse: Saved,
+    pub(super) eps: f64,
+    pub(super) inverse: Saved,
 }
 
 impl CustomOp2 for RmsNorm {
@@ -36,31 +39,59 @@ impl CustomOp2 for RmsNorm {
         by_dtype!(x.dtype(), self.forward(x, x_layout, w, w_layout))
     }
 
-    fn bwd(
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
         &self,
-        x: &Tensor,
-        w: &Tensor,
-        res: &Tensor,
-        grad: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        Layer::back(self, x, w, res, grad, Wanted::by_graph(x, w))
-    }
-}
-
-impl Layer for RmsNorm {
-    fn run(&self, x: &Tensor, w: &Tensor) -> Result<Tensor> {
-        x.contiguous()?.apply_op2_no_bwd(w, self)
+        x: &CudaStorage,
+        x_layout: &Layout,
+        w: &CudaStorage,
+        w_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        by_dtype!(x.dtype(), self.on_device(x, x_layout, w, w_layout))
     }
 
-    fn back(
+    fn bwd(
         &self,
         x: &Tensor,
         w: &Tensor,
         _res: &Tensor,
         grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        self.back_to(x, w, grad, Wanted::by_graph(x, w))
+    }
+}
+
+impl Layer for RmsNorm {
+    fn run(&self, x: &Tensor, w: &Operand) -> Result<Tensor> {
+        x.contiguous()?.apply_op2_no_bwd(w.flat()?, self)
+    }
+
+    fn back(
+        &self,
+        x: &Tensor,
+        w: &Operand,
+        _res: &Tensor,
+        grad: &Tensor,
         wanted: Wanted,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        by_dtype!(x.dtype(), self.backward(x, w, &grad.contiguous()?, wanted))
+        self.back_to(x, w.flat()?, grad, wanted)
+    }
+}
+
+impl RmsNorm {
+    fn back_to(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        grad: &Tensor,
+        wanted: Wanted,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let grad = grad.contiguous()?;
+        #[cfg(feature = "cuda")]
+        if x.device().is_cuda() {
+            return by_dtype!(x.dtype(), self.back_on_device(x, w, &grad, wanted));
+        }
+        by_dtype!(x.dtype(), self.backward(x, w, &grad, wanted))
     }
 }
 

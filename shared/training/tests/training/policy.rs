@@ -124,7 +124,7 @@ fn every_trainable_tensor_gets_a_gradient_that_matches_finite_differences() {
     };
     let h = 1e-5;
     for (index, parameter) in parameters.iter().enumerate() {
-        let found = gradients.get(index).clone().into_f64();
+        let found = gradients.get(index).clone().into_f64().unwrap();
         assert!(
             found.iter().any(|x| *x != 0.0),
             "{} has no gradient",
@@ -184,7 +184,7 @@ fn the_divisor_is_the_number_of_targets_of_the_whole_step() {
             .clone()
             .into_f64()
             .into_iter()
-            .zip(split_gradients.get(index).clone().into_f64());
+            .zip(split_gradients.get(index).clone().into_f64().unwrap());
         for (one, other) in pairs {
             assert!((one - other).abs() < 1e-12, "{}", parameter.name);
         }

@@ -50,7 +50,7 @@ fn descend(run: &mut Run, config: &Config, descent: &Descent) -> Result<(), Erro
     let mut seen = vec![Vec::new(); adamw.parameters().len()];
     for step in 0..config.steps {
         let gradients = gradients(run, adamw.parameters(), step)?;
-        let norm = gradients.norm();
+        let norm = gradients.norm()?;
         let coefficient = clip_coefficient(norm, descent.clip);
         let factor = run.upstream("schedule.factor")?.data[step];
         adamw.update(&gradients, coefficient, factor)?;

@@ -72,13 +72,20 @@ fn record_keys(run: &mut Run, trials: &Trials) {
     run.record("trial.key", keys);
 }
 
-/// What later stages take for `key`, as a tensor.
-fn upstream(run: &Run, key: &str, precision: Precision) -> Result<Tensor, Error> {
-    Ok(run.upstream(key)?.tensor(precision.dtype())?)
+/// What later stages take for `key`, as a tensor of the model.
+fn upstream(run: &Run, key: &str) -> Result<Tensor, Error> {
+    Ok(run
+        .upstream(key)?
+        .tensor(run.precision.dtype(), &run.device)?)
+}
+
+/// What later stages take for `key`, as statistics are kept: on the host, in double precision.
+fn statistics(run: &Run, key: &str) -> Result<Tensor, Error> {
+    Ok(run.upstream(key)?.tensor(DType::F64, &Device::Cpu)?)
 }
 
 fn record_effects(run: &mut Run, model: &MtpModel, trials: &Trials) -> Result<(), Error> {
-    let mut means = upstream(run, "mean_activations", run.precision)?;
+    let mut means = upstream(run, "mean_activations")?;
     if run.has(&Mutation::PatchSlot) {
         means = means.narrow(2, 0, means.dim(2)? - 1)?;
     }
@@ -88,7 +95,7 @@ fn record_effects(run: &mut Run, model: &MtpModel, trials: &Trials) -> Result<()
     run.record("effect.base", known(&effects.base)?);
     run.record("effect.indirect", known(&effects.change)?);
 
-    let change = upstream(run, "effect.indirect", Precision::F64)?;
+    let change = statistics(run, "effect.indirect")?;
     let shape = change.shape();
     let undefined = (change.zeros_like()? * f64::NAN)?;
     let (trials, horizons) = defined.dims2()?;
@@ -110,7 +117,7 @@ fn known(numbers: &Tensor) -> Result<Values, Error> {
 }
 
 fn record_top_heads(run: &mut Run, params: &Params, count: usize) -> Result<(), Error> {
-    let mut average = upstream(run, "effect.average", Precision::F64)?;
+    let mut average = statistics(run, "effect.average")?;
     if run.has(&Mutation::AbsoluteRanking) {
         average = average.abs()?;
     }
@@ -132,7 +139,7 @@ fn record_top_heads(run: &mut Run, params: &Params, count: usize) -> Result<(), 
 }
 
 fn record_vector(run: &mut Run, model: &MtpModel) -> Result<(), Error> {
-    let means = upstream(run, "mean_activations", run.precision)?;
+    let means = upstream(run, "mean_activations")?;
     let heads = run.upstream("top.heads")?.data.chunks_exact(2);
     let heads: Vec<TopHead> = heads
         .map(|pair| TopHead {
@@ -177,7 +184,7 @@ fn record_injection(
     trials: &Trials,
     coefficient: f64,
 ) -> Result<(), Error> {
-    let vector = upstream(run, "fv_resid", run.precision)?;
+    let vector = upstream(run, "fv_resid")?;
     let mut before = None;
     for block in BlockAt::all(model.params()) {
         let early = before.filter(|_| run.has(&Mutation::InjectBefore));

@@ -73,7 +73,10 @@ fn record_greedy(run: &mut Run, new_tokens: usize) -> Result<(), Error> {
 fn store(run: &Run, params: &Params, precision: Precision) -> Result<ParamStore, Error> {
     let names = params.tensor_shapes().into_iter();
     let tensors = names.map(|(name, _)| {
-        let tensor = run.case.weight(&name)?.tensor(precision.dtype())?;
+        let tensor = run
+            .case
+            .weight(&name)?
+            .tensor(precision.dtype(), &Device::Cpu)?;
         Ok((name, tensor))
     });
     Ok(ParamStore::from_tensors(

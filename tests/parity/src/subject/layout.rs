@@ -44,7 +44,7 @@ fn record_logits(run: &mut Run) -> Result<(), Error> {
 
 /// Bits of f32 values rounded to each half type, and the same read back as a checkpoint is.
 fn record_casts(run: &mut Run) -> Result<(), Error> {
-    let values = run.case.input("values")?.tensor(DType::F32)?;
+    let values = run.case.input("values")?.tensor(DType::F32, &Device::Cpu)?;
     for (name, dtype) in [("bf16", DType::BF16), ("f16", DType::F16)] {
         let mut bytes = Vec::new();
         values.to_dtype(dtype)?.write_bytes(&mut bytes)?;

@@ -1,7 +1,6 @@
 //! A training step of adapters on a frozen base: forward pass, the gradients of the adapters alone, the merged
 //! model, clipping, optimizer and trace.
 
-use candle_core::Device;
 use serde::Deserialize;
 use wmtp_model::{Adapters, LoraSettings, LoraTarget, MtpModel, ParamStore, Params, Rotary};
 
@@ -51,7 +50,7 @@ fn adapters(run: &Run, params: &Params, scaled: bool) -> Result<Adapters, Error>
         alpha: if scaled { alpha } else { r as f64 },
         targets: LoraTarget::ALL.to_vec(),
     };
-    let adapters = Adapters::init(params, settings, 0, run.precision.dtype(), &Device::Cpu)?;
+    let adapters = Adapters::init(params, settings, 0, run.precision.dtype(), &run.device)?;
     for (name, var) in adapters.store().iter() {
         let mut value = run.weight(name)?;
         if run.has(&Mutation::LoraSwap) {

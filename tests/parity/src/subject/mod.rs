@@ -17,7 +17,7 @@ mod weighting;
 
 use std::collections::BTreeMap;
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use serde::Serialize;
 use wmtp_model::{Observer, ParamStore, Params, Products, Site};
 
@@ -145,6 +145,7 @@ struct Run<'a> {
     case: &'a Case,
     precision: Precision,
     mode: Mode,
+    device: Device,
     mutation: Option<&'a Mutation>,
     results: Results,
 }
@@ -175,7 +176,10 @@ impl Run<'_> {
     }
 
     fn weight(&self, name: &str) -> Result<Tensor, Error> {
-        Ok(self.case.weight(name)?.tensor(self.precision.dtype())?)
+        Ok(self
+            .case
+            .weight(name)?
+            .tensor(self.precision.dtype(), &self.device)?)
     }
 
     /// The weights of a model, each under its name behind `prefix` in the case's file.
@@ -203,7 +207,8 @@ impl Observer for Run<'_> {
             .filter(|_| self.mode == Mode::Isolated);
         let onward = match golden {
             Some(golden) if golden.shape == ours.shape => {
-                let correction = (golden.tensor(tensor.dtype())? - tensor.detach())?;
+                let correction =
+                    (golden.tensor(tensor.dtype(), tensor.device())? - tensor.detach())?;
                 (&tensor + correction)?
             }
             _ => tensor,
@@ -219,12 +224,14 @@ pub(crate) fn run(
     case: &Case,
     precision: Precision,
     mode: Mode,
+    device: &Device,
     mutation: Option<&Mutation>,
 ) -> Result<Results, Error> {
     let mut run = Run {
         case,
         precision,
         mode,
+        device: device.clone(),
         mutation,
         results: Results::new(),
     };

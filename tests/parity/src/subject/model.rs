@@ -1,7 +1,7 @@
 //! A whole training step of a model: `spec/parity.md` 4.2, stages 1 to 13.
 
+use candle_core::Tensor;
 use candle_core::backprop::GradStore;
-use candle_core::{Device, Tensor};
 use serde::Deserialize;
 use wmtp_model::{
     HeadKind, Horizon, MtpModel, Observer, ParamStore, Params, Rotary, Site, ValueModel, loss,
@@ -179,7 +179,7 @@ fn record_values(
     } else {
         0.0
     };
-    let bias = Tensor::full(bias, 1, &Device::Cpu)?.to_dtype(weight.dtype())?;
+    let bias = Tensor::full(bias, 1, weight.device())?.to_dtype(weight.dtype())?;
     let head = ParamStore::from_tensors(vec![
         ("value_head.weight".to_owned(), weight),
         ("value_head.bias".to_owned(), bias),

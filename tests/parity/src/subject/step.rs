@@ -26,7 +26,7 @@ pub(super) fn record(
     let settings = run.case.optimizer()?;
     let mut adamw = optimizer(run, store, settings)?;
     let first = first_gradients(run, adamw.parameters(), backward)?;
-    let norm = first.norm();
+    let norm = first.norm()?;
     run.record("clip.norm", Values::vector(vec![norm]));
     let coefficient = coefficient(run, norm, settings.clip);
     run.record("clip.coefficient", Values::vector(vec![coefficient]));
@@ -36,12 +36,12 @@ pub(super) fn record(
     for step in 0..trace_length(run) {
         let (loss, gradients) = training_pass(policy, adamw.parameters(), batch, &mut scorer)?;
         losses.push(loss);
-        norms.push(gradients.norm());
+        norms.push(gradients.norm()?);
         let gradients = if step == 0 { &first } else { &gradients };
         let scale = if run.has(&Mutation::NoClipping) {
             1.0
         } else {
-            self::coefficient(run, gradients.norm(), settings.clip)
+            self::coefficient(run, gradients.norm()?, settings.clip)
         };
         adamw.update(gradients, scale, 1.0)?;
         if step == 0 {
@@ -112,7 +112,7 @@ fn first_gradients(
 
 /// A backward pass that leaves exactly these numbers for a parameter: that of `Σ gradient · parameter`.
 pub(super) fn given(parameter: &Parameter, gradient: &Values) -> Result<GradStore, Error> {
-    let gradient = gradient.tensor(parameter.var.dtype())?;
+    let gradient = gradient.tensor(parameter.var.dtype(), parameter.var.device())?;
     let product: Tensor = (parameter.var.as_tensor() * gradient)?;
     Ok(product.sum_all()?.backward()?)
 }

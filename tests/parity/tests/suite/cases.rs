@@ -1,5 +1,6 @@
 //! Every committed case passes, and a golden that differs in one element fails at the stage that owns it.
 
+use candle_core::Device;
 use std::path::{Path, PathBuf};
 
 use parity::{Case, Mode, Precision, Report, Status};
@@ -16,7 +17,8 @@ pub(crate) fn load(name: &str) -> Case {
 fn assert_passes(case: &Case) {
     for precision in ALL {
         for mode in [Mode::Chained, Mode::Isolated] {
-            let report = parity::run(case, precision, mode).expect("the subject runs");
+            let report =
+                parity::run(case, precision, mode, &Device::Cpu).expect("the subject runs");
             assert_eq!(report.status, Status::Pass, "{}", report.markdown());
             assert_eq!((report.mismatch_count, report.exit_code()), (0, 0));
             assert_eq!(report.not_compared, [""; 0], "{}", case.name);
@@ -55,7 +57,8 @@ fn every_committed_case_passes_in_every_precision_and_mode() {
 }
 
 fn compared(case: &str) -> Vec<(&'static str, usize)> {
-    let report = parity::run(&load(case), Precision::F32, Mode::Chained).expect("it runs");
+    let report =
+        parity::run(&load(case), Precision::F32, Mode::Chained, &Device::Cpu).expect("it runs");
     report.stages.iter().map(|s| (s.name, s.compared)).collect()
 }
 
@@ -141,14 +144,15 @@ fn one_wrong_element_fails_at_its_stage_key_and_index() {
         if case.name == "nano-h4-mha" {
             continue;
         }
-        let passing = parity::run(&case, Precision::F32, Mode::Chained).unwrap();
+        let passing = parity::run(&case, Precision::F32, Mode::Chained, &Device::Cpu).unwrap();
         for stage in &passing.stages {
             let key = &stage.worst.as_ref().expect("every stage compares").key;
             if !case.golden.contains_key(key) {
                 continue;
             }
             let damaged = damage(&case, key);
-            let report = parity::run(&damaged, Precision::F32, Mode::Chained).unwrap();
+            let report =
+                parity::run(&damaged, Precision::F32, Mode::Chained, &Device::Cpu).unwrap();
             let first = report
                 .first_divergence
                 .as_ref()
@@ -187,14 +191,14 @@ fn first_reason(report: Report) -> (String, String) {
 fn keys_on_one_side_only_are_mismatches() {
     let mut case = load("nano");
     let gone = case.golden.remove("grad.norm.weight").unwrap();
-    let report = parity::run(&case, Precision::F64, Mode::Chained).unwrap();
+    let report = parity::run(&case, Precision::F64, Mode::Chained, &Device::Cpu).unwrap();
     assert_eq!(
         first_reason(report),
         ("gradients".into(), "unexpected".into())
     );
     case.golden.insert("grad.norm.weight".into(), gone.clone());
     case.golden.insert("grad.value_head.weight".into(), gone);
-    let report = parity::run(&case, Precision::F64, Mode::Chained).unwrap();
+    let report = parity::run(&case, Precision::F64, Mode::Chained, &Device::Cpu).unwrap();
     assert_eq!(first_reason(report), ("gradients".into(), "missing".into()));
 }
 
@@ -202,11 +206,11 @@ fn keys_on_one_side_only_are_mismatches() {
 fn a_stage_that_compares_nothing_fails() {
     let mut case = load("nano");
     case.golden.retain(|key, _| !key.starts_with("value."));
-    let report = parity::run(&case, Precision::F64, Mode::Chained).unwrap();
+    let report = parity::run(&case, Precision::F64, Mode::Chained, &Device::Cpu).unwrap();
     assert_eq!(first_reason(report).0, "value");
     let mut empty = load("passk");
     empty.golden.clear();
-    let report = parity::run(&empty, Precision::F64, Mode::Chained).unwrap();
+    let report = parity::run(&empty, Precision::F64, Mode::Chained, &Device::Cpu).unwrap();
     assert_eq!(report.exit_code(), 4);
 }
 

@@ -1,5 +1,6 @@
 //! Each deliberate fault of `spec/parity.md` 4.10 is reported at the stage that contains it.
 
+use candle_core::Device;
 use parity::{Mode, Mutation, Precision, Report, StageReport, Status};
 
 use crate::cases::load;
@@ -105,7 +106,8 @@ fn a_clip_coefficient_without_its_epsilon_is_seen_in_f64_only() {
 /// Missing gradients while every value up to the loss agrees to the bit with the sound run's.
 fn assert_cut(mutation: &Mutation, missing: usize, first: &str) -> StageReport {
     let report = assert_found(mutation, Precision::F32, "gradients", first);
-    let sound = parity::run(&load("nano"), Precision::F32, Mode::Chained).expect("it runs");
+    let sound =
+        parity::run(&load("nano"), Precision::F32, Mode::Chained, &Device::Cpu).expect("it runs");
     let place = place_of(&report, "gradients");
     assert_eq!(report.stages[..place], sound.stages[..place]);
     let gradients = report.stages[place].clone();
