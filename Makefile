@@ -15,8 +15,8 @@ MODE ?= chained
 # HumanEval's problems for `make bench-grade`.
 HUMANEVAL ?= $(firstword $(wildcard ../shared/datasets/humaneval/HumanEval*.jsonl*) HumanEval.jsonl.gz)
 
-# Of `make cuda-build`: dev compiles faster and runs slower.
-PROFILE ?= release
+# Of `make cuda-build`: release optimises each program as a whole, and takes many times as long.
+PROFILE ?= dev
 # Of `make cuda-demo`: where training and evaluation compute.
 DEVICE ?= cpu
 
@@ -35,7 +35,7 @@ build: ## Compile every binary
 	cargo build --workspace
 
 .PHONY: cuda-build
-cuda-build: ## The programs that can use a GPU, on a machine that needs none. PROFILE=release|dev
+cuda-build: ## The programs that can use a GPU, on a machine that needs none. PROFILE=dev|release
 	docker/cuda/build.sh $(TARGET)/cuda $(PROFILE)
 
 .PHONY: cuda-demo

@@ -4,11 +4,11 @@
 #   docker/cuda/build.sh FOLDER [PROFILE]
 #
 #   FOLDER   toolchain and build live here, apart from every other build; FOLDER/bin has what a GPU machine needs
-#   PROFILE  release, or dev, which compiles in half the time and runs slower
+#   PROFILE  dev, or release, which optimises each program as a whole and takes many times as long
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
-folder=$1 profile=${2:-release}
+folder=$1 profile=${2:-dev}
 jobs=(train-stage1 train-stage2 evaluate parity)
 benches=(train_rate decode_rate speculation_rate)
 mkdir -p "$folder/bin"
