@@ -15,6 +15,11 @@ MODE ?= chained
 # HumanEval's problems for `make bench-grade`.
 HUMANEVAL ?= $(firstword $(wildcard ../shared/datasets/humaneval/HumanEval*.jsonl*) HumanEval.jsonl.gz)
 
+# Of `make cuda-build`: release optimises each program as a whole, and takes many times as long.
+PROFILE ?= dev
+# Of `make cuda-demo`: where training and evaluation compute.
+DEVICE ?= cpu
+
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 TOOLS := .wmtp/tools
 CARGO_DENY := $(TOOLS)/bin/cargo-deny
@@ -28,6 +33,18 @@ help: ## List the targets
 .PHONY: build
 build: ## Compile every binary
 	cargo build --workspace
+
+.PHONY: cuda-build
+cuda-build: ## The programs that can use a GPU, on a machine that needs none. PROFILE=dev|release
+	docker/cuda/build.sh $(TARGET)/cuda $(PROFILE)
+
+.PHONY: cuda-demo
+cuda-demo: build cuda-build ## The demo with the programs of cuda-build. DEVICE=cpu|cuda DATA, RAW and SEEDS as of demo
+	mkdir -p $(TARGET)/cuda/chain
+	ln -sf $(abspath $(TARGET))/debug/{dev-store,sync-storage,prepare-data,build-leaderboard,build-site} $(TARGET)/cuda/chain
+	ln -sf $(abspath $(TARGET))/cuda/bin/{train-stage1,train-stage2,evaluate} $(TARGET)/cuda/chain
+	WMTP_DEVICE=$(DEVICE) WMTP_ROOT=.wmtp/cuda-$(DEVICE) BIN=$(TARGET)/cuda/chain SEEDS=$(SEEDS) \
+		$(if $(filter cuda%,$(DEVICE)),$(TARGET)/cuda/bin/with-cuda) jobs/demo.sh $(DATA) $(RAW)
 
 .PHONY: demo
 demo: build ## The whole chain on this machine: data to site. DATA=micropy|mbpp RAW=folder SEEDS=1

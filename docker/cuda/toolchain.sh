@@ -1,96 +1,96 @@
-#!/bin/bash
-# What a build with feature `cuda` needs on a machine without a GPU, from the package registries alone:
+#!/usr/bin/env bash
+# Gets what a build with feature `cuda` needs on a machine without a GPU, from the package registries alone.
 #
-#     toolchain.sh FOLDER
+#   docker/cuda/toolchain.sh FOLDER
 #
-# FOLDER then holds nvcc, the dependencies of Cargo.lock with two files of candle edited, and `env`, a file to source: with
-# it `cargo build $WMTP_CUDA_CARGO_ARGS --features …` builds. What stands already is kept.
-set -eu
+# Afterwards FOLDER holds nvcc, the dependencies that Cargo.lock names with two files of candle edited, and
+#   env         to source: where the compiler is, and for which cards and drivers it compiles
+#   cargo.toml  for cargo's --config: takes the dependencies from FOLDER
+# What is there and still right is kept: the second call takes no time.
+set -euo pipefail
+
 here=$(cd "$(dirname "$0")" && pwd)
 workspace=$(cd "$here/../.." && pwd)
 mkdir -p "$1"
 folder=$(cd "$1" && pwd)
+nvcc=$folder/nvcc crates=$folder/crates
 
-# The compiler: wheels pinned by version and digest, unpacked; pip installs nothing.
-wheels() {
-    local stamp
-    stamp=$(sha256sum <"$here/wheels.txt")
-    [ "$(cat "$folder/nvcc.stamp" 2>/dev/null)" != "$stamp" ] || return 0
-    echo "nvcc: 160 MB of wheels"
-    rm -rf "$folder/wheels" "$folder/nvcc"
-    # The platform is said, so that a pip of any machine takes these wheels and no other.
-    python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --require-hashes \
-        --python-version 3.12 --platform manylinux_2_27_x86_64 --platform manylinux_2_17_x86_64 \
-        --platform manylinux_2_12_x86_64 --dest "$folder/wheels" --requirement "$here/wheels.txt"
-    python3 - "$folder" <<'PYTHON'
-import pathlib, sys, zipfile
-folder = pathlib.Path(sys.argv[1])
-for wheel in sorted((folder / "wheels").glob("*.whl")):
-    zipfile.ZipFile(wheel).extractall(folder / "nvcc")
-PYTHON
-    chmod +x "$folder"/nvcc/nvidia/cu13/bin/* "$folder"/nvcc/nvidia/cu13/nvvm/bin/*
-    ln -sfn lib "$folder/nvcc/nvidia/cu13/lib64"
-    rm -rf "$folder/wheels"
-    echo "$stamp" >"$folder/nvcc.stamp"
+refuse() {
+  printf 'error: %s\n' "$@" >&2
+  exit 69
 }
 
-# edit FILE BEFORE AFTER EXPRESSION: one file of a dependency, by sed. The digests are those of the file before and after:
-# another version of the crate is refused, for the edit was not written for it.
+# Says whether FOLDER was made from what standard input holds.
+made_from() {
+  [ "$(cat "$1/made-from" 2>/dev/null)" = "$(sha256sum)" ]
+}
+
+# The compiler: wheels pinned by version and digest. They are unpacked; nothing is installed.
+get_nvcc() {
+  made_from "$nvcc" <"$here/wheels.txt" && return
+  echo "nvcc: fetches 180 MB of wheels"
+  rm -rf "$nvcc" && mkdir "$nvcc"
+  python3 -m venv "$nvcc/pip" || refuse "python3 cannot make a virtual environment: install python3-venv"
+  # The platform is spelled out so that every pip takes just these wheels.
+  "$nvcc/pip/bin/pip" download -q --disable-pip-version-check --no-deps --only-binary=:all: --require-hashes \
+    --python-version 3.12 --platform manylinux_2_27_x86_64 --platform manylinux_2_17_x86_64 \
+    --platform manylinux_2_12_x86_64 --platform manylinux1_x86_64 --dest "$nvcc/wheels" --requirement "$here/wheels.txt"
+  local wheel
+  for wheel in "$nvcc"/wheels/*.whl; do
+    python3 -m zipfile -e "$wheel" "$nvcc"
+  done
+  chmod +x "$nvcc"/nvidia/{cu13,cu13/nvvm,cuda_nvcc}/bin/*
+  rm -rf "$nvcc/wheels" "$nvcc/pip"
+  sha256sum <"$here/wheels.txt" >"$nvcc/made-from"
+}
+
+# The dependencies: a copy, because two files of candle are edited and Cargo.lock must stay as it is.
+get_crates() {
+  cat "$workspace/Cargo.lock" "$here/toolchain.sh" | made_from "$crates" && return
+  echo "crates: copies the dependencies that Cargo.lock names"
+  rm -rf "$crates"
+  cargo vendor -q --locked --versioned-dirs --manifest-path "$workspace/Cargo.toml" "$crates" >/dev/null
+  # The driver is opened at run time. Linked, as candle has it, a program does not start on a machine without one.
+  edit candle-core-0.11.1 Cargo.toml 's/"dynamic-linking"/"dynamic-loading"/' \
+    21c8c9f0801fa67c559dc96334f4b479240f4e8225542b09df5b591e2080c472 \
+    a4912d8c6b146d643877e3d9083214e34af3e8fa7fdf3ad9719d2ce3c4066b42
+  # No kernels for quantised models and mixtures of experts: no job calls them, and they are nine tenths of the size.
+  edit candle-kernels-0.11.1 build.rs '/^    let mut moe_sources/,/^    Ok(())/{/^    Ok(())/!d}' \
+    aab4cf3bf981980e3a907692138122d9a5e50c293de7e4813443f23132efb49e \
+    0be7bbad1b66020fe8938c5592d40083de4fc6162a1386253f27440962d412a6
+  cat "$workspace/Cargo.lock" "$here/toolchain.sh" | sha256sum >"$crates/made-from"
+}
+
+# edit CRATE FILE SED BEFORE AFTER: digests of the file before and after say that the edit fits the file.
 edit() {
-    local file=$1 before=$2 after=$3 expression=$4 digest
-    local crate=$folder/crates/${file%%/*}
-    digest=$(sha256sum "$folder/crates/$file" 2>/dev/null | cut -d' ' -f1)
-    if [ "$digest" != "$before" ]; then
-        echo "$file is not the file that $here/toolchain.sh edits (found ${digest:-none}, known $before)." >&2
-        echo "After a new version of candle, read what changed there, then renew the edit and both digests." >&2
-        exit 1
-    fi
-    sed -i "$expression" "$folder/crates/$file"
-    digest=$(sha256sum "$folder/crates/$file" | cut -d' ' -f1)
-    if [ "$digest" != "$after" ]; then
-        echo "$file came out of its edit as $digest, not as $after." >&2
-        exit 1
-    fi
-    # Cargo checks each file of a vendored crate against this list.
-    sed -i "s/$before/$after/" "$crate/.cargo-checksum.json"
+  local file=$crates/$1/$2
+  echo "$4  $file" | sha256sum --check --status 2>/dev/null || refuse \
+    "$1/$2 is not the file that docker/cuda/toolchain.sh knows how to edit (SHA-256 $4)." \
+    "If candle has a new version, read what changed in the file, then renew the edit and its digests."
+  sed -i "$3" "$file"
+  echo "$5  $file" | sha256sum --check --status || refuse "$1/$2 did not become what it should by its edit."
+  # Cargo compares every file of the copy with this list.
+  sed -i "s/$4/$5/" "$crates/$1/.cargo-checksum.json"
 }
 
-# The dependencies: a copy of what Cargo.lock names, so that two files can be edited and Cargo.lock stays as it is.
-crates() {
-    local stamp
-    stamp=$(cat "$workspace/Cargo.lock" "$here/toolchain.sh" | sha256sum)
-    [ "$(cat "$folder/crates.stamp" 2>/dev/null)" != "$stamp" ] || return 0
-    echo "crates: a copy of all dependencies"
-    rm -rf "$folder/crates" "$folder/crates.stamp"
-    cargo vendor --quiet --locked --versioned-dirs --manifest-path "$workspace/Cargo.toml" "$folder/crates" >/dev/null
-    # CUDA opened at run time: linked, the program would not start on a machine without a driver.
-    edit candle-core-0.11.1/Cargo.toml \
-        21c8c9f0801fa67c559dc96334f4b479240f4e8225542b09df5b591e2080c472 \
-        a4912d8c6b146d643877e3d9083214e34af3e8fa7fdf3ad9719d2ce3c4066b42 \
-        's/"dynamic-linking"/"dynamic-loading"/'
-    # No quantised and no mixture-of-experts kernels: no job calls them, they are most of the size, and they link CUDA.
-    edit candle-kernels-0.11.1/build.rs \
-        aab4cf3bf981980e3a907692138122d9a5e50c293de7e4813443f23132efb49e \
-        0be7bbad1b66020fe8938c5592d40083de4fc6162a1386253f27440962d412a6 \
-        '/^    let mut moe_sources/,/^    Ok(())/{/^    Ok(())/!d}'
-    echo "$stamp" >"$folder/crates.stamp"
-}
+command -v g++ >/dev/null || refuse "nvcc needs a C++ compiler: install g++"
+get_nvcc
+get_crates
 
-environment() {
-    cat <<ENV
-export CUDA_HOME='$folder/nvcc/nvidia/cu13' CUDA_PATH='$folder/nvcc/nvidia/cu13'
-export PATH="\$CUDA_HOME/bin:\$PATH"
-# The wrapper that lowers the PTX version.
-export NVCC='$here/nvcc'
-# PTX of 8.0 runs on every card from A100 on; that of 9.0 on Hopper only.
-export CUDA_COMPUTE_CAP=80
-# Bindings of CUDA 12.1: newer drivers keep what it had.
-export CUDARC_CUDA_VERSION=12010
+cat >"$folder/cargo.toml" <<END
+[source.crates-io]
+replace-with = "wmtp-cuda"
+
+[source.wmtp-cuda]
+directory = "$crates"
+END
+
+# 8.0: its PTX runs on every card from A100 on, where that of 9.0 runs on Hopper alone. 12.1: newer drivers keep what its
+# driver had.
+cat >"$folder/env" <<END
+export CUDA_HOME="$nvcc/nvidia/cu13" CUDA_PATH="$nvcc/nvidia/cu13"
+export PATH="$nvcc/nvidia/cu13/bin:\$PATH"
+export NVCC="$here/nvcc"
+export CUDA_COMPUTE_CAP=80 CUDARC_CUDA_VERSION=12010
 export CUDAFORGE_THREADS=$(nproc)
-export WMTP_CUDA_CARGO_ARGS='--locked --offline --config source.crates-io.replace-with="wmtp-cuda" --config source.wmtp-cuda.directory="$folder/crates"'
-ENV
-}
-
-wheels
-crates
-environment >"$folder/env"
+END
