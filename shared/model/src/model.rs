@@ -153,7 +153,7 @@ impl Block {
     }
 
     /// Norm, q/k/v and attention, for a tape.
-    pub(crate) fn attention_layer(&self, setup: &BlockSetup) -> Result<(Box<dyn Layer>, Operand)> {
+    pub(crate) fn attention_layer(&self, setup: &BlockSetup) -> (Box<dyn Layer>, Operand) {
         let layer = AttentionHeads::new(setup, true);
         taped(
             layer,
@@ -163,16 +163,13 @@ impl Block {
     }
 
     /// The output projection, for a tape.
-    pub(crate) fn out_layer(&self, setup: &BlockSetup) -> Result<(Box<dyn Layer>, Operand)> {
+    pub(crate) fn out_layer(&self, setup: &BlockSetup) -> (Box<dyn Layer>, Operand) {
         let parts = std::slice::from_ref(&self.wo);
         taped(Linear(setup.products), parts, self.adapters.wo.as_ref())
     }
 
     /// The feed-forward half with its residual sum, for a tape.
-    pub(crate) fn feed_forward_layer(
-        &self,
-        setup: &BlockSetup,
-    ) -> Result<(Box<dyn Layer>, Operand)> {
+    pub(crate) fn feed_forward_layer(&self, setup: &BlockSetup) -> (Box<dyn Layer>, Operand) {
         let layer = FeedForward::new(setup, true);
         taped(
             layer,
@@ -187,14 +184,14 @@ fn taped<O: ops::Fused + candle_core::CustomOp2 + 'static>(
     op: O,
     parts: &[Tensor],
     adapters: Option<&LowRank>,
-) -> Result<(Box<dyn Layer>, Operand)> {
-    Ok(match adapters {
+) -> (Box<dyn Layer>, Operand) {
+    match adapters {
         Some(low_rank) => (
             Box::new(low_rank.upon_parts(parts, op)),
             Operand::new(low_rank.tensors()),
         ),
         None => (Box::new(op), Operand::new(parts)),
-    })
+    }
 }
 
 /// The weights of one fused operation behind each other. Copying them costs far less than the extra

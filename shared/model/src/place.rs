@@ -41,7 +41,7 @@ impl Place {
 
 #[cfg(feature = "cuda")]
 fn open_cuda(ordinal: usize) -> std::result::Result<Device, String> {
-    crate::cuda::open(ordinal).map_err(|error| error.to_string())
+    crate::cuda::open(ordinal)
 }
 
 #[cfg(not(feature = "cuda"))]

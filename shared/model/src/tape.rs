@@ -30,18 +30,18 @@ impl Operand {
         }
     }
 
+    /// The parts, for a device, whose products read them where they lie.
+    #[cfg(feature = "cuda")]
     pub(crate) fn parts(&self) -> &[Tensor] {
         &self.parts
     }
 
     pub(crate) fn flat(&self) -> candle_core::Result<&Tensor> {
-        match self.flat.get() {
-            Some(flat) => Ok(flat),
-            None => {
-                let flat = packed(&self.parts)?.detach();
-                Ok(self.flat.get_or_init(|| flat))
-            }
+        if let Some(flat) = self.flat.get() {
+            return Ok(flat);
         }
+        let flat = packed(&self.parts)?.detach();
+        Ok(self.flat.get_or_init(|| flat))
     }
 
     fn trained(&self) -> bool {
@@ -118,14 +118,14 @@ struct BlockPass {
 
 impl BlockPass {
     fn record(block: &Block, x: &Tensor, rows: Option<&[u32]>, setup: &BlockSetup) -> Result<Self> {
-        let attention = Step::run(block.attention_layer(setup)?, x.clone())?;
+        let attention = Step::run(block.attention_layer(setup), x.clone())?;
         let (x, heads) = match rows {
             None => (x.clone(), attention.output.clone()),
             Some(rows) => (select_rows(x, rows)?, select_rows(&attention.output, rows)?),
         };
-        let out = Step::run(block.out_layer(setup)?, heads)?;
+        let out = Step::run(block.out_layer(setup), heads)?;
         let middle = (x + &out.output)?;
-        let feed_forward = Step::run(block.feed_forward_layer(setup)?, middle)?;
+        let feed_forward = Step::run(block.feed_forward_layer(setup), middle)?;
         Ok(Self {
             attention,
             rows: rows.map(<[u32]>::to_vec),

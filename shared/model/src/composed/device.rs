@@ -1,5 +1,7 @@
 //! The operations on a CUDA device against the host's in f64, values and gradients. Skipped by name without a device.
 
+use std::io::Write;
+
 use candle_core::{DType, Device, Result, Tensor, Var};
 
 use super::{distance, random, setup};
@@ -10,7 +12,7 @@ fn device(test: &str) -> Option<Device> {
     match Place::Cuda(0).open() {
         Ok(device) => Some(device),
         Err(error) => {
-            eprintln!("SKIPPED {test}: {error}");
+            let _ = writeln!(std::io::stderr(), "SKIPPED {test}: {error}");
             None
         }
     }

@@ -222,16 +222,20 @@ pub(crate) fn upload<T: OnDevice + WithDType>(
 /// Opens a CUDA device for training: one stream, and memory that stays with the process until its end.
 ///
 /// # Errors
-/// Without a driver, without a device of this number, or when the driver is too old for our kernels.
+/// In words, without a driver, without a device of this number, or when the driver is too old for our kernels.
 #[expect(unsafe_code, reason = "calls into the driver")]
-pub(crate) fn open(ordinal: usize) -> Result<Device> {
-    use candle_core::cuda::cudarc::driver::{result, sys};
+pub(crate) fn open(ordinal: usize) -> std::result::Result<Device, String> {
+    use candle_core::cuda::cudarc::driver::sys;
     // SAFETY: the call only tries to open the driver's library.
     if !unsafe { sys::is_culib_present() } {
-        return Err(candle_core::Error::msg(
-            "there is no NVIDIA driver here (libcuda.so.1 was not found)",
-        ));
+        return Err("there is no NVIDIA driver here (libcuda.so.1 was not found)".to_owned());
     }
+    start(ordinal).map_err(|error| error.to_string())
+}
+
+#[expect(unsafe_code, reason = "calls into the driver")]
+fn start(ordinal: usize) -> Result<Device> {
+    use candle_core::cuda::cudarc::driver::{result, sys};
     let device = Device::new_cuda_with_stream(ordinal)?;
     let cuda = device.as_cuda_device()?;
     // SAFETY: all work of this process runs on the device's one stream, in order, so no event has to guard a tensor;

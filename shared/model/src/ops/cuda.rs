@@ -151,7 +151,6 @@ struct Factors<'a, F> {
 
 impl Linear {
     pub(super) fn on_device<T: Float, F: Factor<T>>(
-        &self,
         device: &CudaDevice,
         x: CudaView<'_, T>,
         x_shape: &Shape,
@@ -178,7 +177,6 @@ impl Linear {
     }
 
     pub(super) fn back_on_device<T: Float, F: Factor<T>>(
-        &self,
         x: &Tensor,
         parts: &[CudaView<'_, T>],
         _res: &Tensor,
@@ -215,12 +213,15 @@ impl Linear {
     }
 }
 
+/// Writes the gradient of a norm's weights.
+type NormBack<'a, T> = &'a dyn Fn(CudaViewMut<'_, T>) -> Result<()>;
+
 /// Gradient of the weights that an operation has packed behind each other: `start` elements of a norm, whose gradient
 /// `norm` writes, then one matrix after another; with `adapters`, theirs instead.
 fn weights_back<T: Float, F: Factor<T>>(
     device: &CudaDevice,
     start: usize,
-    norm: Option<&dyn Fn(CudaViewMut<'_, T>) -> Result<()>>,
+    norm: Option<NormBack<'_, T>>,
     factors: &[Factors<'_, F>],
     adapters: Option<AdapterGradient<'_>>,
 ) -> Result<Tensor> {
@@ -392,22 +393,31 @@ struct FeedForwardContext<T, F> {
     down: Option<CudaSlice<F>>,
 }
 
-/// The matrices of a feed-forward half: gate and up, then down; and its width.
-fn gate_up_and_down<'a, 'b, T>(
-    matrices: &'a [CudaView<'b, T>],
-    dim: usize,
-) -> Result<(&'a [CudaView<'b, T>], &'a CudaView<'b, T>, usize)> {
-    match matrices.split_last() {
-        Some((down, gate_up))
-            if down.len().is_multiple_of(dim)
-                && gate_up.iter().map(CudaView::len).sum::<usize>() == 2 * down.len()
-                && !down.is_empty() =>
-        {
-            Ok((gate_up, down, down.len() / dim))
+/// The matrices of a feed-forward half, and its width.
+struct FeedForwardMatrices<'a, 'b, T> {
+    gate_up: &'a [CudaView<'b, T>],
+    down: &'a CudaView<'b, T>,
+    ffn: usize,
+}
+
+impl<'a, 'b, T> FeedForwardMatrices<'a, 'b, T> {
+    /// Gate and up, then down.
+    fn of(matrices: &'a [CudaView<'b, T>], dim: usize) -> Result<Self> {
+        let unfit = || {
+            candle_core::Error::msg(format!(
+                "feed-forward: weights that do not fit the width {dim}"
+            ))
+        };
+        let (down, gate_up) = matrices.split_last().ok_or_else(unfit)?;
+        let into = gate_up.iter().map(CudaView::len).sum::<usize>();
+        if down.is_empty() || !down.len().is_multiple_of(dim) || into != 2 * down.len() {
+            return Err(unfit());
         }
-        _ => Err(candle_core::Error::msg(format!(
-            "feed-forward: weights that do not fit the width {dim}"
-        ))),
+        Ok(Self {
+            gate_up,
+            down,
+            ffn: down.len() / dim,
+        })
     }
 }
 
@@ -421,7 +431,7 @@ impl FeedForward {
     ) -> Result<(CudaSlice<T>, Shape)> {
         let (rows, dim) = rows_and_width(x_shape)?;
         let (norm, matrices) = norm_and_matrices(parts, dim)?;
-        let (gate_up, down, ffn) = gate_up_and_down(matrices, dim)?;
+        let FeedForwardMatrices { gate_up, down, ffn } = FeedForwardMatrices::of(matrices, dim)?;
         let (normed, _) = cuda::rms_norm::<T, F>(device, &x, norm, self.eps)?;
         let into = F::behind_each_other(device, gate_up)?;
         let gate_up = project::<T, F>(device, normed.as_view(), into.view(), (2 * ffn, dim))?;
@@ -462,7 +472,7 @@ impl FeedForward {
         let context = self.saved.get::<FeedForwardContext<T, F>>()?;
         let (_, dim) = rows_and_width(x.shape())?;
         let (norm, matrices) = norm_and_matrices(parts, dim)?;
-        let (gate_up, down, ffn) = gate_up_and_down(matrices, dim)?;
+        let FeedForwardMatrices { gate_up, down, ffn } = FeedForwardMatrices::of(matrices, dim)?;
         let (x_storage, x_layout) = x.storage_and_layout();
         let (grad_storage, grad_layout) = grad.storage_and_layout();
         let x_values = tensor_values::<T>(&x_storage, x_layout)?;

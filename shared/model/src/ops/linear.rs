@@ -171,8 +171,8 @@ impl Fused for Linear {
         parts: &[CudaView<'_, T>],
     ) -> Result<(CudaSlice<T>, Shape)> {
         match self.0 {
-            Products::F32 => self.on_device::<T, T>(device, x, x_shape, parts),
-            Products::Bf16 => self.on_device::<T, T::Bf16>(device, x, x_shape, parts),
+            Products::F32 => Self::on_device::<T, T>(device, x, x_shape, parts),
+            Products::Bf16 => Self::on_device::<T, T::Bf16>(device, x, x_shape, parts),
         }
     }
 
@@ -187,9 +187,9 @@ impl Fused for Linear {
         adapters: Option<AdapterGradient<'_>>,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         match self.0 {
-            Products::F32 => self.back_on_device::<T, T>(x, parts, res, grad, wanted, adapters),
+            Products::F32 => Self::back_on_device::<T, T>(x, parts, res, grad, wanted, adapters),
             Products::Bf16 => {
-                self.back_on_device::<T, T::Bf16>(x, parts, res, grad, wanted, adapters)
+                Self::back_on_device::<T, T::Bf16>(x, parts, res, grad, wanted, adapters)
             }
         }
     }

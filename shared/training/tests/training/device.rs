@@ -1,5 +1,7 @@
 //! Training on a CUDA device: the CPU's run but for rounding, and resumed bit for bit. Skipped by name without a device.
 
+use std::io::Write;
+
 use candle_core::{DType, Device};
 use wmtp_model::{ParamStore, Params, Place, Products};
 use wmtp_training::Trainer;
@@ -11,7 +13,7 @@ fn device(test: &str) -> Option<Device> {
     match Place::Cuda(0).open() {
         Ok(device) => Some(device),
         Err(error) => {
-            eprintln!("SKIPPED {test}: {error}");
+            let _ = writeln!(std::io::stderr(), "SKIPPED {test}: {error}");
             None
         }
     }
