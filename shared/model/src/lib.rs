@@ -3,7 +3,8 @@
 //! In: `params.json` and safetensors under Meta's tensor names. Out: differentiable hidden states, the
 //! weighted cross-entropy, values. Rows are processed in parallel with a reduction order that depends on
 //! shapes alone, so 1 and 2 threads give the same bytes. Set `CANDLE_NUM_THREADS=1`: candle's own worker
-//! pool spins while it waits and gains nothing here.
+//! pool spins while it waits and gains nothing here. With feature `cuda` the same operations run on a device, see
+//! `src/cuda`.
 //!
 //! Shape letters: b batch, s sequence, d hidden, n query heads, g key/value heads, e head dim, f
 //! feed-forward width, v vocabulary.

@@ -81,8 +81,9 @@ impl Error {
         match self {
             Self::OutOfMemory { .. } => true,
             Self::Tensor(error) | Self::Model(wmtp_model::Error::Candle(error)) => {
-                // candle passes the driver's error on as text.
-                error.to_string().contains("OUT_OF_MEMORY")
+                // candle passes the errors of driver and cuBLAS on as text.
+                let text = error.to_string();
+                text.contains("OUT_OF_MEMORY") || text.contains("ALLOC_FAILED")
             }
             _ => false,
         }
