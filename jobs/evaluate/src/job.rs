@@ -12,8 +12,8 @@ use wmtp_job_kit::{Job, JobError, Kind, Manifest, Output, Plan, PlanCx, Run};
 use wmtp_model::{ParamStore, Params};
 use wmtp_recipe::{Evaluation, seed};
 use wmtp_records::{
-    Completion, EvalScore, GradedSample, HeadLoss, Problem, ProblemCount, ScoreSummary, Split,
-    data_files, jsonl, score_files,
+    AuditOutcome, Completion, EvalScore, GradedSample, HeadLoss, Problem, ProblemCount,
+    ScoreSummary, Split, data_files, jsonl, score_files,
 };
 use wmtp_tokens::Tokenizer;
 
@@ -67,7 +67,7 @@ impl Job for Evaluate {
   evaluate --recipe v002.yaml --store s3://wmtp/demo --data micropy --checkpoint v002-s42 --name v002-s42
   evaluate --recipe v001.yaml --store s3://wmtp/demo --data micropy --base micro-mtp --name base
   evaluate grade --problems HumanEval.jsonl --samples samples.jsonl --out results.jsonl";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
 
     fn plan(&self, cx: &mut PlanCx<'_>) -> Result<Plan<Work>, JobError> {
         let data = cx.input(DATA, Kind::ProcessedData, &self.data)?;
@@ -190,6 +190,7 @@ fn grader_config(evaluation: &Evaluation, accept_degraded: bool) -> Result<Grade
             ..Limits::default()
         },
         accept_degraded,
+        audit: true,
         python: None,
     })
 }
@@ -325,6 +326,8 @@ impl Report {
             protocol: protocol(&work.evaluation, self.problems.len()),
             heads: self.heads.clone(),
             error_shares: score::error_shares(&self.samples),
+            audits: score::audits(&self.samples),
+            doubtful: score::doubtful(&self.samples),
             sandbox: self.sandbox.clone(),
         }
     }
@@ -372,6 +375,12 @@ impl Report {
         if ungraded > 0 {
             run.warning(format!(
                 "{ungraded} samples could not be graded and count for nothing"
+            ));
+        }
+        let audits = score::audits(&self.samples);
+        if let Some(refuted) = audits.get(&AuditOutcome::Refuted) {
+            run.warning(format!(
+                "{refuted} samples pass beside their tests and not from a process of their own; summary.json lists them"
             ));
         }
     }

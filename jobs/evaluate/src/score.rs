@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use sha2::{Digest, Sha256};
 use wmtp_decoding::Tally;
-use wmtp_records::{ErrorClass, GradedSample, HeadLoss, Metric, Problem, ProblemCount};
+use wmtp_records::{
+    AuditOutcome, DoubtfulPass, ErrorClass, GradedSample, HeadLoss, Metric, Problem, ProblemCount,
+};
 use wmtp_stats::mean_pass_at_k;
 
 /// Counts per problem, in the order of `problems`. Samples that the grader could not run count for nothing.
@@ -72,6 +74,9 @@ pub(crate) fn metrics(
             ))
         })
         .collect();
+    if let Some(value) = mean_pass_at_k(&confirmed(counts, samples), 1) {
+        metrics.push(metric("strict_pass_at_1".to_owned(), value, true));
+    }
     if let Some(share) = share(counts.iter().filter_map(|count| count.greedy_passed)) {
         metrics.push(metric("greedy_pass_at_1".to_owned(), share, true));
     }
@@ -86,6 +91,32 @@ pub(crate) fn metrics(
         metrics.push(metric("finished_share".to_owned(), finished, true));
     }
     metrics
+}
+
+/// Graded samples of each problem, and those of them whose pass cannot be forged: an audit confirmed it, or the program was
+/// judged from outside by what it prints.
+fn confirmed(counts: &[ProblemCount], samples: &[GradedSample]) -> Vec<(u64, u64)> {
+    let mut by_problem: BTreeMap<&str, u64> = BTreeMap::new();
+    for sample in samples
+        .iter()
+        .filter(|sample| sample.completion.sample.is_some())
+    {
+        let verdict = &sample.verdict;
+        let by_audit = verdict
+            .audit
+            .as_ref()
+            .is_some_and(|audit| audit.outcome == AuditOutcome::Confirmed);
+        if verdict.passed && (by_audit || verdict.cases.is_some()) {
+            *by_problem.entry(&sample.completion.problem_id).or_default() += 1;
+        }
+    }
+    counts
+        .iter()
+        .map(|count| {
+            let confirmed = by_problem.get(count.problem_id.as_str());
+            (count.num_samples.into(), confirmed.copied().unwrap_or(0))
+        })
+        .collect()
 }
 
 /// What the heads' proposals were worth, where any were verified. How many there are depends on which texts happen to be
@@ -129,6 +160,33 @@ pub(crate) fn error_shares(samples: &[GradedSample]) -> BTreeMap<ErrorClass, f64
     shares
 }
 
+/// Number of audited samples per outcome, the greedy ones too.
+pub(crate) fn audits(samples: &[GradedSample]) -> BTreeMap<AuditOutcome, u64> {
+    let mut counts = BTreeMap::new();
+    for audit in samples
+        .iter()
+        .filter_map(|sample| sample.verdict.audit.as_ref())
+    {
+        *counts.entry(audit.outcome).or_default() += 1;
+    }
+    counts
+}
+
+/// Passing samples that their audit did not confirm.
+pub(crate) fn doubtful(samples: &[GradedSample]) -> Vec<DoubtfulPass> {
+    let audited = samples
+        .iter()
+        .filter_map(|sample| Some((&sample.completion, sample.verdict.audit.clone()?)));
+    audited
+        .filter(|(_, audit)| audit.outcome != AuditOutcome::Confirmed)
+        .map(|(completion, audit)| DoubtfulPass {
+            problem_id: completion.problem_id.clone(),
+            sample: completion.sample,
+            audit,
+        })
+        .collect()
+}
+
 /// Samples that the grader could not run.
 pub(crate) fn num_ungraded(samples: &[GradedSample]) -> usize {
     samples.iter().filter(|sample| !is_graded(sample)).count()
@@ -158,7 +216,7 @@ pub(crate) fn shown(problems: &[Problem], limit: usize, seed: u64) -> Vec<&Probl
 
 #[cfg(test)]
 mod tests {
-    use wmtp_records::{Completion, Tests, Verdict};
+    use wmtp_records::{Audit, CaseCounts, Completion, Tests, Verdict};
 
     use super::*;
 
@@ -196,6 +254,7 @@ mod tests {
                 cpu_secs: 0.0,
                 wall_secs: 0.0,
                 cases: None,
+                audit: None,
             },
         }
     }
@@ -226,6 +285,41 @@ mod tests {
         assert_eq!(value(&metrics, "greedy_pass_at_1"), Some(0.5));
         let passed = error_shares(&samples)[&ErrorClass::Passed];
         assert!((passed - 0.5).abs() < 1e-12, "{passed}");
+    }
+
+    #[test]
+    fn a_pass_that_no_audit_confirmed_is_no_strict_one() {
+        let problems = [problem("a"), problem("b")];
+        let audited = |outcome| {
+            let mut audited = sample("a", Some(0), ErrorClass::Passed);
+            audited.verdict.audit = Some(Audit {
+                outcome,
+                message: String::new(),
+                flags: Vec::new(),
+            });
+            audited
+        };
+        let mut from_outside = sample("b", Some(0), ErrorClass::Passed);
+        from_outside.verdict.cases = Some(CaseCounts::default());
+        let samples = [
+            audited(AuditOutcome::Confirmed),
+            audited(AuditOutcome::Refuted),
+            audited(AuditOutcome::NotByValue),
+            audited(AuditOutcome::NotRun),
+            from_outside,
+        ];
+        let counts = count(&problems, &samples);
+        let metrics = metrics(&counts, &samples, &[], &[1]);
+        assert_eq!(value(&metrics, "pass_at_1"), Some(1.0));
+        // A quarter of the first problem and all of the second.
+        assert_eq!(value(&metrics, "strict_pass_at_1"), Some(0.625));
+        assert_eq!(audits(&samples)[&AuditOutcome::Refuted], 1);
+        let doubtful: Vec<_> = doubtful(&samples)
+            .into_iter()
+            .map(|pass| pass.audit.outcome)
+            .collect();
+        use AuditOutcome::{NotByValue, NotRun, Refuted};
+        assert_eq!(doubtful, [Refuted, NotByValue, NotRun]);
     }
 
     #[test]

@@ -39,17 +39,20 @@ pub struct GraderConfig {
     pub limits: Limits,
     /// Go on where the platform cannot enforce every layer.
     pub accept_degraded: bool,
+    /// Run each program that passes once more, with its tests in a process of their own.
+    pub audit: bool,
     /// The interpreter; `None` takes the first usable `python3.11` or `python3` on the search path.
     pub python: Option<PathBuf>,
 }
 
 impl Default for GraderConfig {
-    /// One worker per available core, the default [`Limits`], every layer required.
+    /// One worker per available core, the default [`Limits`], every layer required, no audit.
     fn default() -> Self {
         Self {
             workers: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
             limits: Limits::default(),
             accept_degraded: false,
+            audit: false,
             python: None,
         }
     }

@@ -3,7 +3,7 @@
 //! Problems come with `task_id, prompt, entry_point, test` (HumanEval) or `task_id, test_list,
 //! test_setup_code` (MBPP) or `name, public_tests, private_tests, generated_tests, time_limit`
 //! (CodeContests); samples with `task_id, completion`. Either may be compressed (`.gz`). Result rows are the
-//! sample rows, in their order, with `passed`, `result` and `class` added. Samples are read, graded and written one by
+//! sample rows, in their order, with `passed`, `result` and `class` added, and `audit` where one was made. Samples are read, graded and written one by
 //! one, so that their number is bounded by the disk alone.
 
 use std::cell::RefCell;
@@ -16,8 +16,10 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
-use wmtp_records::{CaseCounts, ErrorClass, Tests, Verdict, jsonl};
+use wmtp_records::{Audit, AuditOutcome, CaseCounts, ErrorClass, Tests, Verdict, jsonl};
 
 use crate::{Case, Error, Grader, Program};
 
@@ -30,6 +32,8 @@ pub struct FileSummary {
     pub classes: BTreeMap<ErrorClass, u64>,
     /// Where programs read their tests' inputs: how they do by each rule of comparison.
     pub rules: Option<RuleCounts>,
+    /// Number of passing rows per outcome of their audit; empty where none was made.
+    pub audits: BTreeMap<AuditOutcome, u64>,
 }
 
 /// Samples and tests that pass by each rule of comparing outputs.
@@ -65,6 +69,8 @@ pub struct TaskCount {
     pub num_samples: u64,
     /// Passing samples (c).
     pub num_passed: u64,
+    /// Passing samples whose pass cannot be forged: an audit confirmed it, or it was judged from outside.
+    pub num_confirmed: u64,
 }
 
 impl FileSummary {
@@ -162,7 +168,7 @@ impl Files<'_> {
             let Some(sample) = waiting.borrow_mut().pop_front() else {
                 return Ok(ControlFlow::Break(()));
             };
-            summary.add(sample.problem, verdict.class, verdict.cases);
+            summary.add(sample.problem, &Outcome::of(&verdict));
             out.write(&result_row(sample.row, &verdict))?;
             num_done += 1;
             Ok(on_done(num_done, total))
@@ -197,8 +203,7 @@ impl Files<'_> {
                 path: shards[shard].clone(),
                 task_id: problems[sample.problem].task_id.clone(),
             })??;
-            let (class, cases) = verdict_of(&row, &sample.row)?;
-            summary.add(sample.problem, class, cases);
+            summary.add(sample.problem, &outcome_of(&row, &sample.row)?);
             out.write(&row.fields)?;
         }
         if let Some(row) = results.iter_mut().find_map(Iterator::next) {
@@ -224,38 +229,60 @@ fn result_row(mut row: Map<String, Value>, verdict: &Verdict) -> Map<String, Val
     row.insert("passed".to_owned(), verdict.passed.into());
     row.insert("result".to_owned(), result_text(verdict).into());
     row.insert("class".to_owned(), verdict.class.as_str().into());
-    if let Some(cases) = &verdict.cases {
-        let cases = serde_json::to_value(cases).expect("a struct of numbers");
-        row.insert("tests".to_owned(), cases);
-    }
+    let mut insert = |name: &str, value: Option<Value>| {
+        row.extend(value.map(|value| (name.to_owned(), value)));
+    };
+    insert("tests", verdict.cases.as_ref().map(as_value));
+    insert("audit", verdict.audit.as_ref().map(as_value));
     row
 }
 
-/// Class and tests of a result, which must be one of this sample.
-fn verdict_of(
-    result: &Row<'_>,
-    sample: &Map<String, Value>,
-) -> Result<(ErrorClass, Option<CaseCounts>), Error> {
+fn as_value(record: &impl Serialize) -> Value {
+    serde_json::to_value(record).expect("a record of texts and numbers")
+}
+
+/// What of a verdict is counted.
+struct Outcome {
+    class: ErrorClass,
+    cases: Option<CaseCounts>,
+    audit: Option<AuditOutcome>,
+}
+
+impl Outcome {
+    fn of(verdict: &Verdict) -> Self {
+        Self {
+            class: verdict.class,
+            cases: verdict.cases,
+            audit: verdict.audit.as_ref().map(|audit| audit.outcome),
+        }
+    }
+
+    fn is_confirmed(&self) -> bool {
+        let by_audit = self.audit == Some(AuditOutcome::Confirmed);
+        self.class == ErrorClass::Passed && (by_audit || self.cases.is_some())
+    }
+}
+
+/// What a result says, which must be one of this sample.
+fn outcome_of(result: &Row<'_>, sample: &Map<String, Value>) -> Result<Outcome, Error> {
     let mut expected = sample.clone();
     for name in ["passed", "result", "class"] {
         expected.insert(name.to_owned(), result.field(name)?.clone());
     }
-    let cases = result.fields.get("tests").cloned();
-    if let Some(cases) = &cases {
-        expected.insert("tests".to_owned(), cases.clone());
+    for name in ["tests", "audit"] {
+        let added = result.fields.get(name).cloned();
+        expected.extend(added.map(|value| (name.to_owned(), value)));
     }
     if expected != result.fields {
         let what = "not the result of the sample whose turn it is: made from other samples, or in another order";
         return Err(result.error(what.to_owned()));
     }
-    let class = result.field("class")?.clone();
-    let class = serde_json::from_value(class)
-        .map_err(|error| result.error(format!("field `class`: {error}")))?;
-    let cases = cases.map(serde_json::from_value).transpose();
-    Ok((
-        class,
-        cases.map_err(|error| result.error(format!("field `tests`: {error}")))?,
-    ))
+    let audit: Option<Audit> = result.optional("audit")?;
+    Ok(Outcome {
+        class: result.parsed("class")?,
+        cases: result.optional("tests")?,
+        audit: audit.map(|audit| audit.outcome),
+    })
 }
 
 /// n and c of every problem as they come in.
@@ -264,6 +291,7 @@ struct Counts<'a> {
     tasks: Vec<Option<TaskCount>>,
     classes: BTreeMap<ErrorClass, u64>,
     rules: Option<RuleCounts>,
+    audits: BTreeMap<AuditOutcome, u64>,
 }
 
 impl<'a> Counts<'a> {
@@ -273,21 +301,28 @@ impl<'a> Counts<'a> {
             tasks: vec![None; problems.len()],
             classes: BTreeMap::new(),
             rules: None,
+            audits: BTreeMap::new(),
         }
     }
 
-    fn add(&mut self, problem: usize, class: ErrorClass, cases: Option<CaseCounts>) {
-        if let Some(cases) = cases {
+    fn add(&mut self, problem: usize, outcome: &Outcome) {
+        let class = outcome.class;
+        if let Some(cases) = outcome.cases {
             self.rules.get_or_insert_default().add(cases);
+        }
+        if let Some(audit) = outcome.audit {
+            *self.audits.entry(audit).or_default() += 1;
         }
         *self.classes.entry(class).or_default() += 1;
         let task = self.tasks[problem].get_or_insert_with(|| TaskCount {
             task_id: self.problems[problem].task_id.clone(),
             num_samples: 0,
             num_passed: 0,
+            num_confirmed: 0,
         });
         task.num_samples += u64::from(class != ErrorClass::Infrastructure);
         task.num_passed += u64::from(class == ErrorClass::Passed);
+        task.num_confirmed += u64::from(outcome.is_confirmed());
     }
 
     fn finish(self) -> FileSummary {
@@ -295,6 +330,7 @@ impl<'a> Counts<'a> {
             tasks: self.tasks.into_iter().flatten().collect(),
             classes: self.classes,
             rules: self.rules,
+            audits: self.audits,
         }
     }
 }
@@ -339,8 +375,7 @@ impl Part {
             let sample = samples
                 .next()
                 .ok_or_else(|| row.error("a result of no sample".to_owned()))??;
-            let (class, cases) = verdict_of(&row, &sample.row)?;
-            counts.add(sample.problem, class, cases);
+            counts.add(sample.problem, &outcome_of(&row, &sample.row)?);
             num_done += 1;
         }
         Ok(num_done)
@@ -426,9 +461,9 @@ impl Format {
             } => Program::human_eval(prompt, completion, test, entry_point),
             Self::Mbpp(tests) => Program::from_tests(completion, tests),
             Self::CodeContests { cases, cpu_secs } => Program {
-                source: completion.to_owned(),
                 cases: Arc::clone(cases),
                 cpu_secs: *cpu_secs,
+                ..completion.to_owned().into()
             },
         }
     }
@@ -575,6 +610,16 @@ impl Row<'_> {
             .ok_or_else(|| self.error(format!("field `{name}` is missing")))
     }
 
+    fn parsed<T: DeserializeOwned>(&self, name: &str) -> Result<T, Error> {
+        serde_json::from_value(self.field(name)?.clone())
+            .map_err(|error| self.error(format!("field `{name}`: {error}")))
+    }
+
+    fn optional<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, Error> {
+        let is_there = self.fields.contains_key(name);
+        is_there.then(|| self.parsed(name)).transpose()
+    }
+
     fn text(&self, name: &str) -> Result<&str, Error> {
         self.field(name)?
             .as_str()
@@ -657,9 +702,15 @@ mod tests {
             "\n",
         ));
         let problems = read_problems(problems.path()).unwrap();
-        assert_eq!(problems[0].format.program("c").source, "pc\nt\ncheck(f)\n");
+        assert_eq!(
+            problems[0].format.program("c").source(),
+            "pc\nt\ncheck(f)\n"
+        );
         assert_eq!(problems[1].task_id, "7");
-        assert_eq!(problems[1].format.program("c").source, "c\ns\nassert f()\n");
+        assert_eq!(
+            problems[1].format.program("c").source(),
+            "c\ns\nassert f()\n"
+        );
     }
 
     #[test]
@@ -668,7 +719,7 @@ mod tests {
             file(r#"{"task_id": 7, "test_imports": ["import math"], "test_list": ["assert f()"]}"#);
         let problems = read_problems(problems.path()).unwrap();
         let program = problems[0].format.program("c");
-        assert_eq!(program.source, "c\nimport math\nassert f()\n");
+        assert_eq!(program.source(), "c\nimport math\nassert f()\n");
     }
 
     #[test]
@@ -720,7 +771,7 @@ mod tests {
         )
         .unwrap();
         let problems = read_problems(file.path()).unwrap();
-        assert_eq!(problems[0].format.program("c").source, "c\nassert f()\n");
+        assert_eq!(problems[0].format.program("c").source(), "c\nassert f()\n");
     }
 
     #[test]
@@ -731,7 +782,7 @@ mod tests {
         ));
         let problems = read_problems(problems.path()).unwrap();
         let program = problems[0].format.program("c");
-        assert_eq!((program.source.as_str(), program.cpu_secs), ("c", 15));
+        assert_eq!((program.candidate.as_str(), program.cpu_secs), ("c", 15));
         let case = |input: &str, output: &str| Case {
             input: input.to_owned(),
             output: output.to_owned(),

@@ -8,8 +8,10 @@
 //!
 //! What the sandbox does not decide: a program and its tests share one process, so a program that is
 //! written to forge a verdict (an object equal to everything, a walk over frames to the token) can pass.
-//! It reaches nothing outside its own process by that.
+//! It reaches nothing outside its own process by that, and with [`GraderConfig::audit`] the verdict says whether the
+//! program also passes its tests from a process of its own, where nothing but plain values leads to them.
 
+mod audit;
 mod config;
 mod confine;
 mod error;

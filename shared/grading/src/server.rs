@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::confine::{Confinement, SPARE_ID};
 
-const SOURCE: &str = include_str!("server.py");
+const SOURCE: &str = concat!(include_str!("apart.py"), include_str!("server.py"));
 /// Replies hold a report, the end of a stream, and the output that was asked for; more is a broken server.
 const MAX_FRAME_BYTES: usize = 1 << 20;
 /// What one byte takes in JSON at most.
@@ -65,6 +65,40 @@ pub(crate) struct Reply {
     pub(crate) report: String,
     pub(crate) stderr: String,
     pub(crate) stdout: String,
+}
+
+/// A candidate whose tests run in another process, as the server reads it. It must not learn the tests.
+#[derive(Debug, Serialize)]
+pub(crate) struct ApartRequest<'a> {
+    pub(crate) candidate: &'a str,
+    /// For each of the two processes.
+    pub(crate) cpu_secs: u64,
+    pub(crate) wall_secs: u64,
+    pub(crate) memory_bytes: u64,
+    pub(crate) output_bytes: u64,
+}
+
+/// The tests, as the process that runs them reads them.
+#[derive(Debug, Serialize)]
+pub(crate) struct JudgeRequest<'a> {
+    pub(crate) tests: &'a str,
+    pub(crate) token: &'a str,
+}
+
+/// How candidate and tests ended.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub(crate) struct ApartReply {
+    /// Wait status of the process that ran the tests.
+    pub(crate) status: i32,
+    /// Wait status of the candidate's; killed when the tests had ended.
+    pub(crate) candidate_status: i32,
+    /// Whether the server killed them at the wall limit.
+    pub(crate) timed_out: bool,
+    /// Of both.
+    pub(crate) cpu_secs: f64,
+    pub(crate) wall_secs: f64,
+    /// As of [`Reply`].
+    pub(crate) report: String,
 }
 
 #[derive(Serialize)]
@@ -155,6 +189,18 @@ impl Server {
         self.set_patience(Duration::from_secs(request.wall_secs) + GRACE)?;
         self.send(request)?;
         self.receive(MAX_FRAME_BYTES + ESCAPED_BYTES * request.keep_stdout)
+    }
+
+    /// Runs a candidate and its tests in processes of their own; errors as of [`Self::run`].
+    pub(crate) fn run_apart(
+        &mut self,
+        candidate: &ApartRequest<'_>,
+        judge: &JudgeRequest<'_>,
+    ) -> io::Result<ApartReply> {
+        self.set_patience(Duration::from_secs(candidate.wall_secs) + GRACE)?;
+        self.send(candidate)?;
+        self.send(judge)?;
+        self.receive(MAX_FRAME_BYTES)
     }
 
     fn set_patience(&mut self, patience: Duration) -> io::Result<()> {

@@ -56,6 +56,8 @@ fn run(
                 (ErrorClass::Passed, pass_at_1),
                 (ErrorClass::Syntax, 1.0 - pass_at_1),
             ]),
+            audits: BTreeMap::new(),
+            doubtful: Vec::new(),
             sandbox: BTreeMap::new(),
         },
         score: EvalScore {
