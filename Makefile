@@ -45,6 +45,10 @@ test: build ## Every fast test; the chain's tests run the binaries
 test-full: build ## Every test, those of many minutes too
 	cargo test --workspace --lib --tests --no-fail-fast -- --include-ignored
 
+.PHONY: test-container
+test-container: ## The attack suite in a container with Docker's capabilities and seccomp profile; needs root and runc
+	cargo test --workspace --test attacks --no-run --message-format json | python3 tests/container/attacks.py -
+
 .PHONY: parity
 parity: ## Compare with PyTorch goldens. CASE=all|name GOLDENS=folder DTYPE=f32|f64|bf16 MODE=chained|isolated
 	cargo build -q --workspace --bin parity
