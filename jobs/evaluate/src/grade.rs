@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 
 use serde_json::{Map, Value, json};
-use wmtp_grading::files::{FileSummary, Files, RuleCounts, Shard, TaskCount};
+use wmtp_grading::files::{FileSummary, Files, RuleCounts, Shard, TaskCount, TestChoice};
 use wmtp_grading::{Grader, GraderConfig, Limits, SandboxReport};
 use wmtp_job_kit::{JobError, Tool, ToolCx};
 use wmtp_stats::mean_pass_at_k;
@@ -16,14 +16,15 @@ use crate::sandbox_error;
 /// Values of k that are printed where every problem has as many samples.
 const KS: [u64; 6] = [1, 5, 10, 20, 50, 100];
 
-/// Grades samples in the formats of OpenAI's human-eval, of MBPP and of CodeContests.
+/// Grades samples in the formats of OpenAI's human-eval, of MBPP, of EvalPlus and of CodeContests.
 #[derive(Debug, clap::Args)]
 pub struct Grade {
-    /// Problems, JSON lines, plain or .gz: human-eval (task_id, prompt, entry_point, test), MBPP (task_id, test_list) or
-    /// CodeContests (name, public_tests, private_tests, generated_tests)
+    /// Problems, JSON lines, plain or .gz: human-eval (task_id, prompt, entry_point, test), MBPP (task_id, test_list),
+    /// EvalPlus's HumanEval+ and MBPP+ (base_input, plus_input, canonical_solution) or CodeContests (name, public_tests,
+    /// private_tests, generated_tests)
     #[arg(long, value_name = "FILE")]
     problems: PathBuf,
-    /// Samples, JSON lines, plain or .gz: task_id, completion
+    /// Samples, JSON lines, plain or .gz: task_id, and completion or, for a whole program, solution
     #[arg(long, value_name = "FILE")]
     samples: PathBuf,
     /// Where the sample rows go, with `passed`, `result` and `class` added. They grow in FILE.part; started again, the same
@@ -36,6 +37,12 @@ pub struct Grade {
     /// Grade nothing; put the results of all shards, in their order, together as one run writes them
     #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with = "shard")]
     merge: Vec<PathBuf>,
+    /// Of EvalPlus's sets, run the original set's tests alone
+    #[arg(long)]
+    base_tests: bool,
+    /// Run MBPP's challenge tests too
+    #[arg(long)]
+    challenge_tests: bool,
     /// Strict audit: run each program that passes once more, its tests in a process of their own, and add what comes of it as
     /// `audit`. What passes by forging its verdict is refuted
     #[arg(long)]
@@ -65,6 +72,7 @@ impl Tool for Grade {
     const EXAMPLES: &'static str = "\
   evaluate grade --problems HumanEval.jsonl --samples samples.jsonl --out results.jsonl
   evaluate grade --problems mbpp.jsonl --samples samples.jsonl.gz --out results.jsonl --workers 4 --json
+  evaluate grade --problems HumanEvalPlus.jsonl.gz --samples samples.jsonl --out results.jsonl
   evaluate grade --problems code_contests.jsonl --samples samples.jsonl --out results.jsonl --cpu-secs 10
   evaluate grade --problems HumanEval.jsonl --samples samples.jsonl --out results.jsonl --audit
   evaluate grade --problems mbpp.jsonl --samples samples.jsonl.gz --out r3.jsonl --shard 3/8
@@ -73,6 +81,10 @@ impl Tool for Grade {
     fn run(&self, cx: &mut ToolCx<'_>) -> Result<(), JobError> {
         let files = Files {
             problems: &self.problems,
+            tests: TestChoice {
+                base_only: self.base_tests,
+                challenge: self.challenge_tests,
+            },
             samples: &self.samples,
             out: &self.out,
         };

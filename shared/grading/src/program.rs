@@ -13,7 +13,7 @@ pub struct Program {
     /// Python source of what is judged.
     pub candidate: String,
     /// Python source that judges it, run after it in one text; an audit runs it in a process of its own.
-    pub tests: String,
+    pub tests: Arc<str>,
     /// Inputs with their expected outputs.
     pub cases: Arc<[Case]>,
     /// CPU seconds that the problem grants a case at least, whatever the grader's limits say.
@@ -34,7 +34,7 @@ impl From<String> for Program {
     fn from(source: String) -> Self {
         Self {
             candidate: source,
-            tests: String::new(),
+            tests: Arc::from(""),
             cases: Arc::default(),
             cpu_secs: 0,
         }
@@ -70,18 +70,19 @@ impl Program {
                 push_part(&mut judge, &format!("check({entry_point})"));
             }
         }
-        Self::of(own, judge)
+        Self::of(own, judge.into())
     }
 
     /// A HumanEval program: prompt and completion are one text, then test and `check(entry_point)`.
     pub fn human_eval(prompt: &str, completion: &str, test: &str, entry_point: &str) -> Self {
         Self::of(
             format!("{prompt}{completion}\n"),
-            format!("{test}\ncheck({entry_point})\n"),
+            format!("{test}\ncheck({entry_point})\n").into(),
         )
     }
 
-    fn of(candidate: String, tests: String) -> Self {
+    /// A candidate and a text that judges it, which begins on a line of its own.
+    pub(crate) fn of(candidate: String, tests: Arc<str>) -> Self {
         Self {
             tests,
             ..candidate.into()

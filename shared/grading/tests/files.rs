@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use wmtp_grading::files::{FileSummary, Files, Shard};
+use wmtp_grading::files::{FileSummary, Files, Shard, TestChoice};
 use wmtp_grading::{Error, Grader, GraderConfig};
 use wmtp_records::{AuditOutcome, ErrorClass};
 
@@ -91,6 +91,7 @@ impl Case {
 fn files<'a>(problems: &'a Path, samples: &'a Path, out: &'a Path) -> Files<'a> {
     Files {
         problems,
+        tests: TestChoice::default(),
         samples,
         out,
     }

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use serde_json::{Value, json};
-use wmtp_grading::files::{FileSummary, Files, Shard};
+use wmtp_grading::files::{FileSummary, Files, Shard, TestChoice};
 use wmtp_grading::{Grader, GraderConfig, Limits, Program};
 use wmtp_records::{AuditOutcome, CaseCounts, Verdict, jsonl};
 
@@ -84,6 +84,10 @@ fn grade_references(
     let mut num_done = 0;
     let files = Files {
         problems: &problem_file,
+        tests: TestChoice {
+            challenge: true,
+            ..TestChoice::default()
+        },
         samples: &sample_file,
         out: &out,
     };
