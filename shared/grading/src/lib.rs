@@ -28,4 +28,5 @@ mod verdict;
 pub use config::{GraderConfig, Limits, SandboxReport, Tier};
 pub use error::Error;
 pub use grader::Grader;
-pub use program::{Case, Program};
+pub use program::Program;
+pub use wmtp_records::Case;

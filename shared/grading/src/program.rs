@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use wmtp_records::Tests;
+use wmtp_records::{Case, Tests};
 
 /// One program to grade.
 ///
@@ -18,15 +18,6 @@ pub struct Program {
     pub cases: Arc<[Case]>,
     /// CPU seconds that the problem grants a case at least, whatever the grader's limits say.
     pub cpu_secs: u64,
-}
-
-/// What a program reads and what it should print.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Case {
-    /// Standard input.
-    pub input: String,
-    /// Standard output.
-    pub output: String,
 }
 
 impl From<String> for Program {
@@ -69,8 +60,26 @@ impl Program {
                 push_part(&mut judge, test);
                 push_part(&mut judge, &format!("check({entry_point})"));
             }
+            Tests::Outputs { cases, cpu_secs } => {
+                return Self {
+                    cases: cases.as_slice().into(),
+                    cpu_secs: *cpu_secs,
+                    ..own.into()
+                };
+            }
         }
         Self::of(own, judge.into())
+    }
+
+    /// Another candidate with the same tests, which the two share.
+    #[must_use]
+    pub fn with_candidate(&self, candidate: &str) -> Self {
+        let mut own = String::new();
+        push_part(&mut own, candidate);
+        Self {
+            candidate: own,
+            ..self.clone()
+        }
     }
 
     /// A HumanEval program: prompt and completion are one text, then test and `check(entry_point)`.
@@ -122,6 +131,23 @@ mod tests {
             program.source(),
             "def f():\n    return 1\ndef check(c): pass\ncheck(f)\n"
         );
+    }
+
+    #[test]
+    fn another_candidate_shares_the_tests() {
+        let case = Case {
+            input: "1".into(),
+            output: "2".into(),
+        };
+        let tests = Tests::Outputs {
+            cases: vec![case],
+            cpu_secs: 7,
+        };
+        let empty = Program::from_tests("", &tests);
+        let program = empty.with_candidate("print(2)");
+        assert_eq!(program, Program::from_tests("print(2)", &tests));
+        assert_eq!((program.cpu_secs, program.tests.as_ref()), (7, ""));
+        assert!(Arc::ptr_eq(&program.cases, &empty.cases));
     }
 
     #[test]

@@ -12,8 +12,8 @@ mod score;
 pub use completion::{
     Audit, AuditOutcome, CaseCounts, Completion, ErrorClass, GradedSample, Verdict,
 };
-pub use problem::{Problem, Split, Tests};
+pub use problem::{Case, Problem, Split, Tests};
 pub use record::{DataSchema, Record, RecordMetadata, data_files};
 pub use score::{
-    DoubtfulPass, EvalScore, HeadLoss, Metric, ProblemCount, ScoreSummary, score_files,
+    DoubtfulPass, EvalScore, HeadLoss, Metric, ProblemCount, ScoreSummary, Spread, score_files,
 };

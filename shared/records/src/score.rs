@@ -61,6 +61,17 @@ pub struct HeadLoss {
     pub num_targets: u64,
 }
 
+/// How sure a mean over problems is.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Spread {
+    /// Standard error of the mean; `None` with one problem.
+    pub standard_error: Option<f64>,
+    /// Lower end of the 95 % interval, by resampling problems.
+    pub low: f64,
+    /// Its upper end.
+    pub high: f64,
+}
+
 /// A program that passes beside its tests, and of which the audit did not say that it passes from a process of its own.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DoubtfulPass {
@@ -101,6 +112,9 @@ pub struct ScoreSummary {
     pub heads: Vec<HeadLoss>,
     /// Share of sampled programs per error class.
     pub error_shares: BTreeMap<ErrorClass, f64>,
+    /// How sure pass@1 is.
+    #[serde(default)]
+    pub pass_at_1_spread: Option<Spread>,
     /// Number of passing programs per outcome of their audit, the greedy ones too.
     #[serde(default)]
     pub audits: BTreeMap<AuditOutcome, u64>,
