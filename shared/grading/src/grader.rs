@@ -15,8 +15,9 @@ use wmtp_records::{Audit, AuditOutcome, CaseCounts, ErrorClass, Verdict};
 use crate::audit;
 use crate::confine::{self, Confinement, SPARE_ID};
 use crate::interpreter::Interpreter;
+use crate::launch::{self, Launch};
 use crate::output;
-use crate::server::{ApartRequest, JudgeRequest, Launch, Request, Server};
+use crate::server::{ApartRequest, JudgeRequest, Request, Server};
 use crate::verdict::{MESSAGE_CHARS, judge, judge_apart, judge_run, not_run, passed};
 use crate::{Case, Error, GraderConfig, Limits, Program, SandboxReport, Tier};
 
@@ -385,6 +386,11 @@ fn report(
         seccomp: "allow-list".to_owned(),
         uid_drop,
         network: "no sockets".to_owned(),
+        launched: if launch::is_own_binary() {
+            "by the own binary".to_owned()
+        } else {
+            "by a fork".to_owned()
+        },
         python: python.version.clone(),
         self_check: "not run".to_owned(),
         tier: if is_full { Tier::Full } else { Tier::Degraded },

@@ -18,6 +18,7 @@ mod error;
 pub mod files;
 mod grader;
 mod interpreter;
+mod launch;
 #[cfg(test)]
 mod layers;
 mod output;
@@ -28,5 +29,6 @@ mod verdict;
 pub use config::{GraderConfig, Limits, SandboxReport, Tier};
 pub use error::Error;
 pub use grader::Grader;
+pub use launch::launched;
 pub use program::Program;
 pub use wmtp_records::Case;

@@ -4,18 +4,15 @@ use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::confine::{Confinement, SPARE_ID};
+use crate::confine::Confinement;
+use crate::launch::Launch;
 
-const SOURCE: &str = concat!(include_str!("apart.py"), include_str!("server.py"));
 /// Replies hold a report, the end of a stream, and the output that was asked for; more is a broken server.
 const MAX_FRAME_BYTES: usize = 1 << 20;
 /// What one byte takes in JSON at most.
@@ -26,15 +23,6 @@ const START_TIMEOUT: Duration = Duration::from_mins(1);
 /// What a server gets beyond the program's wall limit before it counts as stuck.
 const GRACE: Duration = Duration::from_secs(15);
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// How servers are started; the same for every worker and restart.
-#[derive(Debug, Clone)]
-pub(crate) struct Launch {
-    pub(crate) python: PathBuf,
-    pub(crate) walls: Arc<Confinement>,
-    /// Change to the spare user.
-    pub(crate) drop_user: bool,
-}
 
 /// One program with its limits, as the server reads it.
 #[derive(Debug, Serialize)]
@@ -126,26 +114,11 @@ impl Server {
     /// Must be called on the thread that will own it: the kernel kills the server when that thread ends.
     pub(crate) fn start(launch: &Launch) -> io::Result<Self> {
         let (control, theirs) = UnixStream::pair()?;
-        let mut command = Command::new(&launch.python);
-        // `-I` is `-E -P -s`; with an emptied environment and the search path cleaned by the server only
-        // `-s` is left to ask for, and without `-E` the hash seed can be fixed: verdicts repeat.
+        let mut command = launch.command()?;
         command
-            .args(["-s", "-S", "-B", "-c", SOURCE])
-            .env_clear()
-            .envs([
-                ("LANG", "C.UTF-8"),
-                ("PATH", "/usr/bin:/bin"),
-                ("PYTHONHASHSEED", "0"),
-                ("TZ", "UTC"),
-            ])
-            .current_dir("/")
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
-        if launch.drop_user {
-            command.uid(SPARE_ID).gid(SPARE_ID);
-        }
-        launch.walls.apply(&mut command);
         let child = command.spawn()?;
         // The kernel's choice when memory runs out should be a program, never the job; best effort.
         let _ = std::fs::write(format!("/proc/{}/oom_score_adj", child.id()), "900");
