@@ -733,11 +733,12 @@ fn texts_of(value: &Value) -> Option<Vec<String>> {
         .collect()
 }
 
+/// A row of a file of problems, with its text.
+type ProblemRow<'a> = Result<(Row<'a>, String), Error>;
+
 /// The rows of a file of problems with their texts. MBPP's sanitized set is one JSON array; its rows are numbered as lines
 /// would be, and their texts are written anew.
-fn problem_rows(
-    path: &Path,
-) -> Result<Box<dyn Iterator<Item = Result<(Row<'_>, String), Error>> + '_>, Error> {
+fn problem_rows(path: &Path) -> Result<Box<dyn Iterator<Item = ProblemRow<'_>> + '_>, Error> {
     if path.extension().is_none_or(|extension| extension != "json") {
         return Ok(Box::new(jsonl::lines(path)?.map(move |read| {
             let (line, text) = read?;
