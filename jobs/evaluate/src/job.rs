@@ -10,16 +10,18 @@ use wmtp_decoding::{Generator, InferenceModel, Sampling, Tally};
 use wmtp_grading::{Grader, GraderConfig, Limits, Program};
 use wmtp_job_kit::{Job, JobError, Kind, Manifest, Output, Plan, PlanCx, Run};
 use wmtp_model::{ParamStore, Params};
-use wmtp_recipe::{Evaluation, seed};
+use wmtp_recipe::{Evaluation, SandboxTier, seed};
 use wmtp_records::{
-    Completion, EvalScore, GradedSample, HeadLoss, Problem, ProblemCount, ScoreSummary, Split,
+    AuditOutcome, Completion, EvalScore, GradedSample, Problem, ProblemCount, ScoreSummary, Split,
     data_files, jsonl, score_files,
 };
 use wmtp_tokens::Tokenizer;
 
 use crate::generate::{self, Drawing, Generation};
+use crate::heads::{self, HeadScore};
+use crate::matches::{self, Matches};
 use crate::subject::{self, Subject};
-use crate::{heads, sandbox_error, score};
+use crate::{sandbox_error, score};
 
 /// Role of the data set among the inputs.
 const DATA: &str = "data";
@@ -67,7 +69,7 @@ impl Job for Evaluate {
   evaluate --recipe v002.yaml --store s3://wmtp/demo --data micropy --checkpoint v002-s42 --name v002-s42
   evaluate --recipe v001.yaml --store s3://wmtp/demo --data micropy --base micro-mtp --name base
   evaluate grade --problems HumanEval.jsonl --samples samples.jsonl --out results.jsonl";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
 
     fn plan(&self, cx: &mut PlanCx<'_>) -> Result<Plan<Work>, JobError> {
         let data = cx.input(DATA, Kind::ProcessedData, &self.data)?;
@@ -86,13 +88,10 @@ impl Job for Evaluate {
         let options = recipe.section_options(&["data.max_length", "evaluation", "seed"]);
         // The summary states data set and shared digest, so they decide bytes of the output.
         let shared = subject.recipe.shared_digest().to_string();
-        let sandbox_option = if self.accept_degraded_sandbox {
-            "degraded"
-        } else {
-            "full"
-        };
+        let accept_degraded =
+            self.accept_degraded_sandbox || evaluation.sandbox == SandboxTier::Degraded;
+        let sandbox_option = if accept_degraded { "degraded" } else { "full" };
         let data_id = data.id.to_string();
-        let accept_degraded = self.accept_degraded_sandbox;
         Ok(Plan::new(Work {
             subject,
             evaluation,
@@ -125,12 +124,14 @@ impl Job for Evaluate {
         let generation_secs = run.elapsed().saturating_sub(started).as_secs_f64();
 
         let samples = execute(&problems, completions, &grader, run)?;
-        let heads = head_losses(&data, evaluation.split, &params, &store)?;
+        let heads = head_scores(&data, evaluation.split, &params, &store)?;
+        let matches = matches::of(&problems, &samples, &grader);
         let report = Report {
             counts: score::count(&problems, &samples),
             problems,
             tally,
             heads,
+            matches,
             latency_ms: 1000.0 * generation_secs / samples.len().max(1) as f64,
             samples,
             sandbox: grader.sandbox().to_map(),
@@ -190,6 +191,7 @@ fn grader_config(evaluation: &Evaluation, accept_degraded: bool) -> Result<Grade
             ..Limits::default()
         },
         accept_degraded,
+        audit: true,
         python: None,
     })
 }
@@ -231,18 +233,17 @@ fn execute(
     grader: &Grader,
     run: &Run,
 ) -> Result<Vec<GradedSample>, JobError> {
-    let tests: BTreeMap<&str, &Problem> = problems
+    // All programs of a problem share its tests, which can be large.
+    let empty: BTreeMap<&str, Program> = problems
         .iter()
-        .map(|problem| (problem.problem_id.as_str(), problem))
+        .map(|problem| {
+            let program = Program::from_tests("", &problem.tests);
+            (problem.problem_id.as_str(), program)
+        })
         .collect();
     let programs: Vec<Program> = completions
         .iter()
-        .map(|completion| {
-            Program::from_tests(
-                &completion.program,
-                &tests[completion.problem_id.as_str()].tests,
-            )
-        })
+        .map(|completion| empty[completion.problem_id.as_str()].with_candidate(&completion.program))
         .collect();
     let progress = run.progress("execute", "programs", programs.len() as u64);
     let verdicts = grader.grade_all(&programs, |_, _| {
@@ -262,12 +263,12 @@ fn execute(
         .collect())
 }
 
-fn head_losses(
+fn head_scores(
     data: &Path,
     split: Split,
     params: &Params,
     store: &ParamStore,
-) -> Result<Vec<HeadLoss>, JobError> {
+) -> Result<Vec<HeadScore>, JobError> {
     let rows =
         TokenFile::load(&data.join(data_files::tokens(split))).map_err(JobError::bad_input)?;
     heads::score(params, store, &rows).map_err(JobError::internal)
@@ -279,7 +280,8 @@ struct Report {
     samples: Vec<GradedSample>,
     counts: Vec<ProblemCount>,
     tally: Tally,
-    heads: Vec<HeadLoss>,
+    heads: Vec<HeadScore>,
+    matches: Option<Matches>,
     latency_ms: f64,
     sandbox: BTreeMap<String, String>,
 }
@@ -290,6 +292,7 @@ impl Report {
             &self.counts,
             &self.samples,
             &self.heads,
+            self.matches,
             &work.evaluation.ks,
         );
         let score = EvalScore {
@@ -323,8 +326,11 @@ impl Report {
             checkpoint: subject.manifest.id.to_string(),
             data: work.data_id.clone(),
             protocol: protocol(&work.evaluation, self.problems.len()),
-            heads: self.heads.clone(),
+            heads: self.heads.iter().map(|head| head.loss.clone()).collect(),
             error_shares: score::error_shares(&self.samples),
+            pass_at_1_spread: score::spread(&self.counts),
+            audits: score::audits(&self.samples),
+            doubtful: score::doubtful(&self.samples),
             sandbox: self.sandbox.clone(),
         }
     }
@@ -372,6 +378,12 @@ impl Report {
         if ungraded > 0 {
             run.warning(format!(
                 "{ungraded} samples could not be graded and count for nothing"
+            ));
+        }
+        let audits = score::audits(&self.samples);
+        if let Some(refuted) = audits.get(&AuditOutcome::Refuted) {
+            run.warning(format!(
+                "{refuted} samples pass beside their tests and not from a process of their own; summary.json lists them"
             ));
         }
     }

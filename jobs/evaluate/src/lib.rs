@@ -8,6 +8,7 @@ mod generate;
 mod grade;
 mod heads;
 mod job;
+mod matches;
 mod saved;
 mod score;
 mod subject;
@@ -21,7 +22,7 @@ use wmtp_job_kit::JobError;
 fn sandbox_error(error: wmtp_grading::Error) -> JobError {
     match error {
         wmtp_grading::Error::Degraded { .. } => JobError::refused(error)
-            .hint("run on a kernel with Landlock and seccomp, or accept the gaps with --accept-degraded-sandbox"),
+            .hint("run on a kernel with Landlock and seccomp, or accept the gaps with --accept-degraded-sandbox or, in a job, evaluation.sandbox=degraded"),
         wmtp_grading::Error::Interpreter { .. } => {
             JobError::unavailable(error).hint("install CPython 3.9 or newer as python3; `evaluate grade` takes another one with --python")
         }

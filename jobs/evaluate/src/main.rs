@@ -6,6 +6,9 @@ use evaluate::{Evaluate, Grade};
 use wmtp_job_kit::Mode;
 
 fn main() -> ExitCode {
+    if let Some(failed) = wmtp_grading::launched() {
+        return failed;
+    }
     wmtp_job_kit::main_with_modes(
         "evaluate",
         "Generates programs, executes them in the sandbox and scores them.",

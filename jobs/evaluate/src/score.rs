@@ -4,8 +4,17 @@ use std::collections::BTreeMap;
 
 use sha2::{Digest, Sha256};
 use wmtp_decoding::Tally;
-use wmtp_records::{ErrorClass, GradedSample, HeadLoss, Metric, Problem, ProblemCount};
-use wmtp_stats::mean_pass_at_k;
+use wmtp_records::{
+    AuditOutcome, CaseCounts, DoubtfulPass, ErrorClass, GradedSample, Metric, Problem,
+    ProblemCount, Spread,
+};
+use wmtp_stats::{DRAWS, bootstrap_mean, mean_pass_at_k};
+
+use crate::heads::HeadScore;
+use crate::matches::Matches;
+
+/// A report is the same whenever it is made.
+const BOOTSTRAP_SEED: u64 = 42;
 
 /// Counts per problem, in the order of `problems`. Samples that the grader could not run count for nothing.
 pub(crate) fn count(problems: &[Problem], samples: &[GradedSample]) -> Vec<ProblemCount> {
@@ -49,7 +58,8 @@ fn is_graded(sample: &GradedSample) -> bool {
 pub(crate) fn metrics(
     counts: &[ProblemCount],
     samples: &[GradedSample],
-    heads: &[HeadLoss],
+    heads: &[HeadScore],
+    matches: Option<Matches>,
     ks: &[u32],
 ) -> Vec<Metric> {
     let n_and_c: Vec<(u64, u64)> = counts
@@ -72,20 +82,145 @@ pub(crate) fn metrics(
             ))
         })
         .collect();
+    if let Some(value) = mean_pass_at_k(&confirmed(counts, samples), 1) {
+        metrics.push(metric("strict_pass_at_1".to_owned(), value, true));
+    }
     if let Some(share) = share(counts.iter().filter_map(|count| count.greedy_passed)) {
         metrics.push(metric("greedy_pass_at_1".to_owned(), share, true));
     }
-    for head in heads {
+    for (rule, value) in by_stricter_rules(counts, samples) {
+        metrics.push(metric(format!("pass_at_1_{rule}"), value, true));
+    }
+    if let Some(value) = tests_passed_share(counts, samples) {
+        metrics.push(metric("tests_passed_share".to_owned(), value, true));
+    }
+    if let Some(Matches { exact, ast }) = matches {
+        metrics.push(metric("exact_match".to_owned(), exact, true));
+        metrics.push(metric("ast_match".to_owned(), ast, true));
+    }
+    for HeadScore {
+        loss,
+        calibration_error,
+    } in heads
+    {
+        let horizon = loss.horizon;
+        metrics.push(metric(format!("ce_head_{horizon}"), loss.ce_nats, false));
         metrics.push(metric(
-            format!("ce_head_{}", head.horizon),
-            head.ce_nats,
+            format!("calibration_error_head_{horizon}"),
+            *calibration_error,
             false,
         ));
     }
     if let Some(finished) = share(samples.iter().map(|sample| sample.completion.finished)) {
         metrics.push(metric("finished_share".to_owned(), finished, true));
+        let tokens: u64 = samples
+            .iter()
+            .map(|sample| u64::from(sample.completion.num_tokens))
+            .sum();
+        let mean = tokens as f64 / samples.len() as f64;
+        metrics.push(metric("mean_tokens".to_owned(), mean, false));
     }
     metrics
+}
+
+/// Graded samples of each problem, and those of them whose pass cannot be forged: an audit confirmed it, or the program was
+/// judged from outside by what it prints.
+fn confirmed(counts: &[ProblemCount], samples: &[GradedSample]) -> Vec<(u64, u64)> {
+    let mut by_problem: BTreeMap<&str, u64> = BTreeMap::new();
+    for sample in samples
+        .iter()
+        .filter(|sample| sample.completion.sample.is_some())
+    {
+        let verdict = &sample.verdict;
+        let by_audit = verdict
+            .audit
+            .as_ref()
+            .is_some_and(|audit| audit.outcome == AuditOutcome::Confirmed);
+        if verdict.passed && (by_audit || verdict.cases.is_some()) {
+            *by_problem.entry(&sample.completion.problem_id).or_default() += 1;
+        }
+    }
+    counts
+        .iter()
+        .map(|count| {
+            let confirmed = by_problem.get(count.problem_id.as_str());
+            (count.num_samples.into(), confirmed.copied().unwrap_or(0))
+        })
+        .collect()
+}
+
+/// pass@1 by the rules of comparing outputs that are stricter than the one that judges, where programs print.
+fn by_stricter_rules(
+    counts: &[ProblemCount],
+    samples: &[GradedSample],
+) -> Vec<(&'static str, f64)> {
+    type Right = fn(&CaseCounts) -> u32;
+    let rules: [(&'static str, Right); 4] = [
+        ("tokens", |cases| cases.tokens),
+        ("lines", |cases| cases.lines),
+        ("trimmed", |cases| cases.trimmed),
+        ("exact", |cases| cases.exact),
+    ];
+    let of = |right: Right| {
+        per_problem(counts, samples, |cases| {
+            f64::from(u8::from(right(cases) == cases.total))
+        })
+    };
+    rules
+        .into_iter()
+        .filter_map(|(rule, right)| Some((rule, of(right)?)))
+        .collect()
+}
+
+/// Share of the tests whose output is right, mean over the samples of a problem and then over problems.
+fn tests_passed_share(counts: &[ProblemCount], samples: &[GradedSample]) -> Option<f64> {
+    per_problem(counts, samples, |cases| {
+        f64::from(cases.deepmind) / f64::from(cases.total)
+    })
+}
+
+/// Mean over the problems of the mean over their drawn samples; `None` where a problem has no graded sample, or is not judged
+/// by what programs print.
+fn per_problem(
+    counts: &[ProblemCount],
+    samples: &[GradedSample],
+    value: impl Fn(&CaseCounts) -> f64,
+) -> Option<f64> {
+    let mut by_problem: BTreeMap<&str, (f64, f64)> = BTreeMap::new();
+    for sample in samples {
+        if let (Some(_), Some(cases)) = (sample.completion.sample, &sample.verdict.cases) {
+            let (sum, number) = by_problem.entry(&sample.completion.problem_id).or_default();
+            *sum += value(cases);
+            *number += 1.0;
+        }
+    }
+    let means: Vec<f64> = counts
+        .iter()
+        .map(|count| by_problem.get(count.problem_id.as_str()))
+        .map(|found| found.map(|(sum, number)| sum / number))
+        .collect::<Option<_>>()?;
+    (!means.is_empty()).then(|| means.iter().sum::<f64>() / means.len() as f64)
+}
+
+/// How sure pass@1 is, over problems; `None` where a problem has no graded sample.
+pub(crate) fn spread(counts: &[ProblemCount]) -> Option<Spread> {
+    if counts.iter().any(|count| count.num_samples == 0) {
+        return None;
+    }
+    let scores: Vec<f64> = counts
+        .iter()
+        .map(|count| f64::from(count.num_passed) / f64::from(count.num_samples))
+        .collect();
+    let interval = bootstrap_mean(&scores, DRAWS, BOOTSTRAP_SEED)?.interval;
+    let number = scores.len() as f64;
+    let mean = scores.iter().sum::<f64>() / number;
+    let squares: f64 = scores.iter().map(|score| (score - mean).powi(2)).sum();
+    Some(Spread {
+        // One problem tells nothing of the spread between problems.
+        standard_error: (scores.len() > 1).then(|| (squares / (number - 1.0) / number).sqrt()),
+        low: interval.low,
+        high: interval.high,
+    })
 }
 
 /// What the heads' proposals were worth, where any were verified. How many there are depends on which texts happen to be
@@ -129,6 +264,33 @@ pub(crate) fn error_shares(samples: &[GradedSample]) -> BTreeMap<ErrorClass, f64
     shares
 }
 
+/// Number of audited samples per outcome, the greedy ones too.
+pub(crate) fn audits(samples: &[GradedSample]) -> BTreeMap<AuditOutcome, u64> {
+    let mut counts = BTreeMap::new();
+    for audit in samples
+        .iter()
+        .filter_map(|sample| sample.verdict.audit.as_ref())
+    {
+        *counts.entry(audit.outcome).or_default() += 1;
+    }
+    counts
+}
+
+/// Passing samples that their audit did not confirm.
+pub(crate) fn doubtful(samples: &[GradedSample]) -> Vec<DoubtfulPass> {
+    let audited = samples
+        .iter()
+        .filter_map(|sample| Some((&sample.completion, sample.verdict.audit.clone()?)));
+    audited
+        .filter(|(_, audit)| audit.outcome != AuditOutcome::Confirmed)
+        .map(|(completion, audit)| DoubtfulPass {
+            problem_id: completion.problem_id.clone(),
+            sample: completion.sample,
+            audit,
+        })
+        .collect()
+}
+
 /// Samples that the grader could not run.
 pub(crate) fn num_ungraded(samples: &[GradedSample]) -> usize {
     samples.iter().filter(|sample| !is_graded(sample)).count()
@@ -158,7 +320,7 @@ pub(crate) fn shown(problems: &[Problem], limit: usize, seed: u64) -> Vec<&Probl
 
 #[cfg(test)]
 mod tests {
-    use wmtp_records::{Completion, Tests, Verdict};
+    use wmtp_records::{Audit, Completion, Tests, Verdict};
 
     use super::*;
 
@@ -196,6 +358,7 @@ mod tests {
                 cpu_secs: 0.0,
                 wall_secs: 0.0,
                 cases: None,
+                audit: None,
             },
         }
     }
@@ -219,13 +382,48 @@ mod tests {
             sample("b", Some(1), ErrorClass::Passed),
         ];
         let counts = count(&problems, &samples);
-        let metrics = metrics(&counts, &samples, &[], &[1, 2, 5]);
+        let metrics = metrics(&counts, &samples, &[], None, &[1, 2, 5]);
         assert_eq!(value(&metrics, "pass_at_1"), Some(0.5));
         assert_eq!(value(&metrics, "pass_at_2"), Some(1.0));
         assert_eq!(value(&metrics, "pass_at_5"), None, "k above n is left out");
         assert_eq!(value(&metrics, "greedy_pass_at_1"), Some(0.5));
         let passed = error_shares(&samples)[&ErrorClass::Passed];
         assert!((passed - 0.5).abs() < 1e-12, "{passed}");
+    }
+
+    #[test]
+    fn a_pass_that_no_audit_confirmed_is_no_strict_one() {
+        let problems = [problem("a"), problem("b")];
+        let audited = |outcome| {
+            let mut audited = sample("a", Some(0), ErrorClass::Passed);
+            audited.verdict.audit = Some(Audit {
+                outcome,
+                message: String::new(),
+                flags: Vec::new(),
+            });
+            audited
+        };
+        let mut from_outside = sample("b", Some(0), ErrorClass::Passed);
+        from_outside.verdict.cases = Some(CaseCounts::default());
+        let samples = [
+            audited(AuditOutcome::Confirmed),
+            audited(AuditOutcome::Refuted),
+            audited(AuditOutcome::NotByValue),
+            audited(AuditOutcome::NotRun),
+            from_outside,
+        ];
+        let counts = count(&problems, &samples);
+        let metrics = metrics(&counts, &samples, &[], None, &[1]);
+        assert_eq!(value(&metrics, "pass_at_1"), Some(1.0));
+        // A quarter of the first problem and all of the second.
+        assert_eq!(value(&metrics, "strict_pass_at_1"), Some(0.625));
+        assert_eq!(audits(&samples)[&AuditOutcome::Refuted], 1);
+        let doubtful: Vec<_> = doubtful(&samples)
+            .into_iter()
+            .map(|pass| pass.audit.outcome)
+            .collect();
+        use AuditOutcome::{NotByValue, NotRun, Refuted};
+        assert_eq!(doubtful, [Refuted, NotByValue, NotRun]);
     }
 
     #[test]
@@ -238,6 +436,55 @@ mod tests {
         let counts = count(&problems, &samples);
         assert_eq!((counts[0].num_samples, counts[0].num_passed), (1, 1));
         assert_eq!(num_ungraded(&samples), 1);
+    }
+
+    #[test]
+    fn programs_that_print_are_scored_by_every_rule_and_by_tests() {
+        let problems = [problem("a"), problem("b")];
+        let with = |id: &str, deepmind, exact| {
+            let mut sample = sample(id, Some(0), ErrorClass::Passed);
+            sample.verdict.cases = Some(CaseCounts {
+                total: 4,
+                deepmind,
+                tokens: deepmind,
+                lines: exact,
+                trimmed: exact,
+                exact,
+            });
+            sample
+        };
+        let mut greedy = with("a", 0, 0);
+        greedy.completion.sample = None;
+        let samples = [with("a", 4, 3), with("a", 4, 4), with("b", 1, 0), greedy];
+        let counts = count(&problems, &samples);
+        let metrics = metrics(&counts, &samples, &[], None, &[1]);
+        assert_eq!(value(&metrics, "pass_at_1_tokens"), Some(0.5));
+        assert_eq!(value(&metrics, "pass_at_1_exact"), Some(0.25));
+        assert_eq!(value(&metrics, "tests_passed_share"), Some(0.625));
+        let of_asserts = [sample("a", Some(0), ErrorClass::Passed)];
+        assert_eq!(tests_passed_share(&counts[..1], &of_asserts), None);
+    }
+
+    #[test]
+    fn the_spread_is_over_problems() {
+        let counted = |num_passed: u32| ProblemCount {
+            problem_id: num_passed.to_string(),
+            family: String::new(),
+            num_samples: 4,
+            num_passed,
+            greedy_passed: None,
+        };
+        // 0, 1/2, 1: variance 1/4, over 3 problems 1/12.
+        let spread_of_three = spread(&[counted(0), counted(2), counted(4)]).unwrap();
+        let error = spread_of_three.standard_error.unwrap();
+        assert!((error - (1.0_f64 / 12.0).sqrt()).abs() < 1e-12, "{error}");
+        assert!(spread_of_three.low < 0.5 && spread_of_three.high > 0.5);
+        assert_eq!(spread(&[counted(2)]).unwrap().standard_error, None);
+        let ungraded = ProblemCount {
+            num_samples: 0,
+            ..counted(0)
+        };
+        assert_eq!(spread(&[counted(2), ungraded]), None);
     }
 
     #[test]

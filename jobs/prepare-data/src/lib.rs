@@ -9,12 +9,12 @@ use std::path::PathBuf;
 
 use wmtp_artifacts::{Digest, Kind};
 use wmtp_data_sets::{
-    DataSet, Description, Error, Labelled, SourceProblem, label, mbpp, micropy, separate,
-    tokenizer_texts,
+    DataSet, Description, Error, Labelled, SourceProblem, codecontests, label, mbpp, micropy,
+    separate, tokenizer_texts,
 };
 use wmtp_grading::{Grader, GraderConfig, Limits};
 use wmtp_job_kit::{Job, JobError, Output, Plan, PlanCx, Run};
-use wmtp_recipe::{Data, DataSource, Evaluation};
+use wmtp_recipe::{Data, DataSource, Evaluation, SandboxTier};
 use wmtp_records::{Split, data_files};
 use wmtp_tokens::Tokenizer;
 
@@ -28,7 +28,7 @@ const TOKENIZER: &str = "tokenizer";
 /// Arguments of the job's own.
 #[derive(Debug, clap::Args)]
 pub struct PrepareData {
-    /// Raw data set with *.jsonl rows (id or name); needed where data.source is mbpp
+    /// Raw data set with *.jsonl rows (id or name); needed where data.source is mbpp or codecontests
     #[arg(long, value_name = "ID|NAME")]
     raw: Option<String>,
 
@@ -63,15 +63,15 @@ impl Job for PrepareData {
     fn plan(&self, cx: &mut PlanCx<'_>) -> Result<Plan<Work>, JobError> {
         let recipe = cx.recipe()?.clone();
         match (recipe.data.source, &self.raw) {
-            (DataSource::Mbpp, Some(raw)) => {
+            (DataSource::Mbpp | DataSource::CodeContests, Some(raw)) => {
                 cx.input(RAW, Kind::RawData, raw)?;
             }
-            (DataSource::Mbpp, None) => {
-                return Err(
-                    JobError::usage("data.source is mbpp, but no raw rows are given").hint(
-                        "push them with `sync-storage push --kind raw-data`, then pass --raw NAME",
-                    ),
-                );
+            (source @ (DataSource::Mbpp | DataSource::CodeContests), None) => {
+                return Err(JobError::usage(format!(
+                    "data.source is {}, but no raw rows are given",
+                    source.as_str()
+                ))
+                .hint("push them with `sync-storage push --kind raw-data`, then pass --raw NAME"));
             }
             (DataSource::Micropy, Some(_)) => {
                 return Err(JobError::usage(
@@ -93,7 +93,8 @@ impl Job for PrepareData {
         let work = Work {
             data: recipe.data,
             limits: limits(&recipe.evaluation),
-            accept_degraded: self.accept_degraded_sandbox,
+            accept_degraded: self.accept_degraded_sandbox
+                || recipe.evaluation.sandbox == SandboxTier::Degraded,
             own_tokenizer: self.tokenizer.is_none(),
         };
         Ok(Plan::new(work)
@@ -150,6 +151,16 @@ fn read_problems(work: &Work, run: &Run) -> Result<Vec<SourceProblem>, JobError>
         DataSource::Mbpp => {
             mbpp::read(&run.input(RAW)?, incorrect_per_problem, data.split_seed).map_err(job_error)
         }
+        DataSource::CodeContests => {
+            let settings = codecontests::Settings {
+                validation_share: data.validation_share,
+                test_share: data.test_share,
+                solutions_per_problem: data.solutions_per_problem,
+                incorrect_per_problem,
+                seed: data.split_seed,
+            };
+            codecontests::read(&run.input(RAW)?, &settings).map_err(job_error)
+        }
     }
 }
 
@@ -202,6 +213,11 @@ fn description(source: DataSource) -> Description {
             "Mostly Basic Python Problems with their reference programs and wrong ones by one edit; every label \
              established by execution.",
             "google-research/google-research, mbpp (CC-BY-4.0)",
+        ),
+        DataSource::CodeContests => (
+            "Problems of programming contests with Python 3 programs that were accepted and refused there; every label \
+             established by execution on all tests, compared by DeepMind's rule.",
+            "deepmind/code_contests (CC-BY-4.0)",
         ),
     };
     Description {

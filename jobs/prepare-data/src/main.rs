@@ -3,5 +3,8 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    if let Some(failed) = wmtp_grading::launched() {
+        return failed;
+    }
     wmtp_job_kit::main::<prepare_data::PrepareData>()
 }

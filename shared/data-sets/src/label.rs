@@ -65,12 +65,12 @@ pub fn label(
     grader: &Grader,
     mut on_done: impl FnMut(usize, usize) -> ControlFlow<()>,
 ) -> Result<Labelled, Error> {
-    let mut numbers: BTreeMap<String, usize> = BTreeMap::new();
+    let mut numbers: BTreeMap<Program, usize> = BTreeMap::new();
     let mut programs = Vec::new();
     for problem in &problems {
         for candidate in problem.solutions.iter().chain(&problem.mutants) {
             let program = Program::from_tests(candidate, &problem.problem.tests);
-            numbers.entry(program.source.clone()).or_insert_with(|| {
+            numbers.entry(program.clone()).or_insert_with(|| {
                 programs.push(program);
                 programs.len() - 1
             });
@@ -92,7 +92,7 @@ pub fn label(
     };
     let verdict_of = |problem: &SourceProblem, candidate: &str| {
         let program = Program::from_tests(candidate, &problem.problem.tests);
-        &verdicts[numbers[&program.source]]
+        &verdicts[numbers[&program]]
     };
     let problems = problems
         .into_iter()

@@ -1,11 +1,12 @@
 //! Data-set readers, micropy, splits, statistics and the batch sampler.
 //!
-//! The way through: [`micropy::generate`] or [`mbpp::read`] give problems with candidate programs,
+//! The way through: [`micropy::generate`], [`mbpp::read`] or [`codecontests::read`] give problems with candidate programs,
 //! [`separate`] keeps training clear of evaluation, [`label`] establishes every label by execution,
 //! [`DataSet::assemble`] makes rows and token ids of them, [`DataSet::write`] the artifact. Training reads the
 //! ids back as a [`TokenFile`] and visits them in the order of a [`BatchPlan`].
 
 mod batches;
+pub mod codecontests;
 mod contamination;
 mod data_set;
 mod error;

@@ -1,16 +1,17 @@
 //! Mostly Basic Python Problems, in the official row format.
 //!
-//! Reads `*.jsonl` rows of `{text, code, task_id, test_list, test_setup_code, challenge_test_list}`; makes LF of
+//! Reads `*.jsonl` or `*.jsonl.gz` rows of `{text, code, task_id, test_list, test_setup_code, challenge_test_list}`; makes LF of
 //! the CRLF that nearly every row holds; splits by the official task ids.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::Deserialize;
 use wmtp_records::{Problem, Split, Tests, jsonl};
 use wmtp_tokens::render_prompt;
 
 use crate::random::stream;
+use crate::source::jsonl_files;
 use crate::{Error, SourceProblem, mutate};
 
 /// Mutants kept for each one that is wanted: some still pass or do not parse.
@@ -26,7 +27,7 @@ struct Row {
     challenge_test_list: Vec<String>,
 }
 
-/// Reads every `*.jsonl` file below a folder; problems come in the order of task ids.
+/// Reads every `*.jsonl` or `*.jsonl.gz` file below a folder; problems come in the order of task ids.
 ///
 /// Each problem comes with its reference and enough mutants for `incorrect_per_problem` wrong programs.
 ///
@@ -63,36 +64,11 @@ pub fn read(
     if problems.is_empty() {
         return Err(Error::BadInput {
             path: folder.to_owned(),
-            reason: "no rows in *.jsonl files".to_owned(),
+            reason: "no rows in *.jsonl or *.jsonl.gz files".to_owned(),
         });
     }
     problems.sort_by_key(|&(task_id, _)| task_id);
     Ok(problems.into_iter().map(|(_, problem)| problem).collect())
-}
-
-/// All `*.jsonl` files in the folder and its sub-folders, sorted.
-fn jsonl_files(folder: &Path) -> Result<Vec<PathBuf>, Error> {
-    let mut files = Vec::new();
-    let mut folders = vec![folder.to_owned()];
-    while let Some(folder) = folders.pop() {
-        let io = |source| Error::Io {
-            path: folder.clone(),
-            source,
-        };
-        for entry in std::fs::read_dir(&folder).map_err(io)? {
-            let path = entry.map_err(io)?.path();
-            if path.is_dir() {
-                folders.push(path);
-            } else if path
-                .extension()
-                .is_some_and(|extension| extension == "jsonl")
-            {
-                files.push(path);
-            }
-        }
-    }
-    files.sort();
-    Ok(files)
 }
 
 /// Says which text is missing, if one is.

@@ -39,17 +39,20 @@ pub struct GraderConfig {
     pub limits: Limits,
     /// Go on where the platform cannot enforce every layer.
     pub accept_degraded: bool,
+    /// Run each program that passes once more, with its tests in a process of their own.
+    pub audit: bool,
     /// The interpreter; `None` takes the first usable `python3.11` or `python3` on the search path.
     pub python: Option<PathBuf>,
 }
 
 impl Default for GraderConfig {
-    /// One worker per available core, the default [`Limits`], every layer required.
+    /// One worker per available core, the default [`Limits`], every layer required, no audit.
     fn default() -> Self {
         Self {
             workers: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
             limits: Limits::default(),
             accept_degraded: false,
+            audit: false,
             python: None,
         }
     }
@@ -84,6 +87,8 @@ pub struct SandboxReport {
     pub uid_drop: String,
     /// How the network is denied.
     pub network: String,
+    /// Whether servers start by way of this binary started anew, or as forks of the grader's process.
+    pub launched: String,
     /// Version of the interpreter.
     pub python: String,
     /// What a program that tries the usual ways out reached at start.
@@ -100,6 +105,7 @@ impl SandboxReport {
             ("seccomp", self.seccomp.clone()),
             ("uid_drop", self.uid_drop.clone()),
             ("network", self.network.clone()),
+            ("launched", self.launched.clone()),
             ("python", self.python.clone()),
             ("self_check", self.self_check.clone()),
             ("tier", self.tier.to_string()),
@@ -117,6 +123,7 @@ impl fmt::Display for SandboxReport {
             seccomp,
             uid_drop,
             network,
+            launched,
             python,
             self_check,
             tier,
@@ -124,7 +131,7 @@ impl fmt::Display for SandboxReport {
         write!(
             f,
             "tier {tier}; Landlock ABI {landlock_abi}; system calls: {seccomp}; user: {uid_drop}; \
-             network: {network}; Python {python}; self-check: {self_check}"
+             network: {network}; launched {launched}; Python {python}; self-check: {self_check}"
         )
     }
 }

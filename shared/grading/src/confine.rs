@@ -1,6 +1,6 @@
 //! The walls: Landlock rules, system call filters, resource limits, spare user.
 //!
-//! Everything is prepared here in the parent; between fork and exec only plain system calls run. The only
+//! Everything is prepared here before a process turns into a server; from then on only plain system calls run. The only
 //! unsafe code of the crate is in this file.
 
 use std::collections::BTreeMap;
@@ -21,6 +21,8 @@ use seccompiler::{
     SeccompRule, TargetArch, sock_filter,
 };
 
+use serde::{Deserialize, Serialize};
+
 use crate::{Error, Limits};
 
 /// User and group that programs run under when the grader is root: `nobody` on most systems.
@@ -38,6 +40,18 @@ const READABLE: [&str; 5] = [
 /// File size that the server itself may write: reports are small, outputs have a lower limit of their own.
 const SERVER_FILE_BYTES: u64 = 1 << 30;
 
+/// What walls are made of: all that another process needs to make the same.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Plan {
+    /// Files and folders that the interpreter reads.
+    roots: Vec<PathBuf>,
+    /// 0: without Landlock.
+    landlock_abi: u32,
+    output_bytes: u64,
+    /// The process that starts servers, and with which they end.
+    grader: u32,
+}
+
 /// Everything that a server is held in by, ready to be applied between fork and exec.
 #[derive(Debug)]
 pub(crate) struct Confinement {
@@ -45,7 +59,7 @@ pub(crate) struct Confinement {
     base_filter: BpfProgram,
     fork_filter: BpfProgram,
     resource_limits: Vec<(libc::__rlimit_resource_t, u64)>,
-    parent: libc::pid_t,
+    plan: Plan,
 }
 
 impl Confinement {
@@ -57,9 +71,19 @@ impl Confinement {
         landlock_abi: u32,
         limits: &Limits,
     ) -> Result<Self, Error> {
+        Self::of_plan(Plan {
+            roots: roots.to_owned(),
+            landlock_abi,
+            output_bytes: limits.output_bytes,
+            grader: std::process::id(),
+        })
+    }
+
+    /// The walls of a plan that this or another process made.
+    pub(crate) fn of_plan(plan: Plan) -> Result<Self, Error> {
         let unsupported = |what: String| Error::Unsupported { what };
-        let landlock = if landlock_abi > 0 {
-            ruleset(roots).map_err(|error| unsupported(format!("Landlock rules: {error}")))?
+        let landlock = if plan.landlock_abi > 0 {
+            ruleset(&plan.roots).map_err(|error| unsupported(format!("Landlock rules: {error}")))?
         } else {
             None
         };
@@ -79,13 +103,14 @@ impl Confinement {
                 (libc::RLIMIT_STACK, 256 << 20),
                 (libc::RLIMIT_MEMLOCK, 0),
                 (libc::RLIMIT_MSGQUEUE, 0),
-                (
-                    libc::RLIMIT_FSIZE,
-                    SERVER_FILE_BYTES.max(limits.output_bytes),
-                ),
+                (libc::RLIMIT_FSIZE, SERVER_FILE_BYTES.max(plan.output_bytes)),
             ],
-            parent: std::process::id() as libc::pid_t,
+            plan,
         })
+    }
+
+    pub(crate) fn plan(&self) -> &Plan {
+        &self.plan
     }
 
     /// The filter that each fork adds before it runs a program, as the kernel reads it, in hexadecimal.
@@ -128,7 +153,7 @@ impl Confinement {
             check(c_long::from(libc::setsid()))?;
             let kill = libc::SIGKILL as c_ulong;
             check(c_long::from(libc::prctl(libc::PR_SET_PDEATHSIG, kill)))?;
-            if libc::getppid() != self.parent {
+            if libc::getppid() != self.plan.grader as libc::pid_t {
                 return Err(io::Error::from_raw_os_error(libc::ESRCH));
             }
             // Descriptors that some library left inheritable; an old kernel lacks the call, and the fork

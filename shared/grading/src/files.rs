@@ -1,9 +1,11 @@
-//! Grades files in the formats of OpenAI's human-eval, of MBPP and of CodeContests.
+//! Grades files in the formats of OpenAI's human-eval, of MBPP, of EvalPlus and of CodeContests.
 //!
 //! Problems come with `task_id, prompt, entry_point, test` (HumanEval) or `task_id, test_list,
-//! test_setup_code` (MBPP) or `name, public_tests, private_tests, generated_tests, time_limit`
-//! (CodeContests); samples with `task_id, completion`. Either may be compressed (`.gz`). Result rows are the
-//! sample rows, in their order, with `passed`, `result` and `class` added. Samples are read, graded and written one by
+//! test_setup_code` (MBPP) or `task_id, prompt, entry_point, canonical_solution, base_input, plus_input, atol`
+//! (HumanEval+ and MBPP+ as EvalPlus publishes them) or `name, public_tests, private_tests, generated_tests, time_limit`
+//! (CodeContests); samples with `task_id` and `completion`, or `solution` for a whole program. Either may be compressed
+//! (`.gz`). Result rows are the
+//! sample rows, in their order, with `passed`, `result` and `class` added, and `audit` where one was made. Samples are read, graded and written one by
 //! one, so that their number is bounded by the disk alone.
 
 use std::cell::RefCell;
@@ -16,8 +18,10 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
-use wmtp_records::{CaseCounts, ErrorClass, Tests, Verdict, jsonl};
+use wmtp_records::{Audit, AuditOutcome, CaseCounts, ErrorClass, Tests, Verdict, jsonl};
 
 use crate::{Case, Error, Grader, Program};
 
@@ -30,6 +34,8 @@ pub struct FileSummary {
     pub classes: BTreeMap<ErrorClass, u64>,
     /// Where programs read their tests' inputs: how they do by each rule of comparison.
     pub rules: Option<RuleCounts>,
+    /// Number of passing rows per outcome of their audit; empty where none was made.
+    pub audits: BTreeMap<AuditOutcome, u64>,
 }
 
 /// Samples and tests that pass by each rule of comparing outputs.
@@ -65,6 +71,8 @@ pub struct TaskCount {
     pub num_samples: u64,
     /// Passing samples (c).
     pub num_passed: u64,
+    /// Passing samples whose pass cannot be forged: an audit confirmed it, or it was judged from outside.
+    pub num_confirmed: u64,
 }
 
 impl FileSummary {
@@ -111,11 +119,22 @@ impl fmt::Display for Shard {
     }
 }
 
+/// Which of a problem's tests are run.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct TestChoice {
+    /// Of EvalPlus's sets, those that the original set has, and not EvalPlus's own.
+    pub base_only: bool,
+    /// MBPP's challenge tests, which eleven of its problems have, beside the others.
+    pub challenge: bool,
+}
+
 /// What is graded and where the results go.
 #[derive(Debug, Clone, Copy)]
 pub struct Files<'a> {
     /// The problems.
     pub problems: &'a Path,
+    /// Which of their tests are run.
+    pub tests: TestChoice,
     /// The samples; each is read when its turn comes.
     pub samples: &'a Path,
     /// The results. They grow in a file beside this one, whose name ends in `.part`.
@@ -144,7 +163,7 @@ impl Files<'_> {
         shard: Shard,
         mut on_done: impl FnMut(usize, usize) -> ControlFlow<()>,
     ) -> Result<FileSummary, Error> {
-        let problems = read_problems(self.problems)?;
+        let problems = read_problems(self.problems, self.tests)?;
         let total = samples(self.samples, &problems, shard)?
             .try_fold(0, |count, sample| sample.map(|_| count + 1))?;
         let mut samples = samples(self.samples, &problems, shard)?;
@@ -162,7 +181,7 @@ impl Files<'_> {
             let Some(sample) = waiting.borrow_mut().pop_front() else {
                 return Ok(ControlFlow::Break(()));
             };
-            summary.add(sample.problem, verdict.class, verdict.cases);
+            summary.add(sample.problem, &Outcome::of(&verdict));
             out.write(&result_row(sample.row, &verdict))?;
             num_done += 1;
             Ok(on_done(num_done, total))
@@ -183,7 +202,7 @@ impl Files<'_> {
     /// [`Error::Rows`] names a shard's row that is no result of the sample whose turn it is, and a shard that ends too
     /// early or too late; the others as of [`Files::grade`].
     pub fn merge(&self, shards: &[PathBuf]) -> Result<FileSummary, Error> {
-        let problems = read_problems(self.problems)?;
+        let problems = read_problems(self.problems, self.tests)?;
         let mut summary = Counts::new(&problems);
         let mut results = shards
             .iter()
@@ -197,8 +216,7 @@ impl Files<'_> {
                 path: shards[shard].clone(),
                 task_id: problems[sample.problem].task_id.clone(),
             })??;
-            let (class, cases) = verdict_of(&row, &sample.row)?;
-            summary.add(sample.problem, class, cases);
+            summary.add(sample.problem, &outcome_of(&row, &sample.row)?);
             out.write(&row.fields)?;
         }
         if let Some(row) = results.iter_mut().find_map(Iterator::next) {
@@ -224,38 +242,60 @@ fn result_row(mut row: Map<String, Value>, verdict: &Verdict) -> Map<String, Val
     row.insert("passed".to_owned(), verdict.passed.into());
     row.insert("result".to_owned(), result_text(verdict).into());
     row.insert("class".to_owned(), verdict.class.as_str().into());
-    if let Some(cases) = &verdict.cases {
-        let cases = serde_json::to_value(cases).expect("a struct of numbers");
-        row.insert("tests".to_owned(), cases);
-    }
+    let mut insert = |name: &str, value: Option<Value>| {
+        row.extend(value.map(|value| (name.to_owned(), value)));
+    };
+    insert("tests", verdict.cases.as_ref().map(as_value));
+    insert("audit", verdict.audit.as_ref().map(as_value));
     row
 }
 
-/// Class and tests of a result, which must be one of this sample.
-fn verdict_of(
-    result: &Row<'_>,
-    sample: &Map<String, Value>,
-) -> Result<(ErrorClass, Option<CaseCounts>), Error> {
+fn as_value(record: &impl Serialize) -> Value {
+    serde_json::to_value(record).expect("a record of texts and numbers")
+}
+
+/// What of a verdict is counted.
+struct Outcome {
+    class: ErrorClass,
+    cases: Option<CaseCounts>,
+    audit: Option<AuditOutcome>,
+}
+
+impl Outcome {
+    fn of(verdict: &Verdict) -> Self {
+        Self {
+            class: verdict.class,
+            cases: verdict.cases,
+            audit: verdict.audit.as_ref().map(|audit| audit.outcome),
+        }
+    }
+
+    fn is_confirmed(&self) -> bool {
+        let by_audit = self.audit == Some(AuditOutcome::Confirmed);
+        self.class == ErrorClass::Passed && (by_audit || self.cases.is_some())
+    }
+}
+
+/// What a result says, which must be one of this sample.
+fn outcome_of(result: &Row<'_>, sample: &Map<String, Value>) -> Result<Outcome, Error> {
     let mut expected = sample.clone();
     for name in ["passed", "result", "class"] {
         expected.insert(name.to_owned(), result.field(name)?.clone());
     }
-    let cases = result.fields.get("tests").cloned();
-    if let Some(cases) = &cases {
-        expected.insert("tests".to_owned(), cases.clone());
+    for name in ["tests", "audit"] {
+        let added = result.fields.get(name).cloned();
+        expected.extend(added.map(|value| (name.to_owned(), value)));
     }
     if expected != result.fields {
         let what = "not the result of the sample whose turn it is: made from other samples, or in another order";
         return Err(result.error(what.to_owned()));
     }
-    let class = result.field("class")?.clone();
-    let class = serde_json::from_value(class)
-        .map_err(|error| result.error(format!("field `class`: {error}")))?;
-    let cases = cases.map(serde_json::from_value).transpose();
-    Ok((
-        class,
-        cases.map_err(|error| result.error(format!("field `tests`: {error}")))?,
-    ))
+    let audit: Option<Audit> = result.optional("audit")?;
+    Ok(Outcome {
+        class: result.parsed("class")?,
+        cases: result.optional("tests")?,
+        audit: audit.map(|audit| audit.outcome),
+    })
 }
 
 /// n and c of every problem as they come in.
@@ -264,6 +304,7 @@ struct Counts<'a> {
     tasks: Vec<Option<TaskCount>>,
     classes: BTreeMap<ErrorClass, u64>,
     rules: Option<RuleCounts>,
+    audits: BTreeMap<AuditOutcome, u64>,
 }
 
 impl<'a> Counts<'a> {
@@ -273,21 +314,28 @@ impl<'a> Counts<'a> {
             tasks: vec![None; problems.len()],
             classes: BTreeMap::new(),
             rules: None,
+            audits: BTreeMap::new(),
         }
     }
 
-    fn add(&mut self, problem: usize, class: ErrorClass, cases: Option<CaseCounts>) {
-        if let Some(cases) = cases {
+    fn add(&mut self, problem: usize, outcome: &Outcome) {
+        let class = outcome.class;
+        if let Some(cases) = outcome.cases {
             self.rules.get_or_insert_default().add(cases);
+        }
+        if let Some(audit) = outcome.audit {
+            *self.audits.entry(audit).or_default() += 1;
         }
         *self.classes.entry(class).or_default() += 1;
         let task = self.tasks[problem].get_or_insert_with(|| TaskCount {
             task_id: self.problems[problem].task_id.clone(),
             num_samples: 0,
             num_passed: 0,
+            num_confirmed: 0,
         });
         task.num_samples += u64::from(class != ErrorClass::Infrastructure);
         task.num_passed += u64::from(class == ErrorClass::Passed);
+        task.num_confirmed += u64::from(outcome.is_confirmed());
     }
 
     fn finish(self) -> FileSummary {
@@ -295,6 +343,7 @@ impl<'a> Counts<'a> {
             tasks: self.tasks.into_iter().flatten().collect(),
             classes: self.classes,
             rules: self.rules,
+            audits: self.audits,
         }
     }
 }
@@ -339,8 +388,7 @@ impl Part {
             let sample = samples
                 .next()
                 .ok_or_else(|| row.error("a result of no sample".to_owned()))??;
-            let (class, cases) = verdict_of(&row, &sample.row)?;
-            counts.add(sample.problem, class, cases);
+            counts.add(sample.problem, &outcome_of(&row, &sample.row)?);
             num_done += 1;
         }
         Ok(num_done)
@@ -410,6 +458,11 @@ enum Format {
         entry_point: String,
     },
     Mbpp(Tests),
+    /// The text of the tests holds the problem's inputs, so all programs share it.
+    EvalPlus {
+        prompt: String,
+        tests: Arc<str>,
+    },
     CodeContests {
         cases: Arc<[Case]>,
         cpu_secs: u64,
@@ -417,21 +470,41 @@ enum Format {
 }
 
 impl Format {
-    fn program(&self, completion: &str) -> Program {
+    fn program(&self, answer: Answer<'_>) -> Program {
+        let completion = answer.text;
+        // A whole program stands alone; a completion goes on where the prompt ends.
+        let prompt_of = |prompt: &'_ str| {
+            if answer.is_whole {
+                String::new()
+            } else {
+                prompt.to_owned()
+            }
+        };
         match self {
             Self::HumanEval {
                 prompt,
                 test,
                 entry_point,
-            } => Program::human_eval(prompt, completion, test, entry_point),
+            } => Program::human_eval(&prompt_of(prompt), completion, test, entry_point),
+            Self::EvalPlus { prompt, tests } => {
+                let candidate = format!("{}{completion}\n", prompt_of(prompt));
+                Program::of(candidate, Arc::clone(tests))
+            }
             Self::Mbpp(tests) => Program::from_tests(completion, tests),
             Self::CodeContests { cases, cpu_secs } => Program {
-                source: completion.to_owned(),
                 cases: Arc::clone(cases),
                 cpu_secs: *cpu_secs,
+                ..completion.to_owned().into()
             },
         }
     }
+}
+
+/// What a sample answers.
+#[derive(Debug, Clone, Copy)]
+struct Answer<'a> {
+    text: &'a str,
+    is_whole: bool,
 }
 
 #[derive(Debug)]
@@ -442,13 +515,13 @@ struct Sample {
     program: Program,
 }
 
-fn read_problems(path: &Path) -> Result<Vec<Problem>, Error> {
+fn read_problems(path: &Path, choice: TestChoice) -> Result<Vec<Problem>, Error> {
     let mut first_lines: BTreeMap<String, usize> = BTreeMap::new();
     let mut problems = Vec::new();
-    for row in problem_rows(path)? {
-        let row = row?;
+    for read in problem_rows(path)? {
+        let (row, text) = read?;
         let task_id = row.task_id()?;
-        let format = format_of(&row)?;
+        let format = format_of(&row, &text, choice)?;
         if let Some(first) = first_lines.insert(task_id.clone(), row.line) {
             return Err(row.error(format!("task_id {task_id} again, first in line {first}")));
         }
@@ -457,7 +530,10 @@ fn read_problems(path: &Path) -> Result<Vec<Problem>, Error> {
     Ok(problems)
 }
 
-fn format_of(row: &Row<'_>) -> Result<Format, Error> {
+fn format_of(row: &Row<'_>, text: &str, choice: TestChoice) -> Result<Format, Error> {
+    if row.fields.contains_key("plus_input") {
+        return evalplus(row, text, choice);
+    }
     if row.fields.contains_key("entry_point") {
         return Ok(Format::HumanEval {
             prompt: row.text("prompt")?.to_owned(),
@@ -469,7 +545,8 @@ fn format_of(row: &Row<'_>) -> Result<Format, Error> {
         return code_contests(row);
     }
     if !row.fields.contains_key("test_list") {
-        let what = "neither field `entry_point` (HumanEval), `test_list` (MBPP) nor `public_tests` (CodeContests)";
+        let what = "neither field `entry_point` (HumanEval), `test_list` (MBPP), `plus_input` (EvalPlus) nor \
+                    `public_tests` (CodeContests)";
         return Err(row.error(what.to_owned()));
     }
     let mut setup = row.optional_texts("test_imports")?.join("\n");
@@ -479,10 +556,33 @@ fn format_of(row: &Row<'_>) -> Result<Format, Error> {
         }
         setup.push_str(code);
     }
-    Ok(Format::Mbpp(Tests::Asserts {
-        setup,
-        asserts: row.texts("test_list")?,
-    }))
+    let mut asserts = row.texts("test_list")?;
+    if choice.challenge {
+        asserts.extend(row.optional_texts("challenge_test_list")?);
+    }
+    Ok(Format::Mbpp(Tests::Asserts { setup, asserts }))
+}
+
+/// A problem of HumanEval+ or MBPP+. Its tests read the row's own text: numbers there are Python's, of any size.
+fn evalplus(row: &Row<'_>, text: &str, choice: TestChoice) -> Result<Format, Error> {
+    const CHECK: &str = include_str!("evalplus.py");
+    for name in ["base_input", "plus_input", "atol"] {
+        row.field(name)?;
+    }
+    row.text("canonical_solution")?;
+    let entry_point = row.text("entry_point")?;
+    let base_only = if choice.base_only { "True" } else { "False" };
+    // What JSON has as a text, Python reads as the same text.
+    let literal = |text: &str| Value::from(text).to_string();
+    let tests = format!(
+        "_wmtp_tests = {{}}\nexec({}, _wmtp_tests)\n_wmtp_tests[\"check\"]({}, {entry_point}, {base_only})\n",
+        literal(CHECK),
+        literal(text),
+    );
+    Ok(Format::EvalPlus {
+        prompt: row.text("prompt")?.to_owned(),
+        tests: tests.into(),
+    })
 }
 
 /// All tests of a problem of CodeContests, the hidden ones too, and five times its own time limit.
@@ -544,7 +644,7 @@ fn samples<'a>(
         let problem = *by_id
             .get(task_id.as_str())
             .ok_or_else(|| row.error(format!("no problem has task_id {task_id}")))?;
-        let program = problems[problem].format.program(row.text("completion")?);
+        let program = problems[problem].format.program(row.answer()?);
         Ok(Sample {
             row: row.fields,
             problem,
@@ -575,6 +675,16 @@ impl Row<'_> {
             .ok_or_else(|| self.error(format!("field `{name}` is missing")))
     }
 
+    fn parsed<T: DeserializeOwned>(&self, name: &str) -> Result<T, Error> {
+        serde_json::from_value(self.field(name)?.clone())
+            .map_err(|error| self.error(format!("field `{name}`: {error}")))
+    }
+
+    fn optional<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, Error> {
+        let is_there = self.fields.contains_key(name);
+        is_there.then(|| self.parsed(name)).transpose()
+    }
+
     fn text(&self, name: &str) -> Result<&str, Error> {
         self.field(name)?
             .as_str()
@@ -592,6 +702,14 @@ impl Row<'_> {
         } else {
             Ok(Vec::new())
         }
+    }
+
+    /// What a sample answers: `completion`, or the whole program as `solution`, which EvalPlus's samples may have instead.
+    fn answer(&self) -> Result<Answer<'_>, Error> {
+        let is_whole =
+            self.fields.contains_key("solution") && !self.fields.contains_key("completion");
+        let text = self.text(if is_whole { "solution" } else { "completion" })?;
+        Ok(Answer { text, is_whole })
     }
 
     /// `task_id` as text; MBPP numbers its problems, CodeContests gives them a `name`.
@@ -615,18 +733,27 @@ fn texts_of(value: &Value) -> Option<Vec<String>> {
         .collect()
 }
 
-/// The rows of a file of problems. MBPP's sanitized set is one JSON array; its rows are numbered as lines would be.
-fn problem_rows(
-    path: &Path,
-) -> Result<Box<dyn Iterator<Item = Result<Row<'_>, Error>> + '_>, Error> {
+/// A row of a file of problems, with its text.
+type ProblemRow<'a> = Result<(Row<'a>, String), Error>;
+
+/// The rows of a file of problems with their texts. MBPP's sanitized set is one JSON array; its rows are numbered as lines
+/// would be, and their texts are written anew.
+fn problem_rows(path: &Path) -> Result<Box<dyn Iterator<Item = ProblemRow<'_>> + '_>, Error> {
     if path.extension().is_none_or(|extension| extension != "json") {
-        return Ok(Box::new(rows(path)?));
+        return Ok(Box::new(jsonl::lines(path)?.map(move |read| {
+            let (line, text) = read?;
+            let fields = jsonl::parse(path, line, &text)?;
+            // What parses is UTF-8.
+            let text = String::from_utf8_lossy(&text).into_owned();
+            Ok((Row { path, line, fields }, text))
+        })));
     }
     let array: Vec<Map<String, Value>> = jsonl::read_json(path)?;
     let rows = (1..).zip(array);
-    Ok(Box::new(
-        rows.map(move |(line, fields)| Ok(Row { path, line, fields })),
-    ))
+    Ok(Box::new(rows.map(move |(line, fields)| {
+        let text = Value::from(fields.clone()).to_string();
+        Ok((Row { path, line, fields }, text))
+    })))
 }
 
 fn rows(path: &Path) -> Result<impl Iterator<Item = Result<Row<'_>, Error>>, Error> {
@@ -642,6 +769,11 @@ mod tests {
 
     use super::*;
 
+    const COMPLETION: Answer<'static> = Answer {
+        text: "c",
+        is_whole: false,
+    };
+
     fn file(text: &str) -> NamedTempFile {
         let mut file = NamedTempFile::new().unwrap();
         file.write_all(text.as_bytes()).unwrap();
@@ -656,19 +788,58 @@ mod tests {
             r#"{"task_id": 7, "text": "x", "test_list": ["assert f()"], "test_setup_code": "s"}"#,
             "\n",
         ));
-        let problems = read_problems(problems.path()).unwrap();
-        assert_eq!(problems[0].format.program("c").source, "pc\nt\ncheck(f)\n");
+        let problems = read_problems(problems.path(), TestChoice::default()).unwrap();
+        assert_eq!(
+            problems[0].format.program(COMPLETION).source(),
+            "pc\nt\ncheck(f)\n"
+        );
         assert_eq!(problems[1].task_id, "7");
-        assert_eq!(problems[1].format.program("c").source, "c\ns\nassert f()\n");
+        assert_eq!(
+            problems[1].format.program(COMPLETION).source(),
+            "c\ns\nassert f()\n"
+        );
     }
 
     #[test]
     fn imports_of_the_sanitized_set_come_before_the_assertions() {
         let problems =
             file(r#"{"task_id": 7, "test_imports": ["import math"], "test_list": ["assert f()"]}"#);
-        let problems = read_problems(problems.path()).unwrap();
-        let program = problems[0].format.program("c");
-        assert_eq!(program.source, "c\nimport math\nassert f()\n");
+        let problems = read_problems(problems.path(), TestChoice::default()).unwrap();
+        let program = problems[0].format.program(COMPLETION);
+        assert_eq!(program.source(), "c\nimport math\nassert f()\n");
+    }
+
+    #[test]
+    fn challenge_tests_are_run_when_they_are_asked_for() {
+        let problems = file(
+            r#"{"task_id": 7, "test_list": ["assert f()"], "challenge_test_list": ["assert g()"]}"#,
+        );
+        let source = |challenge| {
+            let choice = TestChoice {
+                challenge,
+                ..TestChoice::default()
+            };
+            let problems = read_problems(problems.path(), choice).unwrap();
+            problems[0].format.program(COMPLETION).source()
+        };
+        assert_eq!(source(false), "c\nassert f()\n");
+        assert_eq!(source(true), "c\nassert f()\nassert g()\n");
+    }
+
+    #[test]
+    fn a_solution_is_the_whole_program() {
+        let problems = file(r#"{"task_id": "a", "prompt": "p", "entry_point": "f", "test": "t"}"#);
+        let samples_file = file(concat!(
+            r#"{"task_id": "a", "completion": "c"}"#,
+            "\n",
+            r#"{"task_id": "a", "solution": "s"}"#
+        ));
+        let problems = read_problems(problems.path(), TestChoice::default()).unwrap();
+        let candidates: Vec<String> = samples(samples_file.path(), &problems, Shard::ALL)
+            .unwrap()
+            .map(|sample| sample.unwrap().program.candidate)
+            .collect();
+        assert_eq!(candidates, ["pc\n", "s\n"]);
     }
 
     #[test]
@@ -700,7 +871,7 @@ mod tests {
             ),
         ] {
             let (problems, sample_file) = (file(problem_rows), file(sample_rows));
-            let error = read_problems(problems.path())
+            let error = read_problems(problems.path(), TestChoice::default())
                 .and_then(|problems| {
                     samples(sample_file.path(), &problems, Shard::ALL)?
                         .collect::<Result<Vec<_>, _>>()
@@ -719,8 +890,11 @@ mod tests {
             r#"[{"task_id": 2, "test_list": ["assert f()"]}]"#,
         )
         .unwrap();
-        let problems = read_problems(file.path()).unwrap();
-        assert_eq!(problems[0].format.program("c").source, "c\nassert f()\n");
+        let problems = read_problems(file.path(), TestChoice::default()).unwrap();
+        assert_eq!(
+            problems[0].format.program(COMPLETION).source(),
+            "c\nassert f()\n"
+        );
     }
 
     #[test]
@@ -729,16 +903,18 @@ mod tests {
             r#"{"name": "a", "public_tests": {"input": ["1"], "output": ["2"]}, "time_limit": {"seconds": 3},"#,
             r#" "private_tests": {"input": ["3"], "output": ["4"]}, "generated_tests": {"input": [], "output": []}}"#,
         ));
-        let problems = read_problems(problems.path()).unwrap();
-        let program = problems[0].format.program("c");
-        assert_eq!((program.source.as_str(), program.cpu_secs), ("c", 15));
+        let problems = read_problems(problems.path(), TestChoice::default()).unwrap();
+        let program = problems[0].format.program(COMPLETION);
+        assert_eq!((program.candidate.as_str(), program.cpu_secs), ("c", 15));
         let case = |input: &str, output: &str| Case {
             input: input.to_owned(),
             output: output.to_owned(),
         };
         assert_eq!(*program.cases, [case("1", "2"), case("3", "4")]);
         let broken = file(r#"{"name": "a", "public_tests": {"input": ["1"], "output": []}}"#);
-        let error = read_problems(broken.path()).unwrap_err().to_string();
+        let error = read_problems(broken.path(), TestChoice::default())
+            .unwrap_err()
+            .to_string();
         assert!(
             error.contains("line 1: field `public_tests`: 1 inputs, 0 outputs"),
             "{error}"

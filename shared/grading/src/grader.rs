@@ -10,13 +10,15 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
 
-use wmtp_records::{CaseCounts, ErrorClass, Verdict};
+use wmtp_records::{Audit, AuditOutcome, CaseCounts, ErrorClass, Verdict};
 
+use crate::audit;
 use crate::confine::{self, Confinement, SPARE_ID};
 use crate::interpreter::Interpreter;
+use crate::launch::{self, Launch};
 use crate::output;
-use crate::server::{Launch, Request, Server};
-use crate::verdict::{MESSAGE_CHARS, judge, judge_run, not_run, passed};
+use crate::server::{ApartRequest, JudgeRequest, Request, Server};
+use crate::verdict::{MESSAGE_CHARS, judge, judge_apart, judge_run, not_run, passed};
 use crate::{Case, Error, GraderConfig, Limits, Program, SandboxReport, Tier};
 
 /// Share of the CPU limit from which a program that met the wall limit counts as computing, not waiting.
@@ -27,6 +29,9 @@ const WINDOW: usize = 1024;
 
 /// Wall-clock seconds for each CPU second that a problem grants.
 const WALL_SHARE: u64 = 6;
+
+/// What each of an audit's two processes gets of the CPU time that both had together before: copying values takes some.
+const AUDIT_CPU_SHARE: u64 = 2;
 
 /// Output that is looked at beyond twice what is expected: blanks may differ, more is wrong anyway.
 const OUTPUT_SLACK_BYTES: usize = 1 << 16;
@@ -44,6 +49,7 @@ const SELF_CHECK_LIMITS: Limits = Limits {
 pub struct Grader {
     pool: Pool,
     limits: Limits,
+    audit: bool,
     report: SandboxReport,
 }
 
@@ -59,6 +65,7 @@ struct Pool {
 struct Job {
     program: Arc<Program>,
     limits: Limits,
+    audit: bool,
     /// Set when nobody wants the verdict any more.
     stopped: Arc<AtomicBool>,
     done: Sender<(Arc<Program>, Verdict)>,
@@ -105,10 +112,12 @@ impl Grader {
         let mut grader = Self {
             pool: pool?,
             limits: SELF_CHECK_LIMITS,
+            audit: false,
             report: report.clone(),
         };
         let check = grader.grade(&include_str!("self_check.py").to_owned().into());
         grader.limits = config.limits;
+        grader.audit = config.audit;
         match check.class {
             ErrorClass::Passed => report.self_check = String::from("nothing reached"),
             ErrorClass::Infrastructure => {
@@ -191,6 +200,7 @@ impl Grader {
             self.pool.send(Job {
                 program,
                 limits: self.limits,
+                audit: self.audit,
                 stopped: Arc::clone(&stopped),
                 done: done.clone(),
                 verdict: None,
@@ -324,6 +334,7 @@ impl Pool {
                     launch: launch.clone(),
                     alone: Arc::clone(&alone),
                     server: None,
+                    auditor: None,
                 };
                 std::thread::spawn(move || worker.serve(&queue, started))
             })
@@ -375,6 +386,11 @@ fn report(
         seccomp: "allow-list".to_owned(),
         uid_drop,
         network: "no sockets".to_owned(),
+        launched: if launch::is_own_binary() {
+            "by the own binary".to_owned()
+        } else {
+            "by a fork".to_owned()
+        },
         python: python.version.clone(),
         self_check: "not run".to_owned(),
         tier: if is_full { Tier::Full } else { Tier::Degraded },
@@ -387,6 +403,8 @@ pub(crate) struct Worker {
     /// Held shared while grading, exclusively while a program runs alone.
     alone: Arc<RwLock<()>>,
     server: Option<Server>,
+    /// Another one, started with the first audit: no process that has held a program's tests is forked for an audit.
+    auditor: Option<Server>,
 }
 
 impl Worker {
@@ -397,6 +415,7 @@ impl Worker {
             launch,
             alone: Arc::default(),
             server: None,
+            auditor: None,
         }
     }
 
@@ -413,7 +432,11 @@ impl Worker {
             let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
             let Ok(mut job) = next else { return };
             if !job.stopped.load(Ordering::Relaxed) {
-                job.verdict = Some(self.grade(&job.program, &job.limits));
+                let mut verdict = self.grade(&job.program, &job.limits);
+                if job.audit && verdict.passed && job.program.can_be_audited() {
+                    verdict.audit = Some(self.audit(&job.program, &job.limits));
+                }
+                job.verdict = Some(verdict);
             }
         }
     }
@@ -421,7 +444,7 @@ impl Worker {
     pub(crate) fn grade(&mut self, program: &Program, limits: &Limits) -> Verdict {
         if program.cases.is_empty() {
             let run = Run {
-                source: &program.source,
+                source: &program.source(),
                 case: None,
             };
             return self.run(run, limits);
@@ -447,7 +470,7 @@ impl Worker {
                 continue;
             }
             let run = Run {
-                source: &program.source,
+                source: &program.candidate,
                 case: Some(case),
             };
             let (mut verdict, stdout) = self.run_with_output(run, limits);
@@ -541,6 +564,56 @@ impl Worker {
             judge(&reply, &token, limits)
         };
         Ok((verdict, reply.stdout))
+    }
+
+    /// Runs candidate and tests in processes of their own; what could not be run is tried once more with no other program
+    /// beside it.
+    pub(crate) fn audit(&mut self, program: &Program, limits: &Limits) -> Audit {
+        let alone = Arc::clone(&self.alone);
+        let first = {
+            let _shared = alone.read().unwrap_or_else(PoisonError::into_inner);
+            self.attempt_audit(program, limits)
+        };
+        let mut audit = first
+            .ok()
+            .filter(|audit| audit.outcome != AuditOutcome::NotRun)
+            .unwrap_or_else(|| {
+                let _alone = alone.write().unwrap_or_else(PoisonError::into_inner);
+                self.attempt_audit(program, limits)
+                    .unwrap_or_else(|error| Audit {
+                        outcome: AuditOutcome::NotRun,
+                        message: format!("grading server: {error}"),
+                        flags: Vec::new(),
+                    })
+            });
+        audit.flags = audit::flags(&program.candidate);
+        audit
+    }
+
+    fn attempt_audit(&mut self, program: &Program, limits: &Limits) -> io::Result<Audit> {
+        let mut server = match self.auditor.take() {
+            Some(server) => server,
+            None => Server::start(&self.launch)?,
+        };
+        let token = new_token()?;
+        let limits = Limits {
+            cpu_secs: AUDIT_CPU_SHARE * limits.cpu_secs,
+            ..*limits
+        };
+        let candidate = ApartRequest {
+            candidate: &program.candidate,
+            cpu_secs: limits.cpu_secs,
+            wall_secs: limits.wall_secs,
+            memory_bytes: limits.memory_bytes,
+            output_bytes: limits.output_bytes,
+        };
+        let judge = JudgeRequest {
+            tests: &program.tests,
+            token: &token,
+        };
+        let reply = server.run_apart(&candidate, &judge)?;
+        self.auditor = Some(server);
+        Ok(judge_apart(&reply, &token, &limits))
     }
 }
 

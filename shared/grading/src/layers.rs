@@ -6,7 +6,7 @@ use crate::Limits;
 use crate::confine::{self, Confinement, Wall};
 use crate::grader::Worker;
 use crate::interpreter::Interpreter;
-use crate::server::Launch;
+use crate::launch::Launch;
 
 #[path = "../tests/attacks/mod.rs"]
 mod attacks;

@@ -8,14 +8,17 @@
 //!
 //! What the sandbox does not decide: a program and its tests share one process, so a program that is
 //! written to forge a verdict (an object equal to everything, a walk over frames to the token) can pass.
-//! It reaches nothing outside its own process by that.
+//! It reaches nothing outside its own process by that, and with [`GraderConfig::audit`] the verdict says whether the
+//! program also passes its tests from a process of its own, where nothing but plain values leads to them.
 
+mod audit;
 mod config;
 mod confine;
 mod error;
 pub mod files;
 mod grader;
 mod interpreter;
+mod launch;
 #[cfg(test)]
 mod layers;
 mod output;
@@ -26,4 +29,6 @@ mod verdict;
 pub use config::{GraderConfig, Limits, SandboxReport, Tier};
 pub use error::Error;
 pub use grader::Grader;
-pub use program::{Case, Program};
+pub use launch::launched;
+pub use program::Program;
+pub use wmtp_records::Case;

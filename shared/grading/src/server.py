@@ -14,6 +14,7 @@ import atexit
 import builtins
 import ctypes
 import gc
+import importlib
 import json
 import linecache
 import os
@@ -33,7 +34,7 @@ import decimal, enum, fractions, functools, hashlib, heapq, inspect, io, itertoo
 import pprint, queue, re, statistics, string, textwrap, typing, unicodedata
 
 NAME = "program.py"
-REPORT_FD = 199
+CALLS_FD, REPLIES_FD, REPORT_FD = 197, 198, 199
 MAX_FD = 256
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP = 1, 4, 22
 SECCOMP_MODE_FILTER = 2
@@ -41,6 +42,9 @@ MESSAGE_CHARS = 300
 STDERR_BYTES = 8000
 STDERR_CHARS = 2000
 NOT_RUN = 120
+MAX_ANSWER_BYTES = 64 << 20
+NO_ANSWER = "the candidate's process answered what is no answer"
+TAGGED, MAKERS = tagged(), makers()
 
 
 class FilterProgram(ctypes.Structure):
@@ -177,27 +181,31 @@ def dress():
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
 
 
-def confine(request, fds, system, fork_filter):
-    """Holds a fork in: its streams, its limits, its filter."""
+def tie_to_parent(system):
+    """Ends with the server."""
     server = os.getppid()
-    for source, target in zip(fds, (1, 2, REPORT_FD, 0)):
-        os.dup2(source, target)
-    os.closerange(3, REPORT_FD)
-    os.closerange(REPORT_FD + 1, MAX_FD)
     system(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != server:
         os._exit(NOT_RUN)
 
-    linecache.cache[NAME] = (
-        len(request["source"]),
-        None,
-        request["source"].splitlines(True),
-        NAME,
-    )
+
+def confine(source, limits, streams, system, fork_filter):
+    """Holds a fork in: its streams (descriptor to the one it becomes), its limits, its filter."""
+    for fd, target in streams.items():
+        os.dup2(fd, target)
+    first = 3
+    for target in sorted(streams.values()):
+        if target >= first:
+            os.closerange(first, target)
+            first = target + 1
+    os.closerange(first, MAX_FD)
+    tie_to_parent(system)
+
+    linecache.cache[NAME] = (len(source), None, source.splitlines(True), NAME)
     for limit, soft, hard in (
-        (resource.RLIMIT_FSIZE, request["output_bytes"], request["output_bytes"]),
-        (resource.RLIMIT_AS, request["memory_bytes"], request["memory_bytes"]),
-        (resource.RLIMIT_CPU, request["cpu_secs"], request["cpu_secs"] + 1),
+        (resource.RLIMIT_FSIZE, limits["output_bytes"], limits["output_bytes"]),
+        (resource.RLIMIT_AS, limits["memory_bytes"], limits["memory_bytes"]),
+        (resource.RLIMIT_CPU, limits["cpu_secs"], limits["cpu_secs"] + 1),
     ):
         resource.setrlimit(limit, (soft, hard))
     system(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, fork_filter)
@@ -282,7 +290,7 @@ def run(request, fds, system, fork_filter):
     out_of_memory = join % (token, b"memory", b"MemoryError")
 
     try:
-        confine(request, fds, system, fork_filter)
+        confine(source, request, dict(zip(fds, (1, 2, REPORT_FD, 0))), system, fork_filter)
         namespace = new_main()
     except BaseException as error:
         finish(b"setup", describe(error, source).encode("utf-8", "replace"))
@@ -343,7 +351,8 @@ def main():
     while keep:
         try:
             request = receive_frame(control)
-            send_frame(control, serve(control, request, fork, system, fork_filter))
+            grade = serve_apart if "candidate" in request else serve
+            send_frame(control, grade(control, request, fork, system, fork_filter))
         except (EOFError, BrokenPipeError, ConnectionResetError):
             return
 

@@ -4,18 +4,15 @@ use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::confine::{Confinement, SPARE_ID};
+use crate::confine::Confinement;
+use crate::launch::Launch;
 
-const SOURCE: &str = include_str!("server.py");
 /// Replies hold a report, the end of a stream, and the output that was asked for; more is a broken server.
 const MAX_FRAME_BYTES: usize = 1 << 20;
 /// What one byte takes in JSON at most.
@@ -26,15 +23,6 @@ const START_TIMEOUT: Duration = Duration::from_mins(1);
 /// What a server gets beyond the program's wall limit before it counts as stuck.
 const GRACE: Duration = Duration::from_secs(15);
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// How servers are started; the same for every worker and restart.
-#[derive(Debug, Clone)]
-pub(crate) struct Launch {
-    pub(crate) python: PathBuf,
-    pub(crate) walls: Arc<Confinement>,
-    /// Change to the spare user.
-    pub(crate) drop_user: bool,
-}
 
 /// One program with its limits, as the server reads it.
 #[derive(Debug, Serialize)]
@@ -67,6 +55,40 @@ pub(crate) struct Reply {
     pub(crate) stdout: String,
 }
 
+/// A candidate whose tests run in another process, as the server reads it. It must not learn the tests.
+#[derive(Debug, Serialize)]
+pub(crate) struct ApartRequest<'a> {
+    pub(crate) candidate: &'a str,
+    /// For each of the two processes.
+    pub(crate) cpu_secs: u64,
+    pub(crate) wall_secs: u64,
+    pub(crate) memory_bytes: u64,
+    pub(crate) output_bytes: u64,
+}
+
+/// The tests, as the process that runs them reads them.
+#[derive(Debug, Serialize)]
+pub(crate) struct JudgeRequest<'a> {
+    pub(crate) tests: &'a str,
+    pub(crate) token: &'a str,
+}
+
+/// How candidate and tests ended.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub(crate) struct ApartReply {
+    /// Wait status of the process that ran the tests.
+    pub(crate) status: i32,
+    /// Wait status of the candidate's; killed when the tests had ended.
+    pub(crate) candidate_status: i32,
+    /// Whether the server killed them at the wall limit.
+    pub(crate) timed_out: bool,
+    /// Of both.
+    pub(crate) cpu_secs: f64,
+    pub(crate) wall_secs: f64,
+    /// As of [`Reply`].
+    pub(crate) report: String,
+}
+
 #[derive(Serialize)]
 struct Hello {
     fork_filter: String,
@@ -92,26 +114,11 @@ impl Server {
     /// Must be called on the thread that will own it: the kernel kills the server when that thread ends.
     pub(crate) fn start(launch: &Launch) -> io::Result<Self> {
         let (control, theirs) = UnixStream::pair()?;
-        let mut command = Command::new(&launch.python);
-        // `-I` is `-E -P -s`; with an emptied environment and the search path cleaned by the server only
-        // `-s` is left to ask for, and without `-E` the hash seed can be fixed: verdicts repeat.
+        let mut command = launch.command()?;
         command
-            .args(["-s", "-S", "-B", "-c", SOURCE])
-            .env_clear()
-            .envs([
-                ("LANG", "C.UTF-8"),
-                ("PATH", "/usr/bin:/bin"),
-                ("PYTHONHASHSEED", "0"),
-                ("TZ", "UTC"),
-            ])
-            .current_dir("/")
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
-        if launch.drop_user {
-            command.uid(SPARE_ID).gid(SPARE_ID);
-        }
-        launch.walls.apply(&mut command);
         let child = command.spawn()?;
         // The kernel's choice when memory runs out should be a program, never the job; best effort.
         let _ = std::fs::write(format!("/proc/{}/oom_score_adj", child.id()), "900");
@@ -155,6 +162,18 @@ impl Server {
         self.set_patience(Duration::from_secs(request.wall_secs) + GRACE)?;
         self.send(request)?;
         self.receive(MAX_FRAME_BYTES + ESCAPED_BYTES * request.keep_stdout)
+    }
+
+    /// Runs a candidate and its tests in processes of their own; errors as of [`Self::run`].
+    pub(crate) fn run_apart(
+        &mut self,
+        candidate: &ApartRequest<'_>,
+        judge: &JudgeRequest<'_>,
+    ) -> io::Result<ApartReply> {
+        self.set_patience(Duration::from_secs(candidate.wall_secs) + GRACE)?;
+        self.send(candidate)?;
+        self.send(judge)?;
+        self.receive(MAX_FRAME_BYTES)
     }
 
     fn set_patience(&mut self, patience: Duration) -> io::Result<()> {

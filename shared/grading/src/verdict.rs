@@ -1,9 +1,9 @@
 //! From how a fork ended to what that says about the program.
 
-use wmtp_records::{ErrorClass, Verdict};
+use wmtp_records::{Audit, AuditOutcome, ErrorClass, Verdict};
 
 use crate::Limits;
-use crate::server::Reply;
+use crate::server::{ApartReply, Reply};
 
 pub(crate) const MESSAGE_CHARS: usize = 300;
 /// Scheduling granularity: a program ended by the kernel at its hard CPU limit may show slightly less.
@@ -20,6 +20,7 @@ pub(crate) fn judge(reply: &Reply, token: &str, limits: &Limits) -> Verdict {
         cpu_secs: reply.cpu_secs,
         wall_secs: reply.wall_secs,
         cases: None,
+        audit: None,
     }
 }
 
@@ -27,7 +28,7 @@ pub(crate) fn judge(reply: &Reply, token: &str, limits: &Limits) -> Verdict {
 /// `os._exit(0)` is ending well, as it is for `python3 program.py`.
 pub(crate) fn judge_run(reply: &Reply, token: &str, limits: &Limits) -> Verdict {
     let mut verdict = judge(reply, token, limits);
-    let is_silent = report_of(reply, token).is_none();
+    let is_silent = report_of(&reply.report, token).is_none();
     if verdict.class == ErrorClass::EarlyExit && reply.status == 0 && is_silent {
         verdict.passed = true;
         verdict.class = ErrorClass::Passed;
@@ -55,7 +56,53 @@ pub(crate) fn not_run(what: &str) -> Verdict {
         cpu_secs: 0.0,
         wall_secs: 0.0,
         cases: None,
+        audit: None,
     }
+}
+
+/// What tests in a process of their own say of a candidate that passed beside them.
+pub(crate) fn judge_apart(reply: &ApartReply, token: &str, limits: &Limits) -> Audit {
+    let (outcome, message) = outcome(reply, token, limits);
+    Audit {
+        outcome,
+        message: message.chars().take(MESSAGE_CHARS).collect(),
+        flags: Vec::new(),
+    }
+}
+
+fn outcome(reply: &ApartReply, token: &str, limits: &Limits) -> (AuditOutcome, String) {
+    if reply.timed_out {
+        let message = format!("no result after {} s of wall time", limits.wall_secs);
+        return (AuditOutcome::NotRun, message);
+    }
+    if libc::WIFSIGNALED(reply.status) {
+        let signal = libc::WTERMSIG(reply.status);
+        let (_, message) = of_signal(signal, reply.cpu_secs, limits);
+        return (AuditOutcome::Refuted, format!("its tests: {message}"));
+    }
+    let ended_well = libc::WEXITSTATUS(reply.status) == 0;
+    match report_of(&reply.report, token).filter(|_| ended_well) {
+        Some(("passed", _)) => (AuditOutcome::Confirmed, String::new()),
+        Some(("opaque", message)) => (AuditOutcome::NotByValue, message.to_owned()),
+        Some(("setup", message)) => (AuditOutcome::NotRun, message.to_owned()),
+        Some(("gone", message)) => (AuditOutcome::Refuted, of_gone(reply, message, limits)),
+        Some((_, message)) => (AuditOutcome::Refuted, message.to_owned()),
+        None => (
+            AuditOutcome::NotRun,
+            "its tests ended without a word".to_owned(),
+        ),
+    }
+}
+
+/// Why the candidate's process was gone when the tests asked.
+fn of_gone(reply: &ApartReply, message: &str, limits: &Limits) -> String {
+    let status = reply.candidate_status;
+    // The server kills one that is still there.
+    if libc::WIFSIGNALED(status) && libc::WTERMSIG(status) != libc::SIGKILL {
+        let (_, why) = of_signal(libc::WTERMSIG(status), reply.cpu_secs, limits);
+        return format!("{message}: {why}");
+    }
+    message.to_owned()
 }
 
 fn classify(reply: &Reply, token: &str, limits: &Limits) -> (ErrorClass, String) {
@@ -70,7 +117,7 @@ fn classify(reply: &Reply, token: &str, limits: &Limits) -> (ErrorClass, String)
         return of_signal(libc::WTERMSIG(reply.status), reply.cpu_secs, limits);
     }
     let code = libc::WEXITSTATUS(reply.status);
-    match report_of(reply, token) {
+    match report_of(&reply.report, token) {
         Some((kind, message)) if code == 0 => of_report(kind, message),
         _ => (
             ErrorClass::EarlyExit,
@@ -80,8 +127,8 @@ fn classify(reply: &Reply, token: &str, limits: &Limits) -> (ErrorClass, String)
 }
 
 /// Kind and message of a report that carries the token.
-fn report_of<'a>(reply: &'a Reply, token: &str) -> Option<(&'a str, &'a str)> {
-    let (head, message) = reply.report.split_once('\n')?;
+fn report_of<'a>(report: &'a str, token: &str) -> Option<(&'a str, &'a str)> {
+    let (head, message) = report.split_once('\n')?;
     let (found, kind) = head.split_once(' ')?;
     (found == token).then_some((kind, message))
 }
@@ -172,6 +219,37 @@ mod tests {
         ] {
             assert_eq!(class(&reply(0, &format!("{TOKEN} {kind}\nx"))), expected);
         }
+    }
+
+    #[test]
+    fn an_audit_tells_what_the_tests_said() {
+        let apart = |status, candidate_status, report: &str| ApartReply {
+            status,
+            candidate_status,
+            timed_out: false,
+            cpu_secs: 0.01,
+            wall_secs: 0.02,
+            report: report.to_owned(),
+        };
+        let outcome = |reply: &ApartReply| judge_apart(reply, TOKEN, &Limits::default()).outcome;
+        let said = |kind: &str| outcome(&apart(0, libc::SIGKILL, &format!("{TOKEN} {kind}\nx")));
+        assert_eq!(said("passed"), AuditOutcome::Confirmed);
+        assert_eq!(said("assert"), AuditOutcome::Refuted);
+        assert_eq!(said("error"), AuditOutcome::Refuted);
+        assert_eq!(said("opaque"), AuditOutcome::NotByValue);
+        assert_eq!(said("setup"), AuditOutcome::NotRun);
+        assert_eq!(outcome(&apart(0, 0, "passed\n")), AuditOutcome::NotRun);
+        let failed = apart(1 << 8, 0, "0123abcd passed\n");
+        assert_eq!(outcome(&failed), AuditOutcome::NotRun);
+        let timed_out = ApartReply {
+            timed_out: true,
+            ..apart(libc::SIGKILL, 0, "0123abcd passed\n")
+        };
+        assert_eq!(outcome(&timed_out), AuditOutcome::NotRun);
+        let gone = apart(0, libc::SIGXCPU, "0123abcd gone\nno answer");
+        let audit = judge_apart(&gone, TOKEN, &Limits::default());
+        assert_eq!(audit.outcome, AuditOutcome::Refuted);
+        assert_eq!(audit.message, "no answer: used up its 3 s of CPU time");
     }
 
     #[test]

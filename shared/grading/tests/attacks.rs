@@ -177,7 +177,7 @@ fn leave_nothing_behind(count: usize) {
         .collect();
     let verdicts = grader.grade_all(&programs, |_, _| ControlFlow::Continue(()));
     for (program, verdict) in programs.iter().zip(&verdicts) {
-        assert!(!verdict.passed, "{}", program.source);
+        assert!(!verdict.passed, "{}", program.candidate);
     }
     assert_eq!(servers(), with_pool, "no server was replaced");
     assert_eq!(descriptors(own), own_open);

@@ -10,8 +10,9 @@ use std::path::{Path, PathBuf};
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use wmtp_grading::files::{FileSummary, Files, Shard};
+use wmtp_grading::files::{FileSummary, Files, Shard, TestChoice};
 use wmtp_grading::{Error, Grader, GraderConfig};
+use wmtp_records::{AuditOutcome, ErrorClass};
 
 const NUM_SAMPLES: usize = 61;
 
@@ -45,6 +46,7 @@ impl Case {
         fs::write(folder.path().join("samples.jsonl"), samples.concat()).unwrap();
         let grader = Grader::start(GraderConfig {
             workers: NonZeroUsize::new(2).unwrap(),
+            audit: true,
             ..GraderConfig::default()
         })
         .unwrap();
@@ -89,6 +91,7 @@ impl Case {
 fn files<'a>(problems: &'a Path, samples: &'a Path, out: &'a Path) -> Files<'a> {
     Files {
         problems,
+        tests: TestChoice::default(),
         samples,
         out,
     }
@@ -111,6 +114,8 @@ fn eight_shards_together_are_the_single_run_byte_for_byte() {
     assert_eq!(case.text("merged.jsonl"), case.text("single.jsonl"));
     assert_eq!(merged, single);
     assert!(single.classes.len() >= 3, "{:?}", single.classes);
+    let passed = single.classes[&ErrorClass::Passed];
+    assert_eq!(single.audits, [(AuditOutcome::Confirmed, passed)].into());
 
     let mut swapped = shards.clone();
     swapped.swap(2, 5);

@@ -15,9 +15,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use serde_json::{Value, json};
-use wmtp_grading::files::{FileSummary, Files, Shard};
+use wmtp_grading::files::{FileSummary, Files, Shard, TestChoice};
 use wmtp_grading::{Grader, GraderConfig, Limits, Program};
-use wmtp_records::{CaseCounts, Verdict, jsonl};
+use wmtp_records::{AuditOutcome, CaseCounts, Verdict, jsonl};
 
 const STOPS: [&str; 5] = ["\nclass", "\ndef", "\n#", "\nif", "\nprint"];
 
@@ -55,6 +55,7 @@ fn start(workers: usize, limits: Limits) -> Grader {
     Grader::start(GraderConfig {
         workers: NonZeroUsize::new(workers).unwrap(),
         limits,
+        audit: true,
         ..GraderConfig::default()
     })
     .unwrap()
@@ -83,6 +84,10 @@ fn grade_references(
     let mut num_done = 0;
     let files = Files {
         problems: &problem_file,
+        tests: TestChoice {
+            challenge: true,
+            ..TestChoice::default()
+        },
         samples: &sample_file,
         out: &out,
     };
@@ -105,7 +110,13 @@ fn grade_references(
     (results, summary)
 }
 
-fn assert_all_pass(results: &[Value], summary: &FileSummary, expected: usize) {
+/// Every reference passes beside its tests, and from a process of its own but for `not_by_value`.
+fn assert_all_pass(
+    results: &[Value],
+    summary: &FileSummary,
+    expected: usize,
+    not_by_value: &[&str],
+) {
     assert_eq!(results.len(), expected);
     for result in results {
         assert_eq!(result["result"], "passed", "{result}");
@@ -118,6 +129,19 @@ fn assert_all_pass(results: &[Value], summary: &FileSummary, expected: usize) {
             .iter()
             .all(|task| (task.num_samples, task.num_passed) == (1, 1))
     );
+    let differing: Vec<&Value> = results
+        .iter()
+        .filter(|result| result["audit"]["outcome"] != "confirmed")
+        .collect();
+    let ids: Vec<String> = differing
+        .iter()
+        .filter(|result| result["audit"]["outcome"] == "not_by_value")
+        .map(|result| result["task_id"].to_string())
+        .collect();
+    assert_eq!(ids, not_by_value, "{differing:#?}");
+    let num_confirmed: u64 = summary.tasks.iter().map(|task| task.num_confirmed).sum();
+    assert_eq!(num_confirmed as usize, expected - not_by_value.len());
+    assert_eq!(summary.audits[&AuditOutcome::Confirmed], num_confirmed);
 }
 
 #[test]
@@ -127,7 +151,7 @@ fn human_eval_references_pass() {
     };
     let (results, summary) =
         grade_references(&read_rows(&path), "canonical_solution", Limits::default());
-    assert_all_pass(&results, &summary, 82);
+    assert_all_pass(&results, &summary, 82, &[]);
 }
 
 #[test]
@@ -136,7 +160,7 @@ fn mbpp_references_pass_with_the_set_up_after_the_candidate() {
         return;
     };
     let (results, summary) = grade_references(&read_rows(&path), "code", limits_of_mbpp());
-    assert_all_pass(&results, &summary, 824);
+    assert_all_pass(&results, &summary, 824, &["367", "601", "927"]);
 }
 
 #[test]
@@ -146,7 +170,7 @@ fn sanitized_mbpp_references_pass() {
     };
     let problems: Vec<Value> = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
     let (results, summary) = grade_references(&problems, "code", limits_of_mbpp());
-    assert_all_pass(&results, &summary, 342);
+    assert_all_pass(&results, &summary, 342, &[]);
 }
 
 /// Its own reference computes for more than two seconds; a wall limit of three failed it on a busy machine.
@@ -170,7 +194,7 @@ fn task_123_of_mbpp_passes_on_a_busy_machine() {
     for hog in hogs {
         hog.join().unwrap();
     }
-    assert_all_pass(&results, &summary, 1);
+    assert_all_pass(&results, &summary, 1, &[]);
 }
 
 #[test]

@@ -33,8 +33,8 @@ pub use error::Error;
 pub use resolve::{CONFIG_VARIABLE, Loader, Origin, Resolved, SETTING_PREFIX, Sources};
 pub use schema::{
     Algo, Data, DataSource, Dtype, Evaluation, ExcessScore, Experiment, Lora, LoraTarget, Model,
-    Optim, Recipe, Reference, Rho1, Rho1Weighting, Score, Stage1, ValueHeadKind, ValueObjective,
-    Version, Weights, leaves,
+    Optim, Recipe, Reference, Rho1, Rho1Weighting, SandboxTier, Score, Stage1, ValueHeadKind,
+    ValueObjective, Version, Weights, leaves,
 };
 pub use setting::{Affects, Leaf, Shape};
 

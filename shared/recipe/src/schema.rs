@@ -65,6 +65,18 @@ words! {
         Micropy = "micropy",
         /// Raw rows of MBPP.
         Mbpp = "mbpp",
+        /// Raw rows of CodeContests, as JSON lines.
+        CodeContests = "codecontests",
+    }
+}
+
+words! {
+    /// What the sandbox must hold before any program is run.
+    SandboxTier {
+        /// Every layer.
+        Full = "full",
+        /// What the platform enforces; the scores say what that is.
+        Degraded = "degraded",
     }
 }
 
@@ -343,6 +355,8 @@ section! {
         wall_secs: f64 = 60.0;
         /// Memory a program may use, MiB.
         memory_mib: u64 = 1024;
+        /// Least sandbox in which programs are run; below it the job refuses.
+        sandbox: SandboxTier = SandboxTier::Full => Runtime;
     }
 }
 

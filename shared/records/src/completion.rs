@@ -93,6 +93,48 @@ pub struct Verdict {
     /// For a program that reads its tests' inputs: how many of the outputs are right.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cases: Option<CaseCounts>,
+    /// For a program that passed and was audited: whether it passes its tests from another process too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audit: Option<Audit>,
+}
+
+/// A passing candidate run once more with its tests in a process of their own, which it reaches by nothing but the values it
+/// returns. Beside its tests a program can forge their verdict: an object equal to everything, a walk over frames.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Audit {
+    /// What came of it.
+    pub outcome: AuditOutcome,
+    /// At most 300 characters for a person; empty for a confirmed one.
+    pub message: String,
+    /// Words in the candidate's text that forgeries use and solutions seldom do.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub flags: Vec<String>,
+}
+
+/// What an audit says of a program that passed beside its tests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AuditOutcome {
+    /// It passes from another process too.
+    Confirmed,
+    /// It does not: its pass is forged, or hangs on sharing a process with its tests.
+    Refuted,
+    /// The tests need something of it that cannot be copied, such as an object of its own class; nothing is known.
+    NotByValue,
+    /// The grader could not run it; nothing is known.
+    NotRun,
+}
+
+impl AuditOutcome {
+    /// The name used in files and messages.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Confirmed => "confirmed",
+            Self::Refuted => "refuted",
+            Self::NotByValue => "not_by_value",
+            Self::NotRun => "not_run",
+        }
+    }
 }
 
 /// Tests whose output is right, by several rules; a program passes by DeepMind's.

@@ -39,6 +39,29 @@ pub enum Error {
 pub fn rows<T: DeserializeOwned>(
     path: &Path,
 ) -> Result<impl Iterator<Item = Result<(usize, T), Error>>, Error> {
+    Ok(lines(path)?.map(move |read| {
+        let (line, text) = read?;
+        Ok((line, parse(path, line, &text)?))
+    }))
+}
+
+/// A row from its text, which is line `line` of a file.
+///
+/// # Errors
+/// [`Error::Row`], as of [`rows`].
+pub fn parse<T: DeserializeOwned>(path: &Path, line: usize, text: &[u8]) -> Result<T, Error> {
+    serde_json::from_slice(text).map_err(|error| Error::Row {
+        path: path.to_owned(),
+        line,
+        what: in_column(&error),
+    })
+}
+
+/// The texts of the rows that [`rows`] parses: for numbers that a parsed value does not hold, as Python's whole ones.
+///
+/// # Errors
+/// [`Error::Io`] where the file cannot be read.
+pub fn lines(path: &Path) -> Result<impl Iterator<Item = Result<(usize, Vec<u8>), Error>>, Error> {
     let io = move |source| Error::Io {
         path: path.to_owned(),
         source,
@@ -50,19 +73,10 @@ pub fn rows<T: DeserializeOwned>(
         Box::new(file)
     };
     let lines = BufReader::new(bytes).split(b'\n');
-    Ok((1..).zip(lines).filter_map(move |(line, bytes)| {
-        let bytes = match bytes {
-            Ok(bytes) if bytes.trim_ascii().is_empty() => return None,
-            Ok(bytes) => bytes,
-            Err(error) => return Some(Err(io(error))),
-        };
-        let row = serde_json::from_slice(&bytes).map_err(|error| Error::Row {
-            path: path.to_owned(),
-            line,
-            what: in_column(&error),
-        });
-        Some(row.map(|row| (line, row)))
-    }))
+    Ok((1..)
+        .zip(lines)
+        .filter(|(_, text)| !text.as_ref().is_ok_and(|text| text.trim_ascii().is_empty()))
+        .map(move |(line, text)| Ok((line, text.map_err(io)?))))
 }
 
 /// The parser's words without its line, which is that of the text it was given.

@@ -9,7 +9,11 @@ mod problem;
 mod record;
 mod score;
 
-pub use completion::{CaseCounts, Completion, ErrorClass, GradedSample, Verdict};
-pub use problem::{Problem, Split, Tests};
+pub use completion::{
+    Audit, AuditOutcome, CaseCounts, Completion, ErrorClass, GradedSample, Verdict,
+};
+pub use problem::{Case, Problem, Split, Tests};
 pub use record::{DataSchema, Record, RecordMetadata, data_files};
-pub use score::{EvalScore, HeadLoss, Metric, ProblemCount, ScoreSummary, score_files};
+pub use score::{
+    DoubtfulPass, EvalScore, HeadLoss, Metric, ProblemCount, ScoreSummary, Spread, score_files,
+};

@@ -78,4 +78,22 @@ pub enum Tests {
         /// Name of the function under test.
         entry_point: String,
     },
+    /// The program runs once for each case, as `python3 program.py < input`, and what it prints is judged from outside
+    /// (CodeContests).
+    Outputs {
+        /// Public and hidden ones.
+        cases: Vec<Case>,
+        /// CPU seconds that the problem grants a case at least, whatever the limits of the evaluation say.
+        #[serde(default)]
+        cpu_secs: u64,
+    },
+}
+
+/// What a program reads and what it should print.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Case {
+    /// Standard input.
+    pub input: String,
+    /// Standard output.
+    pub output: String,
 }

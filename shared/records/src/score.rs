@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ErrorClass, Split};
+use crate::{Audit, AuditOutcome, ErrorClass, Split};
 
 /// `eval_score.json` in the founding schema. Made by evaluate; read by build-leaderboard.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -61,6 +61,28 @@ pub struct HeadLoss {
     pub num_targets: u64,
 }
 
+/// How sure a mean over problems is.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Spread {
+    /// Standard error of the mean; `None` with one problem.
+    pub standard_error: Option<f64>,
+    /// Lower end of the 95 % interval, by resampling problems.
+    pub low: f64,
+    /// Its upper end.
+    pub high: f64,
+}
+
+/// A program that passes beside its tests, and of which the audit did not say that it passes from a process of its own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DoubtfulPass {
+    /// The problem.
+    pub problem_id: String,
+    /// Number of the sample; `None` for the greedy one.
+    pub sample: Option<u32>,
+    /// What the audit said.
+    pub audit: Audit,
+}
+
 /// `summary.json` of a scores artifact: all that identifies and explains the scores.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ScoreSummary {
@@ -90,6 +112,15 @@ pub struct ScoreSummary {
     pub heads: Vec<HeadLoss>,
     /// Share of sampled programs per error class.
     pub error_shares: BTreeMap<ErrorClass, f64>,
+    /// How sure pass@1 is.
+    #[serde(default)]
+    pub pass_at_1_spread: Option<Spread>,
+    /// Number of passing programs per outcome of their audit, the greedy ones too.
+    #[serde(default)]
+    pub audits: BTreeMap<AuditOutcome, u64>,
+    /// Passes that their audit did not confirm.
+    #[serde(default)]
+    pub doubtful: Vec<DoubtfulPass>,
     /// What the sandbox could enforce: layer to state.
     pub sandbox: BTreeMap<String, String>,
 }

@@ -223,6 +223,7 @@ impl World {
                 cpu_secs: 0.02,
                 wall_secs: 0.03,
                 cases: None,
+                audit: None,
             },
         }
     }

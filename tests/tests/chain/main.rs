@@ -1,6 +1,7 @@
 //! The whole chain through its binaries, at the smallest size that is still true: kills, repeats, wrong input.
 
 mod adapters;
+mod contests;
 mod errors;
 mod fallbacks;
 mod kills;

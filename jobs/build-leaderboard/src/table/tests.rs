@@ -56,6 +56,9 @@ fn run(
                 (ErrorClass::Passed, pass_at_1),
                 (ErrorClass::Syntax, 1.0 - pass_at_1),
             ]),
+            pass_at_1_spread: None,
+            audits: BTreeMap::new(),
+            doubtful: Vec::new(),
             sandbox: BTreeMap::new(),
         },
         score: EvalScore {
