@@ -12,7 +12,7 @@ use std::path::Path;
 use serde_json::json;
 use wmtp_data_sets::{PaddedBatch, micropy};
 use wmtp_decoding::{
-    Choice, DrawKey, Generated, Generator, InferenceModel, Prompt, Sampling, Tally,
+    Choice, DrawKey, Ended, Generated, Generator, InferenceModel, Prompt, Sampling, Tally,
 };
 use wmtp_model::{DType, Device, Horizon, MtpModel, ParamStore, Params};
 use wmtp_records::Split;
@@ -219,8 +219,8 @@ fn decode(
             (number, Prompt { ids, choices })
         });
         let start = cpu_secs()?;
-        let done = |number: usize, generated| {
-            pass.texts[number] = generated;
+        let done = |ended: Ended| {
+            pass.texts[ended.prompt] = vec![ended.text];
             ControlFlow::Continue(())
         };
         pass.tally = generator.generate_all(batch, || queue.next(), done)?;

@@ -74,7 +74,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             (number, Prompt { ids, choices })
         });
         let start = cpu_secs()?;
-        generator.generate_all(batch, || queue.next(), |_, _| ControlFlow::Continue(()))?;
+        generator.generate_all(batch, || queue.next(), |_| ControlFlow::Continue(()))?;
         secs.push(cpu_secs()? - start);
     }
     writeln!(std::io::stdout(), "{}", serde_json::json!({ "secs": secs }))?;

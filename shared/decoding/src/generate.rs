@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 use crate::infer::{InferenceModel, Question, Reading, Sequence};
@@ -23,6 +24,37 @@ pub struct Generated {
     pub ids: Vec<u32>,
     /// Whether the model ended the text itself.
     pub finished: bool,
+}
+
+/// A text that has ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ended {
+    /// Number of its prompt.
+    pub prompt: usize,
+    /// Its place among the prompt's choices.
+    pub sample: usize,
+    /// The text.
+    pub text: Generated,
+    /// How long it took.
+    pub timing: Timing,
+}
+
+/// Wall time of a text, whatever was generated beside it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timing {
+    /// From taking up the prompt to the first token.
+    pub prefill: Duration,
+    /// From taking up the prompt to the end.
+    pub whole: Duration,
+}
+
+impl Timing {
+    /// Mean time of each token after the first, the end token included; `None` where there is no such token.
+    pub fn per_token(&self, text: &Generated) -> Option<Duration> {
+        let picked = text.ids.len() + usize::from(text.finished);
+        let later = u32::try_from(picked.checked_sub(1)?).ok()?;
+        self.whole.checked_sub(self.prefill)?.checked_div(later)
+    }
 }
 
 /// What the heads' proposals were worth.
@@ -113,7 +145,11 @@ struct Frontier<'a> {
     /// Tokens that a sample may have.
     budget: usize,
     branches: Vec<Branch>,
-    done: Vec<Option<Generated>>,
+    /// Samples that have ended and were not handed out yet.
+    ended: Vec<(usize, Generated)>,
+    taken_up: Instant,
+    /// Time until the prompt was read.
+    prefill: Option<Duration>,
 }
 
 impl<'a> Frontier<'a> {
@@ -127,18 +163,21 @@ impl<'a> Frontier<'a> {
             num_proposals: 0,
             trunk: Vec::new(),
         };
-        let open = samples > 0 && budget > 0;
-        let nothing = Generated {
-            ids: Vec::new(),
-            finished: false,
-        };
-        Self {
+        let mut frontier = Self {
             number,
             prompt,
             budget,
-            branches: open.then_some(branch).into_iter().collect(),
-            done: vec![(!open).then_some(nothing); samples],
+            branches: Vec::new(),
+            ended: Vec::new(),
+            taken_up: Instant::now(),
+            prefill: None,
+        };
+        match budget {
+            0 => frontier.finish(&branch.samples, &[], false),
+            _ if samples > 0 => frontier.branches.push(branch),
+            _ => {}
         }
+        frontier
     }
 
     /// Takes what reading gave at a branch: every sample picks its token at each place, up to the first where that is
@@ -232,12 +271,10 @@ impl<'a> Frontier<'a> {
     }
 
     fn finish(&mut self, samples: &[usize], text: &[u32], finished: bool) {
-        for &sample in samples {
-            self.done[sample] = Some(Generated {
-                ids: text.to_vec(),
-                finished,
-            });
-        }
+        self.ended.extend(samples.iter().map(|&sample| {
+            let ids = text.to_vec();
+            (sample, Generated { ids, finished })
+        }));
     }
 }
 
@@ -273,28 +310,41 @@ impl Generator {
         }
     }
 
+    /// Reads a token and forgets it: the first text of a thread does not pay for memory that nobody has touched yet.
+    /// What fails here fails again, with the number of its prompt, when a text is generated.
+    pub fn warm_up(&self) {
+        let mut sequence = self.model.empty_sequence();
+        let reading = Reading {
+            sequence: &mut sequence,
+            ids: &[0],
+            places: 1,
+        };
+        let _ = self.model.read(&mut [reading]);
+    }
+
     /// Generates every sample of a prompt, in the order of its choices.
     ///
     /// # Errors
     /// [`Error::PromptTooLong`] when not a single token fits behind the prompt, [`Error::NotFinite`] when the
     /// model gives no number to choose by.
     pub fn generate(&self, prompt: &Prompt<'_>) -> Result<Vec<Generated>> {
-        let (mut queue, mut texts) = (Some(prompt.clone()), Vec::new());
+        let mut queue = Some(prompt.clone());
+        let mut texts = vec![None; prompt.choices.len()];
         self.generate_all(
             1,
             || queue.take().map(|prompt| (0, prompt)),
-            |_, generated| {
-                texts = generated;
+            |ended| {
+                texts[ended.sample] = Some(ended.text);
                 ControlFlow::Continue(())
             },
         )
         .map_err(|failed| failed.error)?;
-        Ok(texts)
+        Ok(texts.into_iter().flatten().collect())
     }
 
-    /// Generates every sample of the prompts that `next` gives with a number each, and hands them to `done` as they
-    /// end, in the order of the prompt's choices. A new prompt is taken up whenever fewer than `batch` texts are open.
-    /// Ends when `next` gives none, or when `done` breaks off.
+    /// Generates every sample of the prompts that `next` gives with a number each, and hands each text to `done` as it
+    /// ends, before the next forward. A new prompt is taken up whenever fewer than `batch` texts are
+    /// open. Ends when `next` gives none, or when `done` breaks off.
     ///
     /// # Errors
     /// As [`Self::generate`], with the number of the prompt.
@@ -302,7 +352,7 @@ impl Generator {
         &self,
         batch: usize,
         mut next: impl FnMut() -> Option<(usize, Prompt<'a>)>,
-        mut done: impl FnMut(usize, Vec<Generated>) -> ControlFlow<()>,
+        mut done: impl FnMut(Ended) -> ControlFlow<()>,
     ) -> std::result::Result<Tally, PromptError> {
         let mut tally = Tally::of(self.model.num_proposing());
         let mut open: Vec<Frontier<'_>> = Vec::new();
@@ -317,12 +367,22 @@ impl Generator {
                 return Ok(tally);
             }
             self.advance(&mut open, &mut tally)?;
-            for ended in open.extract_if(.., |one| one.branches.is_empty()) {
-                let texts = ended.done.into_iter().flatten().collect();
-                if done(ended.number, texts).is_break() {
-                    return Ok(tally);
+            for frontier in &mut open {
+                let whole = frontier.taken_up.elapsed();
+                let prefill = *frontier.prefill.get_or_insert(whole);
+                for (sample, text) in frontier.ended.drain(..) {
+                    let ended = Ended {
+                        prompt: frontier.number,
+                        sample,
+                        text,
+                        timing: Timing { prefill, whole },
+                    };
+                    if done(ended).is_break() {
+                        return Ok(tally);
+                    }
                 }
             }
+            open.retain(|one| !one.branches.is_empty());
         }
     }
 
@@ -669,18 +729,20 @@ mod tests {
             let choices = choices.clone();
             (number, Prompt { ids, choices })
         });
-        let mut texts = vec![Vec::new(); prompts.len()];
+        let mut texts: Vec<BTreeMap<usize, Generated>> = vec![BTreeMap::new(); prompts.len()];
         let tally = generator
             .generate_all(
                 batch,
                 || queue.next(),
-                |number, generated| {
-                    texts[number] = generated;
+                |ended| {
+                    let twice = texts[ended.prompt].insert(ended.sample, ended.text);
+                    assert_eq!(twice, None, "a text ends once");
                     ControlFlow::Continue(())
                 },
             )
             .expect("generation");
-        (texts, tally)
+        let in_order = |texts: BTreeMap<_, _>| texts.into_values().collect();
+        (texts.into_iter().map(in_order).collect(), tally)
     }
 
     fn draws(samples: u32, temperature: f64) -> Vec<Choice> {
@@ -758,7 +820,7 @@ mod tests {
             (number + 10, Prompt { ids, choices })
         });
         let failed = generator
-            .generate_all(4, || queue.next(), |_, _| ControlFlow::Continue(()))
+            .generate_all(4, || queue.next(), |_| ControlFlow::Continue(()))
             .expect_err("the second prompt is too long");
         assert_eq!(failed.number, 11);
     }

@@ -13,6 +13,6 @@ mod infer;
 mod sampling;
 
 pub use error::{Error, Result};
-pub use generate::{Generated, Generator, Prompt, PromptError, Tally};
+pub use generate::{Ended, Generated, Generator, Prompt, PromptError, Tally, Timing};
 pub use infer::InferenceModel;
 pub use sampling::{Choice, DrawKey, Sampling};

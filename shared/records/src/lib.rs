@@ -9,7 +9,11 @@ mod problem;
 mod record;
 mod score;
 
-pub use completion::{CaseCounts, Completion, ErrorClass, GradedSample, Verdict};
+pub use completion::{
+    CaseCounts, Completion, CompletionTiming, ErrorClass, GradedSample, Verdict, completion_files,
+};
 pub use problem::{Problem, Split, Tests};
 pub use record::{DataSchema, Record, RecordMetadata, data_files};
-pub use score::{EvalScore, HeadLoss, Metric, ProblemCount, ScoreSummary, score_files};
+pub use score::{
+    EvalScore, HeadLoss, Latency, Metric, ProblemCount, ScoreSummary, Spread, score_files,
+};
