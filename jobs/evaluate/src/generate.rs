@@ -6,7 +6,7 @@ use std::sync::mpsc;
 
 use serde_json::json;
 use wmtp_decoding::{
-    Choice, DrawKey, Ended, Generated, Generator, Prompt, PromptError, Sampling, Tally,
+    Beam, Choice, DrawKey, Ended, Generated, Generator, Prompt, PromptError, Sampling, Tally,
 };
 use wmtp_job_kit::{JobError, Run};
 use wmtp_records::{Completion, Problem};
@@ -24,6 +24,8 @@ pub(crate) const TEXTS_AT_ONCE: usize = 32;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Drawing {
     pub(crate) sampling: Sampling,
+    /// Where the last sample is what a beam search finds.
+    pub(crate) beam: Option<Beam>,
     pub(crate) num_samples: u32,
     pub(crate) seed: u64,
 }
@@ -133,6 +135,7 @@ fn on_every_core(
         let prompt = Prompt {
             ids: &open.prompt_ids,
             choices: open.choices(drawing),
+            beam: open.beam(drawing),
         };
         Some((number, prompt))
     };
@@ -176,6 +179,10 @@ impl Drawing {
         std::iter::once(None).chain((0..self.num_samples).map(Some))
     }
 
+    fn is_searched(self, sample: Option<u32>) -> bool {
+        self.beam.is_some() && sample.is_some_and(|sample| sample + 1 == self.num_samples)
+    }
+
     /// At temperature 0 drawn samples are greedy too.
     fn choice(&self, problem: &Problem, sample: Option<u32>) -> Choice {
         match sample {
@@ -200,8 +207,19 @@ impl<'a> Open<'a> {
     }
 
     fn choices(&self, drawing: Drawing) -> Vec<Choice> {
-        let choice = |sample: &Option<u32>| drawing.choice(self.problem, *sample);
-        self.samples.iter().map(choice).collect()
+        let samples = self.samples.iter().copied();
+        samples
+            .filter(|sample| !drawing.is_searched(*sample))
+            .map(|sample| drawing.choice(self.problem, sample))
+            .collect()
+    }
+
+    fn beam(&self, drawing: Drawing) -> Option<Beam> {
+        let is_open = self
+            .samples
+            .iter()
+            .any(|sample| drawing.is_searched(*sample));
+        drawing.beam.filter(|_| is_open)
     }
 
     fn text(&self, tokenizer: &Tokenizer, ended: &Ended) -> Text {

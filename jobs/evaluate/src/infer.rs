@@ -14,11 +14,14 @@ use crate::texts::{Text, Texts};
 /// Role of the output.
 const COMPLETIONS: &str = "completions";
 /// Settings that decide what is generated; the others of the section decide how it is judged.
-const SETTINGS: [&str; 8] = [
+const SETTINGS: [&str; 11] = [
     "data.max_length",
     "evaluation.split",
     "evaluation.temperature",
+    "evaluation.top_k",
     "evaluation.top_p",
+    "evaluation.beams",
+    "evaluation.length_penalty",
     "evaluation.num_samples",
     "evaluation.max_new_tokens",
     "evaluation.max_problems",

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use wmtp_decoding::{Generator, InferenceModel, Sampling};
+use wmtp_decoding::{Beam, Generator, InferenceModel, Sampling};
 use wmtp_grading::files::Shard;
 use wmtp_job_kit::{JobError, Kind, Manifest, PlanCx, Run};
 use wmtp_model::{ParamStore, Params};
@@ -129,8 +129,13 @@ pub(crate) fn drawing(evaluation: &Evaluation, run_seed: u64) -> Drawing {
     Drawing {
         sampling: Sampling {
             temperature: evaluation.temperature,
+            top_k: evaluation.top_k,
             top_p: evaluation.top_p,
         },
+        beam: (evaluation.beams > 1).then_some(Beam {
+            width: evaluation.beams,
+            length_penalty: evaluation.length_penalty,
+        }),
         num_samples: evaluation.num_samples,
         seed: seed::stream(run_seed, "evaluate.sampling"),
     }

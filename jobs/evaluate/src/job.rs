@@ -317,6 +317,15 @@ impl Report {
 
 /// The protocol as it stands beside every number.
 fn protocol(evaluation: &Evaluation, num_problems: usize) -> BTreeMap<String, String> {
+    // Left out where they decide nothing, so that scores made before there was a choice compare with those made since.
+    let top_k = evaluation.top_k.map(|most| ("top_k", most.to_string()));
+    let beams = (evaluation.beams > 1).then(|| {
+        let penalty = evaluation.length_penalty.to_string();
+        [
+            ("beams", evaluation.beams.to_string()),
+            ("length_penalty", penalty),
+        ]
+    });
     [
         ("temperature", evaluation.temperature.to_string()),
         ("top_p", evaluation.top_p.to_string()),
@@ -330,6 +339,8 @@ fn protocol(evaluation: &Evaluation, num_problems: usize) -> BTreeMap<String, St
         ("memory_mib", evaluation.memory_mib.to_string()),
     ]
     .into_iter()
+    .chain(top_k)
+    .chain(beams.into_iter().flatten())
     .map(|(key, value)| (key.to_owned(), value))
     .collect()
 }
