@@ -1,6 +1,6 @@
 //! `evaluate infer`: generation alone, whole or a shard of it, and the shards read back.
 
-use sha2::{Digest as _, Sha256};
+use wmtp_artifacts::Digest;
 use wmtp_grading::files::Shard;
 use wmtp_job_kit::{Job, JobError, Kind, Manifest, Output, Plan, PlanCx, Run};
 use wmtp_recipe::{Evaluation, Recipe};
@@ -116,11 +116,10 @@ impl Origin {
     /// Of what is generated with this recipe.
     pub(crate) fn of(recipe: &Recipe, data: &Manifest, model: &Manifest) -> Self {
         let settings = recipe.section_options(&SETTINGS).to_string();
-        let digest = Sha256::digest(settings);
         Self {
             data: data.id.to_string(),
             model: model.id.to_string(),
-            protocol: digest.iter().map(|byte| format!("{byte:02x}")).collect(),
+            protocol: Digest::of(settings.as_bytes()).to_string(),
         }
     }
 

@@ -239,8 +239,9 @@ impl Recipe {
             "at least 0",
         )?;
         if beams == 1 {
+            let is_default = (penalty - 1.0).abs() < f64::EPSILON;
             let rule = "it means something only beside evaluation.beams above 1";
-            return ensure("evaluation.length_penalty", penalty, penalty == 1.0, rule);
+            return ensure("evaluation.length_penalty", penalty, is_default, rule);
         }
         let rule = format!(
             "a beam search draws nothing: evaluation.temperature must be 0, it is {temperature}"
