@@ -209,9 +209,9 @@ mod tests {
         probabilities.iter().map(|p| p.ln()).collect()
     }
 
-    fn text(ids: &[u32], finished: bool) -> Option<Generated> {
+    fn text(ids: &[u32], finished: bool) -> Generated {
         let ids = ids.to_vec();
-        Some(Generated { ids, finished })
+        Generated { ids, finished }
     }
 
     fn grow(search: &mut Search, logits: &[&[f32]]) -> Option<Generated> {
@@ -232,8 +232,8 @@ mod tests {
     #[test]
     fn means_prefer_the_longer_text_and_sums_the_shorter() {
         // ln 0.4 = -0.916 beats ln 0.315 = -1.155, but not half of it.
-        assert_eq!(worked(1.0), text(&[1], true));
-        assert_eq!(worked(0.0), text(&[], true));
+        assert_eq!(worked(1.0), Some(text(&[1], true)));
+        assert_eq!(worked(0.0), Some(text(&[], true)));
     }
 
     #[test]
@@ -245,7 +245,7 @@ mod tests {
         // The budget is used up.
         assert_eq!(
             grow(&mut search, &[&logits([0.1, 0.8, 0.1])]),
-            text(&[1, 2, 1], false)
+            Some(text(&[1, 2, 1], false))
         );
     }
 
