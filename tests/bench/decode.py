@@ -10,8 +10,9 @@ contender once, in an order that turns; the first repeat of a run warms up, the 
 printed.
 
 The second table is ours alone: a model of 12 trunk blocks and 4 heads learns micropy for some minutes (kept beside the
-binaries for the next time), then validation prompts are continued with and without the heads' proposals. The texts are
-compared, and the depth is printed at which proposals would begin to gain, from the times of a second depth.
+binaries for the next time), then validation prompts are continued with and without the heads' proposals, seven times in
+turn. The texts are compared; the ratio is the median of the rounds', the rates those of each way's fastest. The depth is
+printed at which proposals would begin to gain, from the times of a second depth.
 """
 import argparse, json, os, pathlib, statistics, subprocess, sys, time
 
@@ -144,13 +145,15 @@ def speculation(examples, steps):
     *deep, shallow = json.loads(found.stdout)
     heads = len(shallow["proposed"])
     print(f"\nmicropy after {steps} steps, {WIDTH} wide, {deep[0]['trunk_blocks']} trunk blocks: equal texts")
-    print(f"{'batch':>5}{'temp.':>7}{'plain':>9}{'proposing':>10}   tokens per CPU second   {'ratio':>6}  tokens/forward  accepted")
+    print(f"{'batch':>5}{'temp.':>7}{'plain':>9}{'proposing':>10}   tokens per CPU second   {'ratio':>6}{'(least to most)':>17}  tokens/forward  accepted")
     for run in deep:
+        gains, speed = run["gains"], run["tokens_per_forward"]
+        spread = f"({min(gains):.2f} to {max(gains):.2f})"
         accepted = (f"{a / max(p, 1):.0%}" for a, p in zip(run["accepted"], run["proposed"]))
         print(
             f"{run['batch']:>5}{run['temperature']:>7}{run['tokens'] / run['plain_secs']:>9,.0f}"
-            f"{run['tokens'] / run['secs']:>10,.0f}                           {run['plain_secs'] / run['secs']:>6.2f}"
-            f"{run['tokens_per_forward']:>16.2f}  {' '.join(accepted)}"
+            f"{run['tokens'] / run['secs']:>10,.0f}                           {statistics.median(gains):>6.2f}"
+            f"{spread:>17}{'no proposals' if speed is None else f'{speed:.2f}':>16}  {' '.join(accepted) if speed else ''}"
         )
     # Seconds of a plain token and of a forward with proposals, each a line over the depth.
     plain = [run["plain_secs"] / run["tokens"] for run in (shallow, deep[0])]

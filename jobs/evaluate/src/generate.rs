@@ -1,26 +1,31 @@
 //! Generation of all samples of all problems.
 
-use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc;
 
-use wmtp_decoding::{Choice, DrawKey, Generated, Generator, Prompt, PromptError, Sampling, Tally};
+use serde_json::json;
+use wmtp_decoding::{
+    Beam, Choice, DrawKey, Ended, Generated, Generator, Prompt, PromptError, Sampling, Tally,
+};
 use wmtp_job_kit::{JobError, Run};
 use wmtp_records::{Completion, Problem};
 use wmtp_tokens::{Tokenizer, completion_text, encode_prompt};
 
 use crate::extract;
 use crate::saved::Saved;
+use crate::texts::{Text, Texts};
 
 /// Texts that one core writes on at once: enough that reading the weights costs little, few enough that their keys and
 /// values stay in its cache.
-const TEXTS_AT_ONCE: usize = 32;
+pub(crate) const TEXTS_AT_ONCE: usize = 32;
 
 /// How many samples are drawn, and how.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Drawing {
     pub(crate) sampling: Sampling,
+    /// Where the last sample is what a beam search finds.
+    pub(crate) beam: Option<Beam>,
     pub(crate) num_samples: u32,
     pub(crate) seed: u64,
 }
@@ -28,7 +33,7 @@ pub(crate) struct Drawing {
 /// What was generated.
 pub(crate) struct Generation {
     /// Of each problem in turn, the greedy text and then the drawn ones.
-    pub(crate) completions: Vec<Completion>,
+    pub(crate) texts: Vec<Text>,
     /// What proposals were worth, in this attempt.
     pub(crate) tally: Tally,
 }
@@ -38,91 +43,112 @@ pub(crate) struct Generation {
 /// Every core works on several problems at once and takes the next when texts end; a text depends on the problem and
 /// its sample number alone.
 pub(crate) fn all(
-    problems: &[Problem],
+    problems: &[&Problem],
     tokenizer: &Tokenizer,
     generator: &Generator,
     drawing: Drawing,
     run: &Run,
 ) -> Result<Generation, JobError> {
-    let per_problem = u64::from(drawing.num_samples) + 1;
-    let progress = run.progress("generate", "samples", problems.len() as u64 * per_problem);
-    let (mut saved, found) = Saved::open(run)?;
-    let mut by_problem: BTreeMap<String, Vec<Completion>> = BTreeMap::new();
-    for completion in found {
-        let own = by_problem.entry(completion.problem_id.clone()).or_default();
-        own.push(completion);
-    }
-    progress.set(by_problem.len() as u64 * per_problem);
+    let (mut saved, journal, mut texts) = Saved::open(run)?;
+    let progress = run.progress(
+        "generate",
+        "samples",
+        problems.len() as u64 * drawing.samples().count() as u64,
+    );
+    let num_found = texts.len();
+    progress.set(num_found as u64);
     let open: Vec<Open<'_>> = problems
         .iter()
-        .filter(|problem| !by_problem.contains_key(&problem.problem_id))
-        .map(|problem| Open {
-            problem,
-            prompt_ids: encode_prompt(tokenizer, &problem.prompt),
-        })
+        .map(|problem| Open::new(problem, tokenizer, drawing, &texts))
+        .filter(|open| !open.samples.is_empty())
         .collect();
     let tally = on_every_core(
         &open,
         generator,
         drawing,
         &run.stop_flag(),
-        |open, texts| {
-            let completions = open.completions(tokenizer, texts);
-            saved.add(&completions)?;
-            by_problem.insert(open.problem.problem_id.clone(), completions);
-            progress.inc(per_problem);
+        |open, ended| {
+            let text = open.text(tokenizer, ended);
+            journal.add(&text).map(|()| text)
+        },
+        |text| {
+            saved.add(text.clone())?;
+            texts.insert(text.key(), text);
+            progress.inc(1);
             Ok(())
         },
     );
+    let data = json!({"found": num_found, "generated": texts.len() - num_found});
+    run.event("generated", &data);
     // What is finished is kept, however this ended.
     saved.save()?;
     let tally = tally?;
     if run.should_stop() {
         return Err(JobError::preempted());
     }
-    let completions = problems
-        .iter()
-        .filter_map(|problem| by_problem.remove(&problem.problem_id))
-        .flatten()
-        .collect();
-    Ok(Generation { completions, tally })
+    let texts = in_order(problems, drawing, texts)?;
+    Ok(Generation { texts, tally })
 }
 
-/// A problem without its texts.
+/// The texts of problems in turn, by sample number.
+pub(crate) fn in_order(
+    problems: &[&Problem],
+    drawing: Drawing,
+    mut texts: Texts,
+) -> Result<Vec<Text>, JobError> {
+    let keys = problems.iter().flat_map(|problem| {
+        let id = &problem.problem_id;
+        drawing.samples().map(move |sample| (id.clone(), sample))
+    });
+    keys.map(|key| {
+        texts.remove(&key).ok_or_else(|| {
+            let sample = key
+                .1
+                .map_or("greedy".to_owned(), |sample| sample.to_string());
+            JobError::bad_input(format!("sample {sample} of problem {} is missing", key.0))
+        })
+    })
+    .collect()
+}
+
+/// A problem that lacks texts.
 struct Open<'a> {
     problem: &'a Problem,
     prompt_ids: Vec<u32>,
+    /// The samples to generate.
+    samples: Vec<Option<u32>>,
 }
 
-/// Hands the texts of every problem to `done`, on this thread.
+/// Hands each text to `ended` on the thread that generated it, and what that makes of it to `taken` on this thread.
 fn on_every_core(
     open: &[Open<'_>],
     generator: &Generator,
     drawing: Drawing,
     stop: &AtomicBool,
-    mut done: impl FnMut(&Open<'_>, &[Generated]) -> Result<(), JobError>,
+    ended: impl Fn(&Open<'_>, &Ended) -> Result<Text, JobError> + Sync,
+    mut taken: impl FnMut(Text) -> Result<(), JobError>,
 ) -> Result<Tally, JobError> {
     let waiting = AtomicUsize::new(0);
     let next = || {
         let number = waiting.fetch_add(1, Ordering::Relaxed);
-        let Open {
-            problem,
-            prompt_ids,
-        } = open.get(number)?;
+        let open = open.get(number)?;
         let prompt = Prompt {
-            ids: prompt_ids,
-            choices: drawing.choices(problem),
+            ids: &open.prompt_ids,
+            choices: open.choices(drawing),
+            beam: open.beam(drawing),
         };
         Some((number, prompt))
     };
+    let ended = &ended;
     std::thread::scope(|scope| {
         let (sender, texts) = mpsc::channel();
         let workers: Vec<_> = (0..rayon::current_num_threads())
             .map(|_| {
                 let sender = sender.clone();
                 scope.spawn(move || {
-                    generator.generate_all(TEXTS_AT_ONCE, next, |number, generated| {
-                        let heard = sender.send((number, generated)).is_ok();
+                    generator.warm_up();
+                    generator.generate_all(TEXTS_AT_ONCE, next, |one| {
+                        let heard = sender.send(ended(&open[one.prompt], &one)).is_ok();
                         if heard && !stop.load(Ordering::Relaxed) {
                             ControlFlow::Continue(())
                         } else {
@@ -133,9 +159,7 @@ fn on_every_core(
             })
             .collect();
         drop(sender);
-        let taken = texts
-            .iter()
-            .try_for_each(|(number, generated)| done(&open[number], &generated));
+        let all_taken = texts.iter().try_for_each(|text| taken(text?));
         // Workers break off when nobody listens.
         drop(texts);
         let mut tally = Tally::default();
@@ -145,33 +169,66 @@ fn on_every_core(
                 .map_err(|_| JobError::internal("a worker panicked"))?;
             tally.add(&counted.map_err(|failed| failure(open, failed))?);
         }
-        taken.map(|()| tally)
+        all_taken.map(|()| tally)
     })
 }
 
 impl Drawing {
-    /// The greedy text and the drawn ones; at temperature 0 these are greedy too.
-    fn choices(&self, problem: &Problem) -> Vec<Choice> {
-        let draw = |sample| {
-            if self.sampling.temperature == 0.0 {
-                return Choice::Greedy;
+    /// The samples of a problem: the greedy one, then the drawn ones.
+    fn samples(self) -> impl Iterator<Item = Option<u32>> {
+        std::iter::once(None).chain((0..self.num_samples).map(Some))
+    }
+
+    fn is_searched(self, sample: Option<u32>) -> bool {
+        self.beam.is_some() && sample.is_some_and(|sample| sample + 1 == self.num_samples)
+    }
+
+    /// At temperature 0 drawn samples are greedy too.
+    fn choice(&self, problem: &Problem, sample: Option<u32>) -> Choice {
+        match sample {
+            Some(sample) if self.sampling.temperature > 0.0 => {
+                let key = DrawKey::new(self.seed, &problem.problem_id, sample);
+                Choice::Draw(self.sampling, key)
             }
-            let key = DrawKey::new(self.seed, &problem.problem_id, sample);
-            Choice::Draw(self.sampling, key)
-        };
-        std::iter::once(Choice::Greedy)
-            .chain((0..self.num_samples).map(draw))
-            .collect()
+            _ => Choice::Greedy,
+        }
     }
 }
 
-impl Open<'_> {
-    fn completions(&self, tokenizer: &Tokenizer, texts: &[Generated]) -> Vec<Completion> {
-        let samples = std::iter::once(None).chain((0..).map(Some));
+impl<'a> Open<'a> {
+    fn new(problem: &'a Problem, tokenizer: &Tokenizer, drawing: Drawing, texts: &Texts) -> Self {
+        let is_missing =
+            |sample: &Option<u32>| !texts.contains_key(&(problem.problem_id.clone(), *sample));
+        Self {
+            problem,
+            prompt_ids: encode_prompt(tokenizer, &problem.prompt),
+            samples: drawing.samples().filter(is_missing).collect(),
+        }
+    }
+
+    fn choices(&self, drawing: Drawing) -> Vec<Choice> {
+        let samples = self.samples.iter().copied();
         samples
-            .zip(texts)
-            .map(|(sample, text)| self.completion(tokenizer, sample, text))
+            .filter(|sample| !drawing.is_searched(*sample))
+            .map(|sample| drawing.choice(self.problem, sample))
             .collect()
+    }
+
+    fn beam(&self, drawing: Drawing) -> Option<Beam> {
+        let is_open = self
+            .samples
+            .iter()
+            .any(|sample| drawing.is_searched(*sample));
+        drawing.beam.filter(|_| is_open)
+    }
+
+    fn text(&self, tokenizer: &Tokenizer, ended: &Ended) -> Text {
+        let completion = self.completion(tokenizer, self.samples[ended.sample], &ended.text);
+        Text::new(
+            completion,
+            ended.timing,
+            ended.timing.per_token(&ended.text),
+        )
     }
 
     fn completion(

@@ -6,25 +6,25 @@ use std::path::Path;
 
 use serde_json::json;
 use wmtp_data_sets::TokenFile;
-use wmtp_decoding::{Generator, InferenceModel, Sampling, Tally};
+use wmtp_decoding::Tally;
 use wmtp_grading::{Grader, GraderConfig, Limits, Program};
-use wmtp_job_kit::{Job, JobError, Kind, Manifest, Output, Plan, PlanCx, Run};
+use wmtp_job_kit::{Job, JobError, Kind, Output, Plan, PlanCx, Run};
 use wmtp_model::{ParamStore, Params};
-use wmtp_recipe::{Evaluation, SandboxTier, seed};
+use wmtp_recipe::{Evaluation, SandboxTier};
 use wmtp_records::{
-    AuditOutcome, Completion, EvalScore, GradedSample, Problem, ProblemCount, ScoreSummary, Split,
-    data_files, jsonl, score_files,
+    AuditOutcome, Completion, EvalScore, GradedSample, Latency, Problem, ProblemCount,
+    ScoreSummary, Split, data_files, jsonl, score_files,
 };
-use wmtp_tokens::Tokenizer;
 
-use crate::generate::{self, Drawing, Generation};
+use crate::generate::{self, Generation};
 use crate::heads::{self, HeadScore};
+use crate::infer::{self, Origin};
+use crate::inputs::{self, DATA, Inputs};
 use crate::matches::{self, Matches};
 use crate::subject::{self, Subject};
-use crate::{sandbox_error, score};
+use crate::texts::Text;
+use crate::{latency, sandbox_error, score};
 
-/// Role of the data set among the inputs.
-const DATA: &str = "data";
 /// Role of the output.
 const SCORES: &str = "scores";
 /// Problems whose samples are laid out for people.
@@ -33,20 +33,11 @@ const SHOWN_PROBLEMS: usize = 10;
 /// Generates programs for one model, executes them and scores them.
 #[derive(Debug, clap::Args)]
 pub struct Evaluate {
-    /// Processed data set: artifact id or name
-    #[arg(long, value_name = "DATA")]
-    data: String,
-    /// Checkpoint of train-stage2: artifact id or name
-    #[arg(
-        long,
-        value_name = "CHECKPOINT",
-        required_unless_present = "base",
-        conflicts_with = "base"
-    )]
-    checkpoint: Option<String>,
-    /// Untrained base model: artifact id or name
-    #[arg(long, value_name = "MODEL")]
-    base: Option<String>,
+    #[command(flatten)]
+    inputs: Inputs,
+    /// Generate nothing; execute and score what these shards of `evaluate infer` hold: artifact ids or names
+    #[arg(long, value_name = "SHARD", num_args = 1..)]
+    merge: Vec<String>,
     /// Go on where the platform cannot enforce every layer of the sandbox
     #[arg(long, env = "WMTP_ACCEPT_DEGRADED_SANDBOX", value_parser = clap::builder::BoolishValueParser::new())]
     accept_degraded_sandbox: bool,
@@ -59,6 +50,8 @@ pub struct Work {
     evaluation: Evaluation,
     data_id: String,
     accept_degraded: bool,
+    /// Roles of the shards; none where the texts are generated here.
+    shards: Vec<String>,
 }
 
 impl Job for Evaluate {
@@ -68,17 +61,14 @@ impl Job for Evaluate {
     const EXAMPLES: &'static str = "\
   evaluate --recipe v002.yaml --store s3://wmtp/demo --data micropy --checkpoint v002-s42 --name v002-s42
   evaluate --recipe v001.yaml --store s3://wmtp/demo --data micropy --base micro-mtp --name base
+  evaluate infer --recipe v002.yaml --store s3://wmtp/demo --data micropy --checkpoint v002-s42 --shard 3/8 --name v002-s42-3
   evaluate grade --problems HumanEval.jsonl --samples samples.jsonl --out results.jsonl";
     const VERSION: u32 = 3;
 
     fn plan(&self, cx: &mut PlanCx<'_>) -> Result<Plan<Work>, JobError> {
-        let data = cx.input(DATA, Kind::ProcessedData, &self.data)?;
-        let subject = match (&self.checkpoint, &self.base) {
-            (Some(checkpoint), _) => Subject::checkpoint(cx, checkpoint)?,
-            (None, Some(base)) => Subject::base(cx, base)?,
-            (None, None) => return Err(JobError::usage("give --checkpoint or --base")),
-        };
-        require_same_tokenizer(&data, &subject)?;
+        let (data, subject) = self.inputs.register(cx)?;
+        let origin = Origin::of(cx.recipe()?, &data, &subject.manifest);
+        let shards = infer::register_shards(&self.merge, &origin, cx)?;
         let recipe = cx.recipe()?;
         let evaluation = recipe.evaluation.clone();
         let note = format!(
@@ -97,6 +87,7 @@ impl Job for Evaluate {
             evaluation,
             data_id,
             accept_degraded,
+            shards,
         })
         .options(options)
         .option("shared", shared)
@@ -108,20 +99,25 @@ impl Job for Evaluate {
     fn run(work: &Work, run: &mut Run) -> Result<Vec<Output>, JobError> {
         let evaluation = &work.evaluation;
         let data = run.input(DATA)?;
-        let problems = read_problems(&data, evaluation)?;
-        let tokenizer =
-            Tokenizer::load(&data.join(data_files::TOKENIZER)).map_err(JobError::bad_input)?;
+        let problems = inputs::read_problems(&data, evaluation)?;
         let (params, store) = work.subject.load(&run.input(subject::ROLE)?)?;
         // Before any generation: what the sandbox cannot hold must not be found out afterwards.
         let grader = Grader::start(grader_config(evaluation, work.accept_degraded)?)
             .map_err(sandbox_error)?;
 
-        let generator = generator(run, &params, &store, &tokenizer)?;
-        let started = run.elapsed();
-        let drawing = drawing(evaluation, run.recipe().seed);
-        let Generation { completions, tally } =
-            generate::all(&problems, &tokenizer, &generator, drawing, run)?;
-        let generation_secs = run.elapsed().saturating_sub(started).as_secs_f64();
+        let all: Vec<&Problem> = problems.iter().collect();
+        let Generation { texts, tally } = if work.shards.is_empty() {
+            inputs::generate(&all, &data, &params, &store, run)?
+        } else {
+            let texts = infer::merge(&work.shards, run)?;
+            let drawing = inputs::drawing(evaluation, run.recipe().seed);
+            Generation {
+                texts: generate::in_order(&all, drawing, texts)?,
+                tally: Tally::default(),
+            }
+        };
+        let (completions, timings): (Vec<_>, Vec<_>) =
+            texts.into_iter().map(Text::into_parts).unzip();
 
         let samples = execute(&problems, completions, &grader, run)?;
         let heads = head_scores(&data, evaluation.split, &params, &store)?;
@@ -132,7 +128,7 @@ impl Job for Evaluate {
             tally,
             heads,
             matches,
-            latency_ms: 1000.0 * generation_secs / samples.len().max(1) as f64,
+            latency: latency::summary(&timings),
             samples,
             sandbox: grader.sandbox().to_map(),
         };
@@ -147,36 +143,6 @@ impl Job for Evaluate {
                 .attribute("dataset", &work.subject.recipe.experiment.dataset),
         ])
     }
-}
-
-/// A model reads ids; ids of another tokenizer would give scores of noise.
-fn require_same_tokenizer(data: &Manifest, subject: &Subject) -> Result<(), JobError> {
-    const KEY: &str = "tokenizer_sha256";
-    let (own, theirs) = (data.attribute(KEY), subject.manifest.attribute(KEY));
-    if own.is_some() && own == theirs {
-        return Ok(());
-    }
-    Err(JobError::usage(format!(
-        "{} and {} do not share a tokenizer ({} and {})",
-        data.id,
-        subject.manifest.id,
-        own.unwrap_or("unknown"),
-        theirs.unwrap_or("unknown"),
-    ))
-    .hint("evaluate a model on the data set that its tokenizer was made with"))
-}
-
-fn read_problems(data: &Path, evaluation: &Evaluation) -> Result<Vec<Problem>, JobError> {
-    let path = data.join(data_files::problems(evaluation.split));
-    let mut problems: Vec<Problem> = jsonl::read(&path)?;
-    problems.truncate(evaluation.max_problems.unwrap_or(usize::MAX));
-    if problems.is_empty() {
-        return Err(JobError::bad_input(format!(
-            "the {} split holds no problem",
-            evaluation.split
-        )));
-    }
-    Ok(problems)
 }
 
 fn grader_config(evaluation: &Evaluation, accept_degraded: bool) -> Result<GraderConfig, JobError> {
@@ -194,36 +160,6 @@ fn grader_config(evaluation: &Evaluation, accept_degraded: bool) -> Result<Grade
         audit: true,
         python: None,
     })
-}
-
-fn generator(
-    run: &Run,
-    params: &Params,
-    store: &ParamStore,
-    tokenizer: &Tokenizer,
-) -> Result<Generator, JobError> {
-    let recipe = run.recipe();
-    let max_new_tokens = recipe.evaluation.max_new_tokens;
-    // Prompts are as long as in training; the continuation comes on top.
-    let max_tokens = recipe.data.max_length + max_new_tokens;
-    let model = if recipe.evaluation.speculate {
-        InferenceModel::speculative(params, store, max_tokens)
-    } else {
-        InferenceModel::new(params, store, max_tokens)
-    };
-    let model = model.map_err(JobError::bad_input)?;
-    Ok(Generator::new(model, tokenizer.eos(), max_new_tokens))
-}
-
-fn drawing(evaluation: &Evaluation, run_seed: u64) -> Drawing {
-    Drawing {
-        sampling: Sampling {
-            temperature: evaluation.temperature,
-            top_p: evaluation.top_p,
-        },
-        num_samples: evaluation.num_samples,
-        seed: seed::stream(run_seed, "evaluate.sampling"),
-    }
 }
 
 /// Executes every program against the tests of its problem.
@@ -282,7 +218,7 @@ struct Report {
     tally: Tally,
     heads: Vec<HeadScore>,
     matches: Option<Matches>,
-    latency_ms: f64,
+    latency: Latency,
     sandbox: BTreeMap<String, String>,
 }
 
@@ -303,10 +239,11 @@ impl Report {
             created_at: run.now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
             num_samples: (self.samples.len() - score::num_ungraded(&self.samples)) as u64,
             metrics,
-            latency_ms: self.latency_ms,
+            latency_ms: self.latency.sample_ms.p50,
         };
         jsonl::write_json(&dir.join(score_files::EVAL_SCORE), &score)?;
         jsonl::write_json(&dir.join(score_files::SUMMARY), &self.summary(work))?;
+        jsonl::write_json(&dir.join(score_files::LATENCY), &self.latency)?;
         jsonl::write(&dir.join(score_files::SAMPLES), &self.samples)?;
         jsonl::write(&dir.join(score_files::PROBLEMS), &self.counts)?;
         self.write_shown(&dir.join(score_files::INFER_SAMPLES), run.recipe().seed)
@@ -370,6 +307,7 @@ impl Report {
     }
 
     fn tell(&self, run: &Run) {
+        latency::tell(&self.latency, run);
         let proposals: BTreeMap<_, _> = score::proposals(&self.tally).into_iter().collect();
         if !proposals.is_empty() {
             run.event("proposals", &serde_json::json!(proposals));
@@ -391,6 +329,15 @@ impl Report {
 
 /// The protocol as it stands beside every number.
 fn protocol(evaluation: &Evaluation, num_problems: usize) -> BTreeMap<String, String> {
+    // Left out where they decide nothing, so that scores made before there was a choice compare with those made since.
+    let top_k = evaluation.top_k.map(|most| ("top_k", most.to_string()));
+    let beams = (evaluation.beams > 1).then(|| {
+        let penalty = evaluation.length_penalty.to_string();
+        [
+            ("beams", evaluation.beams.to_string()),
+            ("length_penalty", penalty),
+        ]
+    });
     [
         ("temperature", evaluation.temperature.to_string()),
         ("top_p", evaluation.top_p.to_string()),
@@ -404,58 +351,15 @@ fn protocol(evaluation: &Evaluation, num_problems: usize) -> BTreeMap<String, St
         ("memory_mib", evaluation.memory_mib.to_string()),
     ]
     .into_iter()
+    .chain(top_k)
+    .chain(beams.into_iter().flatten())
     .map(|(key, value)| (key.to_owned(), value))
     .collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use wmtp_job_kit::Exit;
-    use wmtp_records::Tests;
-
     use super::*;
-
-    fn problem(number: usize) -> Problem {
-        Problem {
-            problem_id: format!("p{number}"),
-            instruction: String::new(),
-            input: String::new(),
-            prompt: String::new(),
-            tests: Tests::Asserts {
-                setup: String::new(),
-                asserts: Vec::new(),
-            },
-            reference: None,
-            family: String::new(),
-            difficulty: 0,
-        }
-    }
-
-    fn limited_to(max_problems: Option<usize>) -> Evaluation {
-        Evaluation {
-            split: Split::Validation,
-            max_problems,
-            ..Evaluation::default()
-        }
-    }
-
-    #[test]
-    fn the_first_problems_of_the_split_are_taken_and_none_is_an_error() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join(data_files::problems(Split::Validation));
-        jsonl::write(&path, &[problem(0), problem(1), problem(2)]).unwrap();
-        let ids = |max_problems| -> Vec<String> {
-            let problems = read_problems(folder.path(), &limited_to(max_problems)).unwrap();
-            problems
-                .into_iter()
-                .map(|problem| problem.problem_id)
-                .collect()
-        };
-        assert_eq!(ids(None), ["p0", "p1", "p2"]);
-        assert_eq!(ids(Some(2)), ["p0", "p1"]);
-        let error = read_problems(folder.path(), &limited_to(Some(0))).unwrap_err();
-        assert_eq!(error.exit(), Exit::BadInput);
-    }
 
     #[test]
     fn fractions_of_a_second_are_rounded_up_to_what_the_kernel_counts() {

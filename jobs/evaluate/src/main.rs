@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use evaluate::{Evaluate, Grade};
+use evaluate::{Evaluate, Grade, Infer};
 use wmtp_job_kit::Mode;
 
 fn main() -> ExitCode {
@@ -12,7 +12,7 @@ fn main() -> ExitCode {
     wmtp_job_kit::main_with_modes(
         "evaluate",
         "Generates programs, executes them in the sandbox and scores them.",
-        vec![Mode::tool::<Grade>("grade")],
+        vec![Mode::job::<Infer>("infer"), Mode::tool::<Grade>("grade")],
         Some(Mode::job::<Evaluate>("evaluate")),
     )
 }

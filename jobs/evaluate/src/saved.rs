@@ -1,57 +1,72 @@
 //! Finished texts, saved while generation goes on: a later attempt does not generate them again.
+//!
+//! The thread that finished a text puts it into the journal on this disk before it goes on, so a killed process loses
+//! none. All but those of the last half minute are in the store, so a machine that dies costs no more than that.
 
+use std::collections::btree_map::Entry;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use wmtp_job_kit::{JobError, Run};
-use wmtp_records::{Completion, jsonl};
+use wmtp_records::jsonl;
 
-/// Time between two saves; a killed attempt loses no more of its finished texts.
+use crate::journal::Journal;
+use crate::texts::{Text, Texts};
+
+/// Time between two saves to the store; a machine that dies loses no more of its finished texts.
 const EVERY: Duration = Duration::from_secs(30);
 
-/// The completions of whole problems, in parts: each save adds one, and the others are in the store already.
+/// The state of a run in parts: each save adds one, and the others are in the store already.
 pub(crate) struct Saved<'a> {
     run: &'a Run,
     dir: PathBuf,
     num_parts: usize,
-    num_completions: usize,
-    fresh: Vec<Completion>,
+    num_texts: usize,
+    /// Not in the store yet.
+    fresh: Vec<Text>,
     last: Duration,
 }
 
 impl<'a> Saved<'a> {
-    /// Begins; returns what earlier attempts of this run have saved.
-    pub(crate) fn open(run: &'a Run) -> Result<(Self, Vec<Completion>), JobError> {
-        let dir = run.scratch().join("completions");
+    /// Begins; returns the journal to write to, and what earlier attempts of this run have finished.
+    pub(crate) fn open(run: &'a Run) -> Result<(Self, Journal, Texts), JobError> {
+        let dir = run.scratch().join("texts");
         std::fs::create_dir_all(&dir)?;
+        let (journal, on_disk) = Journal::open(&run.kept_dir()?.join("texts.jsonl"))?;
         let mut saved = Self {
             run,
             dir,
             num_parts: 0,
-            num_completions: 0,
+            num_texts: 0,
             fresh: Vec::new(),
             last: run.elapsed(),
         };
-        let mut found = Vec::new();
+        let mut found = Texts::new();
         if let Some((_, folder)) = run.latest_checkpoint()? {
             while let Some(part) = read_part(&folder, saved.num_parts)? {
                 saved.write_part(&part)?;
-                found.extend(part);
+                found.extend(part.into_iter().map(|text| (text.key(), text)));
             }
         }
-        Ok((saved, found))
+        for text in on_disk {
+            if let Entry::Vacant(place) = found.entry(text.key()) {
+                saved.fresh.push(text.clone());
+                place.insert(text);
+            }
+        }
+        Ok((saved, journal, found))
     }
 
-    /// Takes the completions of a problem, and saves when that is due.
-    pub(crate) fn add(&mut self, completions: &[Completion]) -> Result<(), JobError> {
-        self.fresh.extend_from_slice(completions);
+    /// Takes a text that is in the journal, and saves to the store when that is due.
+    pub(crate) fn add(&mut self, text: Text) -> Result<(), JobError> {
+        self.fresh.push(text);
         if self.run.elapsed().saturating_sub(self.last) < EVERY {
             return Ok(());
         }
         self.save()
     }
 
-    /// Saves what is not saved yet.
+    /// Saves to the store what is not there yet.
     pub(crate) fn save(&mut self) -> Result<(), JobError> {
         if self.fresh.is_empty() {
             return Ok(());
@@ -60,18 +75,18 @@ impl<'a> Saved<'a> {
         self.write_part(&part)?;
         self.last = self.run.elapsed();
         self.run
-            .save_checkpoint(self.num_completions as u64, &self.dir, None)
+            .save_checkpoint(self.num_texts as u64, &self.dir, None)
     }
 
-    fn write_part(&mut self, part: &[Completion]) -> Result<(), JobError> {
+    fn write_part(&mut self, part: &[Text]) -> Result<(), JobError> {
         jsonl::write(&part_path(&self.dir, self.num_parts), part)?;
         self.num_parts += 1;
-        self.num_completions += part.len();
+        self.num_texts += part.len();
         Ok(())
     }
 }
 
-fn read_part(folder: &Path, number: usize) -> Result<Option<Vec<Completion>>, JobError> {
+fn read_part(folder: &Path, number: usize) -> Result<Option<Vec<Text>>, JobError> {
     let path = part_path(folder, number);
     if !path.exists() {
         return Ok(None);
@@ -80,5 +95,5 @@ fn read_part(folder: &Path, number: usize) -> Result<Option<Vec<Completion>>, Jo
 }
 
 fn part_path(folder: &Path, number: usize) -> PathBuf {
-    folder.join(format!("part-{number:05}.jsonl"))
+    folder.join(format!("texts-{number:05}.jsonl"))
 }

@@ -25,6 +25,8 @@ pub enum Kind {
     ReferenceCe,
     /// A trained policy, or the state to resume its training.
     Checkpoint,
+    /// Generated programs, not graded: a shard of an evaluation.
+    Completions,
     /// Graded samples and scores of one evaluation.
     Scores,
     /// The table over all scores.
@@ -33,7 +35,7 @@ pub enum Kind {
 
 impl Kind {
     /// All kinds in the order of the data's way.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::RawData,
         Self::ProcessedData,
         Self::BaseModel,
@@ -41,6 +43,7 @@ impl Kind {
         Self::Advantages,
         Self::ReferenceCe,
         Self::Checkpoint,
+        Self::Completions,
         Self::Scores,
         Self::Leaderboard,
     ];
@@ -55,6 +58,7 @@ impl Kind {
             Self::Advantages => "advantages",
             Self::ReferenceCe => "reference-ce",
             Self::Checkpoint => "checkpoint",
+            Self::Completions => "completions",
             Self::Scores => "scores",
             Self::Leaderboard => "leaderboard",
         }

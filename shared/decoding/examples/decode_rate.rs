@@ -71,10 +71,17 @@ fn main() -> Result<(), Box<dyn Error>> {
     for _ in 0..repeats {
         let mut queue = prompts.iter().enumerate().map(|(number, ids)| {
             let choices = vec![Choice::Greedy];
-            (number, Prompt { ids, choices })
+            (
+                number,
+                Prompt {
+                    ids,
+                    choices,
+                    beam: None,
+                },
+            )
         });
         let start = cpu_secs()?;
-        generator.generate_all(batch, || queue.next(), |_, _| ControlFlow::Continue(()))?;
+        generator.generate_all(batch, || queue.next(), |_| ControlFlow::Continue(()))?;
         secs.push(cpu_secs()? - start);
     }
     writeln!(std::io::stdout(), "{}", serde_json::json!({ "secs": secs }))?;

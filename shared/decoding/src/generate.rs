@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
 
+use crate::beam::{Beam, Search};
 use crate::error::{Error, Result};
 use crate::infer::{InferenceModel, Question, Reading, Sequence};
 use crate::sampling::Choice;
@@ -14,6 +16,8 @@ pub struct Prompt<'a> {
     pub ids: &'a [u32],
     /// One entry a sample.
     pub choices: Vec<Choice>,
+    /// One more sample behind them: the text that a beam search finds.
+    pub beam: Option<Beam>,
 }
 
 /// One generated continuation.
@@ -23,6 +27,37 @@ pub struct Generated {
     pub ids: Vec<u32>,
     /// Whether the model ended the text itself.
     pub finished: bool,
+}
+
+/// A text that has ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ended {
+    /// Number of its prompt.
+    pub prompt: usize,
+    /// Its place among the prompt's choices; their number for the text of the beam search.
+    pub sample: usize,
+    /// The text.
+    pub text: Generated,
+    /// How long it took.
+    pub timing: Timing,
+}
+
+/// Wall time of a text, whatever was generated beside it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timing {
+    /// From taking up the prompt to the first token.
+    pub prefill: Duration,
+    /// From taking up the prompt to the end.
+    pub whole: Duration,
+}
+
+impl Timing {
+    /// Mean time of each token after the first, the end token included; `None` where there is no such token.
+    pub fn per_token(&self, text: &Generated) -> Option<Duration> {
+        let picked = text.ids.len() + usize::from(text.finished);
+        let later = u32::try_from(picked.checked_sub(1)?).ok()?;
+        self.whole.checked_sub(self.prefill)?.checked_div(later)
+    }
 }
 
 /// What the heads' proposals were worth.
@@ -78,8 +113,9 @@ pub struct PromptError {
 
 /// Open texts up to which the heads propose. A forward over few texts takes the time of reading the weights, which the
 /// proposals share; with more texts every further row costs its own time. At 12 trunk blocks of width 128 and 3.4 tokens
-/// a forward, one open text gains a fifth to a third, and two lose up to an eighth.
-const MAX_SPECULATED: usize = 1;
+/// a forward, on two busy cores of a shared Xeon with AVX-512, one open text is written 1.6 times as fast and two 1.3
+/// times (medians of 35 rounds); four, tried with a limit of 4, lost a sixth.
+const MAX_SPECULATED: usize = 2;
 
 /// Generates continuations with one model.
 ///
@@ -106,6 +142,17 @@ struct Branch {
     trunk: Vec<f32>,
 }
 
+impl Branch {
+    /// How many heads are worth asking: none before the prompt is read, and no more than tokens may follow, since a
+    /// proposal that nothing may follow saves no forward.
+    fn num_askable(&self, budget: usize, num_proposing: usize) -> usize {
+        if self.text.is_empty() {
+            return 0;
+        }
+        num_proposing.min(budget - self.text.len() - 1)
+    }
+}
+
 /// The samples of one prompt on their way: those that wrote the same so far share a branch.
 struct Frontier<'a> {
     number: usize,
@@ -113,7 +160,12 @@ struct Frontier<'a> {
     /// Tokens that a sample may have.
     budget: usize,
     branches: Vec<Branch>,
-    done: Vec<Option<Generated>>,
+    search: Option<Search>,
+    /// Samples that have ended and were not handed out yet.
+    ended: Vec<(usize, Generated)>,
+    taken_up: Instant,
+    /// Time until the prompt was read.
+    prefill: Option<Duration>,
 }
 
 impl<'a> Frontier<'a> {
@@ -127,18 +179,70 @@ impl<'a> Frontier<'a> {
             num_proposals: 0,
             trunk: Vec::new(),
         };
-        let open = samples > 0 && budget > 0;
-        let nothing = Generated {
-            ids: Vec::new(),
-            finished: false,
-        };
-        Self {
+        let mut frontier = Self {
             number,
             prompt,
             budget,
-            branches: open.then_some(branch).into_iter().collect(),
-            done: vec![(!open).then_some(nothing); samples],
+            branches: Vec::new(),
+            search: None,
+            ended: Vec::new(),
+            taken_up: Instant::now(),
+            prefill: None,
+        };
+        let with_search = samples + usize::from(frontier.prompt.beam.is_some());
+        if budget == 0 {
+            let all: Vec<usize> = (0..with_search).collect();
+            frontier.finish(&all, &[], false);
+        } else if with_search > 0 {
+            frontier.branches.push(branch);
         }
+        frontier
+    }
+
+    fn is_over(&self) -> bool {
+        self.branches.is_empty() && self.search.is_none()
+    }
+
+    /// Texts that are being written.
+    fn num_open(&self) -> usize {
+        self.branches.len() + self.search.as_ref().map_or(0, |search| search.open.len())
+    }
+
+    /// What the model reads next for each text, those of the search last.
+    fn readings(&mut self) -> impl Iterator<Item = Reading<'_>> {
+        let searched = self.search.iter_mut().flat_map(|search| &mut search.open);
+        let own = self.branches.iter_mut().map(|branch| Reading {
+            sequence: &mut branch.sequence,
+            ids: &branch.unread,
+            places: 1 + branch.num_proposals,
+        });
+        own.chain(searched.map(|one| Reading {
+            sequence: &mut one.sequence,
+            ids: &one.text[one.text.len() - 1..],
+            places: 1,
+        }))
+    }
+
+    /// Lets the search take what reading gave at each of its texts.
+    fn search(&mut self, logits: &[&[f32]]) -> Result<()> {
+        let Some(search) = &mut self.search else {
+            return Ok(());
+        };
+        if let Some(text) = search.grow(logits)? {
+            self.search = None;
+            self.ended.push((self.prompt.choices.len(), text));
+        }
+        Ok(())
+    }
+
+    /// Begins the search behind the prompt that a branch has read.
+    fn begin_search(&mut self, root: &Branch, logits_v: &[f32], end_token: u32) -> Result<()> {
+        let Some(beam) = self.prompt.beam.filter(|_| root.text.is_empty()) else {
+            return Ok(());
+        };
+        let sequence = root.sequence.fork(root.sequence.len());
+        self.search = Some(Search::new(beam, end_token, self.budget, sequence));
+        self.search(&[logits_v])
     }
 
     /// Takes what reading gave at a branch: every sample picks its token at each place, up to the first where that is
@@ -232,12 +336,10 @@ impl<'a> Frontier<'a> {
     }
 
     fn finish(&mut self, samples: &[usize], text: &[u32], finished: bool) {
-        for &sample in samples {
-            self.done[sample] = Some(Generated {
-                ids: text.to_vec(),
-                finished,
-            });
-        }
+        self.ended.extend(samples.iter().map(|&sample| {
+            let ids = text.to_vec();
+            (sample, Generated { ids, finished })
+        }));
     }
 }
 
@@ -273,28 +375,42 @@ impl Generator {
         }
     }
 
-    /// Generates every sample of a prompt, in the order of its choices.
+    /// Reads a token and forgets it: the first text of a thread does not pay for memory that nobody has touched yet.
+    /// What fails here fails again, with the number of its prompt, when a text is generated.
+    pub fn warm_up(&self) {
+        let mut sequence = self.model.empty_sequence();
+        let reading = Reading {
+            sequence: &mut sequence,
+            ids: &[0],
+            places: 1,
+        };
+        let _ = self.model.read(&mut [reading]);
+    }
+
+    /// Generates every sample of a prompt, in the order of its choices, that of the beam search last.
     ///
     /// # Errors
     /// [`Error::PromptTooLong`] when not a single token fits behind the prompt, [`Error::NotFinite`] when the
     /// model gives no number to choose by.
     pub fn generate(&self, prompt: &Prompt<'_>) -> Result<Vec<Generated>> {
-        let (mut queue, mut texts) = (Some(prompt.clone()), Vec::new());
+        let mut queue = Some(prompt.clone());
+        let with_search = prompt.choices.len() + usize::from(prompt.beam.is_some());
+        let mut texts = vec![None; with_search];
         self.generate_all(
             1,
             || queue.take().map(|prompt| (0, prompt)),
-            |_, generated| {
-                texts = generated;
+            |ended| {
+                texts[ended.sample] = Some(ended.text);
                 ControlFlow::Continue(())
             },
         )
         .map_err(|failed| failed.error)?;
-        Ok(texts)
+        Ok(texts.into_iter().flatten().collect())
     }
 
-    /// Generates every sample of the prompts that `next` gives with a number each, and hands them to `done` as they
-    /// end, in the order of the prompt's choices. A new prompt is taken up whenever fewer than `batch` texts are open.
-    /// Ends when `next` gives none, or when `done` breaks off.
+    /// Generates every sample of the prompts that `next` gives with a number each, and hands each text to `done` as it
+    /// ends, before the next forward. A new prompt is taken up whenever fewer than `batch` texts are
+    /// open. Ends when `next` gives none, or when `done` breaks off.
     ///
     /// # Errors
     /// As [`Self::generate`], with the number of the prompt.
@@ -302,12 +418,12 @@ impl Generator {
         &self,
         batch: usize,
         mut next: impl FnMut() -> Option<(usize, Prompt<'a>)>,
-        mut done: impl FnMut(usize, Vec<Generated>) -> ControlFlow<()>,
+        mut done: impl FnMut(Ended) -> ControlFlow<()>,
     ) -> std::result::Result<Tally, PromptError> {
         let mut tally = Tally::of(self.model.num_proposing());
         let mut open: Vec<Frontier<'_>> = Vec::new();
         loop {
-            while open.iter().map(|one| one.branches.len()).sum::<usize>() < batch {
+            while open.iter().map(Frontier::num_open).sum::<usize>() < batch {
                 let Some((number, prompt)) = next() else {
                     break;
                 };
@@ -316,13 +432,27 @@ impl Generator {
             if open.is_empty() {
                 return Ok(tally);
             }
+            // After others were taken up: a text that is alone for a moment only would pay for the heads and gain nothing.
+            if open.iter().map(Frontier::num_open).sum::<usize>() <= MAX_SPECULATED {
+                self.propose(&mut open);
+            }
             self.advance(&mut open, &mut tally)?;
-            for ended in open.extract_if(.., |one| one.branches.is_empty()) {
-                let texts = ended.done.into_iter().flatten().collect();
-                if done(ended.number, texts).is_break() {
-                    return Ok(tally);
+            for frontier in &mut open {
+                let whole = frontier.taken_up.elapsed();
+                let prefill = *frontier.prefill.get_or_insert(whole);
+                for (sample, text) in frontier.ended.drain(..) {
+                    let ended = Ended {
+                        prompt: frontier.number,
+                        sample,
+                        text,
+                        timing: Timing { prefill, whole },
+                    };
+                    if done(ended).is_break() {
+                        return Ok(tally);
+                    }
                 }
             }
+            open.retain(|one| !one.is_over());
         }
     }
 
@@ -361,21 +491,15 @@ impl Generator {
         let (dim, vocab_size) = (self.model.dim(), self.model.vocab_size());
         let proposing = self.model.num_proposing() > 0;
         let number = open.first().map_or(0, |one| one.number);
-        let mut readings: Vec<Reading<'_>> = open
-            .iter_mut()
-            .flat_map(|one| &mut one.branches)
-            .map(|branch| Reading {
-                sequence: &mut branch.sequence,
-                ids: &branch.unread,
-                places: 1 + branch.num_proposals,
-            })
-            .collect();
+        let mut readings: Vec<Reading<'_>> = open.iter_mut().flat_map(Frontier::readings).collect();
         let read = self
             .model
             .read(&mut readings)
             .map_err(|error| PromptError { number, error })?;
         let (mut trunk, mut logits) = (read.trunk.as_slice(), read.logits.as_slice());
         for frontier in open.iter_mut() {
+            // Before the branches are taken, of which the first may begin a search.
+            let num_searched = frontier.num_open() - frontier.branches.len();
             for branch in std::mem::take(&mut frontier.branches) {
                 let own_trunk = trunk
                     .split_off(..branch.unread.len() * dim)
@@ -391,52 +515,64 @@ impl Generator {
                 };
                 count(&branch, tally);
                 let number = frontier.number;
+                let first = &found.logits[..vocab_size];
                 frontier
-                    .grow(branch, &found, self.end_token, tally)
+                    .begin_search(&branch, first, self.end_token)
+                    .and_then(|()| frontier.grow(branch, &found, self.end_token, tally))
                     .map_err(|error| PromptError { number, error })?;
             }
-        }
-        let num_open: usize = open.iter().map(|one| one.branches.len()).sum();
-        if proposing && (1..=MAX_SPECULATED).contains(&num_open) {
-            self.propose(open);
+            if num_searched > 0 {
+                trunk = &trunk[num_searched * dim..];
+                let own = logits
+                    .split_off(..num_searched * vocab_size)
+                    .expect("logits for every text of the search");
+                let own: Vec<&[f32]> = own.chunks_exact(vocab_size).collect();
+                let number = frontier.number;
+                frontier
+                    .search(&own)
+                    .map_err(|error| PromptError { number, error })?;
+            }
         }
         Ok(())
     }
 
-    /// Puts what the other heads propose behind every branch's last token.
+    /// Puts what the other heads propose behind the last token of every branch where that may save a forward.
     fn propose(&self, open: &mut [Frontier<'_>]) {
-        let mut questions: Vec<Question<'_>> = open
-            .iter_mut()
-            .flat_map(|one| &mut one.branches)
-            .map(|branch| Question {
-                sequence: &mut branch.sequence,
-                trunk: &branch.trunk,
-            })
-            .collect();
-        let num_branches = questions.len();
-        let logits = self.model.propose(&mut questions);
-        let logits: Vec<&[f32]> = logits.chunks_exact(self.model.vocab_size()).collect();
-        let branches = open
+        let num_proposing = self.model.num_proposing();
+        let mut asked: Vec<(&mut Branch, &[Choice], usize)> = open
             .iter_mut()
             .flat_map(|one| {
-                let (choices, budget) = (&one.prompt.choices, one.budget);
-                one.branches
-                    .iter_mut()
-                    .map(move |branch| (branch, choices, budget))
+                let (choices, budget) = (one.prompt.choices.as_slice(), one.budget);
+                one.branches.iter_mut().map(move |branch| {
+                    let most = branch.num_askable(budget, num_proposing);
+                    (branch, choices, most)
+                })
             })
-            .enumerate();
-        for (index, (branch, choices, budget)) in branches {
-            // A proposal that nothing may follow saves no forward.
-            let room = budget - branch.text.len() - 1;
+            .filter(|(.., most)| *most > 0)
+            .collect();
+        let mut questions: Vec<Question<'_>> = asked
+            .iter_mut()
+            .map(|(branch, ..)| {
+                let Branch {
+                    sequence, trunk, ..
+                } = &mut **branch;
+                Question { sequence, trunk }
+            })
+            .collect();
+        if questions.is_empty() {
+            return;
+        }
+        let logits = self.model.propose(&mut questions);
+        let logits: Vec<&[f32]> = logits.chunks_exact(self.model.vocab_size()).collect();
+        let num_asked = asked.len();
+        for (index, (branch, choices, most)) in asked.into_iter().enumerate() {
             // As the first sample would pick, had it this head's logits: the same random number falls on the same
             // token where both heads agree.
             let choice = &choices[branch.samples[0]];
-            let proposals = (0..self.model.num_proposing())
-                .take(room)
-                .map_while(|head| {
-                    let position = branch.sequence.len() + head;
-                    choice.pick(logits[head * num_branches + index], position)
-                });
+            let proposals = (0..most).map_while(|head| {
+                let position = branch.sequence.len() + head;
+                choice.pick(logits[head * num_asked + index], position)
+            });
             branch.unread.extend(proposals);
             branch.trunk.clear();
             branch.num_proposals = branch.unread.len() - 1;
@@ -519,6 +655,7 @@ mod tests {
                 .generate(&Prompt {
                     ids: prompt,
                     choices: vec![Choice::Greedy],
+                    beam: None,
                 })
                 .expect("generation");
             assert_eq!(
@@ -537,6 +674,7 @@ mod tests {
             Choice::Draw(
                 Sampling {
                     temperature: 0.8,
+                    top_k: None,
                     top_p: 0.95,
                 },
                 DrawKey::new(42, "p", sample),
@@ -547,6 +685,7 @@ mod tests {
             .generate(&Prompt {
                 ids: &prompt,
                 choices: (0..5).map(draw).collect(),
+                beam: None,
             })
             .expect("generation");
         for sample in 0..5 {
@@ -554,6 +693,7 @@ mod tests {
                 .generate(&Prompt {
                     ids: &prompt,
                     choices: vec![draw(sample)],
+                    beam: None,
                 })
                 .expect("generation");
             assert_eq!(alone[0], together[sample as usize]);
@@ -572,6 +712,7 @@ mod tests {
             Choice::Draw(
                 Sampling {
                     temperature: 1.5,
+                    top_k: None,
                     top_p: 1.0,
                 },
                 DrawKey::new(1, "p", sample),
@@ -582,6 +723,7 @@ mod tests {
             .generate(&Prompt {
                 ids: &prompt,
                 choices: choices.clone(),
+                beam: None,
             })
             .expect("generation");
         // End at a token that some sample draws early on.
@@ -591,6 +733,7 @@ mod tests {
             .generate(&Prompt {
                 ids: &prompt,
                 choices,
+                beam: None,
             })
             .expect("generation");
         for (free, cut) in open_ended.iter().zip(&ended) {
@@ -667,25 +810,35 @@ mod tests {
         let generator = Generator::new(model, end_token, 24);
         let mut queue = prompts.iter().enumerate().map(|(number, (ids, choices))| {
             let choices = choices.clone();
-            (number, Prompt { ids, choices })
+            (
+                number,
+                Prompt {
+                    ids,
+                    choices,
+                    beam: None,
+                },
+            )
         });
-        let mut texts = vec![Vec::new(); prompts.len()];
+        let mut texts: Vec<BTreeMap<usize, Generated>> = vec![BTreeMap::new(); prompts.len()];
         let tally = generator
             .generate_all(
                 batch,
                 || queue.next(),
-                |number, generated| {
-                    texts[number] = generated;
+                |ended| {
+                    let twice = texts[ended.prompt].insert(ended.sample, ended.text);
+                    assert_eq!(twice, None, "a text ends once");
                     ControlFlow::Continue(())
                 },
             )
             .expect("generation");
-        (texts, tally)
+        let in_order = |texts: BTreeMap<_, _>| texts.into_values().collect();
+        (texts.into_iter().map(in_order).collect(), tally)
     }
 
     fn draws(samples: u32, temperature: f64) -> Vec<Choice> {
         let sampling = Sampling {
             temperature,
+            top_k: None,
             top_p: 1.0,
         };
         (0..samples)
@@ -725,6 +878,19 @@ mod tests {
     }
 
     #[test]
+    fn heads_are_not_asked_where_the_next_prompt_takes_the_place_of_a_text() {
+        let (params, store) = trained();
+        let model = InferenceModel::speculative(&params, &store, 64).expect("complete");
+        let long: Vec<u32> = LEARNT.iter().copied().cycle().take(54).collect();
+        // 24, 24 and 14 tokens; the fourth takes the place of the third and ends with the others.
+        let prompts = [5, 6, 50, 54].map(|len| (&long[..len], vec![Choice::Greedy]));
+        let (texts, tally) = texts(model, u32::MAX, 3, &prompts);
+        let lengths: Vec<usize> = texts.iter().flatten().map(|text| text.ids.len()).collect();
+        assert_eq!(lengths, [24, 24, 14, 10]);
+        assert_eq!(tally.forwards, 0, "{tally:?}");
+    }
+
+    #[test]
     fn a_text_does_not_depend_on_what_is_generated_beside_it() {
         let (params, store) = tiny();
         let model = || InferenceModel::new(&params, &store, 64).expect("complete store");
@@ -748,6 +914,107 @@ mod tests {
         );
     }
 
+    /// The text that a beam search finds, with a greedy and a drawn one beside it.
+    fn found(model: InferenceModel, end_token: u32, batch: usize, beam: Beam) -> Vec<Generated> {
+        let generator = Generator::new(model, end_token, 12);
+        let mut queue = (1..8).map(|len| {
+            let prompt = Prompt {
+                ids: &LEARNT[..len],
+                choices: [vec![Choice::Greedy], draws(1, 1.2)].concat(),
+                beam: Some(beam),
+            };
+            (len - 1, prompt)
+        });
+        let mut texts = vec![None; 7];
+        generator
+            .generate_all(
+                batch,
+                || queue.next(),
+                |ended| {
+                    if ended.sample == 2 {
+                        texts[ended.prompt] = Some(ended.text);
+                    }
+                    ControlFlow::Continue(())
+                },
+            )
+            .expect("generation");
+        texts.into_iter().flatten().collect()
+    }
+
+    #[test]
+    fn a_search_finds_the_same_whatever_is_generated_beside_it() {
+        let (params, store) = trained();
+        let plain = || InferenceModel::new(&params, &store, 64).expect("complete store");
+        let beam = |width| Beam {
+            width,
+            length_penalty: 1.0,
+        };
+        for end_token in [7, u32::MAX] {
+            let alone = found(plain(), end_token, 1, beam(3));
+            assert_eq!(alone.len(), 7);
+            assert_eq!(found(plain(), end_token, 30, beam(3)), alone);
+            let speculative = InferenceModel::speculative(&params, &store, 64).expect("complete");
+            assert_eq!(found(speculative, end_token, 1, beam(3)), alone);
+            // One text that grows is the greedy one.
+            let prompts: Vec<(&[u32], Vec<Choice>)> = (1..8)
+                .map(|len| (&LEARNT[..len], vec![Choice::Greedy]))
+                .collect();
+            let generator = Generator::new(plain(), end_token, 12);
+            for (one, (ids, choices)) in found(plain(), end_token, 4, beam(1)).iter().zip(prompts) {
+                let greedy = generator.generate(&Prompt {
+                    ids,
+                    choices,
+                    beam: None,
+                });
+                assert_eq!(greedy.expect("generation"), std::slice::from_ref(one));
+            }
+        }
+    }
+
+    #[test]
+    fn a_search_as_wide_as_the_vocabulary_finds_the_best_of_all_texts() {
+        let (params, store) = tiny();
+        let (prompt, end_token) = ([1, 3, 3, 7], 5);
+        let model = MtpModel::frozen(&params, &store).expect("complete store");
+        let log_probs = |ids: &[u32]| -> Vec<f64> {
+            let ids_bs = Tensor::from_slice(ids, (1, ids.len()), &Device::Cpu).expect("ids");
+            let first = Horizon::new(1).expect("1 is a horizon");
+            let trunk = model.trunk(&ids_bs).expect("trunk");
+            let hidden = model.head_hidden(first, &trunk).expect("head");
+            let logits = model.logits(&hidden).expect("logits");
+            let logits = logits.to_vec3::<f32>().expect("f32");
+            let last = logits[0].last().expect("a position");
+            let mass: f64 = last.iter().map(|logit| f64::from(*logit).exp()).sum();
+            let normed = |logit: &f32| f64::from(*logit) - mass.ln();
+            last.iter().map(normed).collect()
+        };
+        // Every text of up to two tokens, by the mean of its log-probabilities.
+        let first = log_probs(&prompt);
+        let mut best = (first[end_token as usize], vec![]);
+        for (a, log_prob) in (0..).zip(&first).filter(|(a, _)| *a != end_token) {
+            let second = log_probs(&[prompt.as_slice(), &[a]].concat());
+            for (b, more) in (0..).zip(second) {
+                let text: Vec<u32> = [a, b].into_iter().filter(|id| *id != end_token).collect();
+                let mean = f64::midpoint(*log_prob, more);
+                if mean > best.0 {
+                    best = (mean, text);
+                }
+            }
+        }
+        let inference = InferenceModel::new(&params, &store, 64).expect("complete store");
+        let found = Generator::new(inference, end_token, 2)
+            .generate(&Prompt {
+                ids: &prompt,
+                choices: Vec::new(),
+                beam: Some(Beam {
+                    width: 40,
+                    length_penalty: 1.0,
+                }),
+            })
+            .expect("generation");
+        assert_eq!(found[0].ids, best.1);
+    }
+
     #[test]
     fn what_fails_names_its_prompt() {
         let (params, store) = tiny();
@@ -755,10 +1022,17 @@ mod tests {
         let prompts: [&[u32]; 2] = [&[1, 2], &[1; 64]];
         let mut queue = prompts.iter().enumerate().map(|(number, ids)| {
             let choices = vec![Choice::Greedy];
-            (number + 10, Prompt { ids, choices })
+            (
+                number + 10,
+                Prompt {
+                    ids,
+                    choices,
+                    beam: None,
+                },
+            )
         });
         let failed = generator
-            .generate_all(4, || queue.next(), |_, _| ControlFlow::Continue(()))
+            .generate_all(4, || queue.next(), |_| ControlFlow::Continue(()))
             .expect_err("the second prompt is too long");
         assert_eq!(failed.number, 11);
     }
@@ -771,6 +1045,7 @@ mod tests {
         let error = generator.generate(&Prompt {
             ids: &long,
             choices: vec![Choice::Greedy],
+            beam: None,
         });
         assert!(matches!(
             error,
@@ -782,6 +1057,7 @@ mod tests {
         let error = generator.generate(&Prompt {
             ids: &[],
             choices: vec![Choice::Greedy],
+            beam: None,
         });
         assert!(matches!(error, Err(Error::EmptyPrompt)));
     }

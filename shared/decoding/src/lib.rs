@@ -7,12 +7,14 @@
 //! Shapes: b rows (samples of one prompt), s positions, d hidden, n query heads, g key/value heads, e head
 //! dimension, v vocabulary.
 
+mod beam;
 mod error;
 mod generate;
 mod infer;
 mod sampling;
 
+pub use beam::Beam;
 pub use error::{Error, Result};
-pub use generate::{Generated, Generator, Prompt, PromptError, Tally};
+pub use generate::{Ended, Generated, Generator, Prompt, PromptError, Tally, Timing};
 pub use infer::InferenceModel;
 pub use sampling::{Choice, DrawKey, Sampling};

@@ -1,5 +1,7 @@
 //! Drawing the next token from logits.
 
+use std::cmp::Ordering;
+
 use rand::RngCore;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
@@ -8,11 +10,13 @@ use sha2::{Digest, Sha256};
 /// Tokens that are put in order first when a nucleus is cut.
 const FIRST_RANKS: usize = 32;
 
-/// Temperature and nucleus of a protocol.
+/// Temperature, number of tokens and nucleus of a protocol, which cut in this order.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Sampling {
     /// Divides the logits before the softmax; greater than 0.
     pub temperature: f64,
+    /// Tokens that may be drawn at most, the most probable ones; all when `None`.
+    pub top_k: Option<usize>,
     /// Share of probability that the kept tokens must reach, in (0, 1].
     pub top_p: f64,
 }
@@ -22,7 +26,7 @@ impl Sampling {
     /// logit is finite.
     ///
     /// ```
-    /// let narrow = wmtp_decoding::Sampling { temperature: 1.0, top_p: 0.6 };
+    /// let narrow = wmtp_decoding::Sampling { temperature: 1.0, top_k: None, top_p: 0.6 };
     /// assert_eq!(narrow.probabilities(&[0.0, 0.0, f32::NEG_INFINITY]), Some(vec![0.5, 0.5, 0.0]));
     /// ```
     pub fn probabilities(&self, logits_v: &[f32]) -> Option<Vec<f64>> {
@@ -35,8 +39,8 @@ impl Sampling {
         Some(probabilities)
     }
 
-    /// Tokens by falling probability up to and including the one that crosses `top_p`, each with its share of
-    /// an unnormalised mass.
+    /// Tokens by falling probability up to and including the one that crosses `top_p` of what `top_k` leaves, each with its
+    /// share of an unnormalised mass.
     fn nucleus(&self, logits_v: &[f32]) -> Option<Vec<(u32, f64)>> {
         let highest = f64::from(logits_v[argmax(logits_v)? as usize]);
         let mut ranked: Vec<(u32, f64)> = logits_v
@@ -50,6 +54,9 @@ impl Sampling {
                 )
             })
             .collect();
+        if let Some(most) = self.top_k {
+            keep_heaviest(&mut ranked, most);
+        }
         let total: f64 = ranked.iter().map(|(_, mass)| mass).sum();
         let size = cut(&mut ranked, self.top_p * total);
         ranked.truncate(size);
@@ -57,10 +64,23 @@ impl Sampling {
     }
 }
 
-/// Brings the heaviest tokens to the front in order, ties by id; returns how many of them reach `mass` together, all if
+/// By falling mass, ties by id.
+fn by_rank(a: &(u32, f64), b: &(u32, f64)) -> Ordering {
+    b.1.total_cmp(&a.1).then(a.0.cmp(&b.0))
+}
+
+/// The `most` heaviest tokens, in order.
+pub(crate) fn keep_heaviest(ranked: &mut Vec<(u32, f64)>, most: usize) {
+    if most < ranked.len() {
+        ranked.select_nth_unstable_by(most, by_rank);
+        ranked.truncate(most);
+    }
+    ranked.sort_unstable_by(by_rank);
+}
+
+/// Brings the heaviest tokens to the front in order; returns how many of them reach `mass` together, all if
 /// rounding keeps them below it.
 fn cut(ranked: &mut [(u32, f64)], mass: f64) -> usize {
-    let by_rank = |a: &(u32, f64), b: &(u32, f64)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
     // A nucleus rarely holds more than a few tokens, and ordering them all costs more than a small model's forward.
     let mut ordered = FIRST_RANKS.min(ranked.len());
     loop {
@@ -177,6 +197,7 @@ mod tests {
         let logits: Vec<f32> = [0.5_f32, 0.3, 0.2].iter().map(|p| p.ln()).collect();
         let sampling = Sampling {
             temperature: 1.0,
+            top_k: None,
             top_p: 0.7,
         };
         assert_eq!(draw(&logits, sampling, 0.0), Some(0));
@@ -185,6 +206,7 @@ mod tests {
         assert_eq!(draw(&logits, sampling, 0.999_999), Some(1));
         let all = Sampling {
             temperature: 1.0,
+            top_k: None,
             top_p: 1.0,
         };
         assert_eq!(draw(&logits, all, 0.999_999), Some(2));
@@ -195,6 +217,7 @@ mod tests {
         let logits = [1.0, 3.0, 2.0];
         let cold = Sampling {
             temperature: 0.01,
+            top_k: None,
             top_p: 1.0,
         };
         assert_eq!(draw(&logits, cold, 0.999), Some(1));
@@ -214,12 +237,54 @@ mod tests {
                 &[f32::NAN],
                 Sampling {
                     temperature: 1.0,
+                    top_k: None,
                     top_p: 1.0
                 },
                 0.5
             ),
             None
         );
+    }
+
+    #[test]
+    fn the_nucleus_is_cut_from_what_the_number_of_tokens_leaves() {
+        // Probabilities 0.4, 0.3, 0.2, 0.1. Of the first three, 4/9, 3/9 and 2/9, a nucleus of 0.7 takes two; of all, too,
+        // but one of 0.75 takes two of the three and three of all.
+        let logits: Vec<f32> = [0.1_f32, 0.3, 0.2, 0.4].iter().map(|p| p.ln()).collect();
+        let kept = |top_k, top_p| -> Vec<u32> {
+            let sampling = Sampling {
+                temperature: 1.0,
+                top_k,
+                top_p,
+            };
+            let nucleus = sampling.nucleus(&logits).expect("finite logits");
+            nucleus.iter().map(|(id, _)| *id).collect()
+        };
+        assert_eq!(kept(Some(3), 1.0), [3, 1, 2]);
+        assert_eq!(kept(Some(3), 0.75), [3, 1]);
+        assert_eq!(kept(None, 0.75), [3, 1, 2]);
+        assert_eq!(kept(Some(1), 1.0), [3]);
+        assert_eq!(kept(Some(9), 1.0), [3, 1, 2, 0]);
+        let three = Sampling {
+            temperature: 1.0,
+            top_k: Some(3),
+            top_p: 1.0,
+        };
+        // The bounds between the three lie at 4/9 and 7/9.
+        assert_eq!(draw(&logits, three, 0.44), Some(3));
+        assert_eq!(draw(&logits, three, 0.45), Some(1));
+        assert_eq!(draw(&logits, three, 0.78), Some(2));
+    }
+
+    #[test]
+    fn of_equal_tokens_the_lowest_ids_are_kept() {
+        let sampling = Sampling {
+            temperature: 0.7,
+            top_k: Some(2),
+            top_p: 1.0,
+        };
+        let kept = sampling.probabilities(&[1.0, 2.0, 2.0, 2.0]);
+        assert_eq!(kept, Some(vec![0.0, 0.5, 0.5, 0.0]));
     }
 
     /// Sorts every token, as the definition says.
@@ -250,7 +315,7 @@ mod tests {
             top_p in 0.01_f64..=1.0,
             temperature in 0.05_f64..30.0,
         ) {
-            let sampling = Sampling { temperature, top_p };
+            let sampling = Sampling { temperature, top_k: None, top_p };
             let nucleus = sampling.nucleus(&logits).expect("finite logits");
             let ids: Vec<u32> = nucleus.iter().map(|(id, _)| *id).collect();
             prop_assert_eq!(ids, nucleus_by_definition(&logits, sampling));
@@ -263,7 +328,7 @@ mod tests {
             top_p in 0.01_f64..=1.0,
             temperature in 0.05_f64..3.0,
         ) {
-            let id = draw(&logits, Sampling { temperature, top_p }, uniform).expect("finite logits");
+            let id = draw(&logits, Sampling { temperature, top_k: None, top_p }, uniform).expect("finite logits");
             prop_assert!((id as usize) < logits.len());
         }
     }

@@ -95,7 +95,8 @@ impl Shard {
     /// The whole file.
     pub const ALL: Self = Self { number: 1, of: 1 };
 
-    fn holds(self, index: usize) -> bool {
+    /// Whether the row of this 0-based index belongs to it.
+    pub fn holds(self, index: usize) -> bool {
         index % self.of == self.number - 1
     }
 }

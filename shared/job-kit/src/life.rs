@@ -290,13 +290,20 @@ fn compute<J: Job>(
 
     let done = caught(|| {
         clean(&run.scratch)?;
+        if !run.may_resume {
+            remove_folder(&run.kept)?;
+        }
         std::fs::create_dir_all(&run.scratch).map_err(|error| {
             JobError::from(error).context(format!("creating {}", run.scratch.display()))
         })?;
         let outputs = J::run(&task.plan.work, &mut run)?;
         publish(session, task, &run, &outputs)
     });
-    if let Err(error) = clean(&run.scratch) {
+    let cleaned = clean(&run.scratch).and_then(|()| match &done {
+        Ok(_) => remove_folder(&run.kept),
+        Err(_) => Ok(()),
+    });
+    if let Err(error) = cleaned {
         run.warning(format!("scratch files are left behind: {error}"));
     }
     let state = match &done {
@@ -372,6 +379,7 @@ fn claim<W>(session: &Session, store: &StoreHandle, task: &Task<'_, W>) -> Resul
     session.reporter.attach(Arc::new(journal));
     let attempt = format!("attempt-{}", claim.attempt());
     let scratch = scratch_root.join(run_id.as_str()).join(attempt);
+    let kept = scratch_root.join(format!("{run_id}.kept"));
     let provenance = Provenance {
         job: task.job.to_owned(),
         run_id,
@@ -392,6 +400,7 @@ fn claim<W>(session: &Session, store: &StoreHandle, task: &Task<'_, W>) -> Resul
         provenance,
         reporter: Arc::clone(&session.reporter),
         scratch,
+        kept,
         stop: Arc::clone(&session.stop),
         started: Instant::now(),
         may_resume: !session.common.force,

@@ -57,6 +57,7 @@ pub struct Run {
     pub(crate) provenance: Provenance,
     pub(crate) reporter: Arc<Reporter>,
     pub(crate) scratch: PathBuf,
+    pub(crate) kept: PathBuf,
     pub(crate) stop: Arc<AtomicBool>,
     pub(crate) started: Instant,
     /// Whether saved states of earlier attempts count.
@@ -103,6 +104,15 @@ impl Run {
     /// A folder of this attempt, removed when it ends.
     pub fn scratch(&self) -> &Path {
         &self.scratch
+    }
+
+    /// A folder of this run on this disk that outlives a killed attempt and goes when the run is done. The next attempt
+    /// on the same disk finds it again; on another it is empty, so what must not be lost is saved to the store too.
+    pub fn kept_dir(&self) -> Result<PathBuf, JobError> {
+        std::fs::create_dir_all(&self.kept).map_err(|error| {
+            JobError::from(error).context(format!("creating {}", self.kept.display()))
+        })?;
+        Ok(self.kept.clone())
     }
 
     /// A fresh, empty folder for an output.

@@ -20,12 +20,15 @@ const COMPARED: [&str; 8] = [
 
 /// Settings that came after the first runs. At its default such a setting changes nothing, and is left out of what is
 /// hashed: recipes of earlier builds keep their digests, and finished runs their cache keys.
-const LATER: [&str; 5] = [
+const LATER: [&str; 8] = [
     "optim.checkpoint_minutes",
     "optim.early_stop_patience",
     "optim.early_stop_min_delta",
     "evaluation.speculate",
     "evaluation.sandbox",
+    "evaluation.top_k",
+    "evaluation.beams",
+    "evaluation.length_penalty",
 ];
 
 impl Recipe {

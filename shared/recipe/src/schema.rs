@@ -337,8 +337,14 @@ section! {
         split: Split = Split::Validation;
         /// Divides the logits before sampling.
         temperature: f64 = 0.2;
+        /// Tokens that may be drawn at most, before the nucleus is cut; all when null.
+        top_k: Option<usize> = None;
         /// Nucleus of the sampling.
         top_p: f64 = 0.95;
+        /// Texts that a beam search grows side by side; 1 draws instead.
+        beams: usize = 1;
+        /// Of the beam search: a text of n tokens scores log p / n^penalty, 1 being the mean.
+        length_penalty: f64 = 1.0;
         /// Sampled programs per problem.
         num_samples: u32 = 20;
         /// The k of each pass@k.

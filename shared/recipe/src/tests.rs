@@ -60,6 +60,23 @@ fn changed(leaf: &Leaf, recipe: &Recipe) -> Vec<String> {
                 "optim.early_stop_min_delta=0.01".into(),
             ];
         }
+        ("evaluation.beams", _) => {
+            return vec![
+                "evaluation.temperature=0".into(),
+                "evaluation.num_samples=1".into(),
+                "evaluation.ks=[1]".into(),
+                "evaluation.beams=4".into(),
+            ];
+        }
+        ("evaluation.length_penalty", _) => {
+            return vec![
+                "evaluation.temperature=0".into(),
+                "evaluation.num_samples=1".into(),
+                "evaluation.ks=[1]".into(),
+                "evaluation.beams=4".into(),
+                "evaluation.length_penalty=0.6".into(),
+            ];
+        }
         ("optim.batch_sequences", _) => "120".to_owned(),
         ("optim.micro_batch_sequences", _) => "6".to_owned(),
         ("evaluation.ks", _) => "[1, 2]".to_owned(),
@@ -259,6 +276,13 @@ fn broken_recipes_are_named_with_key_and_source() {
         set("optim.lr=-1"),
         set("evaluation.ks=[10, 5]"),
         set("evaluation.ks=[50]"),
+        set("evaluation.top_k=0"),
+        broken("version: {id: v001}\nevaluation: {temperature: 0, top_k: 5}\n"),
+        set("evaluation.beams=0"),
+        set("evaluation.beams=4"),
+        broken("version: {id: v001}\nevaluation: {temperature: 0, beams: 4}\n"),
+        set("evaluation.length_penalty=0.6"),
+        set("evaluation.length_penalty=-1"),
         set("optim.micro_batch_sequences=7"),
         set("optim.checkpoint_minutes=0"),
         set("optim.early_stop_patience=0"),
@@ -290,6 +314,13 @@ fn broken_recipes_are_named_with_key_and_source() {
     `optim.lr` is -1, which is not allowed: more than 0
     `evaluation.ks` is [10, 5], which is not allowed: rising numbers from 1 to evaluation.num_samples, 20
     `evaluation.ks` is [50], which is not allowed: rising numbers from 1 to evaluation.num_samples, 20
+    `evaluation.top_k` is 0, which is not allowed: at least 1
+    `evaluation.top_k` is 5, which is not allowed: it means something only where tokens are drawn, at an evaluation.temperature above 0
+    `evaluation.beams` is 0, which is not allowed: at least 1
+    `evaluation.beams` is 4, which is not allowed: a beam search draws nothing: evaluation.temperature must be 0, it is 0.2
+    `evaluation.beams` is 4, which is not allowed: a beam search finds one text: evaluation.num_samples must be 1, it is 20
+    `evaluation.length_penalty` is 0.6, which is not allowed: it means something only beside evaluation.beams above 1
+    `evaluation.length_penalty` is -1, which is not allowed: at least 0
     `optim.micro_batch_sequences` is 7, which is not allowed: it divides optim.batch_sequences, 96
     `optim.checkpoint_minutes` is 0, which is not allowed: at least 1
     `optim.early_stop_patience` is 0, which is not allowed: at least 1

@@ -198,6 +198,7 @@ impl Recipe {
             "0 < top_p <= 1",
         )?;
         at_least("evaluation.num_samples", evaluation.num_samples as usize, 1)?;
+        self.validate_search()?;
         at_least("evaluation.max_new_tokens", evaluation.max_new_tokens, 1)?;
         positive("evaluation.cpu_secs", evaluation.cpu_secs)?;
         positive("evaluation.wall_secs", evaluation.wall_secs)?;
@@ -216,6 +217,41 @@ impl Recipe {
             ks_hold,
             rule,
         )
+    }
+}
+
+impl Recipe {
+    /// Drawing and searching exclude each other.
+    fn validate_search(&self) -> Result<(), Error> {
+        let evaluation = &self.evaluation;
+        let (temperature, beams) = (evaluation.temperature, evaluation.beams);
+        if let Some(most) = evaluation.top_k {
+            at_least("evaluation.top_k", most, 1)?;
+            let rule = "it means something only where tokens are drawn, at an evaluation.temperature above 0";
+            ensure("evaluation.top_k", most, temperature > 0.0, rule)?;
+        }
+        at_least("evaluation.beams", beams, 1)?;
+        let penalty = evaluation.length_penalty;
+        ensure(
+            "evaluation.length_penalty",
+            penalty,
+            penalty >= 0.0,
+            "at least 0",
+        )?;
+        if beams == 1 {
+            let is_default = (penalty - 1.0).abs() < f64::EPSILON;
+            let rule = "it means something only beside evaluation.beams above 1";
+            return ensure("evaluation.length_penalty", penalty, is_default, rule);
+        }
+        let rule = format!(
+            "a beam search draws nothing: evaluation.temperature must be 0, it is {temperature}"
+        );
+        ensure("evaluation.beams", beams, temperature == 0.0, rule)?;
+        let samples = evaluation.num_samples;
+        let rule = format!(
+            "a beam search finds one text: evaluation.num_samples must be 1, it is {samples}"
+        );
+        ensure("evaluation.beams", beams, samples == 1, rule)
     }
 }
 

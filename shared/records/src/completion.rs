@@ -22,6 +22,30 @@ pub struct Completion {
     pub finished: bool,
 }
 
+/// How long the text of a completion took, whatever was generated beside it. Made by evaluate; apart from
+/// [`Completion`], since times differ where texts do not.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CompletionTiming {
+    /// The problem.
+    pub problem_id: String,
+    /// As [`Completion::sample`].
+    pub sample: Option<u32>,
+    /// Wall milliseconds from taking up the prompt to the first token.
+    pub prefill_ms: f64,
+    /// Mean wall milliseconds of a token after the first; `None` for a text of one token.
+    pub token_ms: Option<f64>,
+    /// Wall milliseconds from taking up the prompt to the end.
+    pub sample_ms: f64,
+}
+
+/// Paths inside an artifact of completions.
+pub mod completion_files {
+    /// JSON lines of [`super::Completion`], problems in the data set's order.
+    pub const COMPLETIONS: &str = "completions.jsonl";
+    /// JSON lines of [`super::CompletionTiming`], in the same order.
+    pub const TIMINGS: &str = "timings.jsonl";
+}
+
 /// What a program did wrong, if anything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

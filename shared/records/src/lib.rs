@@ -10,10 +10,12 @@ mod record;
 mod score;
 
 pub use completion::{
-    Audit, AuditOutcome, CaseCounts, Completion, ErrorClass, GradedSample, Verdict,
+    Audit, AuditOutcome, CaseCounts, Completion, CompletionTiming, ErrorClass, GradedSample,
+    Verdict, completion_files,
 };
 pub use problem::{Case, Problem, Split, Tests};
 pub use record::{DataSchema, Record, RecordMetadata, data_files};
 pub use score::{
-    DoubtfulPass, EvalScore, HeadLoss, Metric, ProblemCount, ScoreSummary, Spread, score_files,
+    DoubtfulPass, EvalScore, HeadLoss, Latency, Metric, Percentiles, ProblemCount, ScoreSummary,
+    Spread, score_files,
 };

@@ -17,8 +17,60 @@ pub struct EvalScore {
     pub num_samples: u64,
     /// Named values. Names never hold `@`.
     pub metrics: Vec<Metric>,
-    /// Mean wall time of one generated sample in milliseconds.
+    /// Median wall time of one sample in milliseconds, from taking up its prompt to its end; [`Latency`] has the rest.
     pub latency_ms: f64,
+}
+
+/// `latency.json`: how long generation took, with as many texts beside each other as the job generates at once.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Latency {
+    /// Samples that were timed.
+    pub num_samples: usize,
+    /// From taking up a prompt to the first token.
+    pub prefill_ms: Percentiles,
+    /// A token after the first, the mean of each sample.
+    pub token_ms: Percentiles,
+    /// From taking up a prompt to the sample's end.
+    pub sample_ms: Percentiles,
+    /// Most texts that one thread writes on at once.
+    pub texts_at_once: usize,
+    /// Threads that generate.
+    pub threads: usize,
+    /// Number format of weights and arithmetic.
+    pub dtype: String,
+}
+
+/// Milliseconds that a half, nine in ten and 99 in 100 did not exceed (nearest rank); 0 where nothing was timed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Percentiles {
+    /// Half of them.
+    pub p50: f64,
+    /// Nine in ten.
+    pub p90: f64,
+    /// 99 in 100.
+    pub p99: f64,
+}
+
+impl Percentiles {
+    /// The percentiles of some values.
+    ///
+    /// ```
+    /// let percentiles = wmtp_records::Percentiles::of((1..=200).map(f64::from));
+    /// assert_eq!((percentiles.p50, percentiles.p90, percentiles.p99), (100.0, 180.0, 198.0));
+    /// ```
+    pub fn of(values: impl IntoIterator<Item = f64>) -> Self {
+        let mut sorted: Vec<f64> = values.into_iter().collect();
+        sorted.sort_by(f64::total_cmp);
+        let at = |percent: usize| {
+            let rank = (percent * sorted.len()).div_ceil(100);
+            sorted.get(rank.max(1) - 1).copied().unwrap_or_default()
+        };
+        Self {
+            p50: at(50),
+            p90: at(90),
+            p99: at(99),
+        }
+    }
 }
 
 /// One named value.
@@ -131,6 +183,8 @@ pub mod score_files {
     pub const EVAL_SCORE: &str = "eval_score.json";
     /// [`super::ScoreSummary`].
     pub const SUMMARY: &str = "summary.json";
+    /// [`super::Latency`].
+    pub const LATENCY: &str = "latency.json";
     /// JSON lines of [`crate::GradedSample`].
     pub const SAMPLES: &str = "samples.jsonl";
     /// JSON lines of [`super::ProblemCount`].

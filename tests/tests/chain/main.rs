@@ -6,5 +6,6 @@ mod errors;
 mod fallbacks;
 mod kills;
 mod place;
+mod protocols;
 mod repeats;
 mod steps;

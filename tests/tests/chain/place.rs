@@ -93,6 +93,36 @@ impl Place {
         ended(&mut self.job(prefix, job, arguments))
     }
 
+    /// The lines of one file of a named artifact.
+    pub(crate) fn file(&self, prefix: &str, kind: &str, name: &str, file: &str) -> Vec<String> {
+        let folder = self.path(&format!("{prefix}-{kind}-{name}"));
+        if !folder.exists() {
+            let to = folder.to_str().expect("temporary folders have plain names");
+            self.run(
+                prefix,
+                "sync-storage",
+                &["pull", name, "--kind", kind, "--to", to],
+            )
+            .expect(0);
+        }
+        let text = std::fs::read_to_string(folder.join(file)).expect("the file");
+        text.lines().map(str::to_owned).collect()
+    }
+
+    /// The samples of an evaluation without what execution took: texts, and whether they passed.
+    pub(crate) fn texts(&self, prefix: &str, name: &str) -> Vec<serde_json::Value> {
+        let lines = self.file(prefix, "scores", name, "samples.jsonl");
+        lines
+            .iter()
+            .map(|line| {
+                let mut sample: serde_json::Value = serde_json::from_str(line).expect("a sample");
+                let verdict = sample["verdict"].as_object_mut().expect("a verdict");
+                verdict.retain(|key, _| !["cpu_secs", "wall_secs"].contains(&key.as_str()));
+                sample
+            })
+            .collect()
+    }
+
     /// Keys of all committed artifacts under a prefix.
     pub(crate) fn artifacts(&self, prefix: &str) -> BTreeSet<String> {
         let start = format!("{prefix}/v1/artifacts/");

@@ -31,6 +31,7 @@ pub(super) fn run(run: &mut Run) -> Result<(), Error> {
     for protocol in config.sampling {
         let sampling = Sampling {
             temperature: protocol.temperature,
+            top_k: None,
             top_p: protocol.top_p,
         };
         let filtered = sampling
@@ -62,6 +63,7 @@ fn record_greedy(run: &mut Run, new_tokens: usize) -> Result<(), Error> {
         let cached = generator.generate(&Prompt {
             ids: &prompt,
             choices: vec![Choice::Greedy],
+            beam: None,
         })?;
         run.record(format!("ids.cached.{name}"), of_ids(&cached[0].ids));
         let full = without_cache(&model, &prompt, new_tokens)?;
