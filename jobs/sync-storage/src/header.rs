@@ -17,6 +17,8 @@ const LENGTH_BYTES: u64 = 8;
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Header {
     pub(crate) tensors: BTreeMap<String, (Dtype, Vec<usize>)>,
+    /// Where each begins and ends in the file.
+    pub(crate) offsets: BTreeMap<String, (u64, u64)>,
 }
 
 impl Header {
@@ -61,12 +63,19 @@ impl Header {
                 size - expected
             )));
         }
+        let data = LENGTH_BYTES + length;
+        let in_file = |(start, end): (usize, usize)| (data + start as u64, data + end as u64);
+        let offsets = metadata
+            .tensors()
+            .into_iter()
+            .map(|(name, info)| (name, in_file(info.data_offsets)))
+            .collect();
         let tensors = metadata
             .tensors()
             .into_iter()
             .map(|(name, info)| (name, (info.dtype, info.shape.clone())))
             .collect();
-        Ok(Self { tensors })
+        Ok(Self { tensors, offsets })
     }
 
     /// Number of elements of all tensors.

@@ -1,11 +1,10 @@
-//! The time by which objects are dated. A test may let it run ahead.
+//! The time by which objects are dated. A test may set it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::time::Duration;
 
-use jiff::Timestamp;
 use jiff::fmt::rfc2822::DateTimePrinter;
+use jiff::{SignedDuration, Timestamp};
 use s3s::config::{HotReloadConfigProvider, S3Config};
 
 /// The system's clock, and how far it is ahead.
@@ -18,19 +17,18 @@ pub(crate) struct Clock {
 
 impl Clock {
     pub(crate) fn now(&self) -> Timestamp {
-        let ahead = jiff::SignedDuration::from_secs(self.ahead_secs.load(Ordering::SeqCst));
+        let ahead = SignedDuration::from_secs(self.ahead_secs.load(Ordering::SeqCst));
         Timestamp::now()
             .saturating_add(ahead)
             .unwrap_or(Timestamp::MAX)
     }
 
-    pub(crate) fn advance(&self, by: Duration) {
-        let secs = i64::try_from(by.as_secs()).unwrap_or(i64::MAX);
+    pub(crate) fn advance(&self, by: SignedDuration) {
         // Clients sign by the clock that they see, the service checks by the system's.
         let mut config = S3Config::default();
         config.presigned_url_max_skew_time_secs = u32::MAX;
         self.config.update(Arc::new(config));
-        self.ahead_secs.fetch_add(secs, Ordering::SeqCst);
+        self.ahead_secs.fetch_add(by.as_secs(), Ordering::SeqCst);
     }
 
     pub(crate) fn config(&self) -> Arc<HotReloadConfigProvider> {

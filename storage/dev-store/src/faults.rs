@@ -83,6 +83,18 @@ impl Fault {
         Self::SlowDrip,
         Self::StaleListing,
     ];
+
+    /// Whether it can go wrong with such a request.
+    fn befalls(self, method: &Method, is_listing: bool) -> bool {
+        match self {
+            Self::StaleListing => is_listing,
+            Self::FlippedRequest => *method == Method::PUT,
+            Self::Duplicate => *method == Method::PUT || *method == Method::DELETE,
+            // A listing that is short or altered and still well-formed is nothing that HTTP protects from.
+            Self::ShortBody | Self::FlippedAnswer => *method == Method::GET && !is_listing,
+            _ => true,
+        }
+    }
 }
 
 /// A schedule of faults.
@@ -129,25 +141,18 @@ impl Faults {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The fault of a request. One that cannot befall it counts as none.
+    /// The fault of a request, if it draws one.
     fn draw(&self, method: &Method, is_listing: bool) -> Option<Fault> {
         let mut state = self.locked();
         let rate = state.rate;
         if !state.random.random_bool(rate) {
             return None;
         }
-        let fault = Fault::ALL[state.random.random_range(0..Fault::ALL.len())];
-        let befalls = match fault {
-            Fault::StaleListing => is_listing,
-            Fault::FlippedRequest => *method == Method::PUT,
-            Fault::Duplicate => *method == Method::PUT || *method == Method::DELETE,
-            // A listing or an error that is short or altered and still well-formed is nothing that HTTP protects from.
-            Fault::ShortBody | Fault::FlippedAnswer => *method == Method::GET && !is_listing,
-            _ => true,
-        };
-        if !befalls {
-            return None;
-        }
+        let possible: Vec<Fault> = Fault::ALL
+            .into_iter()
+            .filter(|fault| fault.befalls(method, is_listing))
+            .collect();
+        let fault = possible[state.random.random_range(0..possible.len())];
         *state.counts.entry(fault).or_default() += 1;
         Some(fault)
     }

@@ -15,6 +15,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
+use jiff::SignedDuration;
 use s3s::Body;
 use s3s::service::{S3Service, S3ServiceBuilder};
 use tokio::net::TcpStream;
@@ -309,7 +310,14 @@ impl TestServer {
 
     /// Lets the server's clock run ahead: what is stored already grows older by that much.
     pub fn advance(&self, by: Duration) {
-        self.clock.advance(by);
+        self.clock
+            .advance(SignedDuration::try_from(by).unwrap_or(SignedDuration::MAX));
+    }
+
+    /// Sets the server's clock back: what is stored now will be older by that much once it is right again.
+    pub fn set_back(&self, by: Duration) {
+        self.clock
+            .advance(-SignedDuration::try_from(by).unwrap_or(SignedDuration::MAX));
     }
 
     /// The address for `AWS_ENDPOINT_URL_S3`.

@@ -115,6 +115,7 @@ impl Store {
             contents_young: 0,
             lists_uploads: true,
         };
+        pointers.doomed.sort_by(|a, b| a.key.cmp(&b.key));
         survey.plan.entries = pointers.doomed;
         let doomed = artifacts.extract_if(.., |id, _| !reached.contains(id));
         survey.plan.manifests = doomed

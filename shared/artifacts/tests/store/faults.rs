@@ -21,10 +21,10 @@ use wmtp_artifacts::GcPolicy;
 use super::*;
 
 /// Runs of `make test`, and of `make test-full`.
-const FEW: u64 = 8;
+const FEW: u64 = 6;
 const MANY: u64 = 10_000;
 /// Runs at a time: most of their time they wait.
-const AT_A_TIME: usize = 8;
+const AT_A_TIME: usize = 6;
 /// Between a plan and its first deletion; a writer has half of it from its look to its commit.
 const NOTICE: Duration = Duration::from_millis(800);
 const KIND: Kind = Kind::ProcessedData;
@@ -152,12 +152,14 @@ impl Scene {
         }
     }
 
-    /// Publishes and names, again and again.
+    /// Publishes, and names half of it, as long as the collector is about: what nobody named it may take, and another
+    /// writer may come to need it just then.
     async fn write(&self, actor: u64) -> (String, Acknowledged) {
         let mut random = self.random(actor);
         let name = format!("writer-{actor}");
         let mut known = Acknowledged::default();
-        for _ in 0..3 {
+        for _ in 0..7 {
+            tokio::time::sleep(Duration::from_millis(random.random_range(0..350))).await;
             let draft = &self.drafts[random.random_range(0..ARTIFACTS)];
             let provenance = provenance(vec![]);
             let published = self
@@ -166,6 +168,9 @@ impl Scene {
             let Some(Manifest { id, .. }) = published else {
                 continue;
             };
+            if random.random_bool(0.5) {
+                continue;
+            }
             known.since.push(id.clone());
             if self
                 .mortal(&mut random, self.store.set_name(KIND, &name, &id))
