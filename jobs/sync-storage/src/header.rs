@@ -19,6 +19,8 @@ pub(crate) struct Header {
     pub(crate) tensors: BTreeMap<String, (Dtype, Vec<usize>)>,
     /// Where each begins and ends in the file.
     pub(crate) offsets: BTreeMap<String, (u64, u64)>,
+    /// The type that the weights had before they were converted, if the file says it.
+    pub(crate) source_dtype: Option<String>,
 }
 
 impl Header {
@@ -75,7 +77,13 @@ impl Header {
             .into_iter()
             .map(|(name, info)| (name, (info.dtype, info.shape.clone())))
             .collect();
-        Ok(Self { tensors, offsets })
+        let notes = metadata.metadata().as_ref();
+        let source_dtype = notes.and_then(|notes| notes.get("source_dtype").cloned());
+        Ok(Self {
+            tensors,
+            offsets,
+            source_dtype,
+        })
     }
 
     /// Number of elements of all tensors.

@@ -40,7 +40,7 @@ const MAX_BACKOFF: Duration = Duration::from_secs(20);
 /// First pause between attempts of our own.
 const FIRST_BACKOFF: Duration = Duration::from_millis(200);
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
-const UPLOAD_TIMEOUT: Duration = Duration::from_secs(120);
+const UPLOAD_TIMEOUT: Duration = Duration::from_mins(2);
 /// Region where nothing names one; stores other than AWS do not care.
 const DEFAULT_REGION: &str = "us-east-1";
 /// Largest small object: records, not contents. A manifest may be as large.

@@ -433,3 +433,71 @@ impl<'a> Machine<'a> {
         Ok(named)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The pickle that torch.save writes of a dictionary with one tensor.
+    fn torch_pickle() -> Vec<u8> {
+        let mut code = b"\x80\x02}q\x00X\x01\x00\x00\x00wq\x01ctorch._utils\n_rebuild_tensor_v2\nq\x02((X\x07\x00\x00\x00storage".to_vec();
+        code.extend(b"q\x03ctorch\nHalfStorage\nq\x04X\x01\x00\x00\x000q\x05X\x03\x00\x00\x00cpuq\x06K\x0ctq\x07QK\x00K\x03K\x04\x86q\x08");
+        code.extend(
+            b"K\x04K\x01\x86q\x09\x89ccollections\nOrderedDict\nq\x0a)Rq\x0btq\x0cRq\x0ds.",
+        );
+        code
+    }
+
+    #[test]
+    fn a_tensor_is_found_with_its_place() {
+        let expected = StoredTensor {
+            element: Element::F16,
+            storage: "0".to_owned(),
+            storage_elements: 12,
+            offset: 0,
+            shape: vec![3, 4],
+            strides: vec![4, 1],
+        };
+        assert_eq!(
+            tensors(&torch_pickle()).unwrap(),
+            [("w".to_owned(), expected)]
+        );
+    }
+
+    #[test]
+    fn every_truncation_is_refused() {
+        let code = torch_pickle();
+        for end in 0..code.len() {
+            assert!(tensors(&code[..end]).is_err(), "{end}");
+        }
+    }
+
+    /// A memo that doubles a thousand times would fill any memory if recalling copied.
+    #[test]
+    fn what_is_remembered_is_not_copied() {
+        let mut code = b"\x80\x02)q\x00".to_vec();
+        for _ in 0..1_000 {
+            code.extend(b"h\x00h\x00\x86q\x00");
+        }
+        code.push(b'.');
+        assert_eq!(tensors(&code), Err(Refusal::Shape("something else")));
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_the_bytes_are_reading_ends(
+            changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+            tail in proptest::collection::vec(any::<u8>(), 0..40),
+        ) {
+            let mut code = torch_pickle();
+            for (index, byte) in changes {
+                let place = index.index(code.len());
+                code[place] = byte;
+            }
+            let _ = tensors(&code);
+            let _ = tensors(&tail);
+        }
+    }
+}

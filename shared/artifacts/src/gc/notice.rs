@@ -29,13 +29,13 @@ use crate::manifest::Manifest;
 use crate::{ArtifactId, Error, Outcome, Result, Store, layout};
 
 /// Time between a plan and the first deletion.
-pub(crate) const NOTICE: Duration = Duration::from_secs(3600);
+pub(crate) const NOTICE: Duration = Duration::from_hours(1);
 /// A request whose answer never came may take effect as long as its signature is valid: 15 minutes.
-pub(super) const SETTLE: Duration = Duration::from_secs(900);
+pub(super) const SETTLE: Duration = Duration::from_mins(15);
 /// Time between two looks at a collection that is waited for.
 const LOOK_PERIOD: Duration = Duration::from_millis(500);
 /// How long a writer waits for a collection that has what it needs.
-const MAX_WAIT: Duration = Duration::from_secs(1800);
+const MAX_WAIT: Duration = Duration::from_mins(30);
 /// Turns after which a writer gives up: each was too slow, or met a collection.
 const MAX_TURNS: usize = 20;
 

@@ -11,8 +11,8 @@ use crate::client::Listed;
 use crate::inventory::Found;
 use crate::manifest::parse_strict;
 use crate::{
-    ArtifactId, CacheEntry, CheckpointEntry, Digest, Error, Kind, Manifest, Result, RunId, Store,
-    layout,
+    ArtifactId, CacheEntry, CheckpointEntry, Digest, Error, Kind, Manifest, Result, RunId,
+    RunRequest, RunResult, Store, layout,
 };
 
 /// Objects that one plan names at most, so that reading it stays cheap. The rest is for the next one.
@@ -240,19 +240,17 @@ impl Store {
         run: &RunId,
     ) -> Result<Pointers> {
         let mut pointers = Pointers::default();
-        match self
-            .read_json::<crate::RunResult>(&layout::run_result(run))
-            .await?
-        {
-            Some(result) => pointers.roots.extend(result.outputs.into_values()),
-            None => {
-                let request: Option<crate::RunRequest> =
-                    self.read_json(&layout::run_request(run)).await?;
-                let inputs = request.map(|request| request.inputs).unwrap_or_default();
-                pointers
-                    .roots
-                    .extend(inputs.into_iter().map(|input| input.id));
-            }
+        let result = self
+            .read_json::<RunResult>(&layout::run_result(run))
+            .await?;
+        if let Some(result) = result {
+            pointers.roots.extend(result.outputs.into_values());
+        } else {
+            let request: Option<RunRequest> = self.read_json(&layout::run_request(run)).await?;
+            let inputs = request.map(|request| request.inputs).unwrap_or_default();
+            pointers
+                .roots
+                .extend(inputs.into_iter().map(|input| input.id));
         }
         let mut entries = Vec::new();
         let mut objects = Vec::new();
