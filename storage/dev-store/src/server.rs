@@ -179,19 +179,14 @@ struct Answerer {
 
 impl Answerer {
     async fn answer(&self, request: Request<Incoming>) -> io::Result<Response<Body>> {
-        let mut response = match &self.faults {
-            Some(faults) => {
-                let (parts, body) = request.into_parts();
-                let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
-                faults
-                    .answer(&self.service, Request::from_parts(parts, body))
-                    .await?
-            }
-            None => {
-                let request = request.map(Body::from);
-                let answer = self.service.call(request).await;
-                answer.map_err(|error| io::Error::other(format!("{error:?}")))?
-            }
+        let mut response = if let Some(faults) = &self.faults {
+            let (parts, body) = request.into_parts();
+            let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
+            let request = Request::from_parts(parts, body);
+            faults.answer(&self.service, request).await?
+        } else {
+            let answer = self.service.call(request.map(Body::from)).await;
+            answer.map_err(|error| io::Error::other(format!("{error:?}")))?
         };
         if let Some(date) = self.clock.date().and_then(|date| date.parse().ok()) {
             response.headers_mut().insert(DATE, date);
