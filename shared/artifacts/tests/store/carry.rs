@@ -104,7 +104,7 @@ async fn whatever_is_not_what_it_says_is_refused_and_nothing_is_written() {
             fs::write(content(folder), b"dat").unwrap();
         }),
         ("the export lacks it", 65, |folder, _| {
-            fs::remove_file(content(folder)).unwrap()
+            fs::remove_file(content(folder)).unwrap();
         }),
         ("symbolic link", 65, |folder, _| {
             fs::write(folder.join("outside"), b"data").unwrap();

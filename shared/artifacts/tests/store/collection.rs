@@ -140,7 +140,7 @@ async fn what_nothing_needs_goes_and_all_else_stays() {
     found.sort_unstable();
     assert_eq!(found, entries);
     // The input of the finished run stays nobody's: its states do not name it.
-    let mut gone = vec![&lost.id, &open[1], &done[0], &done[1], &done[2], &done[3]];
+    let mut gone = [&lost.id, &open[1], &done[0], &done[1], &done[2], &done[3]];
     gone.sort();
     let manifests: Vec<_> = gone.iter().map(|id| manifest_key(id)).collect();
     assert_eq!(keys(&survey.plan.manifests), manifests);

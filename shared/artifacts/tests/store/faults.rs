@@ -6,7 +6,6 @@
 //! and one collection later nothing is left that nobody needs, unfinished uploads among it.
 
 use std::collections::BTreeSet;
-use std::io::Write;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -383,7 +382,13 @@ async fn runs(seeds: std::ops::Range<u64>) -> BTreeMap<String, u64> {
             *total.entry(fault).or_default() += count;
         }
         if (index + 1) % 100 == 0 {
-            writeln!(std::io::stderr(), "{} runs; faults: {total:?}", index + 1).unwrap();
+            #[expect(
+                clippy::print_stderr,
+                reason = "a test of an hour should say how far it is"
+            )]
+            {
+                eprintln!("{} runs; faults: {total:?}", index + 1);
+            }
         }
     }
     total
