@@ -324,7 +324,7 @@ fn a_stopped_run_goes_on_where_it_was_and_ends_with_the_same_bytes() {
 #[test]
 fn a_saved_state_says_how_many_are_kept() {
     let place = Place::new();
-    place.file("r.yaml", "optim: {keep_last: 5}");
+    place.file("r.yaml", "version: {id: v001}\noptim: {keep_last: 5}\n");
     let (child, stderr) = waiting(&place, &["--recipe", "r.yaml"]);
     assert_eq!(terminate(child, stderr), Some(143));
     let stored = place.folder.path().join("store/segments");

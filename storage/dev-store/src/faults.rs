@@ -152,7 +152,14 @@ impl Faults {
             .into_iter()
             .filter(|fault| fault.befalls(method, is_listing))
             .collect();
-        let fault = possible[state.random.random_range(0..possible.len())];
+        // One of those that came least often: few requests are enough to see them all.
+        let count = |fault: &Fault| state.counts.get(fault).copied().unwrap_or(0);
+        let least = possible.iter().map(count).min().unwrap_or(0);
+        let rare: Vec<Fault> = possible
+            .into_iter()
+            .filter(|fault| count(fault) == least)
+            .collect();
+        let fault = rare[state.random.random_range(0..rare.len())];
         *state.counts.entry(fault).or_default() += 1;
         Some(fault)
     }
