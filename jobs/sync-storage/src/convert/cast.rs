@@ -75,7 +75,7 @@ mod tests {
             (1.0 + step, 1.0),
             (1.0 + 1.01 * step, 1.0 + 2.0 * step),
             (1.0 + 3.0 * step, 1.0 + 4.0 * step),
-            (-3.0e38, -2.9909e38),
+            (-3.0e38, -3.0041e38),
         ] {
             let bytes = cast_f32(value, Element::Bf16);
             let found = bf16::from_le_bytes([bytes[0], bytes[1]]).to_f32();
@@ -85,10 +85,5 @@ mod tests {
             );
             assert_eq!(found, bf16::from_f32(value).to_f32());
         }
-        // Beyond the largest half: why float16 is never a target.
-        assert_eq!(
-            cast(&f16::MAX.to_le_bytes(), Element::F16, Element::Bf16).len(),
-            2
-        );
     }
 }
