@@ -59,7 +59,7 @@ mod tests {
                 let wide = cast(&bits.to_le_bytes(), from, Element::F32).into_owned();
                 let wide = f32::from_le_bytes(wide.try_into().unwrap());
                 assert!(
-                    wide == value || (wide.is_nan() && value.is_nan()),
+                    wide.to_bits() == value.to_bits() || (wide.is_nan() && value.is_nan()),
                     "{bits:#06x}"
                 );
             }
@@ -83,7 +83,7 @@ mod tests {
                 (found - nearest).abs() <= nearest.abs() * 1e-3,
                 "{value} became {found}"
             );
-            assert_eq!(found, bf16::from_f32(value).to_f32());
+            assert_eq!(found.to_bits(), bf16::from_f32(value).to_f32().to_bits());
         }
     }
 }
