@@ -315,7 +315,7 @@ fn write_or_check_metadata(
     dtype: &str,
 ) -> Result<(), JobError> {
     let digest = |file: &str| Digest::of_file(&root.join(file));
-    let expected = json!({
+    let mut expected = json!({
         "model_name": model_name,
         "version": VERSION,
         "n_params": header.num_elements(),
@@ -332,6 +332,9 @@ fn write_or_check_metadata(
         "tokenizer_shared_with": null,
         "source": {"repo": origin.repo, "revision": origin.revision},
     });
+    if let Some(source) = &header.source_dtype {
+        expected["source_dtype"] = source.as_str().into();
+    }
     let path = root.join(METADATA);
     if !path.is_file() {
         return Ok(jsonl::write_json(&path, &expected)?);

@@ -17,6 +17,10 @@ const LENGTH_BYTES: u64 = 8;
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Header {
     pub(crate) tensors: BTreeMap<String, (Dtype, Vec<usize>)>,
+    /// Where each begins and ends in the file.
+    pub(crate) offsets: BTreeMap<String, (u64, u64)>,
+    /// The type that the weights had before they were converted, if the file says it.
+    pub(crate) source_dtype: Option<String>,
 }
 
 impl Header {
@@ -61,12 +65,25 @@ impl Header {
                 size - expected
             )));
         }
+        let data = LENGTH_BYTES + length;
+        let in_file = |(start, end): (usize, usize)| (data + start as u64, data + end as u64);
+        let offsets = metadata
+            .tensors()
+            .into_iter()
+            .map(|(name, info)| (name, in_file(info.data_offsets)))
+            .collect();
         let tensors = metadata
             .tensors()
             .into_iter()
             .map(|(name, info)| (name, (info.dtype, info.shape.clone())))
             .collect();
-        Ok(Self { tensors })
+        let notes = metadata.metadata().as_ref();
+        let source_dtype = notes.and_then(|notes| notes.get("source_dtype").cloned());
+        Ok(Self {
+            tensors,
+            offsets,
+            source_dtype,
+        })
     }
 
     /// Number of elements of all tensors.

@@ -5,10 +5,12 @@
 //! | `push` | a folder | a raw-data or base-model artifact |
 //! | `create` | a data set's tokenizer | a base-model artifact, seeded |
 //! | `pull` | any artifact | a folder |
+//! | `convert` | PyTorch checkpoints or safetensors shards | one safetensors file |
 //!
 //! The layout of a base-model bundle is that of storage v2 (specification 2.1 to 2.4); [`bundle`] knows it.
 
 pub mod bundle;
+mod convert;
 mod create;
 mod folder;
 mod header;
@@ -29,5 +31,6 @@ pub fn modes() -> Vec<Mode> {
         Mode::job::<push::Push>("push"),
         Mode::job::<create::Create>("create"),
         Mode::tool::<pull::Pull>("pull"),
+        Mode::store_tool::<convert::Convert>("convert"),
     ]
 }

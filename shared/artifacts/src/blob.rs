@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 use sha2::{Digest as _, Sha256};
 
-use crate::client::{Bucket, MAX_MISMATCHES, slow_upload};
+use crate::client::{Bucket, MAX_MISMATCHES};
 use crate::scan::part_size;
 use crate::{Crc64, Digest, Error, FileEntry, Result, layout};
 
@@ -221,7 +221,7 @@ impl<'a> Multipart<'a> {
             .part_number(number)
             .set_checksum_crc64_nvme(crc.clone())
             .body(bytes.into());
-        let mut request = request.customize().config_override(slow_upload());
+        let mut request = request.customize().config_override(target.slow_upload());
         if !target.sign_payload {
             request = request.disable_payload_signing();
         }

@@ -30,7 +30,7 @@ pub(crate) struct Stored<T> {
 }
 
 impl<T: Serialize> Stored<T> {
-    fn bytes(value: T) -> Vec<u8> {
+    pub(crate) fn bytes(value: T) -> Vec<u8> {
         let stored = Self {
             value,
             write_id: Some(new_write_id()),
@@ -147,16 +147,30 @@ impl Claim {
     }
 
     /// Records a checkpoint whose artifact is committed. A metric that is not finite is left out.
-    pub async fn checkpoint(&self, step: u64, id: &ArtifactId, metric: Option<f64>) -> Result<()> {
+    /// `keep_last` is how many of the run's states a collection keeps at least, from now on.
+    pub async fn checkpoint(
+        &self,
+        step: u64,
+        id: &ArtifactId,
+        metric: Option<f64>,
+        keep_last: u32,
+    ) -> Result<()> {
         let key = layout::checkpoint(&self.run_id, step, self.attempt);
-        let entry = CheckpointEntry {
+        let entry = Stored::bytes(CheckpointEntry {
             step,
             attempt: self.attempt,
             id: id.clone(),
             metric: metric.filter(|value| value.is_finite()),
-        };
-        create_only(&self.store.bucket, &key, Stored::bytes(entry), |_| true).await?;
-        Ok(())
+            keep_last,
+        });
+        let mut turns = self.store.turns_for([id], format!("run {}", self.run_id));
+        loop {
+            let look = turns.next().await?;
+            create_only(&self.store.bucket, &key, entry.clone(), |_| true).await?;
+            if look.is_valid() {
+                return Ok(());
+            }
+        }
     }
 
     /// Checkpoints of all attempts, newest step first. Whoever resumes walks back past damaged ones.
@@ -188,9 +202,18 @@ impl Claim {
             serde_json::from_slice::<Stored<RunResult>>(found)
                 .is_ok_and(|theirs| theirs.value.outputs == result.outputs)
         };
-        let (outcome, _) =
-            create_only(&self.store.bucket, &key, Stored::bytes(result), is_equal).await?;
-        Ok(outcome)
+        let bytes = Stored::bytes(result);
+        let mut turns = self
+            .store
+            .turns_for(result.outputs.values(), format!("run {}", self.run_id));
+        loop {
+            let look = turns.next().await?;
+            let (outcome, _) =
+                create_only(&self.store.bucket, &key, bytes.clone(), is_equal).await?;
+            if look.is_valid() {
+                return Ok(outcome);
+            }
+        }
     }
 }
 

@@ -37,6 +37,10 @@ const PROBE_ATTEMPTS: u32 = 2;
 /// Wrong bytes are asked for again this often: they may have been altered on the way.
 pub(crate) const MAX_MISMATCHES: u32 = 2;
 const MAX_BACKOFF: Duration = Duration::from_secs(20);
+/// First pause between attempts of our own.
+const FIRST_BACKOFF: Duration = Duration::from_millis(200);
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
+const UPLOAD_TIMEOUT: Duration = Duration::from_mins(2);
 /// Region where nothing names one; stores other than AWS do not care.
 const DEFAULT_REGION: &str = "us-east-1";
 /// Largest small object: records, not contents. A manifest may be as large.
@@ -59,6 +63,13 @@ pub struct StoreOptions {
     pub max_attempts: Option<u32>,
     /// How long a silent holder keeps its claim; 90 s by default.
     pub heartbeat_ttl: Option<Duration>,
+    /// Time between the announcement of a collection and its first deletion; 1 h by default. All clients of a store
+    /// must agree on it.
+    pub collection_notice: Option<Duration>,
+    /// First pause before a request is tried again; each further one is twice as long. 1 s by default.
+    pub first_backoff: Option<Duration>,
+    /// How long a silent server is waited for; 30 s by default, 120 s for uploads.
+    pub read_timeout: Option<Duration>,
 }
 
 /// An access key. Its debug form shows the last 4 characters of the key id only.
@@ -121,6 +132,18 @@ pub(crate) struct Listed {
     pub(crate) key: String,
     /// Bytes.
     pub(crate) size: u64,
+    /// When it was written, in seconds of the store's clock.
+    pub(crate) modified: i64,
+}
+
+/// A multipart upload that was begun and neither completed nor aborted.
+#[derive(Debug, Clone)]
+pub(crate) struct OpenUpload {
+    /// Without the store's own prefix.
+    pub(crate) key: String,
+    pub(crate) id: String,
+    /// When it was begun, in seconds of the store's clock.
+    pub(crate) begun: i64,
 }
 
 /// How many attempts a request is worth.
@@ -146,10 +169,10 @@ impl Bucket {
         let attempts = options.max_attempts.unwrap_or(MAX_ATTEMPTS);
         let mut config = Builder::from(&shared)
             .region(region.unwrap_or_else(|| Region::new(DEFAULT_REGION)))
-            .retry_config(retries(attempts))
+            .retry_config(retries(attempts, options.first_backoff))
             .retry_classifier(TooManyRequests)
             .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
-            .timeout_config(timeouts(30, 60))
+            .timeout_config(timeouts(options.read_timeout.unwrap_or(READ_TIMEOUT), 60))
             .stalled_stream_protection(
                 StalledStreamProtectionConfig::enabled()
                     .upload_enabled(false)
@@ -162,7 +185,7 @@ impl Bucket {
         let config = config.build();
         let probe = config
             .to_builder()
-            .retry_config(retries(attempts.min(PROBE_ATTEMPTS)))
+            .retry_config(retries(attempts.min(PROBE_ATTEMPTS), options.first_backoff))
             .build();
         let checksums = shared.request_checksum_calculation();
         Ok(Self {
@@ -240,7 +263,7 @@ impl Bucket {
         range: Option<String>,
         limit: u64,
     ) -> Result<Option<Bytes>> {
-        let mut pause = Backoff::new(self.options.max_attempts.unwrap_or(MAX_ATTEMPTS));
+        let mut pause = self.backoff();
         let mut mismatches = 0;
         loop {
             let request = self
@@ -289,7 +312,7 @@ impl Bucket {
             .key(self.key(key))
             .set_checksum_crc64_nvme(crc)
             .body(body.into());
-        let mut request = request.customize().config_override(slow_upload());
+        let mut request = request.customize().config_override(self.slow_upload());
         if !self.sign_payload {
             request = request.disable_payload_signing();
         }
@@ -297,6 +320,112 @@ impl Bucket {
             Ok(_) => Ok(()),
             Err(error) => Err(self.failure(&format!("write {key}"), error).await),
         }
+    }
+
+    /// Bodies of up to 64 MiB may take their time on a slow line.
+    pub(crate) fn slow_upload(&self) -> Builder {
+        let read = self.options.read_timeout.unwrap_or(UPLOAD_TIMEOUT);
+        Builder::new().timeout_config(timeouts(read, 120))
+    }
+
+    /// Pauses between attempts of our own; as many as requests have.
+    pub(crate) fn backoff(&self) -> Backoff {
+        Backoff {
+            left: self
+                .options
+                .max_attempts
+                .unwrap_or(MAX_ATTEMPTS)
+                .saturating_sub(1),
+            pause: self.options.first_backoff.unwrap_or(FIRST_BACKOFF),
+        }
+    }
+
+    /// Deletes an object; one that is not there counts as deleted. False when an answer failed to come on the way
+    /// there: then that request may still be on its own way, and take effect later.
+    pub(crate) async fn delete(&self, key: &str) -> Result<bool> {
+        let mut pause = self.backoff();
+        let mut was_answered = true;
+        loop {
+            let once = Builder::new().retry_config(RetryConfig::disabled());
+            let request = self
+                .client
+                .delete_object()
+                .bucket(&self.uri.bucket)
+                .key(self.key(key))
+                .customize()
+                .config_override(once);
+            let error = match request.send().await {
+                Ok(_) => return Ok(was_answered),
+                Err(error) if is_absent(&error) => return Ok(was_answered),
+                Err(error) => error,
+            };
+            let status = status(&error);
+            was_answered &= status.is_some();
+            let is_final = matches!(status, Some(400 | 401 | 403 | 404 | 501));
+            if is_final || !pause.wait().await {
+                return Err(self.failure(&format!("delete {key}"), error).await);
+            }
+        }
+    }
+
+    /// The uploads under way for keys that begin with a prefix; none where the store cannot list them.
+    pub(crate) async fn open_uploads(&self, prefix: &str) -> Result<Option<Vec<OpenUpload>>> {
+        let mut uploads = Vec::new();
+        let (mut key_marker, mut id_marker) = (None, None);
+        loop {
+            let request = self
+                .client
+                .list_multipart_uploads()
+                .bucket(&self.uri.bucket)
+                .prefix(self.key(prefix))
+                .set_key_marker(key_marker)
+                .set_upload_id_marker(id_marker);
+            let page = match request.send().await {
+                Ok(page) => page,
+                Err(error) if status(&error) == Some(501) => return Ok(None),
+                Err(error) => return Err(self.failure("list unfinished uploads", error).await),
+            };
+            uploads.extend(page.uploads().iter().filter_map(|upload| {
+                Some(OpenUpload {
+                    key: self.own_key(upload.key()?)?,
+                    id: upload.upload_id()?.to_owned(),
+                    begun: upload.initiated()?.secs(),
+                })
+            }));
+            key_marker = page.next_key_marker().map(str::to_owned);
+            id_marker = page.next_upload_id_marker().map(str::to_owned);
+            if page.is_truncated() != Some(true) || key_marker.is_none() {
+                return Ok(Some(uploads));
+            }
+        }
+    }
+
+    /// Ends an upload and frees its parts; one that is not there counts as ended.
+    pub(crate) async fn abort_upload(&self, key: &str, id: &str) -> Result<()> {
+        let request = self
+            .client
+            .abort_multipart_upload()
+            .bucket(&self.uri.bucket)
+            .key(self.key(key))
+            .upload_id(id);
+        match request.send().await {
+            Ok(_) => Ok(()),
+            Err(error) if status(&error) == Some(404) => Ok(()),
+            Err(error) => Err(self
+                .failure(&format!("abort the upload of {key}"), error)
+                .await),
+        }
+    }
+
+    /// The store's clock in seconds.
+    pub(crate) async fn clock(&self) -> Result<i64> {
+        self.touch_with(Patience::Full).await?.ok_or_else(|| {
+            self.unavailable(
+                "ask for the time",
+                "the answers have no Date header".to_owned(),
+                "without the store's clock nothing can be told to be old enough to delete",
+            )
+        })
     }
 
     /// All keys that begin with a prefix, in order, without the store's own prefix.
@@ -318,7 +447,12 @@ impl Bucket {
             for object in page.contents() {
                 if let Some(key) = object.key().and_then(|key| self.own_key(key)) {
                     let size = u64::try_from(object.size().unwrap_or(0)).unwrap_or(0);
-                    show(Listed { key, size });
+                    let modified = object.last_modified().map_or(i64::MAX, DateTime::secs);
+                    show(Listed {
+                        key,
+                        size,
+                        modified,
+                    });
                 }
             }
         })
@@ -380,9 +514,13 @@ impl Bucket {
     /// One listing of at most one key: the cheapest proof that bucket and credentials are right.
     /// Returns the store's clock in seconds.
     pub(crate) async fn touch(&self) -> Result<Option<i64>> {
+        self.touch_with(Patience::Probe).await
+    }
+
+    async fn touch_with(&self, patience: Patience) -> Result<Option<i64>> {
         let date = DateHeader::default();
         let request = self
-            .probe
+            .client_for(patience)
             .list_objects_v2()
             .bucket(&self.uri.bucket)
             .prefix(self.key("v1/"))
@@ -616,23 +754,22 @@ fn region_of_own_endpoint() -> RegionProviderChain {
         .or_else(Region::new(DEFAULT_REGION))
 }
 
-fn retries(attempts: u32) -> RetryConfig {
-    RetryConfig::standard()
+fn retries(attempts: u32, first_backoff: Option<Duration>) -> RetryConfig {
+    let retries = RetryConfig::standard()
         .with_max_attempts(attempts.max(1))
-        .with_max_backoff(MAX_BACKOFF)
+        .with_max_backoff(MAX_BACKOFF);
+    match first_backoff {
+        Some(pause) => retries.with_initial_backoff(pause),
+        None => retries,
+    }
 }
 
-fn timeouts(read_secs: u64, attempt_secs: u64) -> TimeoutConfig {
+fn timeouts(read: Duration, attempt_secs: u64) -> TimeoutConfig {
     TimeoutConfig::builder()
         .connect_timeout(Duration::from_secs(5))
-        .read_timeout(Duration::from_secs(read_secs))
+        .read_timeout(read)
         .operation_attempt_timeout(Duration::from_secs(attempt_secs))
         .build()
-}
-
-/// Bodies of up to 64 MiB may take their time on a slow line.
-pub(crate) fn slow_upload() -> Builder {
-    Builder::new().timeout_config(timeouts(120, 120))
 }
 
 /// Growing pauses between attempts of our own.
@@ -642,13 +779,6 @@ pub(crate) struct Backoff {
 }
 
 impl Backoff {
-    pub(crate) fn new(attempts: u32) -> Self {
-        Self {
-            left: attempts.saturating_sub(1),
-            pause: Duration::from_millis(200),
-        }
-    }
-
     /// Waits and returns true, or returns false when the attempts are used up.
     pub(crate) async fn wait(&mut self) -> bool {
         if self.left == 0 {

@@ -5,7 +5,7 @@
 
 use bytes::Bytes;
 
-use crate::client::{Backoff, Bucket, Patience, slow_upload, status};
+use crate::client::{Bucket, Patience, status};
 use crate::{Crc64, Error, Result};
 
 /// How a create-only write ended. In every case the key now holds an object, and it will never change.
@@ -40,7 +40,7 @@ pub(crate) async fn create_only(
     means_the_same: impl Fn(&[u8]) -> bool,
 ) -> Result<(Outcome, Bytes)> {
     let bytes = Bytes::from(bytes);
-    let mut pause = Backoff::new(8);
+    let mut pause = bucket.backoff();
     loop {
         let error = match put_if_absent(bucket, Patience::Full, key, bytes.clone()).await {
             Answer::Created => return Ok((Outcome::Committed, bytes)),
@@ -102,7 +102,7 @@ async fn put_if_absent(bucket: &Bucket, patience: Patience, key: &str, body: Byt
         .if_none_match("*")
         .set_checksum_crc64_nvme(crc)
         .body(body.into());
-    let mut request = request.customize().config_override(slow_upload());
+    let mut request = request.customize().config_override(bucket.slow_upload());
     if !bucket.sign_payload {
         request = request.disable_payload_signing();
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::blob::{self, Source};
+use crate::publish::Sources;
 use crate::{ArtifactId, Manifest, Result, Store};
 
 /// How much is copied with an artifact.
@@ -51,7 +51,11 @@ impl Store {
     }
 
     /// The manifests to copy, as read and as stored; the one that was asked for comes last.
-    async fn closure(&self, id: &ArtifactId, scope: CopyScope) -> Result<Vec<(Manifest, Bytes)>> {
+    pub(crate) async fn closure(
+        &self,
+        id: &ArtifactId,
+        scope: CopyScope,
+    ) -> Result<Vec<(Manifest, Bytes)>> {
         let mut seen = BTreeSet::from([id.clone()]);
         let mut waiting = vec![id.clone()];
         let mut manifests = Vec::new();
@@ -79,22 +83,13 @@ impl Store {
         target: &Store,
         report: &mut CopyReport,
     ) -> Result<()> {
-        let missing = blob::missing(&target.bucket, &manifest.content.files).await?;
-        let distinct: BTreeSet<_> = manifest
-            .content
-            .files
-            .iter()
-            .map(|file| file.sha256)
-            .collect();
-        report.blobs_present += (distinct.len() - missing.len()) as u64;
-        for entry in missing {
-            let source = Source::Store(Arc::clone(&self.bucket));
-            blob::upload(&target.bucket, &entry, source).await?;
-            report.blobs_copied += 1;
-            report.bytes_copied += entry.size;
-        }
-        target.verify(&manifest).await?;
-        target.commit(manifest, stored.to_vec()).await?;
+        let files = manifest.content.files.iter();
+        let distinct: BTreeSet<_> = files.map(|file| file.sha256).collect();
+        let sources = Sources::Store(Arc::clone(&self.bucket));
+        let brought = target.bring(manifest, stored.to_vec(), &sources).await?;
+        report.blobs_copied += brought.uploaded.len() as u64;
+        report.blobs_present += (distinct.len() - brought.uploaded.len()) as u64;
+        report.bytes_copied += brought.uploaded.values().sum::<u64>();
         report.artifacts += 1;
         Ok(())
     }

@@ -74,6 +74,16 @@ pub enum Error {
         /// Who holds it, and since when it was last heard of.
         holder: String,
     },
+    /// It has to wait for something that goes on in the store.
+    #[error("{what} has to wait: {detail}")]
+    NotYet {
+        /// What was to be done.
+        what: String,
+        /// What it waits for.
+        detail: String,
+        /// What to do.
+        hint: String,
+    },
     /// A local file could not be read or written.
     #[error("{}: {source}", .path.display())]
     Io {
@@ -127,7 +137,7 @@ impl Error {
             Self::Unavailable { .. } => ExitClass::Unavailable,
             Self::Corrupt { .. } => ExitClass::Integrity,
             Self::NoSpace { .. } => ExitClass::NoRoom,
-            Self::Held { .. } => ExitClass::Held,
+            Self::Held { .. } | Self::NotYet { .. } => ExitClass::Held,
             Self::Io { .. } => ExitClass::Internal,
         }
     }
@@ -137,6 +147,7 @@ impl Error {
         match self {
             Self::Usage { .. } | Self::BadInput { .. } | Self::Io { .. } => None,
             Self::NotFound { hint, .. } => hint.clone(),
+            Self::NotYet { hint, .. } => Some(hint.clone()),
             Self::Unavailable { check, .. } => Some(check.clone()),
             Self::Corrupt { .. } => Some(
                 "run the job that made it again with --force: it uploads the content anew, \

@@ -51,6 +51,23 @@ pub(crate) fn name(kind: Kind, name: &str) -> String {
     format!("v1/names/{kind}/{name}/")
 }
 
+/// Cache entries of all work.
+pub(crate) const CACHE: &str = "v1/cache/";
+
+/// Collections, numbered.
+pub(crate) const COLLECTIONS: &str = "v1/gc/";
+
+/// One object of a collection; `what` is `plan`, `verdict`, `status` or `done`.
+pub(crate) fn collection(number: u64, what: &str) -> String {
+    format!("{COLLECTIONS}{number:04}/{what}.json")
+}
+
+/// Number and part of a collection, if the key is that of one.
+pub(crate) fn collection_of(key: &str) -> Option<(u64, &str)> {
+    let (number, what) = key.strip_prefix(COLLECTIONS)?.split_once('/')?;
+    Some((number.parse().ok()?, what.strip_suffix(".json")?))
+}
+
 /// All runs.
 pub(crate) const RUNS: &str = "v1/runs/";
 

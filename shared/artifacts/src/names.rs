@@ -15,7 +15,7 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Usage`] when the name is not made of letters, digits, `-`, `_` and `.`, looks like an id, or
-    /// the artifact is of another kind.
+    /// the artifact is of another kind; [`Error::NotFound`] when the store does not have it.
     pub async fn set_name(&self, kind: Kind, name: &str, id: &ArtifactId) -> Result<()> {
         check_name("name", name)?;
         let wrong = |detail: String| Error::usage(format!("name {name:?}"), detail);
@@ -29,7 +29,18 @@ impl Store {
         }
         let value = json!({"artifact": id});
         let same = |found: &Value| found["artifact"] == value["artifact"];
-        generations::append(&self.bucket, &layout::name(kind, name), value.clone(), same).await?;
+        let mut turns = self.turns_for([id], format!("name {kind}/{name}"));
+        loop {
+            let look = turns.next().await?;
+            if self.bucket.head(&layout::manifest(id)).await?.is_none() {
+                return Err(self.absent(id));
+            }
+            generations::append(&self.bucket, &layout::name(kind, name), value.clone(), same)
+                .await?;
+            if look.is_valid() {
+                break;
+            }
+        }
         fault::point("publish:after-name");
         Ok(())
     }

@@ -1,18 +1,57 @@
 //! Publishing: contents first, looked at again, the manifest last.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use futures::{StreamExt, TryStreamExt, stream};
 
 use crate::blob::{self, Source, blocking};
+use crate::client::Bucket;
 use crate::commit::create_only;
 use crate::scan::{ScannedFile, scan_folder};
-use crate::{Content, Error, Kind, Manifest, Outcome, Provenance, Result, Store, fault, layout};
+use crate::{
+    Content, Digest, Error, FileEntry, Kind, Manifest, Outcome, Provenance, Result, Store, fault,
+    gc, layout,
+};
 
 /// Files of one part uploaded at a time: at most 128 MiB in memory.
 const FILES_IN_FLIGHT: usize = 8;
+
+/// Where the contents of an artifact come from.
+pub(crate) enum Sources {
+    /// Local files that were hashed before.
+    Files(BTreeMap<Digest, PathBuf>),
+    /// Another store.
+    Store(Arc<Bucket>),
+}
+
+impl Sources {
+    fn of_files(scanned: Vec<ScannedFile>) -> Self {
+        let files = scanned.into_iter();
+        Self::Files(files.map(|file| (file.entry.sha256, file.source)).collect())
+    }
+
+    fn of(&self, entry: &FileEntry) -> Result<Source> {
+        match self {
+            Self::Store(bucket) => Ok(Source::Store(Arc::clone(bucket))),
+            Self::Files(files) => {
+                let path = files.get(&entry.sha256).ok_or_else(|| {
+                    Error::bad_input(&entry.path, "no local file has this content")
+                })?;
+                Ok(Source::File(path.clone()))
+            }
+        }
+    }
+}
+
+/// An artifact that a store now holds.
+pub(crate) struct Brought {
+    /// The manifest that the store holds.
+    pub(crate) manifest: Manifest,
+    /// Sizes of the contents that it lacked.
+    pub(crate) uploaded: BTreeMap<Digest, u64>,
+}
 
 /// An artifact that is about to be published.
 #[derive(Debug, Clone)]
@@ -44,33 +83,57 @@ impl Store {
         let manifest = Manifest::new(draft.kind, content, provenance.clone())?;
         let stored = manifest.to_bytes()?;
         fault::point("publish:before-blobs");
-        self.upload_missing(scanned).await?;
-        self.verify(&manifest).await?;
-        fault::point("publish:after-blobs");
-        let committed = self.commit(manifest, stored).await?;
+        let sources = Sources::of_files(scanned);
+        if self.bucket.options.reupload {
+            self.upload(manifest.content.files.clone(), &sources)
+                .await?;
+        }
+        let committed = self.bring(manifest, stored, &sources).await?;
         fault::point("publish:after-manifest");
-        Ok(committed)
+        Ok(committed.manifest)
     }
 
-    /// Uploads what the store lacks; small files side by side, large ones one after the other in parts.
-    async fn upload_missing(&self, scanned: Vec<ScannedFile>) -> Result<()> {
-        let entries: Vec<_> = scanned.iter().map(|file| file.entry.clone()).collect();
-        let lacking: BTreeSet<_> = if self.bucket.options.reupload {
-            entries.iter().map(|entry| entry.sha256).collect()
-        } else {
-            let missing = blob::missing(&self.bucket, &entries).await?;
-            missing.iter().map(|entry| entry.sha256).collect()
+    /// Uploads the contents that the store lacks and commits the manifest: all within one valid look at the plans of
+    /// collections, or again, which then finds most of it done.
+    pub(crate) async fn bring(
+        &self,
+        manifest: Manifest,
+        stored: Vec<u8>,
+        sources: &Sources,
+    ) -> Result<Brought> {
+        let mut brought = Brought {
+            manifest,
+            uploaded: BTreeMap::new(),
         };
-        let mut distinct = scanned;
-        distinct.sort_by_key(|file| file.entry.sha256);
-        distinct.dedup_by_key(|file| file.entry.sha256);
-        distinct.retain(|file| lacking.contains(&file.entry.sha256));
-        let (large, small): (Vec<_>, Vec<_>) = distinct
-            .into_iter()
-            .partition(|file| file.entry.parts.is_some());
-        let uploads = stream::iter(small).map(|file| {
-            let bucket = Arc::clone(&self.bucket);
-            async move { blob::upload(&bucket, &file.entry, Source::File(file.source)).await }
+        let who = format!("artifact {}", brought.manifest.id);
+        let mut turns = self.turns(gc::needs(&brought.manifest), who);
+        loop {
+            let look = turns.next().await?;
+            let missing = blob::missing(&self.bucket, &brought.manifest.content.files).await?;
+            let sizes = missing.iter().map(|entry| (entry.sha256, entry.size));
+            brought.uploaded.extend(sizes);
+            self.upload(missing, sources).await?;
+            self.verify(&brought.manifest).await?;
+            fault::point("publish:after-blobs");
+            if !look.is_valid() {
+                continue;
+            }
+            brought.manifest = self.commit(brought.manifest, stored.clone()).await?;
+            if look.is_valid() {
+                return Ok(brought);
+            }
+        }
+    }
+
+    /// Uploads contents; small ones side by side, large ones one after the other in parts.
+    async fn upload(&self, mut entries: Vec<FileEntry>, sources: &Sources) -> Result<()> {
+        entries.sort_by_key(|entry| entry.sha256);
+        entries.dedup_by_key(|entry| entry.sha256);
+        let (large, small): (Vec<_>, Vec<_>) =
+            entries.into_iter().partition(|entry| entry.parts.is_some());
+        let uploads = stream::iter(small).map(|entry| {
+            let (bucket, source) = (Arc::clone(&self.bucket), sources.of(&entry));
+            async move { blob::upload(&bucket, &entry, source?).await }
         });
         uploads
             .buffer_unordered(FILES_IN_FLIGHT)
@@ -79,8 +142,8 @@ impl Store {
                 Ok(())
             })
             .await?;
-        for file in large {
-            blob::upload(&self.bucket, &file.entry, Source::File(file.source)).await?;
+        for entry in large {
+            blob::upload(&self.bucket, &entry, sources.of(&entry)?).await?;
             fault::point("publish:after-blob");
         }
         Ok(())

@@ -110,6 +110,14 @@ pub struct CheckpointEntry {
     pub id: ArtifactId,
     /// Value of the metric that chooses the best, if it was measured and finite.
     pub metric: Option<f64>,
+    /// How many states of the run a collection keeps; the newest entry decides.
+    #[serde(default = "default_keep_last")]
+    pub keep_last: u32,
+}
+
+/// Two, should the newest be damaged.
+fn default_keep_last() -> u32 {
+    2
 }
 
 /// All that is known about a run.

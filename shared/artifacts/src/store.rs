@@ -52,13 +52,7 @@ impl Store {
             .bucket
             .get(&key)
             .await?
-            .ok_or_else(|| Error::NotFound {
-                what: format!("artifact {id}"),
-                store: self.bucket.place(),
-                hint: Some(
-                    "run the job that makes it first, or check --store and the id".to_owned(),
-                ),
-            })?;
+            .ok_or_else(|| self.absent(id))?;
         let manifest = Manifest::parse(&bytes)?;
         if &manifest.id != id {
             let what = format!("{key} in {}", self.bucket.place());
@@ -73,6 +67,15 @@ impl Store {
             tracing::warn!(%id, "the artifact says it was made more than a day in the future");
         }
         Ok((manifest, bytes))
+    }
+
+    /// The store does not have an artifact.
+    pub(crate) fn absent(&self, id: &ArtifactId) -> Error {
+        Error::NotFound {
+            what: format!("artifact {id}"),
+            store: self.bucket.place(),
+            hint: Some("run the job that makes it first, or check --store and the id".to_owned()),
+        }
     }
 
     /// Checks that every content of an artifact is in the store with its right size.

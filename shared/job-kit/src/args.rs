@@ -52,6 +52,33 @@ pub(crate) struct Common {
     pub(crate) scratch: PathBuf,
 }
 
+/// Flags of a tool that works on a store and on nothing else.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Common options")]
+pub(crate) struct StoreOnly {
+    /// Where artifacts and runs live
+    #[arg(
+        long,
+        value_name = "s3://BUCKET/PREFIX",
+        env = "WMTP_STORE",
+        hide_env_values = true
+    )]
+    store: Option<String>,
+    /// End stdout with one JSON object that holds what was found or done
+    #[arg(long)]
+    json: bool,
+}
+
+impl From<StoreOnly> for Common {
+    fn from(flags: StoreOnly) -> Self {
+        Self {
+            store: flags.store,
+            json: flags.json,
+            ..Self::default()
+        }
+    }
+}
+
 /// Folder for files that are being made.
 const SCRATCH_VARIABLE: &str = "WMTP_SCRATCH";
 /// Folder of the local copies of artifacts.

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{ArgMatches, Args, Command, FromArgMatches};
 
-use crate::args::Common;
+use crate::args::{Common, StoreOnly};
 use crate::life::{self, Session};
 use crate::{Exit, Job, JobError, Tool, ToolCx};
 
@@ -15,8 +15,12 @@ pub struct Mode {
     about: &'static str,
     examples: &'static str,
     augment: fn(Command) -> Command,
+    /// The kit's own flags: how they are added and read.
+    common: (fn(Command) -> Command, CommonReader),
     run: fn(&ArgMatches, Session) -> Result<(), JobError>,
 }
+
+type CommonReader = fn(&ArgMatches) -> Result<Common, clap::Error>;
 
 impl Mode {
     /// A job as a mode.
@@ -26,6 +30,7 @@ impl Mode {
             about: J::ABOUT,
             examples: J::EXAMPLES,
             augment: J::augment_args,
+            common: (Common::augment_args, Common::from_arg_matches),
             run: |matches, session| {
                 let job = parsed::<J>(matches)?;
                 life::run_job(&job, &session)
@@ -40,6 +45,7 @@ impl Mode {
             about: T::ABOUT,
             examples: T::EXAMPLES,
             augment: T::augment_args,
+            common: (Common::augment_args, Common::from_arg_matches),
             run: |matches, session| {
                 let tool = parsed::<T>(matches)?;
                 let mut cx = ToolCx::new(&session, None);
@@ -50,13 +56,24 @@ impl Mode {
         }
     }
 
+    /// A tool as a mode that takes `--store` and `--json` of the kit's flags and no others: it has no recipe, no name to
+    /// give and nothing to try out.
+    pub fn store_tool<T: Tool>(name: &'static str) -> Self {
+        Self {
+            common: (StoreOnly::augment_args, |matches| {
+                StoreOnly::from_arg_matches(matches).map(Common::from)
+            }),
+            ..Self::tool::<T>(name)
+        }
+    }
+
     fn command(&self) -> Command {
         self.extend(Command::new(self.name), self.about)
     }
 
     /// Adds flags and texts. The sentence comes last: each struct of flags brings its own docs as one.
     fn extend(&self, command: Command, about: &'static str) -> Command {
-        Common::augment_args((self.augment)(command))
+        (self.common.0)((self.augment)(command))
             .about(about)
             .long_about(None)
             .after_help(format!("Examples:\n{}", indent(self.examples)))
@@ -147,7 +164,7 @@ fn dispatch(
     } else {
         format!("{name} {}", mode.name)
     };
-    let outcome = Common::from_arg_matches(matches)
+    let outcome = (mode.common.1)(matches)
         .map_err(JobError::usage)
         .and_then(|common| {
             life::guarded(&full_name, common, |session| (mode.run)(matches, session))

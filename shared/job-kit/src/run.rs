@@ -173,7 +173,8 @@ impl Run {
         Arc::clone(&self.stop)
     }
 
-    /// Stores a folder as the state that a later attempt goes on from.
+    /// Stores a folder as the state that a later attempt goes on from. Of older states a collection of the store keeps
+    /// as many as `optim.keep_last` says.
     pub fn save_checkpoint(
         &self,
         step: u64,
@@ -189,9 +190,12 @@ impl Run {
             ]),
         };
         let store = self.store.store();
+        let keep_last = u32::try_from(self.recipe.optim.keep_last).unwrap_or(u32::MAX);
         let id = self.store.block_on(async {
             let manifest = store.publish(&draft, &self.provenance).await?;
-            self.claim.checkpoint(step, &manifest.id, metric).await?;
+            self.claim
+                .checkpoint(step, &manifest.id, metric, keep_last)
+                .await?;
             Ok::<ArtifactId, wmtp_artifacts::Error>(manifest.id)
         })?;
         let metric = metric.filter(|metric| metric.is_finite());

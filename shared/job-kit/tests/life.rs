@@ -320,6 +320,25 @@ fn a_stopped_run_goes_on_where_it_was_and_ends_with_the_same_bytes() {
     assert_eq!(elsewhere.run(&["--json"]).id(), resumed.id());
 }
 
+/// How many states a collection keeps stands in the entry of each.
+#[test]
+fn a_saved_state_says_how_many_are_kept() {
+    let place = Place::new();
+    place.file("r.yaml", "version: {id: v001}\noptim: {keep_last: 5}\n");
+    let (child, stderr) = waiting(&place, &["--recipe", "r.yaml"]);
+    assert_eq!(terminate(child, stderr), Some(143));
+    let stored = place.folder.path().join("store/segments");
+    let texts = std::fs::read_dir(stored)
+        .unwrap()
+        .filter_map(|file| std::fs::read_to_string(file.unwrap().path()).ok());
+    let entries: Vec<serde_json::Value> = texts
+        .filter_map(|text| serde_json::from_str(&text).ok())
+        .filter(|value: &serde_json::Value| value.get("keep_last").is_some())
+        .collect();
+    assert_eq!(entries.len(), 1);
+    assert_eq!(entries[0]["keep_last"], 5);
+}
+
 #[test]
 fn work_that_another_process_holds_is_left_to_it() {
     let place = Place::new();

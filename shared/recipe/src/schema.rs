@@ -235,6 +235,8 @@ section! {
         checkpoint_every_steps: usize = 100 => Runtime;
         /// Minutes after the last saved state when the next is due, whatever the step; never when null.
         checkpoint_minutes: Option<usize> = Some(15) => Runtime;
+        /// Saved states of a run that a collection of the store keeps; older ones go with `wmtp-store gc`.
+        keep_last: usize = 2 => Runtime;
         /// Memory for the trunk's activations, MiB; blocks beyond it are computed again on the way back. All when null.
         activation_mib: Option<usize> = None => Runtime;
         /// Validations in a row without an improvement after which training stops early; never when null.

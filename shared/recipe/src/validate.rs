@@ -86,6 +86,7 @@ impl Recipe {
             optim.checkpoint_every_steps,
             1,
         )?;
+        at_least("optim.keep_last", optim.keep_last, 1)?;
         at_least(
             "optim.micro_batch_sequences",
             optim.micro_batch_sequences,

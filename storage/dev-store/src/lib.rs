@@ -9,13 +9,16 @@
 mod auth;
 mod backend;
 mod checksums;
+mod clock;
 mod disk;
 mod error;
+mod faults;
 mod server;
 mod service;
 
 pub use backend::{Damage, StartReport};
 pub use error::Error;
+pub use faults::{Fault, Faults};
 pub use server::{Options, Server, TestServer};
 
 /// The bucket every root has.

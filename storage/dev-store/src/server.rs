@@ -1,5 +1,6 @@
 //! The server: a loopback listener in front of the S3 service, its keys, its clean stop, and its form for tests.
 
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::Path;
 use std::pin::pin;
@@ -7,8 +8,15 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
+use hyper::header::DATE;
 use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
+use jiff::SignedDuration;
+use s3s::Body;
 use s3s::service::{S3Service, S3ServiceBuilder};
 use tokio::net::TcpStream;
 use tokio::sync::{oneshot, watch};
@@ -16,8 +24,10 @@ use tokio::task::JoinSet;
 
 use crate::auth::Keys;
 use crate::backend::{Backend, StartReport};
+use crate::clock::Clock;
 use crate::disk::Disk;
 use crate::error::Error;
+use crate::faults::Faults;
 use crate::service::Service;
 use crate::{BUCKET, REGION};
 
@@ -53,6 +63,7 @@ pub struct Server {
     backend: Arc<Backend>,
     keys: Keys,
     report: StartReport,
+    faults: Option<Arc<Faults>>,
 }
 
 impl Server {
@@ -80,6 +91,7 @@ impl Server {
             backend: Arc::new(backend),
             keys,
             report,
+            faults: None,
         })
     }
 
@@ -123,7 +135,12 @@ impl Server {
             .map_err(|source| Error::Listen { port, source })?;
         let mut builder = S3ServiceBuilder::new(Service::new(Arc::clone(&self.backend)));
         builder.set_auth(self.keys.checker());
-        let service = builder.build();
+        builder.set_config(self.backend.clock.config());
+        let answerer = Answerer {
+            service: builder.build(),
+            clock: self.backend.clock.clone(),
+            faults: self.faults,
+        };
         let (stopping, watcher) = watch::channel(());
         let mut connections = JoinSet::new();
         let mut sweep = tokio::time::interval(SWEEP_PERIOD);
@@ -132,7 +149,7 @@ impl Server {
             tokio::select! {
                 () = &mut stop => break,
                 accepted = listener.accept() => match accepted {
-                    Ok((stream, _)) => { connections.spawn(serve(stream, service.clone(), watcher.clone())); }
+                    Ok((stream, _)) => { connections.spawn(serve(stream, answerer.clone(), watcher.clone())); }
                     Err(error) => {
                         // Usually too many open files; the pause lets some close.
                         tracing::warn!(%error, "a connection was not accepted");
@@ -152,12 +169,41 @@ impl Server {
     }
 }
 
+/// Answers requests: the service, and what a test puts in front of it.
+#[derive(Clone)]
+struct Answerer {
+    service: S3Service,
+    clock: Clock,
+    faults: Option<Arc<Faults>>,
+}
+
+impl Answerer {
+    async fn answer(&self, request: Request<Incoming>) -> io::Result<Response<Body>> {
+        let mut response = if let Some(faults) = &self.faults {
+            let (parts, body) = request.into_parts();
+            let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
+            let request = Request::from_parts(parts, body);
+            faults.answer(&self.service, request).await?
+        } else {
+            let answer = self.service.call(request.map(Body::from)).await;
+            answer.map_err(|error| io::Error::other(format!("{error:?}")))?
+        };
+        if let Some(date) = self.clock.date().and_then(|date| date.parse().ok()) {
+            response.headers_mut().insert(DATE, date);
+        }
+        Ok(response)
+    }
+}
+
 /// Serves one connection until it closes, or until the server stops and its request under way is answered.
-async fn serve(stream: TcpStream, service: S3Service, mut stopping: watch::Receiver<()>) {
+async fn serve(stream: TcpStream, answerer: Answerer, mut stopping: watch::Receiver<()>) {
     // Small answers must not wait for more data to send.
     let _ = stream.set_nodelay(true);
-    let mut connection =
-        pin!(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
+    let answer = service_fn(move |request| {
+        let answerer = answerer.clone();
+        async move { answerer.answer(request).await }
+    });
+    let mut connection = pin!(http1::Builder::new().serve_connection(TokioIo::new(stream), answer));
     let served = tokio::select! {
         served = connection.as_mut() => served,
         _ = stopping.changed() => {
@@ -192,6 +238,7 @@ pub struct TestServer {
     access_key: String,
     secret_key: String,
     report: StartReport,
+    clock: Clock,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<thread::JoinHandle<()>>,
 }
@@ -203,7 +250,19 @@ impl TestServer {
     /// # Panics
     /// If the root is held by another server or cannot be used: a test has no use for a server that did not start.
     pub fn start(root: &Path) -> Self {
-        let server = Server::bind(
+        Self::start_with(root, None)
+    }
+
+    /// Starts a server that misbehaves by a schedule.
+    ///
+    /// # Panics
+    /// As [`TestServer::start`].
+    pub fn start_faulty(root: &Path, faults: Arc<Faults>) -> Self {
+        Self::start_with(root, Some(faults))
+    }
+
+    fn start_with(root: &Path, faults: Option<Arc<Faults>>) -> Self {
+        let mut server = Server::bind(
             root,
             Options {
                 port: 0,
@@ -211,7 +270,9 @@ impl TestServer {
             },
         )
         .expect("a usable root for the test server");
+        server.faults = faults;
         let (stop, stopped) = oneshot::channel();
+        let clock = server.backend.clock.clone();
         let (endpoint, keys, report) = (
             server.endpoint(),
             server.keys.clone(),
@@ -236,9 +297,22 @@ impl TestServer {
             access_key: keys.access_key,
             secret_key: keys.secret_key,
             report,
+            clock,
             stop: Some(stop),
             thread: Some(thread),
         }
+    }
+
+    /// Lets the server's clock run ahead: what is stored already grows older by that much.
+    pub fn advance(&self, by: Duration) {
+        self.clock
+            .advance(SignedDuration::try_from(by).unwrap_or(SignedDuration::MAX));
+    }
+
+    /// Sets the server's clock back: what is stored now will be older by that much once it is right again.
+    pub fn set_back(&self, by: Duration) {
+        self.clock
+            .advance(-SignedDuration::try_from(by).unwrap_or(SignedDuration::MAX));
     }
 
     /// The address for `AWS_ENDPOINT_URL_S3`.

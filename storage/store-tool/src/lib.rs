@@ -1,10 +1,14 @@
 //! The commands of `wmtp-store`. What they find out is the work of `wmtp-artifacts`; here it is told to people.
 
+mod carry;
 mod fsck;
+mod gc;
 mod lineage;
 mod stop;
 
+pub use carry::{Export, Import};
 pub use fsck::Fsck;
+pub use gc::Gc;
 pub use lineage::Lineage;
 
 /// `1 file`, `2 files`.

@@ -1,15 +1,21 @@
-//! Looks after a store: reads it, says what it holds, changes nothing.
+//! Looks after a store: what it holds, what nothing needs, how its artifacts get to another site.
 
 use std::process::ExitCode;
 
-use store_tool::{Fsck, Lineage};
+use store_tool::{Export, Fsck, Gc, Import, Lineage};
 use wmtp_job_kit::{Mode, main_with_modes};
 
 fn main() -> ExitCode {
     main_with_modes(
         "wmtp-store",
         "Looks after a store of artifacts.",
-        vec![Mode::tool::<Lineage>("lineage"), Mode::tool::<Fsck>("fsck")],
+        vec![
+            Mode::store_tool::<Lineage>("lineage"),
+            Mode::store_tool::<Fsck>("fsck"),
+            Mode::store_tool::<Gc>("gc"),
+            Mode::store_tool::<Export>("export"),
+            Mode::store_tool::<Import>("import"),
+        ],
         None,
     )
 }

@@ -14,18 +14,26 @@ pub(crate) fn unless_stopped<T>(
     cx: &ToolCx<'_>,
     work: impl Future<Output = Result<T, wmtp_artifacts::Error>>,
 ) -> Result<T, JobError> {
-    cx.store()?.block_on(race(cx.stop_flag(), work))
+    unless_stopped_with(cx, work, "nothing was changed; run the same command again")
+}
+
+/// [`unless_stopped`] for work that writes: `hint` says what stopping leaves behind.
+pub(crate) fn unless_stopped_with<T>(
+    cx: &ToolCx<'_>,
+    work: impl Future<Output = Result<T, wmtp_artifacts::Error>>,
+    hint: &str,
+) -> Result<T, JobError> {
+    cx.store()?.block_on(race(cx.stop_flag(), work, hint))
 }
 
 async fn race<T>(
     stop: Arc<AtomicBool>,
     work: impl Future<Output = Result<T, wmtp_artifacts::Error>>,
+    hint: &str,
 ) -> Result<T, JobError> {
     tokio::select! {
         done = work => Ok(done?),
-        () = raised(stop) => {
-            Err(JobError::preempted().hint("nothing was changed; run the same command again"))
-        }
+        () = raised(stop) => Err(JobError::preempted().hint(hint)),
     }
 }
 
@@ -46,9 +54,9 @@ mod tests {
     #[tokio::test]
     async fn a_raised_flag_ends_work_that_never_ends() {
         let flag = Arc::new(AtomicBool::new(false));
-        assert_eq!(race(Arc::clone(&flag), ready(Ok(1))).await.unwrap(), 1);
+        assert_eq!(race(Arc::clone(&flag), ready(Ok(1)), "").await.unwrap(), 1);
         flag.store(true, Ordering::SeqCst);
-        let error = race::<()>(flag, pending()).await.unwrap_err();
+        let error = race::<()>(flag, pending(), "").await.unwrap_err();
         assert_eq!(error.exit(), Exit::Preempted);
     }
 }

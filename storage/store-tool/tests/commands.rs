@@ -4,7 +4,9 @@
 
 use std::collections::BTreeMap;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
+use aws_sdk_s3::config::{BehaviorVersion, Region};
 use dev_store::TestServer;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -95,7 +97,36 @@ impl Place {
         self.runtime.block_on(set).unwrap();
     }
 
+    /// Writes an object that no command of ours would write.
+    fn overwrite(&self, key: &str, text: &str) {
+        let keys = aws_sdk_s3::config::Credentials::new(
+            self.server.access_key(),
+            self.server.secret_key(),
+            None,
+            None,
+            "test",
+        );
+        let config = aws_sdk_s3::Config::builder()
+            .behavior_version(BehaviorVersion::latest())
+            .region(Region::new(self.server.region()))
+            .endpoint_url(self.server.endpoint())
+            .force_path_style(true)
+            .credentials_provider(keys)
+            .http_client(aws_smithy_http_client::Builder::new().build_http())
+            .build();
+        let put = aws_sdk_s3::Client::from_conf(config)
+            .put_object()
+            .bucket(dev_store::BUCKET)
+            .key(format!("test/{key}"))
+            .body(text.as_bytes().to_vec().into());
+        self.runtime.block_on(put.send()).unwrap();
+    }
+
     fn run(&self, args: &[&str]) -> Ended {
+        self.run_on(STORE, args)
+    }
+
+    fn run_on(&self, store: &str, args: &[&str]) -> Ended {
         let output = Command::new(env!("CARGO_BIN_EXE_wmtp-store"))
             .args(args)
             .current_dir(self.folder.path())
@@ -104,7 +135,7 @@ impl Place {
             .env("AWS_ACCESS_KEY_ID", self.server.access_key())
             .env("AWS_SECRET_ACCESS_KEY", self.server.secret_key())
             .env("AWS_REGION", self.server.region())
-            .env("WMTP_STORE", STORE)
+            .env("WMTP_STORE", store)
             .stdin(Stdio::null())
             .output()
             .unwrap();
@@ -187,8 +218,9 @@ fn fsck_of_a_sound_store_ends_well() {
 #[test]
 fn fsck_ends_with_76_and_explains_what_it_found() {
     let place = Place::new();
-    let nowhere = format!("scores-{}", "0".repeat(40)).parse().unwrap();
-    place.name("lost", &nowhere);
+    let nowhere = format!("scores-{}", "0".repeat(40));
+    let name = json!({"artifact": nowhere, "write_id": "by hand"}).to_string();
+    place.overwrite("v1/names/scores/lost/0000.json", &name);
     let ended = place.run(&["fsck"]);
     assert_eq!(ended.code, Some(76), "{}", ended.stderr);
     insta::assert_snapshot!(ended.stdout, @r"
@@ -217,4 +249,125 @@ fn fsck_ends_with_76_and_explains_what_it_found() {
         json["groups"][0]["findings"][0]["artifacts"],
         json!([nowhere])
     );
+}
+
+#[test]
+fn gc_shows_announces_and_deletes() {
+    let place = Place::new();
+    place.publish(Kind::Scores, "new", &[]);
+    let (days, hours) = (Duration::from_hours(8 * 24), Duration::from_hours(2));
+    place.server.set_back(days);
+    place.publish(Kind::Scores, "junk", &[]);
+    place.server.advance(days);
+    let ended = place.run(&["gc"]);
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    insta::assert_snapshot!(ended.stdout, @r"
+    5 artifacts and 5 contents of 19 B are needed
+
+    artifacts: 1 (641 B)
+      v1/artifacts/scores/scores-703cac19906d78c83ef951618dc06d7f5fbab85e/manifest.json  (641 B; no name, result, cache entry, state or artifact leads to it)
+
+    contents: 1 (4 B)
+      v1/blobs/sha256/ef/ef875a1705a5fdac206be996f4dc1f726ea6b68861eb741c37def7277f179e37  (4 B; no artifact that stays lists it)
+
+    nothing was changed; `--plan` announces this, and `--apply` deletes it an hour later
+    ");
+    assert_eq!(
+        place.run(&["gc", "--apply"]).code,
+        Some(65),
+        "nothing is announced"
+    );
+    let ended = place.run(&["gc", "--plan", "--json"]);
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert_eq!(ended.json()["number"], 0);
+    assert_eq!(
+        ended.json()["plan"]["contents"].as_array().unwrap().len(),
+        1
+    );
+    let ended = place.run(&["gc", "--apply"]);
+    assert_eq!(
+        ended.code,
+        Some(75),
+        "its notice is not over: {}",
+        ended.stderr
+    );
+    place.server.set_back(hours);
+    let plan = place.store.gc_plan(wmtp_artifacts::GcPolicy::default());
+    assert!(place.runtime.block_on(plan).unwrap().is_some());
+    place.server.advance(hours);
+    let ended = place.run(&["gc", "--apply"]);
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    insta::assert_snapshot!(ended.stdout, @"collection 0001: 1 artifact deleted, 1 content, 0 entries, 645 B; 0 unfinished uploads aborted");
+    let ended = place.run(&["gc", "--plan"]);
+    assert_eq!(
+        (ended.code, ended.stdout.as_str()),
+        (Some(0), "nothing to collect\n")
+    );
+    assert_eq!(place.run(&["fsck", "--full"]).code, Some(0));
+    assert_eq!(place.run(&["lineage", "v001"]).code, Some(0));
+}
+
+#[test]
+fn gc_refuses_what_could_take_from_a_running_job() {
+    let place = Place::new();
+    for args in [
+        &["gc", "--grace-hours", "23"][..],
+        &["gc", "--plan", "--apply"],
+        &["gc", "--apply", "--grace-hours", "48"],
+    ] {
+        assert_eq!(place.run(args).code, Some(2), "{args:?}");
+    }
+}
+
+#[test]
+fn an_export_is_imported_under_a_name() {
+    let place = Place::new();
+    let ended = place.run(&["export", "v001", "--folder", "carried"]);
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    insta::assert_snapshot!(ended.stdout, @"exported checkpoint-1b27a18807f4a3223228afcff2077df3041ff5d9: 4 artifacts, 4 contents copied (16 B), 0 there before");
+    let there = "s3://wmtp/there";
+    let ended = place.run_on(
+        there,
+        &["import", "--folder", "carried", "--name", "v001", "--json"],
+    );
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    let json = ended.json();
+    assert_eq!(
+        (&json["artifacts"], &json["contents_copied"]),
+        (&json!(4), &json!(4))
+    );
+    assert_eq!(
+        place.run_on(there, &["lineage", "v001"]).stdout,
+        place.run(&["lineage", "v001"]).stdout
+    );
+    let blob = "carried/v1/blobs/sha256";
+    let folder = std::fs::read_dir(place.folder.path().join(blob))
+        .unwrap()
+        .next()
+        .unwrap()
+        .unwrap();
+    let file = std::fs::read_dir(folder.path())
+        .unwrap()
+        .next()
+        .unwrap()
+        .unwrap();
+    std::fs::write(file.path(), "x").unwrap();
+    let ended = place.run_on("s3://wmtp/third", &["import", "--folder", "carried"]);
+    assert_eq!(ended.code, Some(76), "{}", ended.stderr);
+}
+
+#[test]
+fn flags_of_jobs_are_refused() {
+    let place = Place::new();
+    for flag in ["--recipe", "--name", "--set", "--data-store", "--scratch"] {
+        let ended = place.run(&["fsck", flag, "x"]);
+        assert_eq!(ended.code, Some(2), "{flag}");
+    }
+    for flag in ["--force", "--dry-run", "--explain"] {
+        assert_eq!(
+            place.run(&["lineage", "v001", flag]).code,
+            Some(2),
+            "{flag}"
+        );
+    }
 }

@@ -22,6 +22,7 @@ use self::multipart::Upload;
 use self::record::{ObjectRecord, record_name, seal};
 use self::segment::{Segment, Span};
 pub use self::start::{Damage, StartReport};
+use crate::clock::Clock;
 use crate::disk::Disk;
 use crate::error::{AtPath, Error};
 
@@ -145,6 +146,7 @@ impl Bucket {
 #[derive(Debug)]
 pub(crate) struct Backend {
     pub(crate) disk: Disk,
+    pub(crate) clock: Clock,
     buckets: RwLock<BTreeMap<String, Arc<Bucket>>>,
     uploads: Mutex<BTreeMap<String, Arc<Upload>>>,
     key_locks: Vec<Mutex<()>>,

@@ -128,7 +128,7 @@ impl Backend {
         let record = PartRecord {
             number,
             etag: new_etag(0),
-            modified: Timestamp::now(),
+            modified: self.clock.now(),
             sums: received.digests.sums.clone(),
             segment: SegmentEntry {
                 name: received.segment.name().to_owned(),
@@ -172,7 +172,7 @@ impl Backend {
             return Err(upload.closed_error());
         }
         let parts = chosen_parts(&state.parts, named)?;
-        let object = assemble(&upload.record, &parts, sent)?;
+        let object = assemble(&upload.record, &parts, sent, self.clock.now())?;
         let object = self.put(&bucket, object, condition)?;
         if let Err(error) = self.close_upload(upload, &mut state) {
             // The object exists, so the client must hear so; what stays of the upload is aborted in seven days.
@@ -272,7 +272,12 @@ fn chosen_part(parts: &BTreeMap<u16, Part>, named: &NamedPart) -> Result<Part, E
     Ok(part.clone())
 }
 
-fn assemble(upload: &UploadRecord, parts: &[Part], sent: &Sums) -> Result<Object, Error> {
+fn assemble(
+    upload: &UploadRecord,
+    parts: &[Part],
+    sent: &Sums,
+    modified: Timestamp,
+) -> Result<Object, Error> {
     let views: Vec<(&Sums, u64)> = parts
         .iter()
         .map(|part| (&part.record.sums, part.record.segment.size))
@@ -283,7 +288,7 @@ fn assemble(upload: &UploadRecord, parts: &[Part], sent: &Sums) -> Result<Object
         key: upload.key.clone(),
         size: views.iter().map(|(_, size)| size).sum(),
         etag: new_etag(parts.len()),
-        modified: Timestamp::now(),
+        modified,
         headers: upload.headers.clone(),
         checksums,
         segments: parts

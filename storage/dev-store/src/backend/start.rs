@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, RwLock};
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::SignedDuration;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -14,6 +14,7 @@ use super::multipart::{Part, Upload, part_name};
 use super::record::{ObjectRecord, PartRecord, SegmentEntry, UploadRecord, record_name, unseal};
 use super::segment::Segment;
 use super::{Backend, Bucket, KEY_LOCKS, Object, read_file};
+use crate::clock::Clock;
 use crate::disk::{Disk, entries, file_name};
 use crate::error::{AtPath, Error};
 
@@ -62,6 +63,7 @@ impl Backend {
             .collect();
         let backend = Self {
             disk,
+            clock: Clock::default(),
             buckets: RwLock::new(buckets),
             uploads: Mutex::new(uploads),
             key_locks,
@@ -73,7 +75,7 @@ impl Backend {
 
     /// Aborts uploads older than seven days, and says how many.
     pub(crate) fn abort_old_uploads(&self) -> Result<usize, Error> {
-        self.abort_uploads_before(Timestamp::now() - UPLOAD_LIFETIME)
+        self.abort_uploads_before(self.clock.now() - UPLOAD_LIFETIME)
     }
 }
 

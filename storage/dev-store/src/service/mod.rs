@@ -158,7 +158,7 @@ impl S3 for Service {
             key: input.key,
             size: received.size,
             etag: new_etag(1),
-            modified: jiff::Timestamp::now(),
+            modified: self.backend.clock.now(),
             headers: attached,
             checksums: Checksums {
                 composite: false,
@@ -260,7 +260,7 @@ impl S3 for Service {
         let mut record = source.record.clone();
         record.key.clone_from(&input.key);
         record.etag = new_etag(record.segments.len());
-        record.modified = jiff::Timestamp::now();
+        record.modified = self.backend.clock.now();
         if input
             .metadata_directive
             .as_ref()
@@ -407,7 +407,7 @@ impl S3 for Service {
             id: random_name(),
             bucket: input.bucket.clone(),
             key: input.key.clone(),
-            initiated: jiff::Timestamp::now(),
+            initiated: self.backend.clock.now(),
             headers: attached_headers!(input),
             algorithm,
             composite: is_composite(algorithm, input.checksum_type.as_ref()),
