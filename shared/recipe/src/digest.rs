@@ -20,8 +20,9 @@ const COMPARED: [&str; 8] = [
 
 /// Settings that came after the first runs. At its default such a setting changes nothing, and is left out of what is
 /// hashed: recipes of earlier builds keep their digests, and finished runs their cache keys.
-const LATER: [&str; 8] = [
+const LATER: [&str; 9] = [
     "optim.checkpoint_minutes",
+    "optim.keep_last",
     "optim.early_stop_patience",
     "optim.early_stop_min_delta",
     "evaluation.speculate",
