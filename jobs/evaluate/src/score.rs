@@ -422,8 +422,12 @@ mod tests {
             .into_iter()
             .map(|pass| pass.audit.outcome)
             .collect();
-        use AuditOutcome::{NotByValue, NotRun, Refuted};
-        assert_eq!(doubtful, [Refuted, NotByValue, NotRun]);
+        let expected = [
+            AuditOutcome::Refuted,
+            AuditOutcome::NotByValue,
+            AuditOutcome::NotRun,
+        ];
+        assert_eq!(doubtful, expected);
     }
 
     #[test]

@@ -57,6 +57,10 @@ impl Buffer {
     }
 
     /// These numbers where `like` keeps its own; `None` where they are of another kind.
+    #[cfg_attr(
+        not(feature = "cuda"),
+        expect(clippy::unnecessary_wraps, reason = "on a device it can fail")
+    )]
     pub(crate) fn beside(self, like: &Self) -> Result<Option<Self>> {
         #[cfg(feature = "cuda")]
         if let Self::Device(place) = like {
@@ -90,6 +94,10 @@ impl Buffer {
     }
 
     /// The numbers on the host.
+    #[cfg_attr(
+        not(feature = "cuda"),
+        expect(clippy::unnecessary_wraps, reason = "on a device it can fail")
+    )]
     fn on_host(&self) -> Result<Cow<'_, Self>> {
         #[cfg(feature = "cuda")]
         if let Self::Device(values) = self {
@@ -124,6 +132,10 @@ impl Buffer {
     }
 
     /// Back to [`Self::sum_beside`]: a device's memory is given back, a host's is kept, since its pages are dear.
+    #[cfg_attr(
+        not(feature = "cuda"),
+        expect(clippy::unnecessary_wraps, reason = "on a device it can fail")
+    )]
     pub(crate) fn clear(&mut self) -> Result<()> {
         match self {
             Self::F32(values) => values.fill(0.0),
@@ -175,6 +187,10 @@ impl Buffer {
     }
 
     /// Sum of squares of each buffer in double precision; the order of additions depends on the lengths alone.
+    #[cfg_attr(
+        not(feature = "cuda"),
+        expect(clippy::unnecessary_wraps, reason = "on a device it can fail")
+    )]
     pub(crate) fn sums_of_squares(buffers: &[Self]) -> Result<Vec<f64>> {
         #[cfg(feature = "cuda")]
         if let Some(tensors) = Self::on_device(buffers) {
