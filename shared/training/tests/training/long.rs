@@ -15,10 +15,11 @@ const WARM: u64 = 5_000;
 /// Growth that is granted beyond the record that the run publishes: the allocator's fragments.
 const SLACK_BYTES: usize = 1 << 20;
 
-/// Resident memory of this process.
+/// Resident memory of this process that no file stands behind: pages of the program itself come and go as the system
+/// pleases.
 fn resident_bytes() -> usize {
     let status = std::fs::read_to_string("/proc/self/status").expect("Linux tells");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
     let kib = line.and_then(|line| line.trim().strip_suffix("kB"));
     let kib: usize = kib.expect("a size").trim().parse().expect("a number");
     kib << 10
