@@ -15,6 +15,11 @@ MODE ?= chained
 # HumanEval's problems for `make bench-grade`.
 HUMANEVAL ?= $(firstword $(wildcard ../shared/datasets/humaneval/HumanEval*.jsonl*) HumanEval.jsonl.gz)
 
+# Of `make vessl-plan` and `make vessl-submit`.
+EXPERIMENT ?= verifiable
+VESSL_PROFILE ?= vessl/profile.yaml
+VESSL_PRICES ?= vessl/prices.yaml
+
 # Of `make cuda-build`: release optimises each program as a whole, and takes many times as long.
 PROFILE ?= dev
 # Of `make cuda-demo`: where training and evaluation compute.
@@ -25,6 +30,9 @@ TOOLS := .wmtp/tools
 CARGO_DENY := $(TOOLS)/bin/cargo-deny
 PYTORCH := .wmtp/pytorch
 GRADERS := .wmtp/graders
+VESSL_CLASSES := .wmtp/vessl-classes
+VESSL_SPECS := baseline verifiable rho1 random-matched shuffled
+VESSL_INPUTS = --experiment vessl/experiments/$(EXPERIMENT).yaml --profile $(VESSL_PROFILE)
 
 .PHONY: help
 help: ## List the targets
@@ -59,8 +67,29 @@ test: build ## Every fast test; the chain's tests run the binaries
 	cargo test --workspace --lib --tests --no-fail-fast
 
 .PHONY: test-full
-test-full: build ## Every test, those of many minutes too
+test-full: build vessl-check ## Every test, those of many minutes too
 	cargo test --workspace --lib --tests --no-fail-fast -- --include-ignored
+
+.PHONY: vessl-plan
+vessl-plan: ## What would be submitted to VESSL, and its cost. EXPERIMENT=verifiable|… VESSL_PROFILE=file VESSL_PRICES=file
+	cargo build -q --workspace --bin wmtp-vessl
+	$(TARGET)/debug/wmtp-vessl plan $(VESSL_INPUTS) --prices $(VESSL_PRICES)
+
+.PHONY: vessl-submit
+vessl-submit: ## Submit run after run and follow them; again: go on. EXPERIMENT and VESSL_PROFILE as of vessl-plan, AT_ONCE=1
+	cargo build -q --workspace --bin wmtp-vessl
+	$(TARGET)/debug/wmtp-vessl submit $(VESSL_INPUTS) $(if $(AT_ONCE),--at-once $(AT_ONCE))
+
+.PHONY: vessl-specs
+vessl-specs: ## Render vessl/specs anew
+	cargo build -q --workspace --bin wmtp-vessl
+	rm -rf vessl/specs
+	$(foreach name,$(VESSL_SPECS),$(TARGET)/debug/wmtp-vessl render --experiment vessl/experiments/$(name).yaml \
+		--profile vessl/profile.yaml --out vessl/specs/$(name) &&) true
+
+.PHONY: vessl-check
+vessl-check: ## Hold vessl/specs against the classes of VESSL's client, which it installs first (324 MB)
+	vessl/check/run.sh $(VESSL_CLASSES) vessl/specs/*/*.yaml
 
 .PHONY: parity
 parity: ## Compare with PyTorch goldens. CASE=all|name GOLDENS=folder DTYPE=f32|f64|bf16 MODE=chained|isolated
