@@ -81,15 +81,17 @@ vessl-submit: ## Submit run after run and follow them; again: go on. EXPERIMENT 
 	$(TARGET)/debug/wmtp-vessl submit $(VESSL_INPUTS) $(if $(AT_ONCE),--at-once $(AT_ONCE))
 
 .PHONY: vessl-specs
-vessl-specs: ## Render vessl/specs anew
+vessl-specs: ## Render vessl/specs, vessl/cloud and vessl/argo anew
 	cargo build -q --workspace --bin wmtp-vessl
 	rm -rf vessl/specs
 	$(foreach name,$(VESSL_SPECS),$(TARGET)/debug/wmtp-vessl render --experiment vessl/experiments/$(name).yaml \
 		--profile vessl/profile.yaml --out vessl/specs/$(name) &&) true
+	$(foreach form,cloud argo,$(TARGET)/debug/wmtp-vessl render --form $(form) --profile vessl/profile.yaml \
+		--experiment vessl/experiments/verifiable.yaml --out vessl/$(form) &&) true
 
 .PHONY: vessl-check
-vessl-check: ## Hold vessl/specs against the classes of VESSL's client, which it installs first (324 MB)
-	vessl/check/run.sh $(VESSL_CLASSES) vessl/specs/*/*.yaml
+vessl-check: ## Hold what vessl-specs renders against the classes of VESSL's client and of Argo; installs them first (330 MB)
+	vessl/check/run.sh $(VESSL_CLASSES) vessl
 
 .PHONY: parity
 parity: ## Compare with PyTorch goldens. CASE=all|name GOLDENS=folder DTYPE=f32|f64|bf16 MODE=chained|isolated

@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Holds run specs against the classes of VESSL's client; see strict.py.
+# Holds what is rendered against the classes of VESSL's client and of Argo Workflows; see strict.py and argo.py.
 #
-#   vessl/check/run.sh FOLDER SPEC...
+#   vessl/check/run.sh FOLDER RENDERED
 #
-#   FOLDER   the client is installed here
+#   FOLDER     the classes are installed here
+#   RENDERED   folder with specs/*/*.yaml and argo/*.yaml
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
-folder=$1
-shift
+folder=$1 rendered=$2
 
-# The client starts under these only.
+# VESSL's client starts under these only.
 for minor in 12 11 10 9; do
   python=python3.$minor
   ! "$python" -c 'import venv' 2>/dev/null || break
@@ -25,4 +25,6 @@ if ! cmp -s "$here/requirements.txt" "$folder/installed"; then
   "$folder/bin/pip" install -q -r "$here/requirements.txt"
   cp "$here/requirements.txt" "$folder/installed"
 fi
-VESSL_DATA_COLLECTION_OPT_OUT=true "$folder/bin/python" "$here/strict.py" "$@"
+export VESSL_DATA_COLLECTION_OPT_OUT=true
+"$folder/bin/python" "$here/strict.py" "$rendered"/specs/*/*.yaml
+"$folder/bin/python" "$here/argo.py" "$rendered"/argo/*.yaml

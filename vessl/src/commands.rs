@@ -9,14 +9,15 @@ use serde_json::json;
 use wmtp_job_kit::{JobError, Tool, ToolCx};
 
 use crate::client::Client;
-use crate::cost;
 use crate::experiment::Experiment;
 use crate::ledger::Ledger;
 use crate::mistake::{Error, Mistake};
 use crate::profile::{Prices, Profile};
 use crate::render::{Planned, render};
 use crate::rules::read_spec;
+use crate::spec::yaml;
 use crate::submit::{Course, Pace};
+use crate::{argo, cloud, cost};
 
 impl From<Error> for JobError {
     fn from(error: Error) -> Self {
@@ -46,9 +47,11 @@ struct Ready {
 }
 
 impl Inputs {
-    fn read(&self) -> Result<Ready, JobError> {
+    /// Reads everything; the run that builds the site is wanted where its pages can be copied away.
+    fn read(&self, with_site: bool) -> Result<Ready, JobError> {
         let profile = Profile::read(&self.profile)?;
-        let site = profile.site.as_ref().map(|_| profile.site_folder());
+        let place = profile.site.as_ref().filter(|_| with_site);
+        let site = place.map(|_| profile.site_folder());
         let (experiment, steps) = Experiment::chain(&self.experiment, site.as_deref())?;
         let chain = render(&experiment, steps, &profile, &environment()).map_err(|mistakes| {
             Error::Mistakes {
@@ -87,7 +90,7 @@ impl Tool for Plan {
     const EXAMPLES: &'static str = "wmtp-vessl plan --experiment vessl/experiments/verifiable.yaml --profile vessl/profile.yaml --prices vessl/prices.yaml";
 
     fn run(&self, cx: &mut ToolCx<'_>) -> Result<(), JobError> {
-        let ready = self.inputs.read()?;
+        let ready = self.inputs.read(true)?;
         let prices = Prices::read(&self.prices)?;
         let sums = cost::of_chain(&ready.chain, &ready.profile, &prices);
         let today = cx.now().to_zoned(TimeZone::UTC).date();
@@ -184,23 +187,34 @@ fn notes(ready: &Ready) -> Vec<String> {
 pub struct Render {
     #[command(flatten)]
     inputs: Inputs,
-    /// Folder for the specs: one file a run, numbered in the order of the chain
+    /// For whom
+    #[arg(long, value_enum, default_value_t = Form::Vessl)]
+    form: Form,
+    /// Folder for the files
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
 }
 
+/// Who runs the chain.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Form {
+    /// VESSL: one run spec a step, numbered in the order of the chain
+    Vessl,
+    /// VESSL Cloud: the argument lists of `vesslctl`, as one JSON file; without the site
+    Cloud,
+    /// Argo Workflows: one WorkflowTemplate; without the site
+    Argo,
+}
+
 impl Tool for Render {
-    const ABOUT: &'static str = "Writes the run spec of every step to a folder.";
-    const EXAMPLES: &'static str = "wmtp-vessl render --experiment vessl/experiments/verifiable.yaml --profile vessl/profile.yaml --out specs";
+    const ABOUT: &'static str = "Writes what would be submitted to a folder.";
+    const EXAMPLES: &'static str = "wmtp-vessl render --experiment vessl/experiments/verifiable.yaml --profile vessl/profile.yaml --out specs
+        wmtp-vessl render --form argo --experiment vessl/experiments/verifiable.yaml --profile vessl/profile.yaml --out argo";
 
     fn run(&self, cx: &mut ToolCx<'_>) -> Result<(), JobError> {
-        let ready = self.inputs.read()?;
         let mut written = Vec::new();
-        for (index, planned) in ready.chain.iter().enumerate() {
-            let path = self
-                .out
-                .join(format!("{:02}-{}.yaml", index + 1, planned.step.id));
-            let text = planned.spec.to_yaml().map_err(JobError::internal)?;
+        for (name, text) in self.files()? {
+            let path = self.out.join(name);
             if !cx.is_dry_run() {
                 write(&path, &text)?;
             }
@@ -210,6 +224,41 @@ impl Tool for Render {
         cx.json_result(json!({"files": written}));
         Ok(())
     }
+}
+
+impl Render {
+    /// Names and contents.
+    fn files(&self) -> Result<Vec<(String, String)>, JobError> {
+        // Only VESSL copies a folder away after the end.
+        let ready = self.inputs.read(matches!(self.form, Form::Vessl))?;
+        let Ready {
+            experiment,
+            profile,
+            chain,
+        } = &ready;
+        let missing = |mistakes| Error::Mistakes {
+            path: self.inputs.profile.clone(),
+            mistakes,
+        };
+        match self.form {
+            Form::Vessl => chain.iter().enumerate().map(spec_file).collect(),
+            Form::Cloud => {
+                let calls = cloud::calls(chain, profile).map_err(missing)?;
+                let text = serde_json::to_string_pretty(&calls).map_err(JobError::internal)?;
+                Ok(vec![(format!("{}.json", experiment.name), text + "\n")])
+            }
+            Form::Argo => {
+                let workflow = argo::workflow(experiment, chain, profile).map_err(missing)?;
+                let text = yaml(&workflow).map_err(JobError::internal)?;
+                Ok(vec![(format!("{}.yaml", experiment.name), text)])
+            }
+        }
+    }
+}
+
+fn spec_file((index, planned): (usize, &Planned)) -> Result<(String, String), JobError> {
+    let text = planned.spec.to_yaml().map_err(JobError::internal)?;
+    Ok((format!("{:02}-{}.yaml", index + 1, planned.step.id), text))
 }
 
 fn write(path: &Path, text: &str) -> Result<(), JobError> {
@@ -280,7 +329,7 @@ impl Tool for Submit {
         wmtp-vessl submit --experiment vessl/experiments/all.yaml --profile vessl/profile.yaml --at-once 4";
 
     fn run(&self, cx: &mut ToolCx<'_>) -> Result<(), JobError> {
-        let ready = self.inputs.read()?;
+        let ready = self.inputs.read(true)?;
         let examples: Vec<Mistake> = ready.profile.example_digests();
         if !examples.is_empty() {
             let path = self.inputs.profile.clone();

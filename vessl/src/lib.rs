@@ -4,7 +4,9 @@
 //! of steps, and each step the spec of one run. `plan` shows it with its cost, `render` writes it to files, `check`
 //! reads specs that somebody changed, `submit` gives them to VESSL's client and follows them. No job knows of any of it.
 
+mod argo;
 mod client;
+mod cloud;
 mod commands;
 mod cost;
 mod experiment;

@@ -37,6 +37,22 @@ pub(crate) struct Profile {
     /// Where the site goes; left out, no run builds it.
     #[serde(default)]
     pub(crate) site: Option<ExportS3>,
+    /// VESSL Cloud's resource spec for each preset.
+    #[serde(default)]
+    pub(crate) cloud: BTreeMap<String, String>,
+    /// What a container of each preset asks Kubernetes for.
+    #[serde(default)]
+    pub(crate) kubernetes: BTreeMap<String, Share>,
+}
+
+/// A share of a machine, in Kubernetes' words.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Share {
+    /// Cores.
+    pub(crate) cpu: String,
+    /// Memory.
+    pub(crate) memory: String,
 }
 
 /// One size of machine.
@@ -124,6 +140,18 @@ impl Profile {
         if !self.scratch.starts_with('/') {
             let message = format!("found {:?}, expected a full path", self.scratch);
             found.push(Mistake::new("scratch", message));
+        }
+        for (section, keys) in [
+            ("cloud", self.cloud.keys().collect::<Vec<_>>()),
+            ("kubernetes", self.kubernetes.keys().collect()),
+        ] {
+            for key in keys
+                .into_iter()
+                .filter(|key| !self.presets.contains_key(*key))
+            {
+                let message = "there is no such preset";
+                found.push(Mistake::new(format!("{section}.{key}"), message));
+            }
         }
         for (variable, secret) in &self.secrets {
             if let Some(message) = bad_name(secret) {

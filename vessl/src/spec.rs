@@ -135,9 +135,14 @@ pub(crate) struct ExportS3 {
 impl RunSpec {
     /// The text that VESSL's client is given.
     pub(crate) fn to_yaml(&self) -> Result<String, serde_saphyr::SerializeError> {
-        let options = serde_saphyr::ser_options! {
-            prefer_block_scalars: false,
-        };
-        serde_saphyr::to_string_with_options(self, options)
+        yaml(self)
     }
+}
+
+/// YAML with each text on one line: commands can be found and copied.
+pub(crate) fn yaml<T: Serialize>(value: &T) -> Result<String, serde_saphyr::SerializeError> {
+    let options = serde_saphyr::ser_options! {
+        prefer_block_scalars: false,
+    };
+    serde_saphyr::to_string_with_options(value, options)
 }

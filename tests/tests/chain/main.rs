@@ -7,3 +7,4 @@ mod kills;
 mod place;
 mod repeats;
 mod steps;
+mod vessl;

@@ -53,6 +53,113 @@ fn specs_in_the_repository_are_those_that_the_model_renders() {
 }
 
 #[test]
+fn other_forms_in_the_repository_are_those_that_the_model_renders() {
+    let place = Place::new();
+    for form in ["cloud", "argo"] {
+        place
+            .with(
+                "render",
+                "verifiable",
+                "example.yaml",
+                &["--form", form, "--out", form],
+            )
+            .expect(0);
+        let kept = files(&home().join(form));
+        assert_eq!(
+            files(&place.path(form)),
+            kept,
+            "`make vessl-specs` renders it anew"
+        );
+    }
+}
+
+#[test]
+fn the_client_of_vessl_cloud_is_given_what_the_spec_says() {
+    let place = Place::new();
+    place
+        .with(
+            "render",
+            "verifiable",
+            "profile.yaml",
+            &["--form", "cloud", "--out", "cloud"],
+        )
+        .expect(0);
+    let calls: serde_json::Value =
+        serde_json::from_str(&place.read("cloud/verifiable.json")).expect("a list");
+    let calls = calls.as_array().expect("a list");
+    let ids: Vec<&str> = calls
+        .iter()
+        .filter_map(|call| call["id"].as_str())
+        .collect();
+    assert!(
+        ids.contains(&"leaderboard") && !ids.contains(&"site"),
+        "{ids:?}"
+    );
+    let train = calls
+        .iter()
+        .find(|call| call["id"] == "train-v002-s42")
+        .expect("the step");
+    let arguments: Vec<&str> = train["arguments"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .filter_map(serde_json::Value::as_str)
+        .collect();
+    let follows = |flag: &str, value: &str| arguments.windows(2).any(|pair| pair == [flag, value]);
+    assert!(follows("-r", "resourcespec-a100x1"));
+    assert!(follows("--env", "WMTP_DEVICE=cuda"));
+    assert!(follows("--secret", "AWS_SECRET_ACCESS_KEY=wmtp-s3-secret"));
+    assert!(follows(
+        "--cmd",
+        "train-stage2 --set seed=42 --data micropy --base micropy-mtp --advantages micropy --name micropy-v002-s42"
+    ));
+    place.write(
+        "bare.yaml",
+        &place
+            .read("profile.yaml")
+            .replace("one_gpu: resourcespec-a100x1", ""),
+    );
+    place
+        .with(
+            "render",
+            "verifiable",
+            "bare.yaml",
+            &["--form", "cloud", "--out", "x"],
+        )
+        .expect(2)
+        .says("cloud.one_gpu: is missing");
+}
+
+#[test]
+fn names_that_kubernetes_does_not_take_are_refused() {
+    let place = Place::new();
+    place.write(
+        "r.yaml",
+        "version: {id: V001}\nexperiment: {algo: baseline}\n",
+    );
+    place.write(
+        "e.yaml",
+        "{name: x_y, data: micropy, policy: {create: micro-mtp}, recipes: [r.yaml], seeds: [42]}",
+    );
+    let arguments = [
+        "render",
+        "--experiment",
+        "e.yaml",
+        "--profile",
+        "profile.yaml",
+        "--out",
+        "x",
+    ];
+    place.run(&arguments).expect(0);
+    let ended = place
+        .run(&[&arguments[..], &["--form", "argo"]].concat())
+        .expect(2);
+    ended
+        .says("train-V001-s42: expected lower-case")
+        .says("x_y: expected lower-case");
+}
+
+#[test]
 fn rendered_specs_pass_the_check_of_specs() {
     let place = Place::new();
     place

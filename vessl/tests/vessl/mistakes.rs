@@ -3,7 +3,7 @@
 use crate::place::Place;
 
 /// In the profile: what is replaced, by what, and what the refusal says.
-const IN_PROFILES: [(&str, &str, &str); 12] = [
+const IN_PROFILES: [(&str, &str, &str); 13] = [
     (
         "cluster: vessl",
         "clusters: vessl",
@@ -30,6 +30,11 @@ const IN_PROFILES: [(&str, &str, &str); 12] = [
         "jobs: {}",
         "jobs: {evalute: cpu}",
         "jobs.evalute: is no job",
+    ),
+    (
+        "  cpu: resourcespec",
+        "  cpus: resourcespec",
+        "cloud.cpus: there is no such preset",
     ),
     (
         "spot: OnDemandOnly",
