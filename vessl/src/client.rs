@@ -15,7 +15,7 @@ use wmtp_job_kit::{Exit, JobError};
 use crate::spec::RunSpec;
 
 /// Longest time that one call may take.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_mins(2);
 /// Time between two looks at a call.
 const LOOK: Duration = Duration::from_millis(20);
 /// Lines of a run's log that may hold its exit code: what stands behind it is the error for people.

@@ -47,11 +47,14 @@ pub(crate) struct Resources {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Spot {
     /// Only such.
-    SpotOnly,
+    #[serde(rename = "SpotOnly")]
+    Only,
     /// Such if there are any.
-    SpotFirst,
+    #[serde(rename = "SpotFirst")]
+    First,
     /// None of them.
-    OnDemandOnly,
+    #[serde(rename = "OnDemandOnly")]
+    Never,
 }
 
 /// An image, with the name of the credential where its registry asks for one.
