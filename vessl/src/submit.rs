@@ -155,8 +155,8 @@ impl<'a> Course<'a> {
     /// Submits and follows until every step has settled.
     pub(crate) fn walk(&mut self, stop: &AtomicBool) -> Result<(), JobError> {
         loop {
-            self.skip();
             self.submit_ready(stop)?;
+            self.skip();
             if self.walkers.iter().all(|walker| walker.place.is_settled()) {
                 return self.verdict();
             }
