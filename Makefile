@@ -15,6 +15,11 @@ MODE ?= chained
 # HumanEval's problems for `make bench-grade`.
 HUMANEVAL ?= $(firstword $(wildcard ../shared/datasets/humaneval/HumanEval*.jsonl*) HumanEval.jsonl.gz)
 
+# Of `make vessl-plan` and `make vessl-submit`.
+EXPERIMENT ?= verifiable
+VESSL_PROFILE ?= vessl/profile.yaml
+VESSL_PRICES ?= vessl/prices.yaml
+
 # Of `make cuda-build`: release optimises each program as a whole, and takes many times as long.
 PROFILE ?= dev
 # Of `make cuda-demo`, `make parity` and `make bench-train`: where training computes.
@@ -27,6 +32,9 @@ PYTORCH := .wmtp/pytorch
 GRADERS := .wmtp/graders
 # Programs of `make cuda-build`, where DEVICE asks for them: a machine with a GPU need not be able to build.
 ON_CUDA := $(if $(filter cuda%,$(DEVICE)),$(TARGET)/cuda/bin)
+VESSL_CLASSES := .wmtp/vessl-classes
+VESSL_SPECS := baseline verifiable rho1 random-matched shuffled
+VESSL_INPUTS = --experiment vessl/experiments/$(EXPERIMENT).yaml --profile $(VESSL_PROFILE)
 
 .PHONY: help
 help: ## List the targets
@@ -61,12 +69,35 @@ test: build ## Every fast test; the chain's tests run the binaries
 	cargo test --workspace --lib --tests --no-fail-fast
 
 .PHONY: test-full
-test-full: build ## Every test, those of many minutes too
+test-full: build vessl-check ## Every test, those of many minutes too
 	cargo test --workspace --lib --tests --no-fail-fast -- --include-ignored
 
 .PHONY: test-container
 test-container: ## The attack suite in a container with Docker's capabilities and seccomp profile; needs root and runc
 	cargo test --workspace --test attacks --no-run --message-format json | python3 tests/container/attacks.py -
+
+.PHONY: vessl-plan
+vessl-plan: ## What would be submitted to VESSL, and its cost. EXPERIMENT=verifiable|… VESSL_PROFILE=file VESSL_PRICES=file
+	cargo build -q --workspace --bin wmtp-vessl
+	$(TARGET)/debug/wmtp-vessl plan $(VESSL_INPUTS) --prices $(VESSL_PRICES)
+
+.PHONY: vessl-submit
+vessl-submit: ## Submit run after run and follow them; again: go on. EXPERIMENT and VESSL_PROFILE as of vessl-plan, AT_ONCE=1
+	cargo build -q --workspace --bin wmtp-vessl
+	$(TARGET)/debug/wmtp-vessl submit $(VESSL_INPUTS) $(if $(AT_ONCE),--at-once $(AT_ONCE))
+
+.PHONY: vessl-specs
+vessl-specs: ## Render vessl/specs, vessl/cloud and vessl/argo anew
+	cargo build -q --workspace --bin wmtp-vessl
+	rm -rf vessl/specs
+	$(foreach name,$(VESSL_SPECS),$(TARGET)/debug/wmtp-vessl render --experiment vessl/experiments/$(name).yaml \
+		--profile vessl/profile.yaml --out vessl/specs/$(name) &&) true
+	$(foreach form,cloud argo,$(TARGET)/debug/wmtp-vessl render --form $(form) --profile vessl/profile.yaml \
+		--experiment vessl/experiments/verifiable.yaml --out vessl/$(form) &&) true
+
+.PHONY: vessl-check
+vessl-check: ## Hold what vessl-specs renders against the classes of VESSL's client and of Argo; installs them first (330 MB)
+	vessl/check/run.sh $(VESSL_CLASSES) vessl
 
 .PHONY: parity
 parity: ## Compare with PyTorch goldens. CASE=all|name GOLDENS=folder DTYPE=f32|f64|bf16 MODE=chained|isolated DEVICE=cpu|cuda

@@ -156,6 +156,13 @@ pub(crate) fn print_error(error: &JobError) {
     crate::report::to_stderr(error.render().trim_end());
 }
 
+/// Without a terminal, the exit code as a JSON line before the error: launchers that see a program's output, but not
+/// how it ended, find it there.
+pub(crate) fn print_exit(name: &str, exit: Exit) {
+    let data = json!({"class": exit.as_str(), "exit_code": exit.code()});
+    crate::report::to_machines("ended", name, &data);
+}
+
 /// What determines a run, ready to look up, to claim and to record.
 pub(crate) struct Task<'a, W> {
     pub(crate) job: &'static str,

@@ -142,13 +142,17 @@ fn dispatch(
     let matches = match command(name, about, modes, default).try_get_matches_from(args) {
         Ok(matches) => matches,
         Err(error) => {
-            // Help and version are what was asked for; a closed pipe is nothing to report.
-            let _ = error.print();
-            return if error.use_stderr() {
+            let exit = if error.use_stderr() {
                 Exit::Usage
             } else {
                 Exit::Done
             };
+            if exit != Exit::Done {
+                life::print_exit(name, exit);
+            }
+            // Help and version are what was asked for; a closed pipe is nothing to report.
+            let _ = error.print();
+            return exit;
         }
     };
     let (mode, matches) = match matches.subcommand() {
@@ -172,6 +176,7 @@ fn dispatch(
     match outcome {
         Ok(()) => Exit::Done,
         Err(error) => {
+            life::print_exit(&full_name, error.exit());
             life::print_error(&error);
             error.exit()
         }

@@ -103,9 +103,7 @@ impl Reporter {
     }
 
     fn line(&self, kind: &str, data: &Value) {
-        let line =
-            json!({"ts": jiff::Timestamp::now(), "type": kind, "job": self.job, "data": data});
-        to_stderr(&redact(&line.to_string()));
+        json_line(kind, &self.job, data);
     }
 
     fn bar(&self, label: &str, unit: &str, total: u64) -> ProgressBar {
@@ -121,6 +119,18 @@ impl Reporter {
             .unwrap_or_else(|_| ProgressStyle::default_bar());
         bars.add(ProgressBar::new(total).with_style(style))
     }
+}
+
+/// What happened, as a JSON line on stderr where no terminal shows it.
+pub(crate) fn to_machines(kind: &str, job: &str, data: &Value) {
+    if !std::io::stderr().is_terminal() {
+        json_line(kind, job, data);
+    }
+}
+
+fn json_line(kind: &str, job: &str, data: &Value) {
+    let line = json!({"ts": jiff::Timestamp::now(), "type": kind, "job": job, "data": data});
+    to_stderr(&redact(&line.to_string()));
 }
 
 /// A line on stderr; nobody left to read it is no reason to fail.

@@ -153,6 +153,30 @@ fn terminate(mut child: Child, stderr: BufReader<std::process::ChildStderr>) -> 
 }
 
 #[test]
+fn without_a_terminal_the_exit_code_stands_before_the_error() {
+    let place = Place::new();
+    for args in [
+        &["--wrong-flag"][..],
+        &["--data", "absent"],
+        &["--end", "numeric"],
+    ] {
+        let ended = place.run(args);
+        let code = ended.code.unwrap();
+        let said = ended.stderr.lines().find_map(|line| {
+            let line: serde_json::Value = serde_json::from_str(line).ok()?;
+            (line["type"] == "ended").then(|| line["data"]["exit_code"].clone())
+        });
+        assert_ne!(code, 0, "{args:?}");
+        assert_eq!(
+            said,
+            Some(serde_json::json!(code)),
+            "{args:?}: {}",
+            ended.stderr
+        );
+    }
+}
+
+#[test]
 fn the_second_call_does_no_work_and_says_why() {
     let place = Place::new();
     let first = place.run(&["--json", "--name", "ten"]);

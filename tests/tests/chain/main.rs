@@ -9,3 +9,4 @@ mod place;
 mod protocols;
 mod repeats;
 mod steps;
+mod vessl;

@@ -19,7 +19,9 @@ const SLACK_BYTES: usize = 1 << 20;
 /// pleases.
 fn resident_bytes() -> usize {
     let status = std::fs::read_to_string("/proc/self/status").expect("Linux tells");
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("RssAnon:"));
     let kib = line.and_then(|line| line.trim().strip_suffix("kB"));
     let kib: usize = kib.expect("a size").trim().parse().expect("a number");
     kib << 10

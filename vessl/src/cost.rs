@@ -1,0 +1,83 @@
+//! What a chain is expected to cost, from prices of a day and expected hours.
+
+use std::collections::BTreeSet;
+
+use jiff::civil::Date;
+
+use crate::profile::{Prices, Profile};
+use crate::render::Planned;
+
+/// Days after which prices are called old.
+const OLD_AFTER_DAYS: i32 = 90;
+
+/// Sums over a chain.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Cost {
+    /// Price of all runs whose price and hours are known.
+    pub(crate) total: f64,
+    /// Hours of GPUs.
+    pub(crate) gpu_hours: f64,
+    /// Presets that the price file does not have.
+    pub(crate) without_price: BTreeSet<String>,
+    /// Jobs without expected hours.
+    pub(crate) without_hours: BTreeSet<&'static str>,
+}
+
+/// Price of one run, where price and hours are known.
+pub(crate) fn of_run(planned: &Planned, prices: &Prices) -> Option<f64> {
+    let price = prices.per_hour.get(&planned.spec.resources.preset)?;
+    Some(price * planned.step.hours?)
+}
+
+/// Adds up a chain, every run once. Runs that are done already, or tried twice, are not foreseen.
+pub(crate) fn of_chain(chain: &[Planned], profile: &Profile, prices: &Prices) -> Cost {
+    let mut cost = Cost::default();
+    for planned in chain {
+        let preset = &planned.spec.resources.preset;
+        if !prices.per_hour.contains_key(preset) {
+            cost.without_price.insert(preset.clone());
+        }
+        let gpus = profile.preset(planned.step.job).1.gpus;
+        match planned.step.hours {
+            Some(hours) => cost.gpu_hours += hours * f64::from(gpus),
+            None => {
+                cost.without_hours.insert(planned.step.job);
+            }
+        }
+        cost.total += of_run(planned, prices).unwrap_or(0.0);
+    }
+    cost
+}
+
+/// The lines below the table of a plan.
+pub(crate) fn told(cost: &Cost, prices: &Prices, today: Date) -> Vec<String> {
+    let mut lines = vec![
+        format!("hours of GPUs  {:.2}", cost.gpu_hours),
+        format!("cost           {:.2} {}", cost.total, prices.currency),
+    ];
+    if !cost.without_price.is_empty() {
+        let presets: Vec<&str> = cost.without_price.iter().map(String::as_str).collect();
+        lines.push(format!(
+            "               without what runs on {}: no price is known",
+            presets.join(", ")
+        ));
+    }
+    if !cost.without_hours.is_empty() {
+        let jobs: Vec<&str> = cost.without_hours.iter().copied().collect();
+        lines.push(format!(
+            "               without {}: no hours are expected",
+            jobs.join(", ")
+        ));
+    }
+    let days = (today - prices.as_of).get_days();
+    let age = if days > OLD_AFTER_DAYS {
+        format!(", {days} days old: look them up again")
+    } else {
+        String::new()
+    };
+    lines.push(format!(
+        "prices         of {} ({}){age}",
+        prices.as_of, prices.source
+    ));
+    lines
+}

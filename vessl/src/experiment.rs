@@ -1,0 +1,406 @@
+//! An experiment as a chain of jobs: which runs there are, and which wait for which.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde_json::{Map, Value};
+use wmtp_recipe::{DataSource, Origin, Recipe, Resolved, Sources};
+
+use crate::mistake::{Error, Mistake, read};
+use crate::rules::{JOBS, bad_name};
+
+/// What is compared: versions of recipes, over seeds, on one data set.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Experiment {
+    /// Name of the experiment and of its leaderboard.
+    pub(crate) name: String,
+    /// Name of the data set, and start of the names of everything that is made from it.
+    pub(crate) data: String,
+    /// Name of the raw data in the store; left out where the recipe makes its own.
+    #[serde(default)]
+    pub(crate) raw: Option<String>,
+    /// The model that is trained.
+    pub(crate) policy: BaseModel,
+    /// The model that Rho-1 compares with.
+    #[serde(default)]
+    pub(crate) reference: Option<BaseModel>,
+    /// Recipes, the first version first; paths from this file.
+    pub(crate) recipes: Vec<PathBuf>,
+    /// Seeds of training.
+    pub(crate) seeds: Vec<u64>,
+    /// Hours that a run of each job is expected to take: what the plan's cost is made of.
+    #[serde(default)]
+    pub(crate) hours: BTreeMap<String, f64>,
+}
+
+/// A model to begin with.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub(crate) enum BaseModel {
+    /// Created by `sync-storage create`, with the tokenizer of the data set.
+    Create(String),
+    /// In the store under this name.
+    Stored(String),
+}
+
+/// One run of a job.
+#[derive(Debug, Clone)]
+pub(crate) struct Step {
+    /// Name within the chain.
+    pub(crate) id: String,
+    /// The job.
+    pub(crate) job: &'static str,
+    /// Its command line, without the program.
+    pub(crate) arguments: Vec<String>,
+    /// Settings that differ from the defaults, as `WMTP_CONFIG` holds them.
+    pub(crate) config: Value,
+    /// Words to find the run by.
+    pub(crate) tags: Vec<String>,
+    /// Steps whose results it reads.
+    pub(crate) after: Vec<String>,
+    /// Expected hours.
+    pub(crate) hours: Option<f64>,
+}
+
+/// A version: its recipe and the settings that a run is given.
+struct Version {
+    recipe: Recipe,
+    config: Value,
+}
+
+impl Experiment {
+    /// Reads an experiment and makes its chain; a folder for the site adds the run that builds it there.
+    ///
+    /// # Errors
+    /// Every field that cannot be used, named; a recipe that breaks its schema.
+    pub(crate) fn chain(path: &Path, site: Option<&str>) -> Result<(Self, Vec<Step>), Error> {
+        let experiment: Self = read(path, Self::mistakes)?;
+        let folder = path.parent().unwrap_or(Path::new(""));
+        let versions = experiment
+            .recipes
+            .iter()
+            .map(|recipe| version(&folder.join(recipe)))
+            .collect::<Result<Vec<_>, Error>>()?;
+        let mistakes = experiment.mistakes_with(&versions);
+        if !mistakes.is_empty() {
+            return Err(Error::Mistakes {
+                path: path.to_owned(),
+                mistakes,
+            });
+        }
+        let mut chain = Chain {
+            experiment: &experiment,
+            versions: &versions,
+            steps: Vec::new(),
+        };
+        chain.build(site);
+        let steps = chain.steps;
+        Ok((experiment, steps))
+    }
+
+    fn mistakes(&self) -> Vec<Mistake> {
+        let mut found = Vec::new();
+        let mut name = |field: &str, text: &str| {
+            found.extend(bad_name(text).map(|message| Mistake::new(field, message)));
+        };
+        name("name", &self.name);
+        name("data", &self.data);
+        if let Some(raw) = &self.raw {
+            name("raw", raw);
+        }
+        for (field, model) in [
+            ("policy", Some(&self.policy)),
+            ("reference", self.reference.as_ref()),
+        ] {
+            match model {
+                Some(BaseModel::Create(model)) => name(&format!("{field}.create"), model),
+                Some(BaseModel::Stored(model)) => name(&format!("{field}.stored"), model),
+                None => {}
+            }
+        }
+        if self.recipes.is_empty() {
+            found.push(Mistake::new("recipes", "expected at least one recipe"));
+        }
+        let distinct: BTreeSet<u64> = self.seeds.iter().copied().collect();
+        if self.seeds.is_empty() || distinct.len() != self.seeds.len() {
+            let message = format!(
+                "found {:?}, expected at least one seed, each once",
+                self.seeds
+            );
+            found.push(Mistake::new("seeds", message));
+        }
+        for (job, hours) in &self.hours {
+            if !JOBS.contains(&job.as_str()) {
+                let message = format!("is no job: expected one of {}", JOBS.join(", "));
+                found.push(Mistake::new(format!("hours.{job}"), message));
+            } else if !hours.is_finite() || *hours < 0.0 {
+                let message = format!("found {hours}, expected hours of at least 0");
+                found.push(Mistake::new(format!("hours.{job}"), message));
+            }
+        }
+        found
+    }
+
+    /// Mistakes that show only beside the recipes.
+    fn mistakes_with(&self, versions: &[Version]) -> Vec<Mistake> {
+        let mut found = Vec::new();
+        let mut ids = BTreeSet::new();
+        for (index, version) in versions.iter().enumerate() {
+            let id = &version.recipe.version.id;
+            let field = format!("recipes[{index}]");
+            if let Some(message) = bad_name(id) {
+                found.push(Mistake::new(field, format!("version.id: {message}")));
+            } else if !ids.insert(id) {
+                let message = format!("is version {id:?}, as an earlier recipe is");
+                found.push(Mistake::new(field, message));
+            }
+        }
+        let makes_its_own = versions
+            .iter()
+            .all(|version| version.recipe.data.source == DataSource::Micropy);
+        if self.raw.is_none() && !makes_its_own {
+            let message =
+                "is missing: the recipes read raw data; push it with `sync-storage push` first";
+            found.push(Mistake::new("raw", message));
+        }
+        if self.raw.is_some() && makes_its_own {
+            found.push(Mistake::new(
+                "raw",
+                "is given, and the recipes make their own data",
+            ));
+        }
+        let needs_reference = versions
+            .iter()
+            .any(|version| version.recipe.experiment.algo.needs_reference());
+        if needs_reference && self.reference.is_none() {
+            found.push(Mistake::new(
+                "reference",
+                "is missing: a recipe with algo rho1 compares with one",
+            ));
+        }
+        found
+    }
+}
+
+fn version(path: &Path) -> Result<Version, Error> {
+    let sources = Sources {
+        recipe: Some(path.display().to_string()),
+        ..Sources::default()
+    };
+    let resolved = sources.resolve()?;
+    let config = config(&resolved);
+    Ok(Version {
+        recipe: resolved.recipe,
+        config,
+    })
+}
+
+/// The settings that the recipe and those that it extends change. Defaults are the image's, which its digest fixes.
+fn config(resolved: &Resolved) -> Value {
+    let tree = resolved.recipe.to_json();
+    let mut config = Map::new();
+    for (key, origin) in &resolved.origins {
+        if *origin == Origin::Default {
+            continue;
+        }
+        let value = tree
+            .pointer(&format!("/{}", key.replace('.', "/")))
+            .cloned();
+        let (value, mut section) = (value.unwrap_or_default(), &mut config);
+        let (path, leaf) = key.rsplit_once('.').unwrap_or(("", key));
+        for name in path.split('.').filter(|name| !name.is_empty()) {
+            let inner = section
+                .entry(name)
+                .or_insert_with(|| Value::Object(Map::new()));
+            section = inner
+                .as_object_mut()
+                .expect("a key is a section or a setting");
+        }
+        section.insert(leaf.to_owned(), value);
+    }
+    Value::Object(config)
+}
+
+struct Chain<'a> {
+    experiment: &'a Experiment,
+    versions: &'a [Version],
+    steps: Vec<Step>,
+}
+
+impl Chain<'_> {
+    fn build(&mut self, site: Option<&str>) {
+        let data = &self.experiment.data;
+        let raw = self.experiment.raw.as_deref();
+        let raw = raw.map_or_else(String::new, |raw| format!("--raw {raw} "));
+        let first = &self.versions[0];
+        self.step(
+            "data-set",
+            "prepare-data",
+            first,
+            &format!("{raw}--name {data}"),
+            &[],
+        );
+        let policy = self.base("policy", &self.experiment.policy, "mtp");
+        let algos = || {
+            self.versions
+                .iter()
+                .map(|version| version.recipe.experiment.algo)
+        };
+        if algos().any(wmtp_recipe::Algo::needs_advantages) {
+            let command = format!(
+                "--objective value --data {data} --base {} --name {data}",
+                policy.name
+            );
+            self.step(
+                "value-model",
+                "train-stage1",
+                first,
+                &command,
+                &policy.after,
+            );
+        }
+        if let Some(model) = self
+            .experiment
+            .reference
+            .as_ref()
+            .filter(|_| algos().any(wmtp_recipe::Algo::needs_reference))
+        {
+            let model = self.base("reference-model", model, "ref");
+            let command = format!(
+                "--objective reference --data {data} --base {} --name {data}",
+                model.name
+            );
+            self.step("reference", "train-stage1", first, &command, &model.after);
+        }
+        let command = format!("--data {data} --base {} --name {data}-base", policy.name);
+        self.step("evaluate-base", "evaluate", first, &command, &policy.after);
+        self.versions(&policy);
+        self.ending(site);
+    }
+
+    /// A model to begin with, and the step that makes it.
+    fn base(&mut self, id: &str, model: &BaseModel, suffix: &str) -> Base {
+        let data = &self.experiment.data;
+        let mut after = vec!["data-set".to_owned()];
+        let name = match model {
+            BaseModel::Stored(name) => name.clone(),
+            BaseModel::Create(model) => {
+                let name = format!("{data}-{suffix}");
+                let command = format!("create --model {model} --data {data} --name {name}");
+                self.step(id, "sync-storage", &self.versions[0], &command, &after);
+                after = vec![id.to_owned()];
+                name
+            }
+        };
+        Base { name, after }
+    }
+
+    /// Trains and evaluates every version with every seed.
+    fn versions(&mut self, policy: &Base) {
+        let data = &self.experiment.data;
+        for seed in &self.experiment.seeds {
+            for version in self.versions {
+                let algo = version.recipe.experiment.algo;
+                let run = format!("{}-s{seed}", version.recipe.version.id);
+                let mut after = policy.after.clone();
+                let mut weights = String::new();
+                if algo.needs_advantages() {
+                    after.push("value-model".to_owned());
+                    weights = format!(" --advantages {data}");
+                } else if algo.needs_reference() {
+                    after.push("reference".to_owned());
+                    weights = format!(" --reference-ce {data}");
+                }
+                let base = &policy.name;
+                let command = format!(
+                    "--set seed={seed} --data {data} --base {base}{weights} --name {data}-{run}"
+                );
+                let train = format!("train-{run}");
+                self.step(&train, "train-stage2", version, &command, &after);
+                let command = format!(
+                    "--set seed={seed} --data {data} --checkpoint {data}-{run} --name {data}-{run}"
+                );
+                self.step(
+                    &format!("evaluate-{run}"),
+                    "evaluate",
+                    version,
+                    &command,
+                    &[train],
+                );
+            }
+        }
+    }
+
+    /// Leaderboard and site.
+    fn ending(&mut self, site: Option<&str>) {
+        let Experiment { name, data, .. } = self.experiment;
+        let first = &self.versions[0];
+        let evaluations: Vec<String> = self
+            .steps
+            .iter()
+            .filter(|step| step.job == "evaluate")
+            .map(|step| step.id.clone())
+            .collect();
+        let scores: Vec<String> = evaluations
+            .iter()
+            .map(|id| id.replacen("evaluate", data, 1))
+            .collect();
+        let command = format!("--scores {} --name {data}-{name}", scores.join(","));
+        self.step(
+            "leaderboard",
+            "build-leaderboard",
+            first,
+            &command,
+            &evaluations,
+        );
+        if let Some(folder) = site {
+            let command = format!("--leaderboard {data}-{name} --out {folder}");
+            self.step(
+                "site",
+                "build-site",
+                first,
+                &command,
+                &["leaderboard".to_owned()],
+            );
+        }
+    }
+
+    fn step(
+        &mut self,
+        id: &str,
+        job: &'static str,
+        version: &Version,
+        command: &str,
+        after: &[String],
+    ) {
+        let recipe = &version.recipe;
+        let mut tags = vec![
+            "wmtp".to_owned(),
+            self.experiment.name.clone(),
+            job.to_owned(),
+        ];
+        if job == "train-stage2" || (job == "evaluate" && id != "evaluate-base") {
+            tags.push(recipe.version.id.clone());
+            let algo = recipe.experiment.algo.as_str();
+            if algo != self.experiment.name {
+                tags.push(algo.to_owned());
+            }
+        }
+        self.steps.push(Step {
+            id: id.to_owned(),
+            job,
+            arguments: command.split(' ').map(str::to_owned).collect(),
+            config: version.config.clone(),
+            tags,
+            after: after.to_vec(),
+            hours: self.experiment.hours.get(job).copied(),
+        });
+    }
+}
+
+struct Base {
+    name: String,
+    after: Vec<String>,
+}

@@ -1,0 +1,269 @@
+//! Where runs go: cluster, presets, images, store, secrets; and what an hour costs there.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::Deserialize;
+
+use crate::mistake::{Error, Mistake, read};
+use crate::rules::{JOBS, bad_name, is_hex_digest, literal_secret};
+use crate::spec::{ExportS3, Spot};
+
+/// One account, cluster and store. Everything that another account would change stands here.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Profile {
+    /// Name of the cluster.
+    pub(crate) cluster: String,
+    /// Presets by the name that `jobs` uses.
+    pub(crate) presets: BTreeMap<String, Preset>,
+    /// Preset of each job, where it is not the usual one.
+    #[serde(default)]
+    pub(crate) jobs: BTreeMap<String, String>,
+    /// Whether machines may be taken away; jobs go on where they were stopped.
+    #[serde(default)]
+    pub(crate) spot: Option<Spot>,
+    /// Where images are pulled from.
+    pub(crate) images: Images,
+    /// Where artifacts and runs live: `s3://BUCKET/PREFIX`.
+    pub(crate) store: String,
+    /// Variables that hold secrets, each with the name of the organization's secret.
+    pub(crate) secrets: BTreeMap<String, String>,
+    /// Other variables of every run.
+    #[serde(default)]
+    pub(crate) env: BTreeMap<String, String>,
+    /// Folder in the container that jobs may write.
+    pub(crate) scratch: String,
+    /// Where the site goes; left out, no run builds it.
+    #[serde(default)]
+    pub(crate) site: Option<ExportS3>,
+    /// VESSL Cloud's resource spec for each preset.
+    #[serde(default)]
+    pub(crate) cloud: BTreeMap<String, String>,
+    /// What a container of each preset asks Kubernetes for.
+    #[serde(default)]
+    pub(crate) kubernetes: BTreeMap<String, Share>,
+}
+
+/// A share of a machine, in Kubernetes' words.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Share {
+    /// Cores.
+    pub(crate) cpu: String,
+    /// Memory.
+    pub(crate) memory: String,
+}
+
+/// One size of machine.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Preset {
+    /// VESSL's name for it.
+    pub(crate) name: String,
+    /// GPUs in it.
+    pub(crate) gpus: u32,
+}
+
+/// The jobs' images, each fixed by its digest.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Images {
+    /// Registry and path before the name of the job.
+    pub(crate) registry: String,
+    /// Name of the registry's credential at VESSL.
+    #[serde(default)]
+    pub(crate) credential: Option<String>,
+    /// `sha256:…` of each job's image.
+    pub(crate) digests: BTreeMap<String, String>,
+}
+
+impl Profile {
+    /// Reads a profile.
+    ///
+    /// # Errors
+    /// Every field that cannot be used, named.
+    pub(crate) fn read(path: &Path) -> Result<Self, Error> {
+        read(path, Self::mistakes)
+    }
+
+    /// The preset that a job runs on: its name in this profile, and what it is.
+    pub(crate) fn preset(&self, job: &str) -> (&str, &Preset) {
+        let key = self.preset_key(job);
+        // `mistakes` has looked for the presets of all jobs.
+        let (key, preset) = self
+            .presets
+            .get_key_value(key)
+            .expect("a checked profile has it");
+        (key, preset)
+    }
+
+    /// Folder in the container that the site is built in.
+    pub(crate) fn site_folder(&self) -> String {
+        format!("{}/site/", self.scratch)
+    }
+
+    fn preset_key<'a>(&'a self, job: &str) -> &'a str {
+        self.jobs
+            .get(job)
+            .map_or_else(|| usual_preset(job), String::as_str)
+    }
+
+    /// Jobs whose digest is one of the examples that no image has.
+    pub(crate) fn example_digests(&self) -> Vec<Mistake> {
+        let is_example = |digest: &str| {
+            let mut digits = digest.trim_start_matches("sha256:").bytes();
+            let first = digits.next();
+            digits.all(|digit| Some(digit) == first)
+        };
+        self.images
+            .digests
+            .iter()
+            .filter(|(_, digest)| is_example(digest))
+            .map(|(job, _)| {
+                let message = "is the example's: put the digest that pushing your image printed";
+                Mistake::new(format!("images.digests.{job}"), message)
+            })
+            .collect()
+    }
+
+    fn mistakes(&self) -> Vec<Mistake> {
+        let mut found = Vec::new();
+        found.extend(bad_name(&self.cluster).map(|message| Mistake::new("cluster", message)));
+        found.extend(self.preset_mistakes());
+        found.extend(self.image_mistakes());
+        let place = self.store.strip_prefix("s3://").unwrap_or_default();
+        if place.is_empty() || place.starts_with('/') {
+            let message = format!("found {:?}, expected s3://BUCKET/PREFIX", self.store);
+            found.push(Mistake::new("store", message));
+        }
+        if !self.scratch.starts_with('/') {
+            let message = format!("found {:?}, expected a full path", self.scratch);
+            found.push(Mistake::new("scratch", message));
+        }
+        for (section, keys) in [
+            ("cloud", self.cloud.keys().collect::<Vec<_>>()),
+            ("kubernetes", self.kubernetes.keys().collect()),
+        ] {
+            for key in keys
+                .into_iter()
+                .filter(|key| !self.presets.contains_key(*key))
+            {
+                let message = "there is no such preset";
+                found.push(Mistake::new(format!("{section}.{key}"), message));
+            }
+        }
+        for (variable, secret) in &self.secrets {
+            if let Some(message) = bad_name(secret) {
+                found.push(Mistake::new(format!("secrets.{variable}"), message));
+            }
+        }
+        for (variable, text) in &self.env {
+            if let Some(message) = literal_secret(variable, text, &BTreeMap::new()) {
+                let message = message.replace("use {secret: NAME}", "name it under secrets");
+                found.push(Mistake::new(format!("env.{variable}"), message));
+            }
+        }
+        found
+    }
+
+    fn preset_mistakes(&self) -> Vec<Mistake> {
+        let mut found = Vec::new();
+        for (key, preset) in &self.presets {
+            if let Some(message) = bad_name(&preset.name) {
+                found.push(Mistake::new(format!("presets.{key}.name"), message));
+            }
+            if preset.gpus > 1 {
+                let idle = preset.gpus - 1;
+                let message = format!(
+                    "found {}, expected 0 or 1: a run computes on one GPU, and {idle} would be paid for and idle",
+                    preset.gpus
+                );
+                found.push(Mistake::new(format!("presets.{key}.gpus"), message));
+            }
+        }
+        for job in self.jobs.keys().filter(|job| !JOBS.contains(&job.as_str())) {
+            let message = format!("is no job: expected one of {}", JOBS.join(", "));
+            found.push(Mistake::new(format!("jobs.{job}"), message));
+        }
+        for job in JOBS {
+            let key = self.preset_key(job);
+            if !self.presets.contains_key(key) {
+                let message = format!("{job} runs on {key:?}, and there is no such preset");
+                found.push(Mistake::new(format!("presets.{key}"), message));
+            }
+        }
+        found
+    }
+
+    fn image_mistakes(&self) -> Vec<Mistake> {
+        let mut found = Vec::new();
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./:".contains(&byte);
+        let registry = &self.images.registry;
+        if registry.is_empty() || !registry.bytes().all(plain) || registry.ends_with('/') {
+            let message = format!("found {registry:?}, expected HOST/PATH without / at its end");
+            found.push(Mistake::new("images.registry", message));
+        }
+        for (job, digest) in &self.images.digests {
+            let field = format!("images.digests.{job}");
+            if !JOBS.contains(&job.as_str()) {
+                let message = format!("is no job: expected one of {}", JOBS.join(", "));
+                found.push(Mistake::new(field, message));
+            } else if !digest.strip_prefix("sha256:").is_some_and(is_hex_digest) {
+                let message =
+                    format!("found {digest:?}, expected sha256: and 64 digits of 0-9 and a-f");
+                found.push(Mistake::new(field, message));
+            }
+        }
+        for job in JOBS
+            .iter()
+            .filter(|job| !self.images.digests.contains_key(**job))
+        {
+            let message = "is missing: images are taken by their digest";
+            found.push(Mistake::new(format!("images.digests.{job}"), message));
+        }
+        found
+    }
+}
+
+/// What a job runs on unless the profile says otherwise.
+fn usual_preset(job: &str) -> &'static str {
+    match job {
+        "train-stage1" | "train-stage2" | "evaluate" => "one_gpu",
+        _ => "cpu",
+    }
+}
+
+/// What an hour costs, on one day.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Prices {
+    /// The day of the look-up.
+    pub(crate) as_of: jiff::civil::Date,
+    /// Currency of all prices.
+    pub(crate) currency: String,
+    /// Where they were looked up.
+    pub(crate) source: String,
+    /// Price of an hour, by VESSL's name of the preset.
+    pub(crate) per_hour: BTreeMap<String, f64>,
+}
+
+impl Prices {
+    /// Reads a price file.
+    ///
+    /// # Errors
+    /// Every field that cannot be used, named.
+    pub(crate) fn read(path: &Path) -> Result<Self, Error> {
+        read(path, |prices: &Self| {
+            prices
+                .per_hour
+                .iter()
+                .filter(|(_, price)| !price.is_finite() || **price < 0.0)
+                .map(|(preset, price)| {
+                    let message = format!("found {price}, expected a price of at least 0");
+                    Mistake::new(format!("per_hour.{preset}"), message)
+                })
+                .collect()
+        })
+    }
+}

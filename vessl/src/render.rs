@@ -1,0 +1,121 @@
+//! From steps and a profile to run specs.
+
+use std::collections::BTreeMap;
+
+use crate::experiment::{Experiment, Step};
+use crate::mistake::Mistake;
+use crate::profile::Profile;
+use crate::rules::mistakes;
+use crate::spec::{Command, EnvValue, Export, Image, Resources, RunSpec};
+
+/// A step with the spec of its run.
+#[derive(Debug, Clone)]
+pub(crate) struct Planned {
+    /// The step.
+    pub(crate) step: Step,
+    /// What VESSL is given.
+    pub(crate) spec: RunSpec,
+}
+
+/// Renders every step of a chain.
+///
+/// # Errors
+/// Every field of a spec that breaks a rule, named with its step.
+pub(crate) fn render(
+    experiment: &Experiment,
+    steps: Vec<Step>,
+    profile: &Profile,
+    environment: &BTreeMap<String, String>,
+) -> Result<Vec<Planned>, Vec<Mistake>> {
+    let planned: Vec<Planned> = steps
+        .into_iter()
+        .map(|step| Planned {
+            spec: spec(experiment, &step, profile),
+            step,
+        })
+        .collect();
+    let found: Vec<Mistake> = planned
+        .iter()
+        .flat_map(|planned| {
+            mistakes(&planned.spec, environment)
+                .into_iter()
+                .map(|mistake| {
+                    Mistake::new(
+                        format!("{}: {}", planned.step.id, mistake.field),
+                        mistake.message,
+                    )
+                })
+        })
+        .collect();
+    if found.is_empty() {
+        Ok(planned)
+    } else {
+        Err(found)
+    }
+}
+
+fn spec(experiment: &Experiment, step: &Step, profile: &Profile) -> RunSpec {
+    let command = format!("{} {}", step.job, step.arguments.join(" "));
+    let export = profile
+        .site
+        .iter()
+        .filter(|_| step.job == "build-site")
+        .map(|place| (profile.site_folder(), Export { s3: place.clone() }))
+        .collect();
+    RunSpec {
+        name: format!("wmtp-{}-{}", experiment.name, step.id),
+        description: format!("Step {} of experiment {}", step.id, experiment.name),
+        tags: step.tags.clone(),
+        resources: Resources {
+            cluster: profile.cluster.clone(),
+            preset: profile.preset(step.job).1.name.clone(),
+            spot: profile.spot,
+        },
+        image: image(step.job, profile),
+        env: env(step, profile),
+        run: vec![Command {
+            command,
+            workdir: "/tmp".to_owned(),
+        }],
+        export,
+    }
+}
+
+fn image(job: &str, profile: &Profile) -> Image {
+    let images = &profile.images;
+    let url = format!("{}/{job}@{}", images.registry, images.digests[job]);
+    match &images.credential {
+        None => Image::Public(url),
+        Some(credential) => Image::Private {
+            url,
+            credential_name: credential.clone(),
+        },
+    }
+}
+
+/// The recipe travels as a variable: a container has no file of it, and the command stays one plain line.
+fn env(step: &Step, profile: &Profile) -> BTreeMap<String, EnvValue> {
+    let scratch = &profile.scratch;
+    let mut text = profile.env.clone();
+    text.insert("WMTP_CONFIG".to_owned(), step.config.to_string());
+    text.insert("WMTP_STORE".to_owned(), profile.store.clone());
+    text.insert("WMTP_SCRATCH".to_owned(), format!("{scratch}/scratch"));
+    text.insert("WMTP_CACHE".to_owned(), format!("{scratch}/cache"));
+    if step.job.starts_with("train-") {
+        // Said outright: a program that was built without a GPU in mind would train on the CPU beside an idle one.
+        let device = if profile.preset(step.job).1.gpus > 0 {
+            "cuda"
+        } else {
+            "cpu"
+        };
+        text.insert("WMTP_DEVICE".to_owned(), device.to_owned());
+    }
+    let secrets = profile.secrets.iter().map(|(variable, secret)| {
+        let secret = secret.clone();
+        (variable.clone(), EnvValue::Secret { secret })
+    });
+    text.into_iter()
+        .map(|(variable, text)| (variable, EnvValue::Text(text)))
+        .chain(secrets)
+        .collect()
+}

@@ -1,0 +1,406 @@
+//! Submits a chain, one run after another, and follows the runs until all have ended.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use wmtp_artifacts::Digest;
+use wmtp_job_kit::{Exit, JobError};
+
+use crate::client::{Client, State, is_retryable};
+use crate::ledger::{Ledger, Stand};
+use crate::render::Planned;
+
+/// Replies in a row that may be missing before following is given up.
+const MOST_MISSES: u32 = 10;
+/// Looks at the log of a run that has ended before its exit code counts as unknown: logs arrive late.
+const MOST_LOOKS: u32 = 4;
+/// Time between two looks at the stop flag.
+const BLINK: Duration = Duration::from_millis(50);
+
+/// How patient to be.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Pace {
+    /// Runs at a time.
+    pub(crate) at_once: usize,
+    /// Time between two looks at the runs.
+    pub(crate) every: Duration,
+    /// Runs of one step, the first included.
+    pub(crate) tries: u32,
+    /// Time before the second run of a step; doubled with each further one.
+    pub(crate) pause: Duration,
+}
+
+/// Where a step is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// Not submitted; not before this time.
+    Waiting(Option<Instant>),
+    /// Under way as this run.
+    UnderWay(u64),
+    Done,
+    /// Failed, with the job's exit code where it is known.
+    Failed(Option<u8>),
+    /// A step that it waits for failed.
+    Skipped,
+}
+
+impl Place {
+    fn is_settled(self) -> bool {
+        matches!(self, Self::Done | Self::Failed(_) | Self::Skipped)
+    }
+}
+
+/// A step on its way.
+struct Walker<'a> {
+    planned: &'a Planned,
+    spec: Digest,
+    place: Place,
+    /// Runs that this call submitted.
+    tries: u32,
+    /// Looks at the log since the run ended.
+    looks: u32,
+}
+
+/// A chain on its way.
+pub(crate) struct Course<'a> {
+    walkers: Vec<Walker<'a>>,
+    client: Client,
+    ledger: Ledger,
+    pace: Pace,
+    misses: u32,
+    say: &'a dyn Fn(String),
+}
+
+impl<'a> Course<'a> {
+    /// A chain, where an earlier call left it.
+    pub(crate) fn new(
+        chain: &'a [Planned],
+        client: Client,
+        ledger: Ledger,
+        pace: Pace,
+        say: &'a dyn Fn(String),
+    ) -> Result<Self, JobError> {
+        let mut course = Self {
+            walkers: Vec::new(),
+            client,
+            ledger,
+            pace,
+            misses: 0,
+            say,
+        };
+        for planned in chain {
+            let yaml = planned.spec.to_yaml().map_err(JobError::internal)?;
+            let spec = Digest::of(yaml.as_bytes());
+            let place = course.place_before(planned, &spec);
+            course.walkers.push(Walker {
+                planned,
+                spec,
+                place,
+                tries: 0,
+                looks: 0,
+            });
+        }
+        Ok(course)
+    }
+
+    /// Where an earlier call left a step. What comes after a step that is made anew is made anew, too.
+    fn place_before(&self, planned: &Planned, spec: &Digest) -> Place {
+        let id = &planned.step.id;
+        let Some(entry) = self.ledger.step(id, spec) else {
+            return Place::Waiting(None);
+        };
+        let last = entry.runs.last().copied();
+        match (entry.stand, last) {
+            (Stand::Done, _) if self.inputs_are_done(planned) => {
+                self.tell(id, "done before");
+                Place::Done
+            }
+            (Stand::UnderWay, Some(run)) => {
+                self.tell(id, format!("under way as run {run}"));
+                Place::UnderWay(run)
+            }
+            (Stand::Submitting, _) => {
+                self.tell(
+                    id,
+                    "submitted before without an answer: it may run already, and then the second run ends with 75",
+                );
+                Place::Waiting(None)
+            }
+            _ => Place::Waiting(None),
+        }
+    }
+
+    fn inputs_are_done(&self, planned: &Planned) -> bool {
+        planned
+            .step
+            .after
+            .iter()
+            .all(|before| self.place(before) == Some(Place::Done))
+    }
+
+    fn place(&self, id: &str) -> Option<Place> {
+        let walker = self
+            .walkers
+            .iter()
+            .find(|walker| walker.planned.step.id == id);
+        walker.map(|walker| walker.place)
+    }
+
+    fn tell(&self, id: &str, message: impl AsRef<str>) {
+        (self.say)(format!("{id}: {}", message.as_ref()));
+    }
+
+    /// Submits and follows until every step has settled.
+    pub(crate) fn walk(&mut self, stop: &AtomicBool) -> Result<(), JobError> {
+        loop {
+            self.submit_ready(stop)?;
+            self.skip();
+            if self.walkers.iter().all(|walker| walker.place.is_settled()) {
+                return self.verdict();
+            }
+            if self.rest(stop) {
+                return Err(JobError::preempted().hint(
+                    "runs that were submitted go on at VESSL; the same command follows them again",
+                ));
+            }
+            self.look()?;
+        }
+    }
+
+    /// Gives up what waits for a step that failed.
+    fn skip(&mut self) {
+        for index in 0..self.walkers.len() {
+            let walker = &self.walkers[index];
+            if !matches!(walker.place, Place::Waiting(_)) {
+                continue;
+            }
+            let step = &walker.planned.step;
+            let lost = step.after.iter().find(|before| {
+                matches!(self.place(before), Some(Place::Failed(_) | Place::Skipped))
+            });
+            if let Some(before) = lost {
+                self.tell(
+                    &step.id,
+                    format!("not submitted, since {before} was not done"),
+                );
+                self.walkers[index].place = Place::Skipped;
+            }
+        }
+    }
+
+    fn submit_ready(&mut self, stop: &AtomicBool) -> Result<(), JobError> {
+        for index in 0..self.walkers.len() {
+            let under_way = self
+                .walkers
+                .iter()
+                .filter(|walker| matches!(walker.place, Place::UnderWay(_)))
+                .count();
+            if under_way >= self.pace.at_once || stop.load(Ordering::SeqCst) {
+                break;
+            }
+            let walker = &self.walkers[index];
+            let Place::Waiting(not_before) = walker.place else {
+                continue;
+            };
+            let is_due = not_before.is_none_or(|then| then <= Instant::now());
+            if is_due && self.inputs_are_done(walker.planned) {
+                self.submit(index)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn submit(&mut self, index: usize) -> Result<(), JobError> {
+        let walker = &mut self.walkers[index];
+        let id = walker.planned.step.id.clone();
+        let spec = walker.spec;
+        walker.tries += 1;
+        walker.looks = 0;
+        self.ledger.record(&id, &spec, Stand::Submitting, None)?;
+        match self.client.create(&walker.planned.spec) {
+            Ok(run) => {
+                self.ledger.record(&id, &spec, Stand::UnderWay, Some(run))?;
+                self.walkers[index].place = Place::UnderWay(run);
+                self.tell(&id, format!("submitted as run {run}"));
+            }
+            // Not tried again: whether the run is there is not known.
+            Err(error) => {
+                self.ledger.record(&id, &spec, Stand::Failed, None)?;
+                self.walkers[index].place = Place::Failed(Some(error.exit().code()));
+                self.tell(&id, error.render().trim_end());
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks at every run that is under way.
+    fn look(&mut self) -> Result<(), JobError> {
+        for index in 0..self.walkers.len() {
+            let Place::UnderWay(run) = self.walkers[index].place else {
+                continue;
+            };
+            match self.ended(index, run) {
+                Ok(None) => self.misses = 0,
+                Ok(Some(end)) => {
+                    self.misses = 0;
+                    self.settle(index, run, end)?;
+                }
+                Err(error) if error.exit() == Exit::Unavailable && self.misses < MOST_MISSES => {
+                    self.misses += 1;
+                    self.tell(&self.walkers[index].planned.step.id, error.to_string());
+                }
+                Err(error) => return Err(error.context(format!("following run {run}"))),
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a run has ended, and how.
+    fn ended(&mut self, index: usize, run: u64) -> Result<Option<End>, JobError> {
+        match self.client.state(run)? {
+            State::UnderWay => return Ok(None),
+            State::Completed => return Ok(Some(End::Done)),
+            State::Ended => {}
+        }
+        let code = self.client.exit_code(run)?;
+        let walker = &mut self.walkers[index];
+        walker.looks += 1;
+        if code.is_none() && walker.looks < MOST_LOOKS {
+            return Ok(None);
+        }
+        Ok(Some(End::Failed(code)))
+    }
+
+    fn settle(&mut self, index: usize, run: u64, end: End) -> Result<(), JobError> {
+        let walker = &self.walkers[index];
+        let (id, spec) = (walker.planned.step.id.clone(), walker.spec);
+        let (place, stand, message) = match end {
+            End::Done => (Place::Done, Stand::Done, format!("run {run} is done")),
+            End::Failed(code) if is_retryable(code) && walker.tries < self.pace.tries => {
+                let pause = self.pause(walker.tries);
+                let place = Place::Waiting(Some(Instant::now() + pause));
+                let secs = pause.as_secs();
+                let message = format!("run {run} {}; again in {secs} s", told(code));
+                (place, Stand::Failed, message)
+            }
+            End::Failed(code) => {
+                let message = format!(
+                    "run {run} {}; `vessl run logs {run}` has its words",
+                    told(code)
+                );
+                (Place::Failed(code), Stand::Failed, message)
+            }
+        };
+        self.ledger.record(&id, &spec, stand, None)?;
+        self.walkers[index].place = place;
+        self.tell(&id, message);
+        Ok(())
+    }
+
+    fn pause(&self, tries: u32) -> Duration {
+        self.pace.pause * 2_u32.saturating_pow(tries.saturating_sub(1).min(6))
+    }
+
+    /// Waits a while; true when a signal asks to stop.
+    fn rest(&self, stop: &AtomicBool) -> bool {
+        let began = Instant::now();
+        while began.elapsed() < self.pace.every {
+            if stop.load(Ordering::SeqCst) {
+                return true;
+            }
+            std::thread::sleep(BLINK.min(self.pace.every));
+        }
+        stop.load(Ordering::SeqCst)
+    }
+
+    /// The exit code of the first step that failed, if one did.
+    fn verdict(&self) -> Result<(), JobError> {
+        let failed: Vec<&Walker<'_>> = self
+            .walkers
+            .iter()
+            .filter(|walker| matches!(walker.place, Place::Failed(_)))
+            .collect();
+        let Some(Place::Failed(code)) = failed.first().map(|walker| walker.place) else {
+            return Ok(());
+        };
+        let names: Vec<&str> = failed
+            .iter()
+            .map(|walker| walker.planned.step.id.as_str())
+            .collect();
+        let skipped = self
+            .walkers
+            .iter()
+            .filter(|walker| walker.place == Place::Skipped)
+            .count();
+        let message = format!(
+            "failed: {}; not submitted after them: {skipped}",
+            names.join(", ")
+        );
+        Err(error_of(code, message)
+            .hint("mend what the run's log names; the same command goes on from there"))
+    }
+
+    /// Every step and where it ended.
+    pub(crate) fn report(&self) -> Value {
+        let steps: BTreeMap<&str, Value> = self
+            .walkers
+            .iter()
+            .map(|walker| {
+                let id = walker.planned.step.id.as_str();
+                let runs = self
+                    .ledger
+                    .step(id, &walker.spec)
+                    .map(|entry| entry.runs.clone());
+                let (stand, code) = match walker.place {
+                    Place::Waiting(_) => ("waiting", None),
+                    Place::UnderWay(_) => ("under_way", None),
+                    Place::Done => ("done", None),
+                    Place::Failed(code) => ("failed", code),
+                    Place::Skipped => ("skipped", None),
+                };
+                (
+                    id,
+                    json!({"stand": stand, "exit_code": code, "runs": runs.unwrap_or_default()}),
+                )
+            })
+            .collect();
+        json!({"steps": steps})
+    }
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, Copy)]
+enum End {
+    Done,
+    Failed(Option<u8>),
+}
+
+fn told(code: Option<u8>) -> String {
+    let known = Exit::ALL.into_iter().find(|exit| Some(exit.code()) == code);
+    match (known, code) {
+        (Some(exit), _) => format!("ended with {} ({})", exit.code(), exit.as_str()),
+        (None, Some(code)) => format!("ended with {code}"),
+        (None, None) => {
+            "ended without an exit code: it was terminated, or killed for want of memory".to_owned()
+        }
+    }
+}
+
+/// An error that ends this program with a job's exit code.
+fn error_of(code: Option<u8>, message: String) -> JobError {
+    let exit = Exit::ALL.into_iter().find(|exit| Some(exit.code()) == code);
+    match exit {
+        Some(Exit::Usage) => JobError::usage(message),
+        Some(Exit::BadInput) => JobError::bad_input(message),
+        Some(Exit::Unavailable) => JobError::unavailable(message),
+        Some(Exit::NoRoom) => JobError::no_room(message),
+        Some(Exit::Held) => JobError::held(message),
+        Some(Exit::Integrity) => JobError::integrity(message),
+        Some(Exit::Refused) => JobError::refused(message),
+        Some(Exit::Numeric) => JobError::numeric(message),
+        Some(Exit::Preempted) => JobError::preempted().context(message),
+        Some(Exit::Done | Exit::Internal) | None => JobError::internal(message),
+    }
+}

@@ -1,0 +1,228 @@
+//! The specs in the repository are those that the model renders, and the plan says what they cost.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use crate::place::{Place, home};
+
+/// Experiments whose specs are in the repository.
+const EXPERIMENTS: [&str; 5] = [
+    "baseline",
+    "verifiable",
+    "rho1",
+    "random-matched",
+    "shuffled",
+];
+
+fn files(folder: &Path) -> BTreeMap<String, String> {
+    std::fs::read_dir(folder)
+        .unwrap_or_else(|error| panic!("{}: {error}", folder.display()))
+        .map(|entry| {
+            let path = entry.expect("an entry").path();
+            let name = path.file_name().expect("files have names");
+            let text = std::fs::read_to_string(&path).expect("a text");
+            (name.to_string_lossy().into_owned(), text)
+        })
+        .collect()
+}
+
+#[test]
+fn specs_in_the_repository_are_those_that_the_model_renders() {
+    let place = Place::new();
+    for experiment in EXPERIMENTS {
+        place
+            .with("render", experiment, "example.yaml", &["--out", experiment])
+            .expect(0);
+        let (made, kept) = (
+            files(&place.path(experiment)),
+            files(&home().join("specs").join(experiment)),
+        );
+        let names = |files: &BTreeMap<String, String>| files.keys().cloned().collect::<Vec<_>>();
+        assert_eq!(
+            names(&made),
+            names(&kept),
+            "`make vessl-specs` renders them anew"
+        );
+        for (name, text) in made {
+            assert_eq!(
+                text, kept[&name],
+                "{experiment}/{name}: `make vessl-specs` renders it anew"
+            );
+        }
+    }
+}
+
+#[test]
+fn other_forms_in_the_repository_are_those_that_the_model_renders() {
+    let place = Place::new();
+    for form in ["cloud", "argo"] {
+        place
+            .with(
+                "render",
+                "verifiable",
+                "example.yaml",
+                &["--form", form, "--out", form],
+            )
+            .expect(0);
+        let kept = files(&home().join(form));
+        assert_eq!(
+            files(&place.path(form)),
+            kept,
+            "`make vessl-specs` renders it anew"
+        );
+    }
+}
+
+#[test]
+fn the_client_of_vessl_cloud_is_given_what_the_spec_says() {
+    let place = Place::new();
+    place
+        .with(
+            "render",
+            "verifiable",
+            "profile.yaml",
+            &["--form", "cloud", "--out", "cloud"],
+        )
+        .expect(0);
+    let calls: serde_json::Value =
+        serde_json::from_str(&place.read("cloud/verifiable.json")).expect("a list");
+    let calls = calls.as_array().expect("a list");
+    let ids: Vec<&str> = calls
+        .iter()
+        .filter_map(|call| call["id"].as_str())
+        .collect();
+    assert!(
+        ids.contains(&"leaderboard") && !ids.contains(&"site"),
+        "{ids:?}"
+    );
+    let train = calls
+        .iter()
+        .find(|call| call["id"] == "train-v002-s42")
+        .expect("the step");
+    let arguments: Vec<&str> = train["arguments"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .filter_map(serde_json::Value::as_str)
+        .collect();
+    let follows = |flag: &str, value: &str| arguments.windows(2).any(|pair| pair == [flag, value]);
+    assert!(follows("-r", "resourcespec-a100x1"));
+    assert!(follows("--env", "WMTP_DEVICE=cuda"));
+    assert!(follows("--secret", "AWS_SECRET_ACCESS_KEY=wmtp-s3-secret"));
+    assert!(follows(
+        "--cmd",
+        "train-stage2 --set seed=42 --data micropy --base micropy-mtp --advantages micropy --name micropy-v002-s42"
+    ));
+    place.write(
+        "bare.yaml",
+        &place
+            .read("profile.yaml")
+            .replace("one_gpu: resourcespec-a100x1", ""),
+    );
+    place
+        .with(
+            "render",
+            "verifiable",
+            "bare.yaml",
+            &["--form", "cloud", "--out", "x"],
+        )
+        .expect(2)
+        .says("cloud.one_gpu: is missing");
+}
+
+#[test]
+fn names_that_kubernetes_does_not_take_are_refused() {
+    let place = Place::new();
+    place.write(
+        "r.yaml",
+        "version: {id: V001}\nexperiment: {algo: baseline}\n",
+    );
+    place.write(
+        "e.yaml",
+        "{name: x_y, data: micropy, policy: {create: micro-mtp}, recipes: [r.yaml], seeds: [42]}",
+    );
+    let arguments = [
+        "render",
+        "--experiment",
+        "e.yaml",
+        "--profile",
+        "profile.yaml",
+        "--out",
+        "x",
+    ];
+    place.run(&arguments).expect(0);
+    let ended = place
+        .run(&[&arguments[..], &["--form", "argo"]].concat())
+        .expect(2);
+    ended
+        .says("train-V001-s42: expected lower-case")
+        .says("x_y: expected lower-case");
+}
+
+#[test]
+fn rendered_specs_pass_the_check_of_specs() {
+    let place = Place::new();
+    place
+        .with("render", "all", "profile.yaml", &["--out", "specs"])
+        .expect(0);
+    let specs: Vec<String> = files(&place.path("specs"))
+        .into_keys()
+        .map(|name| format!("specs/{name}"))
+        .collect();
+    // Data set, two models, value model, reference, base, five versions with three seeds, leaderboard, site.
+    assert_eq!(specs.len(), 6 + 5 * 3 * 2 + 2);
+    let mut arguments = vec!["check"];
+    arguments.extend(specs.iter().map(String::as_str));
+    let ended = place.run(&arguments).expect(0);
+    assert_eq!(ended.stdout.lines().count(), specs.len());
+}
+
+#[test]
+fn a_plan_reads_as_this() {
+    let place = Place::new();
+    let prices = place.write(
+        "prices.yaml",
+        "{as_of: 2099-01-01, currency: USD, source: a test, per_hour: {gpu-a100-80g-small: 2.0}}",
+    );
+    let prices = prices.display().to_string();
+    let ended = place
+        .with("plan", "verifiable", "example.yaml", &["--prices", &prices])
+        .expect(0);
+    insta::assert_snapshot!(ended.stdout);
+}
+
+#[test]
+fn the_cost_counts_every_run_once() {
+    let place = Place::new();
+    let prices = place.write(
+        "prices.yaml",
+        "{as_of: 2020-01-01, currency: EUR, source: a test, per_hour: {gpu-a100-80g-small: 2.0, cpu-small: 0.5}}",
+    );
+    let prices = prices.display().to_string();
+    let ended = place
+        .with(
+            "plan",
+            "verifiable",
+            "profile.yaml",
+            &["--prices", &prices, "--json"],
+        )
+        .expect(0);
+    let plan: serde_json::Value = serde_json::from_str(&ended.stdout).expect("an object");
+    // Value model, base, two trainings, two evaluations, 0.2 hours each; four runs of 0.1 hours on the CPU.
+    let near = |value: &serde_json::Value, expected: f64| {
+        (value.as_f64().expect("a number") - expected).abs() < 1e-9
+    };
+    assert!(near(&plan["gpu_hours"], 6.0 * 0.2), "{plan}");
+    assert!(
+        near(&plan["cost"], 6.0 * 0.2 * 2.0 + 4.0 * 0.1 * 0.5),
+        "{plan}"
+    );
+    let ended = place
+        .with("plan", "verifiable", "profile.yaml", &["--prices", &prices])
+        .expect(0);
+    assert!(
+        ended.stdout.contains("days old: look them up again"),
+        "{}",
+        ended.stdout
+    );
+}

@@ -1,0 +1,271 @@
+//! Planted mistakes are refused with a message that names the field.
+
+use crate::place::Place;
+
+/// In the profile: what is replaced, by what, and what the refusal says.
+const IN_PROFILES: [(&str, &str, &str); 13] = [
+    (
+        "cluster: vessl",
+        "clusters: vessl",
+        "clusters: unknown field `clusters`",
+    ),
+    ("store: s3://", "store: https://", "store: found \"https://"),
+    (
+        "gpus: 1}",
+        "gpus: 4}",
+        "presets.one_gpu.gpus: found 4, expected 0 or 1",
+    ),
+    ("gpus: 0}", "gpus: none}", "presets.cpu.gpus: invalid type"),
+    (
+        "name: cpu-small",
+        "name: cpu small",
+        "presets.cpu.name: found \"cpu small\"",
+    ),
+    (
+        "jobs: {}",
+        "jobs: {evaluate: big}",
+        "presets.big: evaluate runs on \"big\"",
+    ),
+    (
+        "jobs: {}",
+        "jobs: {evalute: cpu}",
+        "jobs.evalute: is no job",
+    ),
+    (
+        "  cpu: resourcespec",
+        "  cpus: resourcespec",
+        "cloud.cpus: there is no such preset",
+    ),
+    (
+        "spot: OnDemandOnly",
+        "spot: Sometimes",
+        "spot: unknown variant `Sometimes`",
+    ),
+    (
+        "evaluate: sha256:0",
+        "evaluate: latest",
+        "images.digests.evaluate: found \"latest",
+    ),
+    (
+        "    evaluate: sha256:",
+        "    evaluates: sha256:",
+        "images.digests.evaluate: is missing",
+    ),
+    (
+        "  AWS_REGION: ap-northeast-2",
+        "  AWS_SESSION_TOKEN: abc",
+        "env.AWS_SESSION_TOKEN: a secret must not be",
+    ),
+    (
+        "  AWS_REGION: ap-northeast-2",
+        "  NOTE: AKIAIOSFODNN7EXAMPLE",
+        "env.NOTE: holds what looks like an AWS access key",
+    ),
+];
+
+/// In a spec.
+const IN_SPECS: [(&str, &str, &str); 19] = [
+    (
+        "tags:",
+        "max_runtime: 24h\ntags:",
+        "max_runtime: refused: batch runs have no limit of time",
+    ),
+    (
+        "tags:",
+        "termination-protection: true\ntags:",
+        "termination-protection: refused",
+    ),
+    (
+        "tags:",
+        "interactive: {runtime: 24h}\ntags:",
+        "interactive: refused: a job is a batch run",
+    ),
+    (
+        "tags:",
+        "volumes: {/data: {import: x}}\ntags:",
+        "volumes: refused: an old form",
+    ),
+    (
+        "tags:",
+        "import: {/in: hf://a/b}\ntags:",
+        "import: refused: jobs read their inputs from S3",
+    ),
+    (
+        "tags:",
+        "ports: ['8080']\ntags:",
+        "ports: refused: a job serves nothing",
+    ),
+    (
+        "tags:",
+        "retires: 3\ntags:",
+        "retires: unknown field `retires`",
+    ),
+    (
+        "tags:",
+        "export: {/out/: hf://a/b}\ntags:",
+        "export./out/: expected {s3:",
+    ),
+    (
+        "  preset: ",
+        "  accelerators: ",
+        "resources.accelerators: refused: an old form",
+    ),
+    (
+        "  preset: ",
+        "  preste: ",
+        "resources.preste: unknown field `preste`",
+    ),
+    (
+        "  spot: OnDemandOnly",
+        "  spot: true",
+        "resources.spot: invalid type",
+    ),
+    (
+        "resources:",
+        "resource:",
+        "resource: unknown field `resource`",
+    ),
+    (
+        "@sha256:",
+        ":v1-",
+        "image: found \"registry.example.com/wmtp/train-stage2:v1-",
+    ),
+    (
+        "image:",
+        "image: [a]\nimages:",
+        "image: expected NAME@sha256:DIGEST",
+    ),
+    (
+        "    secret: wmtp-s3-secret",
+        "    value: abc\n    secret: true",
+        "env.AWS_SECRET_ACCESS_KEY: an old form",
+    ),
+    (
+        "    secret: wmtp-s3-secret",
+        "    source: env",
+        "env.AWS_SECRET_ACCESS_KEY: write text as it stands",
+    ),
+    (
+        "- command: train-stage2",
+        "- command: bash",
+        "run[0].command: \"bash\" is no job",
+    ),
+    (
+        "--data micropy",
+        "--data micropy; env",
+        "run[0].command: ';' means something to a shell",
+    ),
+    (
+        "  workdir: /tmp",
+        "  workdir: tmp",
+        "run[0].workdir: found \"tmp\"",
+    ),
+];
+
+fn planted(text: &str, from: &str, to: &str) -> String {
+    assert!(text.contains(from), "{from:?} is not in:\n{text}");
+    text.replacen(from, to, 1)
+}
+
+#[test]
+fn mistakes_in_a_profile_name_their_field() {
+    let place = Place::new();
+    let good = place.read("example.yaml");
+    for (from, to, message) in IN_PROFILES {
+        place.write("bad.yaml", &planted(&good, from, to));
+        place
+            .with("render", "verifiable", "bad.yaml", &["--out", "x"])
+            .expect(2)
+            .says(message);
+        assert!(!place.path("x").exists(), "nothing is written after {to:?}");
+    }
+}
+
+#[test]
+fn mistakes_in_a_spec_name_their_field() {
+    let place = Place::new();
+    place
+        .with("render", "verifiable", "profile.yaml", &["--out", "specs"])
+        .expect(0);
+    let good = place.read("specs/07-train-v002-s42.yaml");
+    place.write("good.yaml", &good);
+    place.run(&["check", "good.yaml"]).expect(0);
+    for (from, to, message) in IN_SPECS {
+        place.write("bad.yaml", &planted(&good, from, to));
+        place.run(&["check", "bad.yaml"]).expect(2).says(message);
+    }
+}
+
+#[test]
+fn mistakes_in_an_experiment_name_their_field() {
+    let place = Place::new();
+    let good =
+        "name: x\ndata: micropy\npolicy: {create: micro-mtp}\nrecipes: [r.yaml]\nseeds: [42]\n";
+    place.write(
+        "r.yaml",
+        "version: {id: v003, parent: v001, change: rho1}\nexperiment: {algo: rho1}\n",
+    );
+    for (from, to, message) in [
+        ("name: x", "name: a b", "name: found \"a b\""),
+        (
+            "{create: micro-mtp}",
+            "{made: micro-mtp}",
+            "policy: unknown variant `made`",
+        ),
+        ("[42]", "[42, 42]", "seeds: found [42, 42]"),
+        ("[r.yaml]", "[]", "recipes: expected at least one"),
+        ("[r.yaml]", "[none.yaml]", "none.yaml"),
+        (
+            "seeds",
+            "hours: {trian: 1}\nseeds",
+            "hours.trian: is no job",
+        ),
+        (
+            "seeds",
+            "raw: rows\nseeds",
+            "raw: is given, and the recipes make their own data",
+        ),
+        ("name: x", "name: x", "reference: is missing"),
+    ] {
+        place.write("e.yaml", &planted(good, from, to));
+        let arguments = [
+            "render",
+            "--experiment",
+            "e.yaml",
+            "--profile",
+            "profile.yaml",
+            "--out",
+            "x",
+        ];
+        place.run(&arguments).expect(2).says(message);
+    }
+}
+
+#[test]
+fn a_secret_of_this_machine_gets_into_no_spec() {
+    let place = Place::new();
+    let good = place.read("profile.yaml");
+    place.write(
+        "leaky.yaml",
+        &planted(&good, "ap-northeast-2", "x-wJalrXUtnFEMI-y"),
+    );
+    let experiment = crate::place::home().join("experiments/baseline.yaml");
+    let experiment = experiment.display().to_string();
+    let arguments = [
+        "render",
+        "--experiment",
+        &experiment,
+        "--profile",
+        "leaky.yaml",
+        "--out",
+        "x",
+    ];
+    place.run(&arguments).expect(0);
+    let mut command = place.command(&arguments);
+    command.env("AWS_SECRET_ACCESS_KEY", "wJalrXUtnFEMI");
+    let ended = crate::place::ended(command.output().expect("the program starts"));
+    let ended = ended
+        .expect(2)
+        .says("env.AWS_REGION: holds the value of this machine's AWS_SECRET_ACCESS_KEY");
+    assert!(!ended.stderr.contains("wJalrXUtnFEMI"), "{}", ended.stderr);
+}

@@ -1,0 +1,321 @@
+//! Chains on the double: order, retries, failures, resuming.
+
+use std::io::{BufRead, BufReader};
+use std::process::Child;
+
+use serde_json::Value;
+
+use crate::place::{Ended, Place, ended, home};
+
+/// Looks at once and tries again at once.
+const QUICK: [&str; 4] = ["--every", "0.02", "--pause", "0.01"];
+
+/// Steps of the experiment `verifiable`, in the order of the chain.
+const STEPS: [&str; 10] = [
+    "data-set",
+    "policy",
+    "value-model",
+    "evaluate-base",
+    "train-v001-s42",
+    "evaluate-v001-s42",
+    "train-v002-s42",
+    "evaluate-v002-s42",
+    "leaderboard",
+    "site",
+];
+
+impl Place {
+    fn submit(&self, more: &[&str]) -> Ended {
+        let arguments = [&QUICK[..], &["--json"], more].concat();
+        self.with("submit", "verifiable", "profile.yaml", &arguments)
+    }
+
+    /// What the runs of a step will end with.
+    fn outcomes(&self, step: &str, lines: &str) {
+        self.write(&format!("outcomes/wmtp-verifiable-{step}"), lines);
+    }
+
+    /// Steps in the order in which the double took them.
+    fn created(&self) -> Vec<String> {
+        self.read("created")
+            .lines()
+            .map(|line| {
+                line.split_once(" wmtp-verifiable-")
+                    .expect("run and name")
+                    .1
+                    .to_owned()
+            })
+            .collect()
+    }
+
+    /// Starts to submit and waits until stderr says `words`.
+    fn submitting(&self, words: &str) -> Child {
+        let experiment = home()
+            .join("experiments/verifiable.yaml")
+            .display()
+            .to_string();
+        let given = [
+            "submit",
+            "--experiment",
+            &experiment,
+            "--profile",
+            "profile.yaml",
+        ];
+        let mut child = self
+            .command(&[&given[..], &QUICK].concat())
+            .spawn()
+            .expect("the program starts");
+        let mut stderr = BufReader::new(child.stderr.take().expect("stderr is a pipe"));
+        let mut line = String::new();
+        while !line.contains(words) {
+            line.clear();
+            assert_ne!(
+                stderr.read_line(&mut line).expect("a line"),
+                0,
+                "it ended before {words:?}"
+            );
+        }
+        // Somebody must read on, or the program would lose its stderr.
+        std::thread::spawn(move || std::io::copy(&mut stderr, &mut std::io::sink()));
+        child
+    }
+}
+
+fn stand<'a>(report: &'a Value, step: &str) -> &'a str {
+    report["steps"][step]["stand"]
+        .as_str()
+        .expect("every step has a stand")
+}
+
+fn report(ended: &Ended) -> Value {
+    serde_json::from_str(&ended.stdout).unwrap_or_else(|error| panic!("{error}: {}", ended.stdout))
+}
+
+#[test]
+fn every_step_is_submitted_after_what_it_waits_for_and_only_once() {
+    let place = Place::new();
+    let ended = place.submit(&[]).expect(0);
+    assert_eq!(place.created(), STEPS);
+    assert!(
+        STEPS
+            .iter()
+            .all(|step| stand(&report(&ended), step) == "done")
+    );
+    let first = place
+        .read("calls")
+        .lines()
+        .next()
+        .map(str::to_owned)
+        .expect("a call");
+    assert!(first.ends_with("opt-out true"), "{first}");
+    assert!(
+        !first.contains(&format!("in {}", place.path("").display())),
+        "outside the working folder: {first}"
+    );
+    place.submit(&[]).expect(0).says("data-set: done before");
+    assert_eq!(place.created().len(), STEPS.len());
+}
+
+#[test]
+fn steps_that_wait_for_nothing_more_run_beside_each_other() {
+    let place = Place::new();
+    place.outcomes("value-model", "-\n");
+    let mut child = place.submitting("value-model: submitted");
+    // One at a time: while the value model is looked at again and again, nothing else is submitted.
+    while place.read("calls").matches("run read 102").count() < 3 {
+        assert!(child.try_wait().expect("a child").is_none(), "it ended");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    assert_eq!(place.created(), STEPS[..3]);
+    terminate(&child);
+    assert_eq!(child.wait().expect("an end").code(), Some(143));
+    let experiment = home()
+        .join("experiments/verifiable.yaml")
+        .display()
+        .to_string();
+    let given = [
+        "submit",
+        "--experiment",
+        &experiment,
+        "--profile",
+        "profile.yaml",
+        "--at-once",
+        "2",
+    ];
+    let mut child = place
+        .command(&[&given[..], &QUICK].concat())
+        .spawn()
+        .expect("the program starts");
+    while !place.created().contains(&"evaluate-v001-s42".to_owned()) {
+        assert!(
+            child.try_wait().expect("a child").is_none(),
+            "it ended: {:?}",
+            place.created()
+        );
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    assert!(!place.created().contains(&"train-v002-s42".to_owned()));
+    place.write("runs/102", "0");
+    assert_eq!(
+        ended(child.wait_with_output().expect("an end")).code,
+        Some(0)
+    );
+    assert_eq!(place.created().len(), STEPS.len());
+}
+
+#[test]
+fn exit_codes_69_75_and_143_are_tried_again_and_no_others() {
+    let place = Place::new();
+    place.outcomes("data-set", "75\n69\n");
+    place.outcomes("policy", "143\n");
+    let done = place.submit(&[]).expect(0);
+    assert_eq!(
+        place.created()[..5],
+        ["data-set", "data-set", "data-set", "policy", "policy"]
+    );
+    assert_eq!(
+        report(&done)["steps"]["data-set"]["runs"],
+        serde_json::json!([100, 101, 102])
+    );
+    for code in [1, 2, 65, 70, 73, 76, 77, 78, 137] {
+        let place = Place::new();
+        place.outcomes("data-set", &format!("{code}\n"));
+        let ended = place.submit(&[]);
+        assert_eq!(place.created(), ["data-set"], "after {code}");
+        assert_eq!(report(&ended)["steps"]["data-set"]["exit_code"], code);
+        // A code of ours is passed on; any other is a failure without a name.
+        let expected = if [1, 137].contains(&code) { 70 } else { code };
+        ended.expect(expected);
+    }
+}
+
+#[test]
+fn a_step_is_tried_as_often_as_was_asked() {
+    let place = Place::new();
+    place.outcomes("data-set", "75\n75\n75\n75\n");
+    place
+        .submit(&["--tries", "3"])
+        .expect(75)
+        .says("failed: data-set; not submitted after them: 9");
+    assert_eq!(place.created(), ["data-set"; 3]);
+}
+
+#[test]
+fn a_run_without_an_exit_code_is_not_tried_again() {
+    let place = Place::new();
+    place.outcomes("data-set", "lost\n");
+    place
+        .submit(&[])
+        .expect(70)
+        .says("ended without an exit code");
+    assert_eq!(place.created(), ["data-set"]);
+}
+
+#[test]
+fn a_failure_stops_what_waits_for_it_and_the_next_call_goes_on_there() {
+    let place = Place::new();
+    place.outcomes("value-model", "65\n");
+    let ended = place
+        .submit(&[])
+        .expect(65)
+        .says("train-v002-s42: not submitted, since value-model was not done");
+    let report = report(&ended);
+    assert_eq!(stand(&report, "value-model"), "failed");
+    for step in ["train-v002-s42", "evaluate-v002-s42", "leaderboard", "site"] {
+        assert_eq!(stand(&report, step), "skipped");
+    }
+    // The baseline does not wait for the value model.
+    assert_eq!(stand(&report, "evaluate-v001-s42"), "done");
+    let before = place.created().len();
+    place.submit(&[]).expect(0);
+    let again = [
+        "value-model",
+        "train-v002-s42",
+        "evaluate-v002-s42",
+        "leaderboard",
+        "site",
+    ];
+    assert_eq!(place.created()[before..], again);
+}
+
+#[test]
+fn success_without_the_number_of_a_run_is_a_failure() {
+    let place = Place::new();
+    place.write("refuse-wmtp-verifiable-policy", "");
+    place
+        .submit(&[])
+        .expect(69)
+        .says("VESSL did not take the run")
+        .says("Field image does not exist!");
+    assert_eq!(place.created(), ["data-set"]);
+    std::fs::remove_file(place.path("refuse-wmtp-verifiable-policy")).expect("the file is there");
+    place.submit(&[]).expect(0);
+    assert_eq!(place.created(), STEPS);
+}
+
+#[test]
+fn a_call_that_was_stopped_follows_the_same_run_again() {
+    let place = Place::new();
+    place.outcomes("data-set", "-\n");
+    let mut child = place.submitting("data-set: submitted as run 100");
+    // A second call at the same time would submit everything twice.
+    place
+        .submit(&[])
+        .expect(75)
+        .says("is being submitted already");
+    terminate(&child);
+    assert_eq!(child.wait().expect("an end").code(), Some(143));
+    place.write("runs/100", "0");
+    place
+        .submit(&[])
+        .expect(0)
+        .says("data-set: under way as run 100");
+    assert_eq!(place.created(), STEPS);
+}
+
+#[test]
+fn another_spec_is_another_run_with_all_that_follows() {
+    let place = Place::new();
+    place.submit(&[]).expect(0);
+    let text =
+        place
+            .read("profile.yaml")
+            .replacen("train-stage1: sha256:0", "train-stage1: sha256:1", 1);
+    place.write("profile.yaml", &text);
+    place.submit(&[]).expect(0);
+    let again = [
+        "value-model",
+        "train-v002-s42",
+        "evaluate-v002-s42",
+        "leaderboard",
+        "site",
+    ];
+    assert_eq!(place.created()[STEPS.len()..], again);
+}
+
+#[test]
+fn the_digests_of_the_example_are_not_submitted() {
+    let place = Place::new();
+    place
+        .with("submit", "verifiable", "example.yaml", &QUICK)
+        .expect(2)
+        .says("images.digests.evaluate: is the example's");
+    assert_eq!(place.read("calls"), "");
+}
+
+#[test]
+fn a_missing_client_is_named() {
+    let place = Place::new();
+    place
+        .submit(&["--client", "no-such-program"])
+        .expect(69)
+        .says("pip install vessl==0.1.199");
+}
+
+fn terminate(child: &Child) {
+    let pid = child.id().to_string();
+    let status = std::process::Command::new("kill")
+        .args(["-TERM", &pid])
+        .status();
+    assert!(status.expect("kill is there").success());
+}
