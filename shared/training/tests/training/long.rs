@@ -12,6 +12,8 @@ use wmtp_training::{PolicySettings, Trainer};
 const STEPS: u64 = 10_000;
 /// Steps after which every buffer and the allocator's own stock exist, and tests beside this one are over.
 const WARM: u64 = 5_000;
+/// Steps before each of the two over which the most memory is taken: the allocator gives back and takes as it sees fit.
+const WINDOW: u64 = 500;
 /// Growth that is granted beyond the record that the run publishes: the allocator's fragments.
 const SLACK_BYTES: usize = 1 << 20;
 
@@ -40,26 +42,32 @@ fn ten_thousand_steps_take_no_more_memory_than_five_thousand() {
     };
     let mut trainer = trainer(&params, &store, &file, "rho1", settings);
     assert!(trainer.total_steps() >= STEPS);
-    let (mut warm, mut recorded) = (0, 0);
+    let (mut warm, mut last, mut recorded) = (0, 0, 0);
     while trainer.step() < STEPS {
         trainer.advance().unwrap();
         if trainer.step().is_multiple_of(500) {
             let dir = tempfile::tempdir().unwrap();
             trainer.save(dir.path()).unwrap();
         }
-        if trainer.step() == WARM {
-            (warm, recorded) = (
-                resident_bytes(),
-                trainer.metrics().len() + trainer.weight_lines().len(),
-            );
+        let step = trainer.step();
+        if (WARM - WINDOW..=WARM).contains(&step) {
+            warm = resident_bytes().max(warm);
+        }
+        if step >= STEPS - WINDOW {
+            last = resident_bytes().max(last);
+        }
+        if step == WARM {
+            recorded = trainer.metrics().len() + trainer.weight_lines().len();
         }
     }
-    let grown = resident_bytes().saturating_sub(warm);
-    // Metrics and weight statistics are published whole, so they are held as text until then.
-    let record = trainer.metrics().len() + trainer.weight_lines().len() - recorded;
+    let grown = last.saturating_sub(warm);
+    // Metrics and weight statistics are published whole, so they are held as text until then. A text that grows moves
+    // into a buffer twice as large, and the allocator may keep the old one: with `MIMALLOC_PURGE_DELAY=-1`, which keeps
+    // all, 6.0 MiB for 3.3 of text.
+    let record = 2 * (trainer.metrics().len() + trainer.weight_lines().len() - recorded);
     let mib = |bytes: usize| bytes as f64 / f64::from(1 << 20);
     let found = format!(
-        "resident {:.1} MiB after {WARM} steps, {:.1} more after {STEPS}; the record explains {:.1}",
+        "resident {:.1} MiB after {WARM} steps, {:.1} more after {STEPS}; the growing record explains {:.1}",
         mib(warm),
         mib(grown),
         mib(record)
