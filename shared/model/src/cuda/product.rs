@@ -45,6 +45,11 @@ impl<'a, F> Matrix<'a, F> {
         }
     }
 
+    /// Rows and columns.
+    pub(crate) fn sides(&self) -> (usize, usize) {
+        (self.rows, self.cols)
+    }
+
     /// Elements that a batch of them reaches over.
     fn reach(&self, batch: usize) -> usize {
         let (rows, cols) = if self.turned {

@@ -9,7 +9,7 @@ use super::cross_entropy::{LinearCrossEntropy, LossGradients};
 use super::embedding::Gather;
 use super::feed_forward::FeedForward;
 use super::linear::Linear;
-use super::low_rank::{Adapted, AdapterGradient, Fused, LowRank, Slot, packed_shape};
+use super::low_rank::{Adapted, AdapterGradient, Fused, LowRank, Slot, located, packed_shape};
 use super::{Products, RmsNorm, Wanted, rows_and_width};
 use crate::cuda::attention::{Attention, Kept};
 use crate::cuda::{
@@ -99,6 +99,21 @@ fn with_values<T: Float, R>(
     use_them(&values.collect::<Result<Vec<_>>>()?)
 }
 
+/// `rows · right`, one row after another.
+fn times<T: OnDevice, F: Factor<T>>(
+    device: &CudaDevice,
+    rows: CudaView<'_, F>,
+    right: &Matrix<'_, F>,
+) -> Result<CudaSlice<T>> {
+    let (depth, width) = right.sides();
+    let count = rows.len() / depth;
+    let mut out = empty::<T>(device, count * width)?;
+    let to = MatrixMut::new(out.as_view_mut(), count, width);
+    let left = Matrix::new(rows, count, depth, depth);
+    product(device, to, &left, right, 1.0, Write::Replace, 1)?;
+    Ok(out)
+}
+
 /// `rows · wᵀ`, `[n, outputs]`, of factors `[n, inputs]` and weights `[outputs, inputs]`.
 fn project<T: OnDevice, F: Factor<T>>(
     device: &CudaDevice,
@@ -106,18 +121,8 @@ fn project<T: OnDevice, F: Factor<T>>(
     w: CudaView<'_, F>,
     (outputs, inputs): (usize, usize),
 ) -> Result<CudaSlice<T>> {
-    let count = rows.len() / inputs;
-    let mut out = empty::<T>(device, count * outputs)?;
-    product(
-        device,
-        MatrixMut::new(out.as_view_mut(), count, outputs),
-        &Matrix::new(rows, count, inputs, inputs),
-        &Matrix::new(w, outputs, inputs, inputs).transposed(),
-        1.0,
-        Write::Replace,
-        1,
-    )?;
-    Ok(out)
+    let right = Matrix::new(w, outputs, inputs, inputs).transposed();
+    times(device, rows, &right)
 }
 
 /// `rows · w`, `[n, inputs]`: the way back through [`project`].
@@ -127,18 +132,7 @@ fn unproject<T: OnDevice, F: Factor<T>>(
     w: CudaView<'_, F>,
     (outputs, inputs): (usize, usize),
 ) -> Result<CudaSlice<T>> {
-    let count = rows.len() / outputs;
-    let mut out = empty::<T>(device, count * inputs)?;
-    product(
-        device,
-        MatrixMut::new(out.as_view_mut(), count, inputs),
-        &Matrix::new(rows, count, outputs, outputs),
-        &Matrix::new(w, outputs, inputs, inputs),
-        1.0,
-        Write::Replace,
-        1,
-    )?;
-    Ok(out)
+    times(device, rows, &Matrix::new(w, outputs, inputs, inputs))
 }
 
 /// The factors of one weight gradient `[outputs, inputs]`: `grad [rows, outputs]`, `input [rows, inputs]`.
@@ -788,7 +782,9 @@ impl AdapterGradient<'_> {
         let mut sums = empty::<T>(device, flat.len())?;
         let mut first = 0;
         self.low_rank.each_pair(&flat, |slot, a, b| {
-            let (one, column) = located(slot, start, factors);
+            let sides = factors.iter().map(|one| (one.outputs, one.inputs));
+            let (index, column) = located(slot, start, sides);
+            let one = &factors[index];
             let (a, b) = (F::of(device, a)?, F::of(device, b)?);
             let rows = one.input.len() / slot.inputs;
             let grad = || Matrix::new(one.grad.slice(column..), rows, slot.outputs, one.outputs);
@@ -830,22 +826,6 @@ impl AdapterGradient<'_> {
         })?;
         Ok(tensor_of(sums, self.flat.shape(), device))
     }
-}
-
-/// The factors of a slot's gradient, and the column of their `grad` at which its outputs start.
-fn located<'a, 'b, F>(
-    slot: Slot,
-    mut start: usize,
-    factors: &'a [Factors<'b, F>],
-) -> (&'a Factors<'b, F>, usize) {
-    for one in factors {
-        let end = start + one.outputs * one.inputs;
-        if slot.start < end {
-            return (one, (slot.start - start) / one.inputs);
-        }
-        start = end;
-    }
-    unreachable!("a slot lies inside the packed weights")
 }
 
 impl<O: Fused> Adapted<O> {

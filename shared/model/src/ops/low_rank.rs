@@ -290,24 +290,26 @@ impl AdapterGradient<'_> {
             tasks.push((*slot, (a, b), (d_a, d_b)));
         }
         tasks.into_par_iter().for_each(|(slot, pair, gradients)| {
-            let (factors, column) = located(slot, start, factors);
+            let sides = factors.iter().map(|one| (one.outputs, one.inputs));
+            let (index, column) = located(slot, start, sides);
             self.low_rank
-                .gradients(slot, pair, factors, column, gradients);
+                .gradients(slot, pair, &factors[index], column, gradients);
         });
         gradient(sums, self.flat)
     }
 }
 
-/// The factors of a slot's gradient, and the column of their `grad` at which its outputs start.
-fn located<'a, 'b, T>(
+/// Which of the matrices `[outputs, inputs]` that lie behind each other from `start` on holds a slot, and the column of
+/// their gradient's factor at which the slot's outputs start.
+pub(super) fn located(
     slot: Slot,
     mut start: usize,
-    factors: &'a [Factors<'b, T>],
-) -> (&'a Factors<'b, T>, usize) {
-    for one in factors {
-        let end = start + one.outputs * one.inputs;
+    sides: impl Iterator<Item = (usize, usize)>,
+) -> (usize, usize) {
+    for (index, (outputs, inputs)) in sides.enumerate() {
+        let end = start + outputs * inputs;
         if slot.start < end {
-            return (one, (slot.start - start) / one.inputs);
+            return (index, (slot.start - start) / inputs);
         }
         start = end;
     }
