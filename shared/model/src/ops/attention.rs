@@ -15,7 +15,7 @@ use super::cuda::{norm_width, run_on_device};
 use super::low_rank::{AdapterGradient, Factors, Fused, LowRank};
 use super::{
     Products, Right, Saved, TASK_ROWS, Wanted, add_partials, backward, by_dtype, gradient,
-    storage_of, tensor_values, values, weight_gradient,
+    storage_of, tensor_values, values, weight_gradient, zeros,
 };
 use crate::Rotary;
 use crate::float::Float;
@@ -192,10 +192,10 @@ impl Fused for AttentionHeads {
             (rows, sizes.task_rows),
             products,
         );
-        let mut out = vec![T::zero(); rows * sizes.query];
+        let mut out = zeros::<T>(rows * sizes.query);
         let mut inverse = vec![T::zero(); rows];
         let mut log_sums = vec![T::zero(); rows * layout.heads];
-        let mut kept = vec![T::zero(); if self.keep { rows * sizes.packed } else { 0 }];
+        let mut kept = zeros::<T>(if self.keep { rows * sizes.packed } else { 0 });
         let task =
             |out: &mut [T], x: &[T], inverse: &mut [T], log_sums: &mut [T], qkv: &mut [T]| {
                 let mut normed = vec![T::zero(); x.len()];
@@ -269,9 +269,9 @@ impl Fused for AttentionHeads {
 
         let products = self.setup.products;
         let into_qkv = Right::stored(weights, (sizes.packed, sizes.dim), products);
-        let mut dx = vec![T::zero(); x_values.len()];
-        let mut normed = vec![T::zero(); x_values.len()];
-        let mut d_qkv = vec![T::zero(); context.qkv.len()];
+        let mut dx = zeros::<T>(x_values.len());
+        let mut normed = zeros::<T>(x_values.len());
+        let mut d_qkv = zeros::<T>(context.qkv.len());
         let mut partials = vec![T::zero(); rows.div_ceil(sizes.task_rows) * sizes.dim];
         let given = x_values
             .par_chunks(sizes.task_rows * sizes.dim)
@@ -326,7 +326,7 @@ impl Fused for AttentionHeads {
             return Ok((dx, Some(adapters.gradient(sizes.dim, &[factors])?)));
         }
         let d_packed = wanted.weights.then(|| {
-            let mut d_packed = vec![T::zero(); packed.elem_count()];
+            let mut d_packed = zeros::<T>(packed.elem_count());
             let (d_norm, d_weights) = d_packed.split_at_mut(sizes.dim);
             add_partials(d_norm, &partials);
             weight_gradient(

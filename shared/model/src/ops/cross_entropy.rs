@@ -10,6 +10,7 @@ use rayon::prelude::*;
 
 use super::{
     Products, Right, Saved, TASK_ROWS, by_dtype, gradient, storage_of, values, weight_gradient,
+    zeros,
 };
 use crate::float::Float;
 use crate::kernels::{Write, exp_sum, maximum, vectorised};
@@ -167,17 +168,14 @@ impl LinearCrossEntropy {
         let unembedding = Right::transposed(w, sides, (rows, TASK_ROWS), products);
         let back = self.keep.then(|| Right::stored(w, sides, products));
         let mut per_row = vec![0.0; rows];
-        let mut logits = vec![T::zero(); SPAN_ROWS.min(rows) * vocab];
-        let mut d_hidden = vec![T::zero(); if self.keep { rows * dim } else { rows }];
+        let mut logits = zeros::<T>(SPAN_ROWS.min(rows) * vocab);
+        let mut d_hidden = zeros::<T>(if self.keep { rows * dim } else { rows });
         let d_width = d_hidden.len() / rows.max(1);
-        let mut d_w = vec![
-            T::zero();
-            if self.keep_unembedding {
-                vocab * dim
-            } else {
-                0
-            }
-        ];
+        let mut d_w = zeros::<T>(if self.keep_unembedding {
+            vocab * dim
+        } else {
+            0
+        });
         for first in (0..rows).step_by(SPAN_ROWS) {
             let span = first..rows.min(first + SPAN_ROWS);
             let hidden = &h[span.start * dim..span.end * dim];

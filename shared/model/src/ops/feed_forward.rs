@@ -13,7 +13,7 @@ use super::cuda::{norm_width, run_on_device};
 use super::low_rank::{AdapterGradient, Factors, Fused, LowRank};
 use super::{
     BlockSetup, Products, Right, Saved, TASK_ROWS, Wanted, add_partials, backward, by_dtype,
-    gradient, rows_and_width, storage_of, tensor_values, values, weight_gradient,
+    copied, gradient, rows_and_width, storage_of, tensor_values, values, weight_gradient, zeros,
 };
 use crate::float::Float;
 use crate::kernels::{Write, rms_norm, rms_norm_again, rms_norm_back, swiglu, swiglu_back};
@@ -145,9 +145,9 @@ impl Fused for FeedForward {
         let tasks = (rows, TASK_ROWS);
         let into_ffn = Right::transposed(weights.gate_up, (2 * ffn, dim), tasks, self.products);
         let out_of_ffn = Right::transposed(weights.down, (dim, ffn), tasks, self.products);
-        let mut out = x.to_vec();
+        let mut out = copied(x);
         let mut inverse = vec![T::zero(); rows];
-        let mut kept = vec![T::zero(); if self.keep { rows * 2 * ffn } else { 0 }];
+        let mut kept = zeros::<T>(if self.keep { rows * 2 * ffn } else { 0 });
         let task = |out: &mut [T], x: &[T], inverse: &mut [T], gate_up: &mut [T]| {
             let mut normed = vec![T::zero(); x.len()];
             let mut act = vec![T::zero(); inverse.len() * ffn];
@@ -198,10 +198,10 @@ impl Fused for FeedForward {
 
         let into_ffn = Right::stored(weights.gate_up, (2 * ffn, dim), self.products);
         let out_of_ffn = Right::stored(weights.down, (dim, ffn), self.products);
-        let mut dx = grad.to_vec();
-        let mut normed = vec![T::zero(); rows * dim];
-        let mut act = vec![T::zero(); rows * ffn];
-        let mut d_gate_up = vec![T::zero(); rows * 2 * ffn];
+        let mut dx = copied(grad);
+        let mut normed = zeros::<T>(rows * dim);
+        let mut act = zeros::<T>(rows * ffn);
+        let mut d_gate_up = zeros::<T>(rows * 2 * ffn);
         let mut partials = vec![T::zero(); rows.div_ceil(TASK_ROWS) * dim];
         let given = x_values
             .par_chunks(TASK_ROWS * dim)
@@ -243,23 +243,17 @@ impl Fused for FeedForward {
             return Ok((dx, Some(adapters.gradient(dim, &[up, down])?)));
         }
         let d_packed = wanted.weights.then(|| {
-            let mut d_packed = vec![T::zero(); packed.elem_count()];
+            let mut d_packed = zeros::<T>(packed.elem_count());
             let (d_norm, rest) = d_packed.split_at_mut(dim);
             let (d_weights, d_down) = rest.split_at_mut(2 * ffn * dim);
             add_partials(d_norm, &partials);
-            weight_gradient(
-                d_weights,
-                (&d_gate_up, 2 * ffn),
-                (&normed, dim),
-                Write::Replace,
-                self.products,
-            );
-            weight_gradient(
-                d_down,
-                (grad, dim),
-                (&act, ffn),
-                Write::Replace,
-                self.products,
+            let (write, products) = (Write::Replace, self.products);
+            rayon::join(
+                || {
+                    let (grad, input) = ((&*d_gate_up, 2 * ffn), (&*normed, dim));
+                    weight_gradient(d_weights, grad, input, write, products);
+                },
+                || weight_gradient(d_down, (grad, dim), (&act, ffn), write, products),
             );
             gradient(d_packed, packed)
         });

@@ -13,7 +13,7 @@ use super::cuda::run_on_device;
 use super::low_rank::{AdapterGradient, Factors, Fused, LowRank};
 use super::{
     Products, Right, TASK_ROWS, Wanted, backward, by_dtype, gradient, rows_and_width, storage_of,
-    tensor_values, values, weight_gradient,
+    tensor_values, values, weight_gradient, zeros,
 };
 use crate::float::Float;
 use crate::kernels::Write;
@@ -98,7 +98,7 @@ impl Fused for Linear {
         }
         let (x, w) = (values::<T>(x, x_layout)?, values::<T>(w, w_layout)?);
         let weights = Right::transposed(w, (outputs, inputs), (rows, TASK_ROWS), self.0);
-        let mut out = vec![T::zero(); rows * outputs];
+        let mut out = zeros::<T>(rows * outputs);
         out.par_chunks_mut(TASK_ROWS * outputs)
             .zip(x.par_chunks(TASK_ROWS * inputs))
             .for_each(|(out, x)| weights.apply(out, x, Write::Replace));
@@ -125,15 +125,15 @@ impl Fused for Linear {
             tensor_values::<T>(&w_storage, w_layout)?,
         );
         let grad = tensor_values::<T>(&grad_storage, grad_layout)?;
-        let dx = wanted.input.then(|| {
+        let input_gradient = || {
             let weights = Right::stored(w_values, (outputs, inputs), self.0);
-            let mut dx = vec![T::zero(); x_values.len()];
+            let mut dx = zeros::<T>(x_values.len());
             dx.par_chunks_mut(TASK_ROWS * inputs)
                 .zip(grad.par_chunks(TASK_ROWS * outputs))
                 .for_each(|(dx, grad)| weights.apply(dx, grad, Write::Replace));
-            gradient(dx, x)
-        });
-        let dx = dx.transpose()?;
+            dx
+        };
+        let dx = || wanted.input.then(input_gradient);
         if let Some(adapters) = adapters {
             let factors = Factors {
                 grad,
@@ -141,10 +141,11 @@ impl Fused for Linear {
                 input: x_values,
                 inputs,
             };
+            let dx = dx().map(|dx| gradient(dx, x)).transpose()?;
             return Ok((dx, Some(adapters.gradient(0, &[factors])?)));
         }
-        let dw = wanted.weights.then(|| {
-            let mut dw = vec![T::zero(); w_values.len()];
+        let weight_gradients = || {
+            let mut dw = zeros::<T>(w_values.len());
             weight_gradient(
                 &mut dw,
                 (grad, outputs),
@@ -152,9 +153,13 @@ impl Fused for Linear {
                 Write::Replace,
                 self.0,
             );
-            gradient(dw, w)
-        });
-        Ok((dx, dw.transpose()?))
+            dw
+        };
+        // Neither waits for the other: a thread that has no more of one takes of the other.
+        let (dx, dw) = rayon::join(dx, || wanted.weights.then(weight_gradients));
+        let dx = dx.map(|dx| gradient(dx, x)).transpose()?;
+        let dw = dw.map(|dw| gradient(dw, w)).transpose()?;
+        Ok((dx, dw))
     }
 
     #[cfg(feature = "cuda")]

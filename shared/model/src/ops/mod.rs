@@ -198,6 +198,21 @@ fn storage_of<T: Float>(data: Vec<T>) -> CpuStorage {
     T::to_cpu_storage_owned(data)
 }
 
+/// Values that a thread fills or copies at least.
+const FILL: usize = 1 << 16;
+
+/// As many zeros, written by all threads: one thread would fill while the others wait for what they are to write to.
+fn zeros<T: Float>(len: usize) -> Vec<T> {
+    rayon::iter::repeat_n(T::zero(), len)
+        .with_min_len(FILL)
+        .collect()
+}
+
+/// A copy made by all threads.
+fn copied<T: Float>(values: &[T]) -> Vec<T> {
+    values.par_iter().with_min_len(FILL).copied().collect()
+}
+
 /// A gradient with the shape of `like`.
 fn gradient<T: Float>(data: Vec<T>, like: &Tensor) -> Result<Tensor> {
     Tensor::from_vec(data, like.shape(), like.device())

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use super::{
     Layer, Saved, TASK_ROWS, Wanted, add_partials, by_dtype, gradient, rows_and_width, storage_of,
-    tensor_values, values,
+    tensor_values, values, zeros,
 };
 use crate::float::Float;
 use crate::kernels;
@@ -118,7 +118,7 @@ impl RmsNorm {
             )));
         }
         let (x, w) = (values::<T>(x, x_layout)?, values::<T>(w, w_layout)?);
-        let mut out = vec![T::zero(); x.len()];
+        let mut out = zeros::<T>(x.len());
         let mut inverse = vec![T::zero(); rows];
         out.par_chunks_mut(TASK_ROWS * dim)
             .zip(x.par_chunks(TASK_ROWS * dim))
@@ -145,7 +145,7 @@ impl RmsNorm {
             tensor_values::<T>(&w_storage, w_layout)?,
         );
         let grad = tensor_values::<T>(&grad_storage, grad_layout)?;
-        let mut dx = vec![T::zero(); x_values.len()];
+        let mut dx = zeros::<T>(x_values.len());
         let mut partials = vec![T::zero(); inverse.len().div_ceil(TASK_ROWS) * dim];
         dx.par_chunks_mut(TASK_ROWS * dim)
             .zip(x_values.par_chunks(TASK_ROWS * dim))
