@@ -9,7 +9,6 @@ use wmtp_records::{Split, jsonl};
 use wmtp_training::inference::{head_cross_entropies, mean};
 use wmtp_training::session::{
     TOKENIZER_SHA256, check_vocabulary, drive, dtype, load_bundle, load_tokens, products,
-    write_text,
 };
 use wmtp_training::{
     Error, OptimSettings, PolicySettings, PolicyTrainer, Rows, StepScorer, TokenScores, Trainer,
@@ -72,7 +71,7 @@ pub(crate) fn run(run: &Run, device: &Device) -> Result<Vec<Output>, JobError> {
         .save(&dir.join("model.safetensors"))
         .map_err(Error::from)?;
     params.save(&dir.join("params.json")).map_err(Error::from)?;
-    write_text(&dir.join("metrics.jsonl"), trainer.metrics())?;
+    trainer.metrics().write(&dir.join("metrics.jsonl"))?;
     jsonl::write_json(&dir.join("summary.json"), &summary)?;
     let output = Output::new("reference-ce", Kind::ReferenceCe, dir)
         .attribute(TOKENIZER_SHA256, run.attribute("data", TOKENIZER_SHA256)?)

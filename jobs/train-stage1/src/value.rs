@@ -12,10 +12,9 @@ use wmtp_recipe::{Recipe, ValueHeadKind, ValueObjective};
 use wmtp_records::{Record, Split, data_files, jsonl};
 use wmtp_training::session::{
     TOKENIZER_SHA256, check_vocabulary, drive, dtype, load_bundle, load_tokens, products,
-    write_text,
 };
 use wmtp_training::{
-    Error, Judged, Objective, OptimSettings, Rows, Trainer, ValueParameters, ValueQuality,
+    Error, Judged, Lines, Objective, OptimSettings, Rows, Trainer, ValueParameters, ValueQuality,
     ValueSettings, ValueTrainer, advantages, balanced_rows,
 };
 use wmtp_weighting::Whitening;
@@ -213,7 +212,7 @@ fn write_model(
     run: &Run,
     params: &Params,
     store: &ValueParameters,
-    metrics: &str,
+    metrics: &Lines,
     summary: &Summary,
 ) -> Result<Output, JobError> {
     let dir = run.output_dir("value-model")?;
@@ -226,7 +225,7 @@ fn write_model(
         .save(&dir.join("value_head.safetensors"))
         .map_err(Error::from)?;
     params.save(&dir.join("params.json")).map_err(Error::from)?;
-    write_text(&dir.join("metrics.jsonl"), metrics)?;
+    metrics.write(&dir.join("metrics.jsonl"))?;
     jsonl::write_json(&dir.join("summary.json"), summary)?;
     let figure =
         |value: Option<f64>| value.map_or_else(|| "none".to_owned(), |x| format!("{x:.6}"));

@@ -10,7 +10,7 @@ use wmtp_model::{Adapters, ParamStore, Params};
 use wmtp_recipe::{Algo, Version};
 use wmtp_records::{Record, Split, data_files, jsonl};
 use wmtp_tokens::Tokenizer;
-use wmtp_training::session::{TOKENIZER_SHA256, write_recipe, write_text};
+use wmtp_training::session::{TOKENIZER_SHA256, write_recipe};
 use wmtp_training::{Error, PolicyTrainer, Trainer};
 
 /// A finished run on its way into the store; the store, or the adapters upon it, holds the best weights.
@@ -66,8 +66,10 @@ impl Checkpoint<'_> {
             .map_err(Error::from)?;
         std::fs::copy(data.join(data_files::TOKENIZER), dir.join("tokenizer.json"))?;
         write_recipe(&dir.join("recipe.json"), recipe, options)?;
-        write_text(&dir.join("metrics.jsonl"), self.trainer.metrics())?;
-        write_text(&dir.join("weights.jsonl"), self.trainer.weight_lines())?;
+        self.trainer.metrics().write(&dir.join("metrics.jsonl"))?;
+        self.trainer
+            .weight_lines()
+            .write(&dir.join("weights.jsonl"))?;
         jsonl::write_json(&dir.join("weight_histogram.json"), self.trainer.histogram())?;
         self.write_token_weights(&data, &dir)?;
         let rows = self.train.correct_rows();

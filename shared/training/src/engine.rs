@@ -8,6 +8,7 @@ use wmtp_records::jsonl;
 
 use crate::buffer::{self, Buffer};
 use crate::error::{Error, Result};
+use crate::lines::Lines;
 use crate::memory::{Halved, MicroBatch, Room};
 use crate::optimizer::{
     AdamW, AdamWSettings, Gradients, Parameter, assign, clip_coefficient, take,
@@ -223,7 +224,7 @@ pub struct Engine {
     best: Option<Best>,
     early_stop: Option<EarlyStop>,
     waiting: Waiting,
-    metrics: String,
+    metrics: Lines,
 }
 
 impl Engine {
@@ -255,7 +256,7 @@ impl Engine {
             best: None,
             early_stop: settings.early_stop,
             waiting: Waiting::default(),
-            metrics: String::new(),
+            metrics: Lines::default(),
         })
     }
 
@@ -324,7 +325,7 @@ impl Engine {
     }
 
     /// Metrics as JSON lines, one per step.
-    pub fn metrics(&self) -> &str {
+    pub fn metrics(&self) -> &Lines {
         &self.metrics
     }
 
@@ -412,9 +413,7 @@ impl Engine {
                 line.insert(name.clone(), (*value).into());
             }
         }
-        self.metrics
-            .push_str(&serde_json::Value::Object(line).to_string());
-        self.metrics.push('\n');
+        self.metrics.push(&line);
     }
 
     /// Writes everything that continuing needs.
@@ -424,7 +423,7 @@ impl Engine {
             self.save_tensors(&dir.join(files::BEST), &best.values)?;
         }
         self.optimizer.save(&dir.join(files::OPTIMIZER))?;
-        buffer::write(&dir.join(files::METRICS), self.metrics.as_bytes())?;
+        self.metrics.write(&dir.join(files::METRICS))?;
         let state = EngineState {
             step: self.step,
             updates: self.optimizer.updates(),
@@ -472,9 +471,7 @@ impl Engine {
         };
         self.optimizer
             .restore(&dir.join(files::OPTIMIZER), state.updates)?;
-        let metrics_path = dir.join(files::METRICS);
-        self.metrics = String::from_utf8(buffer::read(&metrics_path)?)
-            .map_err(|error| buffer::bad_file(&metrics_path, error))?;
+        self.metrics = Lines::read(&dir.join(files::METRICS))?;
         self.lr_factor = number(&state.lr_factor)?;
         if let Some((validations, mark)) = state.waiting {
             let mark = mark.as_deref().map(number).transpose()?;

@@ -16,6 +16,7 @@ use crate::engine::{Engine, OptimSettings, StepReport, StoppedEarly, Trainer, Up
 use crate::error::{Error, Result};
 use crate::heads::{HeadTargets, Learner, StepLoss, Target, accumulate, target_counts};
 use crate::inference::{head_cross_entropies, mean};
+use crate::lines::Lines;
 use crate::optimizer::{Gradients, parameters};
 use crate::scorer::{Scorer, StepRow, StepStats};
 use crate::throughput::Work;
@@ -97,7 +98,7 @@ struct Weights<'a> {
 /// What is kept of the weights.
 #[derive(Debug)]
 struct WeightRecord {
-    lines: String,
+    lines: Lines,
     histogram: Histogram,
     shown: BTreeMap<usize, Vec<f64>>,
 }
@@ -319,7 +320,7 @@ impl<'a> PolicyTrainer<'a> {
             }
             .with_products(settings.products),
             record: WeightRecord {
-                lines: String::new(),
+                lines: Lines::default(),
                 histogram: Histogram::new(0.0, settings.w_max, BINS),
                 shown: shown.into_iter().map(|row| (row, Vec::new())).collect(),
             },
@@ -408,10 +409,7 @@ impl<'a> PolicyTrainer<'a> {
                 head,
                 stats: &stats,
             };
-            self.record
-                .lines
-                .push_str(&serde_json::json!(line).to_string());
-            self.record.lines.push('\n');
+            self.record.lines.push(&line);
         }
     }
 
@@ -435,12 +433,12 @@ impl<'a> PolicyTrainer<'a> {
     }
 
     /// Metrics as JSON lines, one per step.
-    pub fn metrics(&self) -> &str {
+    pub fn metrics(&self) -> &Lines {
         self.engine.metrics()
     }
 
     /// Weight statistics as JSON lines, one per step (Rho-1: one per step and head).
-    pub fn weight_lines(&self) -> &str {
+    pub fn weight_lines(&self) -> &Lines {
         &self.record.lines
     }
 
@@ -521,7 +519,7 @@ impl Trainer for PolicyTrainer<'_> {
 
     fn save(&self, dir: &Path) -> Result<()> {
         self.engine.save(dir)?;
-        buffer::write(&dir.join(files::WEIGHTS), self.record.lines.as_bytes())?;
+        self.record.lines.write(&dir.join(files::WEIGHTS))?;
         let state = PolicyState {
             scorer: self.scorer.state(),
             histogram: self.record.histogram.counts.clone(),
@@ -532,9 +530,7 @@ impl Trainer for PolicyTrainer<'_> {
 
     fn restore(&mut self, dir: &Path) -> Result<()> {
         self.engine.restore(dir)?;
-        let path = dir.join(files::WEIGHTS);
-        self.record.lines = String::from_utf8(buffer::read(&path)?)
-            .map_err(|error| buffer::bad_file(&path, error))?;
+        self.record.lines = Lines::read(&dir.join(files::WEIGHTS))?;
         let path = dir.join(files::STATE);
         let state: PolicyState = jsonl::read_json(&path)?;
         if state.histogram.len() != BINS {

@@ -374,11 +374,6 @@ impl From<Error> for JobError {
     }
 }
 
-/// Writes text that is already made, creating the parent folder.
-pub fn write_text(path: &Path, text: &str) -> Result<()> {
-    crate::buffer::write(path, text.as_bytes())
-}
-
 /// The resolved recipe, cut down to the settings that were hashed: the same key gives the same bytes.
 pub fn write_recipe(path: &Path, recipe: &Recipe, options: &serde_json::Value) -> Result<()> {
     let mut kept = serde_json::Map::new();

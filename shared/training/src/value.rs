@@ -17,6 +17,7 @@ use crate::engine::{Engine, OptimSettings, StepReport, StoppedEarly, Trainer, Up
 use crate::error::{Error, Result};
 use crate::heads::ids_tensor;
 use crate::inference::{mean, raw_values};
+use crate::lines::Lines;
 use crate::optimizer::{Gradients, parameters};
 use crate::policy::{Rows, plan};
 use crate::scores::TokenScores;
@@ -249,7 +250,7 @@ impl<'a> ValueTrainer<'a> {
     }
 
     /// Metrics as JSON lines, one per step.
-    pub fn metrics(&self) -> &str {
+    pub fn metrics(&self) -> &Lines {
         self.engine.metrics()
     }
 }

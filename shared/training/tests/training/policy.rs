@@ -262,7 +262,7 @@ fn training_lowers_the_loss_for_every_algorithm() {
         );
         assert!(trainer.histogram().total() > 0);
         assert_eq!(
-            trainer.metrics().lines().count() as u64,
+            trainer.metrics().iter().count() as u64,
             trainer.total_steps()
         );
         assert_eq!(trainer.shown_weights().count(), 6);
