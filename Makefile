@@ -69,7 +69,7 @@ test: build ## Every fast test; the chain's tests run the binaries
 	cargo test --workspace --lib --tests --no-fail-fast
 
 .PHONY: test-full
-test-full: build vessl-check ## Every test, those of many minutes too
+test-full: build vessl-check $(PYTORCH)/installed ## Every test, those of many minutes too
 	cargo test --workspace --lib --tests --no-fail-fast -- --include-ignored
 
 .PHONY: test-container

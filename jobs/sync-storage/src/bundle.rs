@@ -32,7 +32,7 @@ pub const METADATA: &str = "metadata.json";
 /// Layout version of this release.
 const VERSION: &str = "v2.0.0";
 /// The rotary table is made for this many positions.
-const MAX_POSITIONS: usize = 2048;
+pub(crate) const MAX_POSITIONS: usize = 2048;
 
 /// What is known about a bundle beside its files.
 #[derive(Debug, Clone, PartialEq, Eq)]

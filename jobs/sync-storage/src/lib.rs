@@ -5,6 +5,7 @@
 //! | `push` | a folder | a raw-data or base-model artifact |
 //! | `create` | a data set's tokenizer | a base-model artifact, seeded |
 //! | `pull` | any artifact | a folder |
+//! | `export` | a checkpoint or base-model artifact | a folder for Hugging Face's transformers |
 //! | `convert` | PyTorch checkpoints or safetensors shards | one safetensors file |
 //!
 //! The layout of a base-model bundle is that of storage v2 (specification 2.1 to 2.4); [`bundle`] knows it.
@@ -12,6 +13,7 @@
 pub mod bundle;
 mod convert;
 mod create;
+mod export;
 mod folder;
 mod header;
 mod pull;
@@ -31,6 +33,7 @@ pub fn modes() -> Vec<Mode> {
         Mode::job::<push::Push>("push"),
         Mode::job::<create::Create>("create"),
         Mode::tool::<pull::Pull>("pull"),
+        Mode::tool::<export::Export>("export"),
         Mode::store_tool::<convert::Convert>("convert"),
     ]
 }

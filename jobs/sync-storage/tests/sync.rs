@@ -6,9 +6,11 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use candle_core::{Tensor, Var};
 use dev_store::TestServer;
 use serde_json::Value;
 use wmtp_artifacts::{Credentials, Draft, Kind, Provenance, RunId, Store, StoreOptions, cache_key};
+use wmtp_model::{DType, Device, MtpModel, ParamStore, Params, load_hugging_face, next_token};
 use wmtp_tokens::Tokenizer;
 
 const STORE: &str = "s3://wmtp/test";
@@ -209,10 +211,180 @@ fn a_created_model_is_seeded_and_survives_a_round_trip() {
 fn help_shows_modes_and_examples() {
     let place = Place::new();
     let all = place.run(&["--help"]).stdout;
-    for mode in ["push", "create", "pull"] {
+    for mode in ["push", "create", "pull", "export"] {
         assert!(all.contains(mode), "{all}");
         let help = place.run(&[mode, "--help"]).stdout;
         assert!(help.contains(&format!("sync-storage {mode} ")), "{help}");
         assert!(help.contains("--store"), "{help}");
+    }
+}
+
+/// A base model of these sizes under this name, as a bundle of a folder of its own.
+fn push_model(place: &Place, name: &str, params: &Params) -> ParamStore {
+    let root = place.path(name);
+    for folder in ["safetensors", "configs", "tokenizer"] {
+        std::fs::create_dir_all(root.join(folder)).unwrap();
+    }
+    let store = ParamStore::init(params, 7, DType::F32, &Device::Cpu).unwrap();
+    store
+        .save(&root.join("safetensors/model.safetensors"))
+        .unwrap();
+    params.save(&root.join("configs/params.json")).unwrap();
+    let tokenizer = place.path("data/tokenizer/tokenizer.json");
+    std::fs::copy(tokenizer, root.join("tokenizer/tokenizer.json")).unwrap();
+    place.id(&[
+        "push",
+        "--kind",
+        "base-model",
+        "--folder",
+        name,
+        "--name",
+        name,
+    ]);
+    store
+}
+
+/// One head and several, grouped keys, another rotary base, another norm, a feed-forward width that was rounded up.
+fn configurations(vocab_size: usize) -> [(&'static str, Params); 3] {
+    let micro = Params {
+        dim: 32,
+        n_layers: 5,
+        n_heads: 4,
+        n_kv_heads: 4,
+        multiple_of: 16,
+        n_future_tokens: 4,
+        ..Params::micro_mtp(vocab_size)
+    };
+    let grouped = Params {
+        n_kv_heads: 2,
+        rope_theta: 500_000.0,
+        n_layers: 4,
+        n_future_tokens: 2,
+        ..micro.clone()
+    };
+    let single = Params {
+        dim: 48,
+        n_heads: 3,
+        n_kv_heads: 1,
+        norm_eps: 1e-3,
+        ffn_dim_multiplier: 1.3,
+        n_layers: 3,
+        n_future_tokens: 1,
+        ..micro.clone()
+    };
+    [("micro", micro), ("grouped", grouped), ("single", single)]
+}
+
+fn vocab_size(place: &Place) -> usize {
+    let path = place.path("data/tokenizer/tokenizer.json");
+    Tokenizer::load(&path).unwrap().vocab_size()
+}
+
+#[test]
+fn an_exported_model_reads_back_to_the_bit_and_says_what_is_left_out() {
+    let place = Place::new();
+    place.data_set();
+    for (name, params) in configurations(vocab_size(&place)) {
+        let store = push_model(&place, name, &params);
+        let to = format!("exported/{name}");
+        let export = ["export", name, "--kind", "base-model", "--to", &to];
+        let dry = place.run(&[&export[..], &["--dry-run"]].concat());
+        assert_eq!(dry.code, Some(0), "{}", dry.stderr);
+        assert!(!place.path(&to).exists(), "a dry run touches nothing");
+        let done = place.run(&export);
+        assert_eq!(done.code, Some(0), "{}", done.stderr);
+        let left_out = format!("{} further heads are left out", params.num_horizons() - 1);
+        assert!(done.stdout.contains(&left_out), "{}", done.stdout);
+        let weights = place.path(&to).join("model.safetensors");
+        let back = load_hugging_face(&weights, &next_token(&params), DType::F32, &Device::Cpu);
+        for (tensor, var) in back.unwrap().iter() {
+            let bits = |var: &Var| var.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            assert_eq!(bits(var), bits(store.get(tensor).unwrap()), "{tensor}");
+        }
+        let again = place.run(&export);
+        assert_eq!(again.code, Some(65), "{}", again.stderr);
+        assert!(
+            again.stderr.contains("is there already"),
+            "{}",
+            again.stderr
+        );
+        let names: Vec<_> = std::fs::read_dir(place.path("exported")).unwrap().collect();
+        assert!(names.len() <= 3, "nothing half-made is left: {names:?}");
+    }
+    let data = place.run(&["export", "tiny", "--kind", "processed-data", "--to", "x"]);
+    assert_eq!(data.code, Some(2), "{}", data.stderr);
+    assert!(data.stderr.contains("no language model"), "{}", data.stderr);
+}
+
+#[test]
+#[expect(clippy::print_stderr, reason = "a skipped comparison must be seen")]
+fn transformers_gives_the_logits_of_head_1() {
+    let python = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../.wmtp/pytorch/bin/python"
+    );
+    let has_transformers = Command::new(python)
+        .args(["-c", "import transformers"])
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success());
+    if !has_transformers {
+        eprintln!("SKIPPED: transformers is not installed; `make test-full` installs it");
+        return;
+    }
+    let place = Place::new();
+    place.data_set();
+    let text = "def f(a, b):\n    return a + b\n";
+    let tokenizer = Tokenizer::load(&place.path("data/tokenizer/tokenizer.json")).unwrap();
+    let mut ids = vec![tokenizer.bos()];
+    ids.extend(tokenizer.encode(text));
+    for (name, params) in configurations(tokenizer.vocab_size()) {
+        let store = push_model(&place, name, &params);
+        let to = format!("exported/{name}");
+        let done = place.run(&["export", name, "--kind", "base-model", "--to", &to]);
+        assert_eq!(done.code, Some(0), "{}", done.stderr);
+        let output = Command::new(python)
+            .arg(concat!(
+                env!("CARGO_MANIFEST_DIR"),
+                "/tests/fixtures/logits.py"
+            ))
+            .arg(place.path(&to))
+            .arg(text)
+            .args(ids.iter().map(u32::to_string))
+            .env("HF_HUB_OFFLINE", "1")
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{name}: {said}");
+        let found: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(found["problems"], serde_json::json!({}), "{name}");
+        assert_eq!(found["ids"], serde_json::json!(ids[1..]), "{name}");
+        let special = [tokenizer.bos(), tokenizer.eos()];
+        assert_eq!(found["special"], serde_json::json!(special), "{name}");
+        assert_eq!(found["dtype"], "torch.float32");
+
+        let model = MtpModel::frozen(&params, &store).unwrap();
+        let input = Tensor::new(&ids[..], &Device::Cpu)
+            .unwrap()
+            .unsqueeze(0)
+            .unwrap();
+        let trunk = model.trunk(&input).unwrap();
+        let first = params.horizons().next().unwrap();
+        let hidden = model.head_hidden(first, &trunk).unwrap();
+        let ours = model.logits(&hidden).unwrap().flatten_all().unwrap();
+        let ours = ours.to_vec1::<f32>().unwrap();
+        let theirs = found["logits"].as_array().unwrap();
+        assert_eq!(ours.len(), theirs.len(), "{name}");
+        let gap = ours
+            .iter()
+            .zip(theirs)
+            .map(|(ours, theirs)| (f64::from(*ours) - theirs.as_f64().unwrap()).abs())
+            .fold(0.0, f64::max);
+        let largest = ours
+            .iter()
+            .fold(0.0_f32, |most, logit| most.max(logit.abs()));
+        eprintln!("{name}: head-1 logits up to {largest:.2} differ by at most {gap:.1e}");
+        assert!(largest > 0.1, "{name}: logits that say nothing");
+        assert!(gap <= 1e-4, "{name}: {gap}");
     }
 }

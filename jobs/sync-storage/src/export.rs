@@ -1,0 +1,201 @@
+//! `export`: trunk and head 1 of a model as a folder that `transformers` loads.
+//!
+//! Hugging Face's Llama has no place for further prediction heads: they are left out, and the output says so.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+use wmtp_job_kit::{ArtifactId, JobError, Kind, Tool, ToolCx, bytes};
+use wmtp_model::{DType, Device, ParamStore, Params, next_token, save_hugging_face};
+use wmtp_records::jsonl;
+use wmtp_tokens::Tokenizer;
+
+use crate::bundle::{self, MAX_POSITIONS};
+use crate::folder;
+use crate::header::Header;
+
+/// The files of the folder, by the names that `transformers` looks for.
+const WEIGHTS: &str = "model.safetensors";
+const CONFIG: &str = "config.json";
+const TOKENIZER: &str = "tokenizer.json";
+const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+
+/// Flags of `export`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Export {
+    /// Checkpoint or base model, by id or name
+    reference: String,
+    /// What a name stands for: checkpoint or base-model; an id says it itself
+    #[arg(long, value_name = "KIND", default_value = "checkpoint")]
+    kind: Kind,
+    /// Folder to make
+    #[arg(long, value_name = "DIR")]
+    to: PathBuf,
+}
+
+/// Where an artifact keeps what is exported.
+struct Places {
+    weights: &'static str,
+    params: &'static str,
+    tokenizer: &'static str,
+}
+
+impl Tool for Export {
+    const ABOUT: &'static str =
+        "Writes trunk and head 1 of a model as a folder that Hugging Face's transformers loads.";
+    const EXAMPLES: &'static str = "
+        sync-storage export micropy-v001-s42 --to exported/v001
+        sync-storage export micropy-mtp --kind base-model --to exported/base";
+
+    fn run(&self, cx: &mut ToolCx<'_>) -> Result<(), JobError> {
+        let id: ArtifactId = {
+            let parsed: Result<ArtifactId, _> = self.reference.parse();
+            let kind = parsed.map_or(self.kind, |id| id.kind());
+            cx.store()?.resolve(kind, &self.reference)?
+        };
+        let places = Places::of(id.kind())?;
+        if cx.is_dry_run() {
+            let to = self.to.display();
+            cx.print(format!("would export {id} to {to}; nothing was touched"));
+            return Ok(());
+        }
+        self.refuse_what_is_there()?;
+        let source = cx.store()?.fetch(&id)?;
+        let params = Params::load(&source.join(places.params)).map_err(JobError::bad_input)?;
+        let size = self.write(&id, &source, &places, &params)?;
+        let left_out = params.num_horizons() - 1;
+        cx.print(format!(
+            "{id} is in {}: trunk and head 1, {}; {left_out} further heads are left out, for which the layout has no place",
+            self.to.display(),
+            bytes(size)
+        ));
+        cx.json_result(json!({
+            "job": "sync-storage-export",
+            "artifact": id,
+            "folder": self.to.display().to_string(),
+            "heads_left_out": left_out,
+        }));
+        Ok(())
+    }
+}
+
+impl Export {
+    fn refuse_what_is_there(&self) -> Result<(), JobError> {
+        let is_empty = std::fs::read_dir(&self.to).is_ok_and(|mut found| found.next().is_none());
+        if !self.to.exists() || is_empty {
+            return Ok(());
+        }
+        let what = format!("{} is there already", self.to.display());
+        Err(JobError::bad_input(what).hint("choose a folder that does not exist yet"))
+    }
+
+    /// Writes the files into a folder beside the target and renames it; returns the size of the weights.
+    fn write(
+        &self,
+        id: &ArtifactId,
+        source: &Path,
+        places: &Places,
+        params: &Params,
+    ) -> Result<u64, JobError> {
+        let at = |error: std::io::Error| {
+            JobError::from(error).context(format!("writing {}", self.to.display()))
+        };
+        folder::create_parent(&self.to)?;
+        let parent = self
+            .to
+            .parent()
+            .filter(|parent| !parent.as_os_str().is_empty());
+        let part = tempfile::Builder::new()
+            .prefix(".export-")
+            .tempdir_in(parent.unwrap_or_else(|| Path::new(".")))
+            .map_err(at)?;
+        let weights = source.join(places.weights);
+        let (dtype, name) = stored_type(&weights)?;
+        let store =
+            ParamStore::load(&weights, params, dtype, &Device::Cpu).map_err(JobError::bad_input)?;
+        let target = part.path().join(WEIGHTS);
+        save_hugging_face(&target, params, &store).map_err(JobError::internal)?;
+        let tokenizer_file = source.join(places.tokenizer);
+        std::fs::copy(&tokenizer_file, part.path().join(TOKENIZER)).map_err(at)?;
+        let tokenizer = Tokenizer::load(&tokenizer_file).map_err(JobError::bad_input)?;
+        let config = config(params, &tokenizer, name, id);
+        jsonl::write_json(&part.path().join(CONFIG), &config)?;
+        let special = |id: u32| tokenizer.token_text(id);
+        let tokenizer_config = json!({
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": special(tokenizer.bos()),
+            "eos_token": special(tokenizer.eos()),
+            "pad_token": special(tokenizer.pad()),
+            "model_max_length": MAX_POSITIONS,
+        });
+        jsonl::write_json(&part.path().join(TOKENIZER_CONFIG), &tokenizer_config)?;
+        let size = std::fs::metadata(&target).map_err(at)?.len();
+        std::fs::rename(part.keep(), &self.to).map_err(at)?;
+        Ok(size)
+    }
+}
+
+impl Places {
+    fn of(kind: Kind) -> Result<Self, JobError> {
+        match kind {
+            Kind::Checkpoint => Ok(Self {
+                weights: "model.safetensors",
+                params: "params.json",
+                tokenizer: "tokenizer.json",
+            }),
+            Kind::BaseModel => Ok(Self {
+                weights: bundle::MODEL,
+                params: bundle::PARAMS,
+                tokenizer: bundle::TOKENIZER,
+            }),
+            other => Err(JobError::usage(format!(
+                "{other} holds no language model; export a checkpoint or a base-model"
+            ))),
+        }
+    }
+}
+
+/// The type of the stored weights, and its name in `transformers`.
+fn stored_type(weights: &Path) -> Result<(DType, &'static str), JobError> {
+    match Header::read(weights)?.dtype() {
+        Some("bfloat16") => Ok((DType::BF16, "bfloat16")),
+        Some("float16") => Ok((DType::F16, "float16")),
+        Some("float64") => Ok((DType::F64, "float64")),
+        Some("float32") => Ok((DType::F32, "float32")),
+        _ => Err(JobError::bad_input(format!(
+            "{}: its tensors are not all of one float type",
+            weights.display()
+        ))),
+    }
+}
+
+/// `config.json` of the model of [`next_token`]. The rotary base stands where version 5 of `transformers` reads it, and where
+/// older ones do.
+fn config(params: &Params, tokenizer: &Tokenizer, dtype: &str, id: &ArtifactId) -> Value {
+    let exported = next_token(params);
+    json!({
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": exported.dim,
+        "intermediate_size": exported.ffn_dim(),
+        "num_hidden_layers": exported.n_layers,
+        "num_attention_heads": exported.n_heads,
+        "num_key_value_heads": exported.n_kv_heads,
+        "head_dim": exported.head_dim(),
+        "vocab_size": exported.vocab_size,
+        "max_position_embeddings": MAX_POSITIONS,
+        "rms_norm_eps": exported.norm_eps,
+        "rope_theta": exported.rope_theta,
+        "rope_parameters": {"rope_type": "default", "rope_theta": exported.rope_theta},
+        "hidden_act": "silu",
+        "attention_bias": false,
+        "mlp_bias": false,
+        "tie_word_embeddings": false,
+        "bos_token_id": tokenizer.bos(),
+        "eos_token_id": tokenizer.eos(),
+        "pad_token_id": tokenizer.pad(),
+        "dtype": dtype,
+        "torch_dtype": dtype,
+        "wmtp": {"artifact": id, "heads_left_out": params.num_horizons() - 1},
+    })
+}
