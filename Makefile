@@ -138,7 +138,7 @@ bench-grade: build $(GRADERS)/installed ## Programs graded a second beside human
 
 .PHONY: compare-evalplus
 compare-evalplus: build $(GRADERS)/installed ## Our verdicts on EvalPlus's format beside EvalPlus's own. HUMANEVAL=file
-	$(GRADERS)/bin/python tests/bench/evalplus.py $(TARGET)/debug/evaluate $(HUMANEVAL)
+	$(GRADERS)/bin/python tests/bench/verdicts.py $(TARGET)/debug/evaluate $(HUMANEVAL)
 
 # Without what they ask for besides: evalplus's evaluator needs none of the clients of model servers that come with it.
 $(GRADERS)/installed: tests/bench/requirements-graders.txt
