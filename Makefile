@@ -74,7 +74,7 @@ test-full: build vessl-check ## Every test, those of many minutes too
 
 .PHONY: test-container
 test-container: ## The attack suite in a container with Docker's capabilities and seccomp profile; needs root and runc
-	cargo test --workspace --test attacks --no-run --message-format json | python3 tests/container/attacks.py -
+	cargo test --workspace --test attacks --test launch --no-run --message-format json | python3 tests/container/attacks.py -
 
 .PHONY: vessl-plan
 vessl-plan: ## What would be submitted to VESSL, and its cost. EXPERIMENT=verifiable|… VESSL_PROFILE=file VESSL_PRICES=file
