@@ -104,7 +104,7 @@ impl Job for Infer {
         let dir = run.output_dir(COMPLETIONS)?;
         jsonl::write(&dir.join(completion_files::COMPLETIONS), &completions)?;
         jsonl::write(&dir.join(completion_files::TIMINGS), &timings)?;
-        let usage = meter.usage(&work.rates, run)?;
+        let usage = meter.usage(&work.rates, run);
         jsonl::write_json(&dir.join(completion_files::USAGE), &usage)?;
         let output = Output::new(COMPLETIONS, Kind::Completions, dir);
         Ok(vec![

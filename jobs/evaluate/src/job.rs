@@ -181,7 +181,7 @@ impl Job for Evaluate {
         let dir = run.output_dir(SCORES)?;
         report.write(&dir, work, run)?;
         report.tell(run);
-        let usage = meter.usage(&work.rates, run)?;
+        let usage = meter.usage(&work.rates, run);
         jsonl::write_json(&dir.join(score_files::USAGE), &usage)?;
         let output = Output::new(SCORES, Kind::Scores, dir)
             .attribute("version_id", &work.subject.version_id)

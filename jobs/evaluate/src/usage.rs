@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use serde_json::json;
-use wmtp_job_kit::{JobError, Run};
+use wmtp_job_kit::Run;
 use wmtp_records::{Cost, Energy, Usage};
 
 /// Where Linux shows the counters.
@@ -160,11 +160,11 @@ impl Meter {
     }
 
     /// What the run took, and tells it.
-    pub(crate) fn usage(self, rates: &Rates, run: &Run) -> Result<Usage, JobError> {
+    pub(crate) fn usage(self, rates: &Rates, run: &Run) -> Usage {
         let usage = rates.usage(run.elapsed(), self.end());
         run.event("usage", &json!(usage));
         run.log(told(&usage));
-        Ok(usage)
+        usage
     }
 }
 
