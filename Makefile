@@ -74,7 +74,7 @@ test-full: build vessl-check $(PYTORCH)/installed ## Every test, those of many m
 
 .PHONY: test-container
 test-container: ## The attack suite in a container with Docker's capabilities and seccomp profile; needs root and runc
-	cargo test --workspace --test attacks --no-run --message-format json | python3 tests/container/attacks.py -
+	cargo test --workspace --test attacks --test launch --no-run --message-format json | python3 tests/container/attacks.py -
 
 .PHONY: vessl-plan
 vessl-plan: ## What would be submitted to VESSL, and its cost. EXPERIMENT=verifiable|… VESSL_PROFILE=file VESSL_PRICES=file
@@ -138,7 +138,7 @@ bench-grade: build $(GRADERS)/installed ## Programs graded a second beside human
 
 .PHONY: compare-evalplus
 compare-evalplus: build $(GRADERS)/installed ## Our verdicts on EvalPlus's format beside EvalPlus's own. HUMANEVAL=file
-	$(GRADERS)/bin/python tests/bench/evalplus.py $(TARGET)/debug/evaluate $(HUMANEVAL)
+	$(GRADERS)/bin/python tests/bench/verdicts.py $(TARGET)/debug/evaluate $(HUMANEVAL)
 
 # Without what they ask for besides: evalplus's evaluator needs none of the clients of model servers that come with it.
 $(GRADERS)/installed: tests/bench/requirements-graders.txt

@@ -117,7 +117,8 @@ reference() {
 }
 
 base() {
-  stage 'evaluate base' evaluate --recipe "$first" --data "$data" --base "$data-mtp" --name "$data-base"
+  stage 'evaluate base' evaluate --recipe "$first" --data "$data" --base "$data-mtp" --reference-ce "$data" \
+    --name "$data-base"
 }
 
 # Trains and evaluates one version with one seed.
@@ -132,7 +133,7 @@ version() {
   stage "train $version, seed $seed" train-stage2 --recipe "$recipe" --set "seed=$seed" \
     --data "$data" --base "$data-mtp" ${inputs[@]+"${inputs[@]}"} --name "$run"
   stage "evaluate $version, seed $seed" evaluate --recipe "$recipe" --set "seed=$seed" \
-    --data "$data" --checkpoint "$run" --name "$run"
+    --data "$data" --checkpoint "$run" --reference-ce "$data" --name "$run"
 }
 
 if [ -n "$raw" ]; then
@@ -145,10 +146,10 @@ stage 'base model' sync-storage create --model micro-mtp --data "$data" --name "
 stage 'reference model' sync-storage create --model micro-ref --data "$data" --name "$data-ref"
 lane reference
 lane value_model
-lane base
 settle
 
 scores=$data-base
+lane base
 for seed in $(seq 42 $((41 + seeds))); do
   for recipe in "$recipes"/v*.yaml; do
     lane version "$recipe" "$seed"

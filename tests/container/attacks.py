@@ -1,9 +1,10 @@
 """`make test-container`: the attack suite in a container like Docker's.
 
-    python attacks.py ATTACKS
-    cargo test --workspace --test attacks --no-run --message-format json | python attacks.py -
+    python attacks.py ATTACKS LAUNCH EVALUATE
+    cargo test --workspace --test attacks --test launch --no-run --message-format json | python attacks.py -
 
-ATTACKS is the compiled test `shared/grading/tests/attacks.rs`. It runs under `runc`, as root and as user 1000, with the
+ATTACKS and LAUNCH are the compiled tests `shared/grading/tests/attacks.rs` and `jobs/evaluate/tests/launch.rs`, EVALUATE the
+job's binary, which the second starts: it launches its servers by itself, the first by a fork. They run under `runc`, as root and as user 1000, with the
 capabilities that Docker grants and the seccomp profile that this machine's container tools ship (moby's, by way of
 containers-common). Then once more with Landlock's calls taken out of the profile, as older profiles had it: there the grader
 must refuse to start, because a layer is missing. The container's root file system is this machine's `/usr` for reading, a
@@ -64,7 +65,7 @@ def bind(source, destination):
     return {"destination": destination, "type": "bind", "source": str(source), "options": ["rbind", "ro"]}
 
 
-def mounts(attacks):
+def mounts(test, evaluate):
     system = [
         {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]},
         {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "strictatime", "mode=755"]},
@@ -74,17 +75,19 @@ def mounts(attacks):
         {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["nosuid", "noexec", "nodev", "ro"]},
     ]
     etc = [pathlib.Path("/etc") / name for name in ETC]
-    return system + [bind("/usr", "/usr"), bind(attacks, "/attacks")] + [bind(path, str(path)) for path in etc if path.exists()]
+    # The test knows the binary by its path.
+    files = [path for path in [*etc, evaluate] if path.exists()]
+    return system + [bind("/usr", "/usr"), bind(test, "/attacks")] + [bind(path, str(path)) for path in files]
 
 
-def config(attacks, user, has_landlock):
+def config(test, evaluate, user, has_landlock):
     held = CAPABILITIES if user == 0 else []
     capabilities = {"bounding": CAPABILITIES, "effective": held, "permitted": held, "inheritable": [], "ambient": []}
     return {
         "ociVersion": "1.0.2",
         "hostname": "attacks",
         "root": {"path": "root"},
-        "mounts": mounts(attacks),
+        "mounts": mounts(test, evaluate),
         "process": {
             "user": {"uid": user, "gid": user},
             "args": ["/attacks", "--test-threads=1"],
@@ -115,12 +118,12 @@ def make_root(bundle):
             (root / name).symlink_to(os.readlink(path))
 
 
-def run(attacks, user, has_landlock):
+def run(test, evaluate, user, has_landlock):
     with tempfile.TemporaryDirectory(prefix="wmtp-container") as folder:
         bundle = pathlib.Path(folder)
         bundle.chmod(0o755)
         make_root(bundle)
-        (bundle / "config.json").write_text(json.dumps(config(attacks, user, has_landlock)))
+        (bundle / "config.json").write_text(json.dumps(config(test, evaluate, user, has_landlock)))
         name = f"wmtp-attacks-{os.getpid()}-{user}"
         command = ["runc", "--root", str(bundle / "state"), "run", "--bundle", str(bundle), name]
         return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
@@ -140,32 +143,43 @@ def missing():
     return None
 
 
-def executable_of(messages):
-    """The test's path in what `cargo --message-format json` prints."""
+def executables_of(messages):
+    """The paths of both tests and of the job in what `cargo --message-format json` prints."""
+    found = {}
     for message in map(json.loads, messages):
-        if message.get("target", {}).get("name") == "attacks" and message.get("executable"):
-            return message["executable"]
-    sys.exit("no executable of the test `attacks` among cargo's messages")
+        target = message.get("target", {})
+        if message.get("executable") and target.get("kind") in (["test"], ["bin"]):
+            found[target["name"]] = message["executable"]
+    wanted = ("attacks", "launch", "evaluate")
+    if lacking := [name for name in wanted if name not in found]:
+        sys.exit(f"no executable of {', '.join(lacking)} among cargo's messages")
+    return [found[name] for name in wanted]
 
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("attacks", help="path of the compiled test, or - for cargo's messages on standard input")
-    argument = parser.parse_args().attacks
-    attacks = pathlib.Path(executable_of(sys.stdin) if argument == "-" else argument).resolve()
+    parser.add_argument("paths", nargs="+", help="ATTACKS LAUNCH EVALUATE, or - for cargo's messages on standard input")
+    paths = parser.parse_args().paths
+    paths = executables_of(sys.stdin) if paths == ["-"] else paths
+    if len(paths) != 3:
+        parser.error("give three paths, or -")
+    attacks, launch, evaluate = (pathlib.Path(path).resolve() for path in paths)
     if reason := missing():
         print(f"SKIPPED: {reason}")
         return 0
     num_failed = 0
-    for has_landlock in (True, False):
+    # Without Landlock the grader refuses to start, whoever launches its servers.
+    for test, has_landlock in ((attacks, True), (launch, True), (attacks, False)):
         for user in (0, PLAIN_USER):
-            done = run(attacks, user, has_landlock)
+            done = run(test, evaluate, user, has_landlock)
             said = done.stdout + done.stderr
             if has_landlock:
                 is_good, sign = done.returncode == 0 and "test result: ok" in said, "test "
             else:
                 is_good, sign = done.returncode != 0 and all(word in said for word in REFUSAL), "called `Result"
-            print(f"user {user}, {'' if has_landlock else 'no '}Landlock: {'as it should be' if is_good else 'FAILED'}")
+            launcher = ", launched by the job's binary" if test == launch else ""
+            outcome = "as it should be" if is_good else "FAILED"
+            print(f"user {user}, {'' if has_landlock else 'no '}Landlock{launcher}: {outcome}")
             shown = dict.fromkeys(line for line in said.splitlines() if line.startswith(sign))
             print("\n".join(f"  {line}" for line in shown) if is_good else said)
             num_failed += not is_good

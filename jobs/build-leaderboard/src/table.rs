@@ -109,6 +109,7 @@ pub fn build(runs: &[ScoredRun]) -> Result<Leaderboard, Error> {
         .is_none_or(|metric| metric.higher_is_better);
     pooled.sort_by(|a, b| best_first(a, b, higher_is_better));
     warn_of_gaps(&pooled, &mut warnings);
+    warn_of_second_looks(&runs, &mut warnings);
 
     let comparer = Comparer::new(&pooled);
     let mut rows: Vec<LeaderboardRow> =
@@ -219,6 +220,26 @@ fn warn_of_gaps(pooled: &[Pooled], warnings: &mut Vec<String>) {
         if weighted && !pooled.iter().any(|v| v.algo == control) {
             warnings.push(format!(
                 "the control {control} is missing: no improvement can be claimed without it"
+            ));
+        }
+    }
+}
+
+/// The test set serves the final report once: who judged on it before may have chosen by what came of that.
+fn warn_of_second_looks(runs: &[&ScoredRun], warnings: &mut Vec<String>) {
+    for run in runs {
+        let Some(touch) = &run.summary.test_touch else {
+            continue;
+        };
+        if let Some(first) = touch.earlier.first() {
+            warnings.push(format!(
+                "{} is no first look at the test set: touch {} under this protocol, {} earlier in all, the first by run {} \
+                 on {}",
+                run.label(),
+                touch.number,
+                touch.earlier.len(),
+                first.run_id,
+                first.begun_at
             ));
         }
     }

@@ -107,6 +107,13 @@ impl Tool for Grade {
         let (mut progress, stop) = (None, cx.stop_flag());
         let summary = files
             .grade(&grader, self.shard, |done, total| {
+                // The first that is heard of comes behind all that an earlier run has done.
+                if progress.is_none() && done > 1 {
+                    let (found, out) = (done - 1, self.out.display());
+                    cx.log(format!(
+                        "{out}.part holds {found} of {total} results already; going on behind them"
+                    ));
+                }
                 progress
                     .get_or_insert_with(|| cx.progress("grade", "programs", total as u64))
                     .set(done as u64);

@@ -1,11 +1,12 @@
-//! Unweighted cross-entropy and accuracy of each prediction head on reference solutions.
+//! Unweighted cross-entropy and accuracy of each prediction head on reference solutions, alone and beside a reference model.
 
 use rayon::prelude::*;
 use wmtp_data_sets::{PaddedBatch, TokenFile, pad_batch};
 use wmtp_model::{Device, Horizon, MtpModel, ParamStore, Params};
 use wmtp_records::HeadLoss;
 use wmtp_training::Result;
-use wmtp_training::heads::{HeadTargets, ids_tensor};
+use wmtp_training::heads::{HeadTargets, Target, ids_tensor};
+use wmtp_training::inference::head_cross_entropies;
 
 /// Sequences read together; bounds memory, not results.
 const BATCH_SEQUENCES: usize = 32;
@@ -20,6 +21,15 @@ pub(crate) struct HeadScore {
     /// Expected calibration error: how far the probability of the likeliest token is from the share of times that it is right,
     /// averaged over predictions in ten bins; 0 is calibrated.
     pub(crate) calibration_error: f64,
+    /// Mean cross-entropy of the reference on the same targets, nats, where there is one.
+    pub(crate) reference_nats: Option<f64>,
+}
+
+/// A model with its weights.
+#[derive(Clone, Copy)]
+pub(crate) struct Weights<'a> {
+    pub(crate) params: &'a Params,
+    pub(crate) store: &'a ParamStore,
 }
 
 /// Predictions of like probability.
@@ -33,6 +43,8 @@ struct Bin {
 #[derive(Debug, Clone, Copy, Default)]
 struct Sums {
     ce_nats: f64,
+    /// Of the reference, on the same targets.
+    reference_nats: f64,
     targets: u64,
     bins: [Bin; BINS],
 }
@@ -40,6 +52,7 @@ struct Sums {
 impl Sums {
     fn add(mut self, other: &Self) -> Self {
         self.ce_nats += other.ce_nats;
+        self.reference_nats += other.reference_nats;
         self.targets += other.targets;
         for (bin, more) in self.bins.iter_mut().zip(&other.bins) {
             bin.probability += more.probability;
@@ -48,7 +61,7 @@ impl Sums {
         self
     }
 
-    fn score(&self, horizon: Horizon) -> HeadScore {
+    fn score(&self, horizon: Horizon, has_reference: bool) -> HeadScore {
         let targets = self.targets as f64;
         let correct: u64 = self.bins.iter().map(|bin| bin.correct).sum();
         let gaps = self
@@ -63,6 +76,7 @@ impl Sums {
                 num_targets: self.targets,
             },
             calibration_error: gaps.sum::<f64>() / targets,
+            reference_nats: has_reference.then(|| self.reference_nats / targets),
         }
     }
 }
@@ -70,18 +84,26 @@ impl Sums {
 /// Scores every head on the correct rows of a split.
 ///
 /// Head k at position j − k predicts target j of the response (specification, section 1.3). The means are over
-/// targets, not over rows.
+/// targets, not over rows. The reference predicts the same target from position j − 1 (section 1.10).
 pub(crate) fn score(
-    params: &Params,
-    store: &ParamStore,
+    policy: Weights<'_>,
+    reference: Option<Weights<'_>>,
     rows: &TokenFile,
 ) -> Result<Vec<HeadScore>> {
-    let model = MtpModel::frozen(params, store)?;
-    let horizons: Vec<Horizon> = params.horizons().collect();
+    let frozen = |weights: Weights<'_>| MtpModel::frozen(weights.params, weights.store);
+    let (model, reference) = (frozen(policy)?, reference.map(frozen).transpose()?);
+    let horizons: Vec<Horizon> = policy.params.horizons().collect();
+    let next = Horizon::new(1).expect("1 is above 0");
     let correct = rows.correct_rows();
     let per_batch = correct
         .par_chunks(BATCH_SEQUENCES)
-        .map(|chunk| batch_sums(&model, &horizons, &pad_batch(rows, chunk)))
+        .map(|chunk| {
+            let beside = match &reference {
+                Some(reference) => head_cross_entropies(reference, rows, chunk, chunk.len(), next)?,
+                None => Vec::new(),
+            };
+            batch_sums(&model, &beside, &horizons, &pad_batch(rows, chunk))
+        })
         .collect::<Result<Vec<_>>>()?;
     let total = |head: usize| {
         per_batch
@@ -93,11 +115,16 @@ pub(crate) fn score(
         .enumerate()
         .map(|(head, horizon)| (horizon, total(head)))
         .filter(|(_, sums)| sums.targets > 0)
-        .map(|(&horizon, sums)| sums.score(horizon))
+        .map(|(&horizon, sums)| sums.score(horizon, reference.is_some()))
         .collect())
 }
 
-fn batch_sums(model: &MtpModel, horizons: &[Horizon], batch: &PaddedBatch) -> Result<Vec<Sums>> {
+fn batch_sums(
+    model: &MtpModel,
+    beside: &[Vec<f64>],
+    horizons: &[Horizon],
+    batch: &PaddedBatch,
+) -> Result<Vec<Sums>> {
     let trunk_bsd = model.trunk(&ids_tensor(batch, &Device::Cpu)?)?;
     horizons
         .iter()
@@ -108,7 +135,12 @@ fn batch_sums(model: &MtpModel, horizons: &[Horizon], batch: &PaddedBatch) -> Re
             }
             let hidden_nd = model.head_hidden_at(horizon, &trunk_bsd, &targets.sources)?;
             let logits_nv = model.logits(&hidden_nd)?.to_vec2::<f32>()?;
-            Ok(sum_up(&logits_nv, &targets.ids))
+            let of_reference =
+                |target: &Target| beside.get(target.slot).map(|row| row[target.index]);
+            Ok(Sums {
+                reference_nats: targets.targets.iter().filter_map(of_reference).sum(),
+                ..sum_up(&logits_nv, &targets.ids)
+            })
         })
         .collect::<Result<_>>()
 }
@@ -136,6 +168,9 @@ fn sum_up(logits_nv: &[Vec<f32>], targets: &[u32]) -> Sums {
 
 #[cfg(test)]
 mod tests {
+    use wmtp_model::DType;
+    use wmtp_tokens::TokenizedSample;
+
     use super::*;
 
     #[test]
@@ -144,17 +179,65 @@ mod tests {
         let logits = [vec![0.0, 3.0_f32.ln()], vec![0.0, 3.0_f32.ln()]];
         let sums = sum_up(&logits, &[1, 0]);
         assert!((sums.ce_nats - ((4.0_f64 / 3.0).ln() + 4.0_f64.ln())).abs() < 1e-6);
-        let score = sums.score(Horizon::new(1).unwrap());
+        let score = sums.score(Horizon::new(1).unwrap(), false);
         assert_eq!((score.loss.num_targets, score.loss.accuracy), (2, 0.5));
         // Twice sure by 3/4, right once.
         assert!((score.calibration_error - 0.25).abs() < 1e-6);
         let sure = sum_up(&[vec![30.0, 0.0], vec![30.0, 0.0]], &[0, 0]);
-        assert!(sure.score(Horizon::new(1).unwrap()).calibration_error < 1e-6);
+        assert!(
+            sure.score(Horizon::new(1).unwrap(), false)
+                .calibration_error
+                < 1e-6
+        );
         // Over- and underconfidence in different bins do not cancel.
         let both = sums.add(&sum_up(&[vec![30.0, 0.0]], &[1]));
         assert!(
-            (both.score(Horizon::new(1).unwrap()).calibration_error - (0.5 + 1.0) / 3.0).abs()
+            (both
+                .score(Horizon::new(1).unwrap(), false)
+                .calibration_error
+                - (0.5 + 1.0) / 3.0)
+                .abs()
                 < 1e-6
         );
+    }
+
+    #[test]
+    fn a_model_beside_itself_has_no_excess_and_every_head_the_references_loss_on_its_own_targets() {
+        let params = Params::micro_mtp(16);
+        let store = ParamStore::init(&params, 7, DType::F32, &Device::Cpu).unwrap();
+        let mut rows = TokenFile::default();
+        for (length, prompt_len) in [(9, 3), (5, 1), (12, 6)] {
+            let ids = (0..length).map(|place| (place * 5 + length) % 16).collect();
+            rows.push(&TokenizedSample { ids, prompt_len }, Some(true));
+        }
+        let own = Weights {
+            params: &params,
+            store: &store,
+        };
+        let alone = score(own, None, &rows).unwrap();
+        let beside = score(own, Some(own), &rows).unwrap();
+        assert_eq!(alone.len(), 4);
+        assert!(alone.iter().all(|head| head.reference_nats.is_none()));
+        // Losses of the first head by row and target, from the library that trains against them.
+        let model = MtpModel::frozen(&params, &store).unwrap();
+        let next = Horizon::new(1).unwrap();
+        let losses = head_cross_entropies(&model, &rows, &[0, 1, 2], 8, next).unwrap();
+        for (head, alone) in beside.iter().zip(&alone) {
+            assert_eq!(head.loss, alone.loss);
+            let horizon = head.loss.horizon as usize;
+            // Head k has no target before position k, and the responses begin at 3, 1 and 6.
+            let missing = [3, 1, 6].map(|start| horizon.saturating_sub(start));
+            let expected: Vec<f64> = losses
+                .iter()
+                .zip(missing)
+                .flat_map(|(losses, missing)| losses[missing..].to_vec())
+                .collect();
+            assert_eq!(head.loss.num_targets, expected.len() as u64);
+            let mean = expected.iter().sum::<f64>() / expected.len() as f64;
+            let reference = head.reference_nats.unwrap();
+            assert!((reference - mean).abs() < 1e-5, "{reference} {mean}");
+        }
+        let first = &beside[0];
+        assert!((first.reference_nats.unwrap() - first.loss.ce_nats).abs() < 1e-5);
     }
 }

@@ -44,22 +44,37 @@ impl Inputs {
             (None, Some(base)) => Subject::base(cx, base)?,
             (None, None) => return Err(JobError::usage("give --checkpoint or --base")),
         };
-        require_same_tokenizer(&data, &subject)?;
+        require_same_tokenizer(&data, &subject.manifest)?;
         Ok((data, subject))
+    }
+
+    /// The reference whose losses stand beside the model's.
+    pub(crate) fn reference(
+        cx: &mut PlanCx<'_>,
+        role: &str,
+        reference: Option<&str>,
+        data: &Manifest,
+    ) -> Result<Option<Manifest>, JobError> {
+        let Some(reference) = reference else {
+            return Ok(None);
+        };
+        let manifest = cx.input(role, Kind::ReferenceCe, reference)?;
+        require_same_tokenizer(data, &manifest)?;
+        Ok(Some(manifest))
     }
 }
 
 /// A model reads ids; ids of another tokenizer would give scores of noise.
-fn require_same_tokenizer(data: &Manifest, subject: &Subject) -> Result<(), JobError> {
+fn require_same_tokenizer(data: &Manifest, model: &Manifest) -> Result<(), JobError> {
     const KEY: &str = "tokenizer_sha256";
-    let (own, theirs) = (data.attribute(KEY), subject.manifest.attribute(KEY));
+    let (own, theirs) = (data.attribute(KEY), model.attribute(KEY));
     if own.is_some() && own == theirs {
         return Ok(());
     }
     Err(JobError::usage(format!(
         "{} and {} do not share a tokenizer ({} and {})",
         data.id,
-        subject.manifest.id,
+        model.id,
         own.unwrap_or("unknown"),
         theirs.unwrap_or("unknown"),
     ))

@@ -8,25 +8,32 @@ use serde_json::json;
 use wmtp_data_sets::TokenFile;
 use wmtp_decoding::Tally;
 use wmtp_grading::{Grader, GraderConfig, Limits, Program};
-use wmtp_job_kit::{Job, JobError, Kind, Output, Plan, PlanCx, Run};
-use wmtp_model::{ParamStore, Params};
+use wmtp_job_kit::{Exit, Job, JobError, Kind, Manifest, Output, Plan, PlanCx, Run};
 use wmtp_recipe::{Evaluation, SandboxTier};
 use wmtp_records::{
     AuditOutcome, Completion, EvalScore, GradedSample, Latency, Problem, ProblemCount,
-    ScoreSummary, Split, data_files, jsonl, score_files,
+    ScoreSummary, TestTouch, data_files, jsonl, score_files,
 };
 
+use crate::contamination::{self, Flags};
 use crate::generate::{self, Generation};
-use crate::heads::{self, HeadScore};
+use crate::heads::{self, HeadScore, Weights};
 use crate::infer::{self, Origin};
 use crate::inputs::{self, DATA, Inputs};
+use crate::looks::Look;
 use crate::matches::{self, Matches};
+use crate::score::Beside;
 use crate::subject::{self, Subject};
 use crate::texts::Text;
+use crate::usage::{Meter, Rates};
 use crate::{latency, sandbox_error, score};
 
 /// Role of the output.
 const SCORES: &str = "scores";
+/// Role of the reference.
+const REFERENCE: &str = "reference-ce";
+/// Role of the data that the model was trained on, where they are not those of the problems.
+const TRAINED_ON: &str = "trained-on";
 /// Problems whose samples are laid out for people.
 const SHOWN_PROBLEMS: usize = 10;
 
@@ -38,6 +45,11 @@ pub struct Evaluate {
     /// Generate nothing; execute and score what these shards of `evaluate infer` hold: artifact ids or names
     #[arg(long, value_name = "SHARD", num_args = 1..)]
     merge: Vec<String>,
+    /// Tuned reference of train-stage1, artifact id or name: each head's loss is told beside the reference's
+    #[arg(long, value_name = "REFERENCE")]
+    reference_ce: Option<String>,
+    #[command(flatten)]
+    rates: Rates,
     /// Go on where the platform cannot enforce every layer of the sandbox
     #[arg(long, env = "WMTP_ACCEPT_DEGRADED_SANDBOX", value_parser = clap::builder::BoolishValueParser::new())]
     accept_degraded_sandbox: bool,
@@ -52,58 +64,86 @@ pub struct Work {
     accept_degraded: bool,
     /// Roles of the shards; none where the texts are generated here.
     shards: Vec<String>,
+    /// Id of the reference, where one was given.
+    reference: Option<String>,
+    /// Where the training data are known: their id, and the role that they have among the inputs.
+    trained_on: Option<(String, &'static str)>,
+    look: Option<Look>,
+    rates: Rates,
 }
 
 impl Job for Evaluate {
     type Work = Work;
     const NAME: &'static str = "evaluate";
-    const ABOUT: &'static str = "Generates programs, executes them in the sandbox and scores them.";
+    const ABOUT: &'static str = "Generates programs, executes them in the sandbox and scores them.\n\n\
+        Checkpoint and temperature are chosen on the validation split. The test split (evaluation.split=test) serves the final \
+        report, once per version and protocol: each look of a version at it is registered in the store before a program is \
+        judged, and a second one is recorded as such in the score.";
     const EXAMPLES: &'static str = "\
   evaluate --recipe v002.yaml --store s3://wmtp/demo --data micropy --checkpoint v002-s42 --name v002-s42
   evaluate --recipe v001.yaml --store s3://wmtp/demo --data micropy --base micro-mtp --name base
+  evaluate --recipe v002.yaml --store s3://wmtp/demo --data micropy --checkpoint v002-s42 --reference-ce micropy --name v002-s42
+  evaluate --recipe v002.yaml --store s3://wmtp/demo --data micropy --checkpoint v002-s42 --set evaluation.split=test --dry-run
   evaluate infer --recipe v002.yaml --store s3://wmtp/demo --data micropy --checkpoint v002-s42 --shard 3/8 --name v002-s42-3
   evaluate grade --problems HumanEval.jsonl --samples samples.jsonl --out results.jsonl";
-    const VERSION: u32 = 3;
+    const VERSION: u32 = 4;
 
     fn plan(&self, cx: &mut PlanCx<'_>) -> Result<Plan<Work>, JobError> {
         let (data, subject) = self.inputs.register(cx)?;
+        let reference = Inputs::reference(cx, REFERENCE, self.reference_ce.as_deref(), &data)?;
+        let trained_on = trained_on(cx, &data, &subject)?;
         let origin = Origin::of(cx.recipe()?, &data, &subject.manifest);
+        // What decides the scores, however the texts were generated: shards come to it last.
+        let judged = cx.inputs();
         let shards = infer::register_shards(&self.merge, &origin, cx)?;
         let recipe = cx.recipe()?;
         let evaluation = recipe.evaluation.clone();
+        let accept_degraded =
+            self.accept_degraded_sandbox || evaluation.sandbox == SandboxTier::Degraded;
+        let sandbox_option = if accept_degraded { "degraded" } else { "full" };
+        let known = trained_on.as_ref().map_or("unknown", |(id, _)| id);
         let note = format!(
             "{} on the {} split, {} samples a problem",
             subject.version_id, evaluation.split, evaluation.num_samples
         );
-        let options = recipe.section_options(&["data.max_length", "evaluation", "seed"]);
-        // The summary states data set and shared digest, so they decide bytes of the output.
-        let shared = subject.recipe.shared_digest().to_string();
-        let accept_degraded =
-            self.accept_degraded_sandbox || evaluation.sandbox == SandboxTier::Degraded;
-        let sandbox_option = if accept_degraded { "degraded" } else { "full" };
-        let data_id = data.id.to_string();
-        Ok(Plan::new(Work {
+        let plan = Plan::new(())
+            .options(recipe.section_options(&["data.max_length", "evaluation", "seed"]))
+            // The summary states data set and shared digest, so they decide bytes of the output.
+            .option("shared", subject.recipe.shared_digest().to_string())
+            .option("sandbox", sandbox_option)
+            .option("trained_on", known)
+            .output(SCORES, Kind::Scores)
+            .note(note);
+        let version = (Self::NAME, Self::VERSION);
+        let look = Look::planned(recipe, &data, &subject, version, &judged, &plan.options)?;
+        let plan = match &look {
+            Some(look) => plan.note(look.note(cx)?),
+            None => plan,
+        };
+        Ok(plan.with_work(Work {
             subject,
             evaluation,
-            data_id,
+            data_id: data.id.to_string(),
             accept_degraded,
             shards,
-        })
-        .options(options)
-        .option("shared", shared)
-        .option("sandbox", sandbox_option)
-        .output(SCORES, Kind::Scores)
-        .note(note))
+            reference: reference.map(|manifest| manifest.id.to_string()),
+            trained_on,
+            look,
+            rates: self.rates.clone(),
+        }))
     }
 
     fn run(work: &Work, run: &mut Run) -> Result<Vec<Output>, JobError> {
         let evaluation = &work.evaluation;
+        let meter = Meter::start();
         let data = run.input(DATA)?;
         let problems = inputs::read_problems(&data, evaluation)?;
         let (params, store) = work.subject.load(&run.input(subject::ROLE)?)?;
         // Before any generation: what the sandbox cannot hold must not be found out afterwards.
         let grader = Grader::start(grader_config(evaluation, work.accept_degraded)?)
             .map_err(sandbox_error)?;
+        let touch = work.look.as_ref().map(|look| look.register(run));
+        let touch = touch.transpose()?;
 
         let all: Vec<&Problem> = problems.iter().collect();
         let Generation { texts, tally } = if work.shards.is_empty() {
@@ -119,12 +159,18 @@ impl Job for Evaluate {
         let (completions, timings): (Vec<_>, Vec<_>) =
             texts.into_iter().map(Text::into_parts).unzip();
 
-        let samples = execute(&problems, completions, &grader, run)?;
-        let heads = head_scores(&data, evaluation.split, &params, &store)?;
+        let flags = work.flags(&problems, &data, run)?;
+        let samples = execute(&problems, completions, &flags, &grader, run)?;
+        let policy = Weights {
+            params: &params,
+            store: &store,
+        };
+        let heads = work.head_scores(&data, policy, run)?;
         let matches = matches::of(&problems, &samples, &grader);
         let report = Report {
-            counts: score::count(&problems, &samples),
+            counts: score::count(&problems, &samples, &flags),
             problems,
+            touch,
             tally,
             heads,
             matches,
@@ -135,13 +181,77 @@ impl Job for Evaluate {
         let dir = run.output_dir(SCORES)?;
         report.write(&dir, work, run)?;
         report.tell(run);
-        Ok(vec![
-            Output::new(SCORES, Kind::Scores, dir)
-                .attribute("version_id", &work.subject.version_id)
-                .attribute("algo", &work.subject.algo)
-                .attribute("split", evaluation.split)
-                .attribute("dataset", &work.subject.recipe.experiment.dataset),
-        ])
+        let usage = meter.usage(&work.rates, run);
+        jsonl::write_json(&dir.join(score_files::USAGE), &usage)?;
+        let output = Output::new(SCORES, Kind::Scores, dir)
+            .attribute("version_id", &work.subject.version_id)
+            .attribute("algo", &work.subject.algo)
+            .attribute("split", evaluation.split)
+            .attribute("dataset", &work.subject.recipe.experiment.dataset);
+        Ok(vec![match &report.touch {
+            Some(touch) => output.attribute("test_touch", touch.number),
+            None => output,
+        }])
+    }
+}
+
+/// The data that a checkpoint was trained on, by id and role; `None` for a base model, or where the store has them no more.
+fn trained_on(
+    cx: &mut PlanCx<'_>,
+    data: &Manifest,
+    subject: &Subject,
+) -> Result<Option<(String, &'static str)>, JobError> {
+    let Some(id) = subject.trained_on().map(ToString::to_string) else {
+        return Ok(None);
+    };
+    if id == data.id.to_string() {
+        return Ok(Some((id, DATA)));
+    }
+    match cx.input(TRAINED_ON, Kind::ProcessedData, &id) {
+        Ok(_) => Ok(Some((id, TRAINED_ON))),
+        Err(error) if error.exit() == Exit::BadInput => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+impl Work {
+    /// What the model has seen of the problems.
+    fn flags(&self, problems: &[Problem], data: &Path, run: &Run) -> Result<Flags, JobError> {
+        let Some((id, role)) = &self.trained_on else {
+            if let Some(id) = self.subject.trained_on() {
+                run.warning(format!(
+                    "the store has no {id}, which the model was trained on: what it has seen of the problems is not known"
+                ));
+            }
+            return Ok(Flags::new());
+        };
+        let flags = contamination::flags(problems, self.evaluation.split, data, &run.input(role)?)?;
+        if !flags.is_empty() {
+            run.warning(format!(
+                "{} of {} problems hold something of {id}, which the model was trained on; pass@k stands without them too",
+                flags.len(),
+                problems.len()
+            ));
+        }
+        Ok(flags)
+    }
+
+    fn head_scores(
+        &self,
+        data: &Path,
+        policy: Weights<'_>,
+        run: &Run,
+    ) -> Result<Vec<HeadScore>, JobError> {
+        let path = data.join(data_files::tokens(self.evaluation.split));
+        let rows = TokenFile::load(&path).map_err(JobError::bad_input)?;
+        let reference = match &self.reference {
+            Some(_) => Some(subject::load_reference(&run.input(REFERENCE)?)?),
+            None => None,
+        };
+        let reference = reference
+            .as_ref()
+            .map(|(params, store)| Weights { params, store });
+        heads::score(policy, reference, &rows).map_err(JobError::internal)
     }
 }
 
@@ -166,6 +276,7 @@ fn grader_config(evaluation: &Evaluation, accept_degraded: bool) -> Result<Grade
 fn execute(
     problems: &[Problem],
     completions: Vec<Completion>,
+    flags: &Flags,
     grader: &Grader,
     run: &Run,
 ) -> Result<Vec<GradedSample>, JobError> {
@@ -193,21 +304,11 @@ fn execute(
         .into_iter()
         .zip(verdicts)
         .map(|(completion, verdict)| GradedSample {
+            contamination: flags.get(&completion.problem_id).copied(),
             completion,
             verdict,
         })
         .collect())
-}
-
-fn head_scores(
-    data: &Path,
-    split: Split,
-    params: &Params,
-    store: &ParamStore,
-) -> Result<Vec<HeadScore>, JobError> {
-    let rows =
-        TokenFile::load(&data.join(data_files::tokens(split))).map_err(JobError::bad_input)?;
-    heads::score(params, store, &rows).map_err(JobError::internal)
 }
 
 /// Everything that one run found out.
@@ -220,17 +321,18 @@ struct Report {
     matches: Option<Matches>,
     latency: Latency,
     sandbox: BTreeMap<String, String>,
+    touch: Option<TestTouch>,
 }
 
 impl Report {
     fn write(&self, dir: &Path, work: &Work, run: &Run) -> Result<(), JobError> {
-        let metrics = score::metrics(
-            &self.counts,
-            &self.samples,
-            &self.heads,
-            self.matches,
-            &work.evaluation.ks,
-        );
+        let beside = Beside {
+            heads: &self.heads,
+            matches: self.matches,
+            knows_training: work.trained_on.is_some(),
+            touch: self.touch.as_ref(),
+        };
+        let metrics = score::metrics(&self.counts, &self.samples, &beside, &work.evaluation.ks);
         let score = EvalScore {
             dataset_id: format!(
                 "{}-{}",
@@ -269,6 +371,13 @@ impl Report {
             audits: score::audits(&self.samples),
             doubtful: score::doubtful(&self.samples),
             sandbox: self.sandbox.clone(),
+            reference_loss: work
+                .reference
+                .as_ref()
+                .and_then(|id| score::reference_loss(&self.heads, id)),
+            trained_on: work.trained_on.as_ref().map(|(id, _)| id.clone()),
+            contaminated: score::contaminated(&self.counts),
+            test_touch: self.touch.clone(),
         }
     }
 
@@ -300,6 +409,7 @@ impl Report {
                 "class": sample.verdict.class,
                 "message": sample.verdict.message,
                 "num_tokens": sample.completion.num_tokens,
+                "contamination": sample.contamination,
             });
             jsonl::write_json(&dir.join("meta.json"), &meta)?;
         }

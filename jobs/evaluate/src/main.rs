@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use evaluate::{Evaluate, Grade, Infer};
-use wmtp_job_kit::Mode;
+use wmtp_job_kit::{Job, Mode};
 
 fn main() -> ExitCode {
     if let Some(failed) = wmtp_grading::launched() {
@@ -11,8 +11,11 @@ fn main() -> ExitCode {
     }
     wmtp_job_kit::main_with_modes(
         "evaluate",
-        "Generates programs, executes them in the sandbox and scores them.",
-        vec![Mode::job::<Infer>("infer"), Mode::tool::<Grade>("grade")],
+        Evaluate::ABOUT,
+        vec![
+            Mode::job::<Infer>("infer"),
+            Mode::file_tool::<Grade>("grade"),
+        ],
         Some(Mode::job::<Evaluate>("evaluate")),
     )
 }

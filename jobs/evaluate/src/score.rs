@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 use sha2::{Digest, Sha256};
 use wmtp_decoding::Tally;
 use wmtp_records::{
-    AuditOutcome, CaseCounts, DoubtfulPass, ErrorClass, GradedSample, Metric, Problem,
-    ProblemCount, Spread,
+    AuditOutcome, CaseCounts, Contamination, DoubtfulPass, ErrorClass, GradedSample, Metric,
+    Problem, ProblemCount, ReferenceLoss, Spread, TestTouch,
 };
 use wmtp_stats::{DRAWS, bootstrap_mean, mean_pass_at_k};
 
+use crate::contamination::Flags;
 use crate::heads::HeadScore;
 use crate::matches::Matches;
 
@@ -17,7 +18,11 @@ use crate::matches::Matches;
 const BOOTSTRAP_SEED: u64 = 42;
 
 /// Counts per problem, in the order of `problems`. Samples that the grader could not run count for nothing.
-pub(crate) fn count(problems: &[Problem], samples: &[GradedSample]) -> Vec<ProblemCount> {
+pub(crate) fn count(
+    problems: &[Problem],
+    samples: &[GradedSample],
+    flags: &Flags,
+) -> Vec<ProblemCount> {
     let mut by_problem: BTreeMap<&str, Vec<&GradedSample>> = BTreeMap::new();
     for sample in samples {
         by_problem
@@ -45,6 +50,7 @@ pub(crate) fn count(problems: &[Problem], samples: &[GradedSample]) -> Vec<Probl
                     .iter()
                     .find(|sample| sample.completion.sample.is_none())
                     .map(|sample| sample.verdict.passed),
+                contamination: flags.get(&problem.problem_id).copied(),
             }
         })
         .collect()
@@ -54,34 +60,29 @@ fn is_graded(sample: &GradedSample) -> bool {
     sample.verdict.class != ErrorClass::Infrastructure
 }
 
+/// What beside the samples tells of a model.
+#[derive(Debug, Default)]
+pub(crate) struct Beside<'a> {
+    pub(crate) heads: &'a [HeadScore],
+    pub(crate) matches: Option<Matches>,
+    /// Whether it is known what the model was trained on, so that a problem without a flag is a clean one.
+    pub(crate) knows_training: bool,
+    pub(crate) touch: Option<&'a TestTouch>,
+}
+
 /// Every metric of a run: pass@k by execution first, then what helps to read it.
 pub(crate) fn metrics(
     counts: &[ProblemCount],
     samples: &[GradedSample],
-    heads: &[HeadScore],
-    matches: Option<Matches>,
+    beside: &Beside<'_>,
     ks: &[u32],
 ) -> Vec<Metric> {
-    let n_and_c: Vec<(u64, u64)> = counts
-        .iter()
-        .map(|count| (count.num_samples.into(), count.num_passed.into()))
-        .collect();
     let metric = |name: String, value, higher_is_better| Metric {
         name,
         value,
         higher_is_better,
     };
-    // A k above the samples of some problem does not exist; it is left out, not guessed.
-    let mut metrics: Vec<Metric> = ks
-        .iter()
-        .filter_map(|&k| {
-            Some(metric(
-                format!("pass_at_{k}"),
-                mean_pass_at_k(&n_and_c, k.into())?,
-                true,
-            ))
-        })
-        .collect();
+    let mut metrics = pass_at(counts.iter(), ks, "pass_at");
     if let Some(value) = mean_pass_at_k(&confirmed(counts, samples), 1) {
         metrics.push(metric("strict_pass_at_1".to_owned(), value, true));
     }
@@ -94,23 +95,26 @@ pub(crate) fn metrics(
     if let Some(value) = tests_passed_share(counts, samples) {
         metrics.push(metric("tests_passed_share".to_owned(), value, true));
     }
-    if let Some(Matches { exact, ast }) = matches {
+    if let Some(Matches { exact, ast }) = beside.matches {
         metrics.push(metric("exact_match".to_owned(), exact, true));
         metrics.push(metric("ast_match".to_owned(), ast, true));
     }
-    for HeadScore {
-        loss,
-        calibration_error,
-    } in heads
-    {
-        let horizon = loss.horizon;
-        metrics.push(metric(format!("ce_head_{horizon}"), loss.ce_nats, false));
+    if beside.knows_training {
+        let clean = || counts.iter().filter(|count| count.contamination.is_none());
+        let flagged = counts.len() - clean().count();
         metrics.push(metric(
-            format!("calibration_error_head_{horizon}"),
-            *calibration_error,
+            "contaminated_problems".to_owned(),
+            flagged as f64,
             false,
         ));
+        if flagged > 0 {
+            metrics.extend(pass_at(clean(), ks, "clean_pass_at"));
+        }
     }
+    if let Some(touch) = beside.touch {
+        metrics.push(metric("test_touch".to_owned(), touch.number as f64, false));
+    }
+    metrics.extend(of_heads(beside.heads));
     if let Some(finished) = share(samples.iter().map(|sample| sample.completion.finished)) {
         metrics.push(metric("finished_share".to_owned(), finished, true));
         let tokens: u64 = samples
@@ -121,6 +125,76 @@ pub(crate) fn metrics(
         metrics.push(metric("mean_tokens".to_owned(), mean, false));
     }
     metrics
+}
+
+/// pass@k of some problems. A k above the samples of one of them does not exist; it is left out, not guessed.
+fn pass_at<'a>(
+    counts: impl Iterator<Item = &'a ProblemCount>,
+    ks: &[u32],
+    name: &str,
+) -> Vec<Metric> {
+    let n_and_c: Vec<(u64, u64)> = counts
+        .map(|count| (count.num_samples.into(), count.num_passed.into()))
+        .collect();
+    let of_k = |&k: &u32| {
+        Some(Metric {
+            name: format!("{name}_{k}"),
+            value: mean_pass_at_k(&n_and_c, k.into())?,
+            higher_is_better: true,
+        })
+    };
+    ks.iter().filter_map(of_k).collect()
+}
+
+/// Losses and calibration of each head, and how far its loss is above a reference's.
+fn of_heads(heads: &[HeadScore]) -> Vec<Metric> {
+    let less_is_better = |name: String, value| Metric {
+        name,
+        value,
+        higher_is_better: false,
+    };
+    let mut metrics = Vec::new();
+    for head in heads {
+        let horizon = head.loss.horizon;
+        metrics.push(less_is_better(
+            format!("ce_head_{horizon}"),
+            head.loss.ce_nats,
+        ));
+        metrics.push(less_is_better(
+            format!("calibration_error_head_{horizon}"),
+            head.calibration_error,
+        ));
+        if let Some(reference) = head.reference_nats {
+            metrics.push(less_is_better(
+                format!("excess_ce_head_{horizon}"),
+                head.loss.ce_nats - reference,
+            ));
+        }
+    }
+    let reference = heads.first().and_then(|head| head.reference_nats);
+    metrics.extend(reference.map(|nats| less_is_better("reference_ce".to_owned(), nats)));
+    metrics
+}
+
+/// The heads beside a reference; `None` without one.
+pub(crate) fn reference_loss(heads: &[HeadScore], reference: &str) -> Option<ReferenceLoss> {
+    let excess = heads
+        .iter()
+        .map(|head| Some(head.loss.ce_nats - head.reference_nats?));
+    Some(ReferenceLoss {
+        reference: reference.to_owned(),
+        ce_nats: heads.first()?.reference_nats?,
+        excess_nats: excess.collect::<Option<_>>()?,
+    })
+}
+
+/// Number of flagged problems by their flag.
+pub(crate) fn contaminated(counts: &[ProblemCount]) -> BTreeMap<Contamination, usize> {
+    let mut found = BTreeMap::new();
+    for flag in counts.iter().filter_map(|count| count.contamination) {
+        *found.entry(flag).or_default() += 1;
+    }
+    found
 }
 
 /// Graded samples of each problem, and those of them whose pass cannot be forged: an audit confirmed it, or the program was
@@ -320,7 +394,7 @@ pub(crate) fn shown(problems: &[Problem], limit: usize, seed: u64) -> Vec<&Probl
 
 #[cfg(test)]
 mod tests {
-    use wmtp_records::{Audit, Completion, Tests, Verdict};
+    use wmtp_records::{Audit, Completion, HeadLoss, Tests, Verdict};
 
     use super::*;
 
@@ -360,6 +434,7 @@ mod tests {
                 cases: None,
                 audit: None,
             },
+            contamination: None,
         }
     }
 
@@ -381,8 +456,8 @@ mod tests {
             sample("b", Some(0), ErrorClass::Syntax),
             sample("b", Some(1), ErrorClass::Passed),
         ];
-        let counts = count(&problems, &samples);
-        let metrics = metrics(&counts, &samples, &[], None, &[1, 2, 5]);
+        let counts = count(&problems, &samples, &Flags::new());
+        let metrics = metrics(&counts, &samples, &Beside::default(), &[1, 2, 5]);
         assert_eq!(value(&metrics, "pass_at_1"), Some(0.5));
         assert_eq!(value(&metrics, "pass_at_2"), Some(1.0));
         assert_eq!(value(&metrics, "pass_at_5"), None, "k above n is left out");
@@ -412,8 +487,8 @@ mod tests {
             audited(AuditOutcome::NotRun),
             from_outside,
         ];
-        let counts = count(&problems, &samples);
-        let metrics = metrics(&counts, &samples, &[], None, &[1]);
+        let counts = count(&problems, &samples, &Flags::new());
+        let metrics = metrics(&counts, &samples, &Beside::default(), &[1]);
         assert_eq!(value(&metrics, "pass_at_1"), Some(1.0));
         // A quarter of the first problem and all of the second.
         assert_eq!(value(&metrics, "strict_pass_at_1"), Some(0.625));
@@ -431,13 +506,70 @@ mod tests {
     }
 
     #[test]
+    fn flagged_problems_count_like_the_others_and_once_more_without_them() {
+        let problems = [problem("a"), problem("b"), problem("c")];
+        let samples = [
+            sample("a", Some(0), ErrorClass::Passed),
+            sample("b", Some(0), ErrorClass::WrongAnswer),
+            sample("c", Some(0), ErrorClass::Passed),
+        ];
+        let flags = Flags::from([("c".to_owned(), Contamination::Program)]);
+        let of = |flags: &Flags, knows_training| {
+            let beside = Beside {
+                knows_training,
+                ..Beside::default()
+            };
+            let counts = count(&problems, &samples, flags);
+            (metrics(&counts, &samples, &beside, &[1, 2]), counts)
+        };
+        let (found, counts) = of(&flags, true);
+        assert_eq!(value(&found, "contaminated_problems"), Some(1.0));
+        assert_eq!(value(&found, "pass_at_1"), Some(2.0 / 3.0));
+        assert_eq!(value(&found, "clean_pass_at_1"), Some(0.5));
+        assert_eq!(value(&found, "clean_pass_at_2"), None);
+        assert_eq!(contaminated(&counts), [(Contamination::Program, 1)].into());
+
+        let (clean, _) = of(&Flags::new(), true);
+        assert_eq!(value(&clean, "contaminated_problems"), Some(0.0));
+        assert_eq!(value(&clean, "clean_pass_at_1"), None, "it is pass_at_1");
+        let (unknown, _) = of(&Flags::new(), false);
+        assert_eq!(value(&unknown, "contaminated_problems"), None);
+    }
+
+    #[test]
+    fn excess_is_the_heads_loss_less_the_references_on_its_targets() {
+        let head = |horizon, ce_nats, reference_nats| HeadScore {
+            loss: HeadLoss {
+                horizon,
+                ce_nats,
+                accuracy: 0.5,
+                num_targets: 4,
+            },
+            calibration_error: 0.1,
+            reference_nats,
+        };
+        let heads = [head(1, 0.5, Some(0.75)), head(2, 1.5, Some(1.0))];
+        let found = of_heads(&heads);
+        assert_eq!(value(&found, "reference_ce"), Some(0.75));
+        assert_eq!(value(&found, "excess_ce_head_1"), Some(-0.25));
+        assert_eq!(value(&found, "excess_ce_head_2"), Some(0.5));
+        let loss = reference_loss(&heads, "reference-ce-0").unwrap();
+        assert_eq!((loss.ce_nats, loss.excess_nats), (0.75, vec![-0.25, 0.5]));
+
+        let alone = of_heads(&[head(1, 0.5, None)]);
+        assert_eq!(value(&alone, "reference_ce"), None);
+        assert_eq!(value(&alone, "excess_ce_head_1"), None);
+        assert_eq!(reference_loss(&[head(1, 0.5, None)], "x"), None);
+    }
+
+    #[test]
     fn what_the_grader_could_not_run_is_no_verdict_on_the_program() {
         let problems = [problem("a")];
         let samples = [
             sample("a", Some(0), ErrorClass::Passed),
             sample("a", Some(1), ErrorClass::Infrastructure),
         ];
-        let counts = count(&problems, &samples);
+        let counts = count(&problems, &samples, &Flags::new());
         assert_eq!((counts[0].num_samples, counts[0].num_passed), (1, 1));
         assert_eq!(num_ungraded(&samples), 1);
     }
@@ -460,8 +592,8 @@ mod tests {
         let mut greedy = with("a", 0, 0);
         greedy.completion.sample = None;
         let samples = [with("a", 4, 3), with("a", 4, 4), with("b", 1, 0), greedy];
-        let counts = count(&problems, &samples);
-        let metrics = metrics(&counts, &samples, &[], None, &[1]);
+        let counts = count(&problems, &samples, &Flags::new());
+        let metrics = metrics(&counts, &samples, &Beside::default(), &[1]);
         assert_eq!(value(&metrics, "pass_at_1_tokens"), Some(0.5));
         assert_eq!(value(&metrics, "pass_at_1_exact"), Some(0.25));
         assert_eq!(value(&metrics, "tests_passed_share"), Some(0.625));
@@ -477,6 +609,7 @@ mod tests {
             num_samples: 4,
             num_passed,
             greedy_passed: None,
+            contamination: None,
         };
         // 0, 1/2, 1: variance 1/4, over 3 problems 1/12.
         let spread_of_three = spread(&[counted(0), counted(2), counted(4)]).unwrap();

@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use wmtp_job_kit::{JobError, Kind, Manifest, PlanCx};
+use wmtp_artifacts::Input;
+use wmtp_job_kit::{ArtifactId, JobError, Kind, Manifest, PlanCx};
 use wmtp_model::{DType, Device, ParamStore, Params};
 use wmtp_recipe::Recipe;
 use wmtp_records::jsonl;
@@ -94,12 +95,39 @@ impl Subject {
         })
     }
 
+    /// Who looks, whatever the weights: `v001-s42`, or the base model's id.
+    pub(crate) fn stable_name(&self) -> String {
+        match self.seed {
+            Some(seed) => format!("{}-s{seed}", self.version_id),
+            None => self.manifest.id.to_string(),
+        }
+    }
+
+    /// The data set that it was trained on, as its manifest says; `None` for a base model, which has its tokenizer alone from one.
+    pub(crate) fn trained_on(&self) -> Option<&ArtifactId> {
+        self.seed?;
+        let inputs = &self.manifest.provenance.inputs;
+        let is_data = |input: &&Input| input.id.kind() == Kind::ProcessedData;
+        inputs.iter().find(is_data).map(|input| &input.id)
+    }
+
     /// Reads parameters and weights from the fetched artifact.
     pub(crate) fn load(&self, folder: &Path) -> Result<(Params, ParamStore), JobError> {
-        let params = Params::load(&folder.join(self.layout.params)).map_err(JobError::bad_input)?;
-        let weights = folder.join(self.layout.weights);
+        self.layout.load(folder)
+    }
+}
+
+impl Layout {
+    fn load(self, folder: &Path) -> Result<(Params, ParamStore), JobError> {
+        let params = Params::load(&folder.join(self.params)).map_err(JobError::bad_input)?;
+        let weights = folder.join(self.weights);
         let store = ParamStore::load(&weights, &params, DType::F32, &Device::Cpu)
             .map_err(JobError::bad_input)?;
         Ok((params, store))
     }
+}
+
+/// The tuned reference of train-stage1, whose artifact has the files of a checkpoint.
+pub(crate) fn load_reference(folder: &Path) -> Result<(Params, ParamStore), JobError> {
+    CHECKPOINT.load(folder)
 }

@@ -14,15 +14,17 @@ use crate::{Error, Outcome, Result};
 /// Rounds after which a race is given up; each round someone else has won.
 const MAX_ROUNDS: usize = 100;
 
+/// The numbers in a folder, ascending.
+async fn numbers(bucket: &Bucket, folder: &str) -> Result<Vec<u64>> {
+    let keys = bucket.list(folder).await?;
+    let mut numbers: Vec<u64> = keys.iter().filter_map(|key| number(key, folder)).collect();
+    numbers.sort_unstable();
+    Ok(numbers)
+}
+
 /// The newest generation in a folder: its number and its bytes.
 pub(crate) async fn newest(bucket: &Bucket, folder: &str) -> Result<Option<(u64, Bytes)>> {
-    let mut numbers: Vec<u64> = bucket
-        .list(folder)
-        .await?
-        .iter()
-        .filter_map(|key| number(key, folder))
-        .collect();
-    numbers.sort_unstable();
+    let mut numbers = numbers(bucket, folder).await?;
     while let Some(number) = numbers.pop() {
         // An object may vanish between listing and reading only by hand; the one before it then counts.
         if let Some(bytes) = bucket.get(&generation(folder, number)).await? {
@@ -30,6 +32,39 @@ pub(crate) async fn newest(bucket: &Bucket, folder: &str) -> Result<Option<(u64,
         }
     }
     Ok(None)
+}
+
+/// Every generation in a folder with its number, the oldest first.
+pub(crate) async fn all(bucket: &Bucket, folder: &str) -> Result<Vec<(u64, Bytes)>> {
+    let mut found = Vec::new();
+    for number in numbers(bucket, folder).await? {
+        let bytes = bucket.get(&generation(folder, number)).await?;
+        found.extend(bytes.map(|bytes| (number, bytes)));
+    }
+    Ok(found)
+}
+
+/// Adds a generation, unless any of them already says the same. Returns those up to the one that does, the oldest first.
+pub(crate) async fn append_once(
+    bucket: &Bucket,
+    folder: &str,
+    mut value: Value,
+    says_the_same: impl Fn(&Value) -> bool,
+) -> Result<Vec<(u64, Bytes)>> {
+    let is_same = |bytes: &[u8]| parse_strict(bytes).is_ok_and(|found| says_the_same(&found));
+    value["write_id"] = new_write_id().into();
+    let bytes = value.to_string().into_bytes();
+    for _ in 0..MAX_ROUNDS {
+        let mut found = all(bucket, folder).await?;
+        if let Some(place) = found.iter().position(|(_, bytes)| is_same(bytes)) {
+            found.truncate(place + 1);
+            return Ok(found);
+        }
+        let next = found.last().map_or(0, |(number, _)| number + 1);
+        // Whoever took the number, the next round reads it.
+        create_only(bucket, &generation(folder, next), bytes.clone(), is_same).await?;
+    }
+    Err(raced(bucket, folder))
 }
 
 /// Adds a generation, unless the newest one already says the same.
@@ -54,10 +89,14 @@ pub(crate) async fn append(
             return Ok(());
         }
     }
-    Err(Error::Held {
+    Err(raced(bucket, folder))
+}
+
+fn raced(bucket: &Bucket, folder: &str) -> Error {
+    Error::Held {
         run: format!("{folder} in {}", bucket.place()),
         holder: format!("others, who changed it {MAX_ROUNDS} times meanwhile"),
-    })
+    }
 }
 
 /// Key of a generation.

@@ -51,6 +51,11 @@ pub(crate) fn name(kind: Kind, name: &str) -> String {
     format!("v1/names/{kind}/{name}/")
 }
 
+/// Looks at a set on behalf of somebody, numbered.
+pub(crate) fn touches(set: &Digest, by: &str) -> String {
+    format!("v1/touches/{set}/{by}/")
+}
+
 /// Cache entries of all work.
 pub(crate) const CACHE: &str = "v1/cache/";
 

@@ -50,6 +50,7 @@ mod publish;
 mod run;
 mod scan;
 mod store;
+mod touches;
 mod uri;
 
 pub use cache::{CacheEntry, CacheLookup};
@@ -70,4 +71,5 @@ pub use publish::Draft;
 pub use run::{CheckpointEntry, RunProgress, RunRequest, RunResult, RunState, RunView, Status};
 pub use scan::Crc64;
 pub use store::Store;
+pub use touches::Touch;
 pub use uri::StoreUri;

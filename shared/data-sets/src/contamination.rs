@@ -1,9 +1,10 @@
-//! Keeping training clear of evaluation: no statement of validation or test, or nearly one, in training.
+//! Keeping training clear of evaluation: no statement of validation or test, or nearly one, in training; and telling
+//! what a model has seen of a problem all the same.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
-use wmtp_records::Split;
+use wmtp_records::{Contamination, Problem, Record, Split};
 
 use crate::SourceProblem;
 
@@ -30,7 +31,8 @@ pub fn separate(problems: Vec<SourceProblem>) -> (Vec<SourceProblem>, Separation
     let evaluation = Statements::new(
         problems
             .iter()
-            .filter(|problem| problem.split != Split::Train),
+            .filter(|problem| problem.split != Split::Train)
+            .map(|problem| problem.problem.instruction.as_str()),
     );
     let mut counts = Separation::default();
     let kept = problems
@@ -50,6 +52,60 @@ pub fn separate(problems: Vec<SourceProblem>) -> (Vec<SourceProblem>, Separation
     (kept, counts)
 }
 
+/// What a policy was trained on, to hold problems against it: statements and programs of correct rows.
+#[derive(Debug)]
+pub struct TrainingRows {
+    statements: Statements,
+    programs: BTreeSet<String>,
+}
+
+impl TrainingRows {
+    /// Takes rows one by one; what stays in memory are different statements and programs.
+    ///
+    /// # Errors
+    /// The first that the rows bring.
+    pub fn read<E>(rows: impl Iterator<Item = Result<Record, E>>) -> Result<Self, E> {
+        let (mut statements, mut programs) = (BTreeSet::new(), BTreeSet::new());
+        for row in rows {
+            let row = row?;
+            if row.is_correct == Some(true) {
+                statements.insert(row.instruction);
+                programs.insert(bare(&row.response));
+            }
+        }
+        Ok(Self {
+            statements: Statements::new(statements.iter().map(String::as_str)),
+            programs,
+        })
+    }
+
+    /// What of a problem is among them: its statement by the rules of [`separate`], or one of `programs`, which solve it.
+    pub fn contamination<'a>(
+        &self,
+        problem: &Problem,
+        mut programs: impl Iterator<Item = &'a str>,
+    ) -> Option<Contamination> {
+        let words = words(&problem.instruction);
+        if self.statements.has(&words) {
+            Some(Contamination::Statement)
+        } else if self.statements.has_near(&words) {
+            Some(Contamination::NearStatement)
+        } else if programs.any(|program| self.programs.contains(&bare(program))) {
+            Some(Contamination::Program)
+        } else {
+            None
+        }
+    }
+}
+
+/// A program without lines that say nothing: empty ones, and those of a comment alone.
+fn bare(program: &str) -> String {
+    let lines = program.lines().map(str::trim_end);
+    let saying = lines.filter(|line| !line.is_empty() && !line.trim_start().starts_with('#'));
+    saying.collect::<Vec<_>>().join("\n")
+}
+
+#[derive(Debug)]
 struct Statements {
     exact: BTreeSet<Vec<String>>,
     shingles: Vec<BTreeSet<Vec<String>>>,
@@ -57,14 +113,14 @@ struct Statements {
 }
 
 impl Statements {
-    fn new<'a>(problems: impl Iterator<Item = &'a SourceProblem>) -> Self {
+    fn new<'a>(texts: impl Iterator<Item = &'a str>) -> Self {
         let mut statements = Self {
             exact: BTreeSet::new(),
             shingles: Vec::new(),
             holders: BTreeMap::new(),
         };
-        for problem in problems {
-            let words = words(&problem.problem.instruction);
+        for text in texts {
+            let words = words(text);
             let shingles = shingles(&words);
             for shingle in &shingles {
                 let holders = statements.holders.entry(shingle.clone()).or_default();
@@ -112,7 +168,9 @@ fn shingles(words: &[String]) -> BTreeSet<Vec<String>> {
 
 #[cfg(test)]
 mod tests {
-    use wmtp_records::{Problem, Tests};
+    use std::convert::Infallible;
+
+    use wmtp_records::{RecordMetadata, Tests};
 
     use super::*;
 
@@ -170,5 +228,85 @@ mod tests {
             problem(Split::Train, &long(4)),
         ]);
         assert_eq!((kept.len(), counts), (1, Separation { exact: 0, near: 1 }));
+    }
+
+    fn row(statement: &str, program: &str, is_correct: bool) -> Record {
+        Record {
+            problem_id: statement.to_owned(),
+            task_id: String::new(),
+            instruction: statement.to_owned(),
+            input: String::new(),
+            output: program.to_owned(),
+            prompt: String::new(),
+            response: program.to_owned(),
+            is_correct: Some(is_correct),
+            n_prompt_tokens: 0,
+            n_response_tokens: 0,
+            difficulty: 0,
+            language: String::new(),
+            metadata: RecordMetadata {
+                source: String::new(),
+                has_tests: true,
+                original_split: None,
+                is_correct: Some(is_correct),
+                family: String::new(),
+            },
+        }
+    }
+
+    #[test]
+    fn what_the_training_rows_hold_of_a_problem_is_told_and_nothing_else() {
+        let long =
+            "Write a function to find the longest chain of pairs in a given list of number pairs";
+        let rows = [
+            row(
+                "Return the sum of a.",
+                "def f(a):\n    return sum(a)\n",
+                true,
+            ),
+            row(long, "def f(a):\n    return chain(a)\n", true),
+            // No policy is trained on a wrong row.
+            row(
+                "Return the longest word of a.",
+                "def f(a):\n    return max(a)\n",
+                false,
+            ),
+        ];
+        let rows = TrainingRows::read(rows.into_iter().map(Ok::<_, Infallible>)).unwrap();
+        let found = |statement: &str, programs: &[&str]| {
+            let problem = problem(Split::Test, statement).problem;
+            rows.contamination(&problem, programs.iter().copied())
+        };
+        let sum = "# adds up\ndef f(a):\n\n    return sum(a)  \n";
+        assert_eq!(
+            found("return the SUM of: a", &[sum]),
+            Some(Contamination::Statement),
+            "the gravest is told"
+        );
+        assert_eq!(
+            found(&format!("{long} now"), &[]),
+            Some(Contamination::NearStatement)
+        );
+        assert_eq!(
+            found("Add the numbers of a.", &["def f(a): pass", sum]),
+            Some(Contamination::Program)
+        );
+        // Indentation is Python's, and another name is another program.
+        for other in ["def f(a):\n  return sum(a)", "def g(a):\n    return sum(a)"] {
+            assert_eq!(found("Add the numbers of a.", &[other]), None, "{other}");
+        }
+        assert_eq!(
+            found(
+                "Return the longest word of a.",
+                &["def f(a):\n    return max(a)"]
+            ),
+            None
+        );
+    }
+
+    #[test]
+    fn a_row_that_cannot_be_read_is_an_error() {
+        let rows = [Ok(row("a", "b", true)), Err("line 2")];
+        assert_eq!(TrainingRows::read(rows.into_iter()).unwrap_err(), "line 2");
     }
 }

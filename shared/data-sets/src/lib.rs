@@ -20,7 +20,7 @@ mod summary;
 mod token_file;
 
 pub use batches::{BatchPlan, PaddedBatch, pad_batch};
-pub use contamination::{Separation, separate};
+pub use contamination::{Separation, TrainingRows, separate};
 pub use data_set::{DataSet, Description, SplitRows, tokenizer_texts};
 pub use error::Error;
 pub use label::{LabelCounts, Labelled, LabelledProblem, label};

@@ -69,6 +69,28 @@ pub(crate) struct StoreOnly {
     json: bool,
 }
 
+/// Flags of a tool that works on files and on no store.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Common options")]
+pub(crate) struct FilesOnly {
+    /// Print what would be done; touch nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// End stdout with one JSON object that holds what was found or done
+    #[arg(long)]
+    json: bool,
+}
+
+impl From<FilesOnly> for Common {
+    fn from(flags: FilesOnly) -> Self {
+        Self {
+            dry_run: flags.dry_run,
+            json: flags.json,
+            ..Self::default()
+        }
+    }
+}
+
 impl From<StoreOnly> for Common {
     fn from(flags: StoreOnly) -> Self {
         Self {

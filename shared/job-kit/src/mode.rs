@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{ArgMatches, Args, Command, FromArgMatches};
 
-use crate::args::{Common, StoreOnly};
+use crate::args::{Common, FilesOnly, StoreOnly};
 use crate::life::{self, Session};
 use crate::{Exit, Job, JobError, Tool, ToolCx};
 
@@ -62,6 +62,16 @@ impl Mode {
         Self {
             common: (StoreOnly::augment_args, |matches| {
                 StoreOnly::from_arg_matches(matches).map(Common::from)
+            }),
+            ..Self::tool::<T>(name)
+        }
+    }
+
+    /// A tool as a mode that takes `--dry-run` and `--json` of the kit's flags and no others: it has neither store nor recipe.
+    pub fn file_tool<T: Tool>(name: &'static str) -> Self {
+        Self {
+            common: (FilesOnly::augment_args, |matches| {
+                FilesOnly::from_arg_matches(matches).map(Common::from)
             }),
             ..Self::tool::<T>(name)
         }

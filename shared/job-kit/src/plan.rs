@@ -58,6 +58,24 @@ impl<W> Plan<W> {
         self
     }
 
+    /// The same plan with other work.
+    pub fn with_work<V>(self, work: V) -> Plan<V> {
+        let Self {
+            inputs,
+            options,
+            outputs,
+            notes,
+            ..
+        } = self;
+        Plan {
+            inputs,
+            options,
+            outputs,
+            work,
+            notes,
+        }
+    }
+
     /// Adds an output.
     #[must_use]
     pub fn output(mut self, role: &str, kind: Kind) -> Self {
@@ -115,6 +133,11 @@ impl PlanCx<'_> {
         };
         self.inputs.push((input, manifest.clone()));
         Ok(manifest)
+    }
+
+    /// The inputs that are registered so far.
+    pub fn inputs(&self) -> Vec<Input> {
+        self.inputs.iter().map(|(input, _)| input.clone()).collect()
     }
 
     /// The files of an artifact, for plans that must look inside.

@@ -5,6 +5,8 @@ use std::ops::AddAssign;
 
 use serde::{Deserialize, Serialize};
 
+use crate::Contamination;
+
 /// One generated program. Made by evaluate.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Completion {
@@ -44,6 +46,8 @@ pub mod completion_files {
     pub const COMPLETIONS: &str = "completions.jsonl";
     /// JSON lines of [`super::CompletionTiming`], in the same order.
     pub const TIMINGS: &str = "timings.jsonl";
+    /// [`crate::Usage`].
+    pub const USAGE: &str = "usage.json";
 }
 
 /// What a program did wrong, if anything.
@@ -197,4 +201,7 @@ pub struct GradedSample {
     pub completion: Completion,
     /// What became of it.
     pub verdict: Verdict,
+    /// What of its problem was among the rows that the model was trained on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub contamination: Option<Contamination>,
 }

@@ -13,9 +13,9 @@ pub use completion::{
     Audit, AuditOutcome, CaseCounts, Completion, CompletionTiming, ErrorClass, GradedSample,
     Verdict, completion_files,
 };
-pub use problem::{Case, Problem, Split, Tests};
+pub use problem::{Case, Contamination, Problem, Split, Tests};
 pub use record::{DataSchema, Record, RecordMetadata, data_files};
 pub use score::{
-    DoubtfulPass, EvalScore, HeadLoss, Latency, Metric, Percentiles, ProblemCount, ScoreSummary,
-    Spread, score_files,
+    Cost, DoubtfulPass, EarlierTouch, Energy, EvalScore, HeadLoss, Latency, Metric, Percentiles,
+    ProblemCount, ReferenceLoss, ScoreSummary, Spread, TestTouch, Usage, score_files,
 };

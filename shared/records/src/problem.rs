@@ -59,6 +59,29 @@ pub struct Problem {
     pub difficulty: u32,
 }
 
+/// What of a problem was among the rows that a model was trained on, the gravest where several are true.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Contamination {
+    /// Its statement: the same words, letter case and punctuation aside.
+    Statement,
+    /// Nearly its statement.
+    NearStatement,
+    /// A program that solves it, comments and empty lines aside, under another statement.
+    Program,
+}
+
+impl Contamination {
+    /// The name used in files and messages.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Statement => "statement",
+            Self::NearStatement => "near_statement",
+            Self::Program => "program",
+        }
+    }
+}
+
 /// How a program is judged.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Audit, AuditOutcome, ErrorClass, Split};
+use crate::{Audit, AuditOutcome, Contamination, ErrorClass, Split};
 
 /// `eval_score.json` in the founding schema. Made by evaluate; read by build-leaderboard.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -98,6 +98,9 @@ pub struct ProblemCount {
     pub num_passed: u32,
     /// Whether the greedy sample passed.
     pub greedy_passed: Option<bool>,
+    /// What of the problem was among the rows that the model was trained on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub contamination: Option<Contamination>,
 }
 
 /// Unweighted cross-entropy of one prediction head on the reference solutions.
@@ -111,6 +114,74 @@ pub struct HeadLoss {
     pub accuracy: f64,
     /// Number of targets.
     pub num_targets: u64,
+}
+
+/// Loss against a next-token reference on the same targets.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ReferenceLoss {
+    /// The reference-ce artifact whose tuned model is the reference.
+    pub reference: String,
+    /// Mean cross-entropy of the reference per target of the first head, nats.
+    pub ce_nats: f64,
+    /// Mean excess of each head over the reference, in the order of horizons, nats: below 0 the head predicts better.
+    pub excess_nats: Vec<f64>,
+}
+
+/// How often a version with one training seed was judged on the test set, which serves the final report once.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TestTouch {
+    /// 1 for the first judgement under this protocol, 2 for the second, which is no first look any more.
+    pub number: usize,
+    /// Every earlier one, the oldest first.
+    pub earlier: Vec<EarlierTouch>,
+}
+
+/// A judgement on the test set before the present one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EarlierTouch {
+    /// The run that judged.
+    pub run_id: String,
+    /// When it began: ISO 8601, UTC.
+    pub begun_at: String,
+    /// Whether sampling settings and limits were the present ones.
+    pub same_protocol: bool,
+}
+
+/// `usage.json`: what one attempt took. Times, so it stands outside what decides a result; what a killed attempt took before is
+/// not in it, nor what shards took, which have a file of their own.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Usage {
+    /// Seconds on the wall from the claim of the run to this record.
+    pub wall_secs: f64,
+    /// Energy of the machine meanwhile, whatever else it did.
+    pub energy: Option<Energy>,
+    /// Price of the machine meanwhile.
+    pub cost: Option<Cost>,
+    /// What is not stated, and why.
+    #[serde(default)]
+    pub left_out: Vec<String>,
+}
+
+/// Energy, and how it is known.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Energy {
+    /// Joules.
+    pub joules: f64,
+    /// Whether counters of the processor were read; else power was stated and multiplied by time.
+    pub is_measured: bool,
+    /// The counters, or where the stated power comes from.
+    pub source: String,
+}
+
+/// A price, and where it comes from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Cost {
+    /// In units of the currency.
+    pub amount: f64,
+    /// ISO 4217 code.
+    pub currency: String,
+    /// Who asks that price of an hour, and when it was looked up.
+    pub source: String,
 }
 
 /// How sure a mean over problems is.
@@ -175,6 +246,18 @@ pub struct ScoreSummary {
     pub doubtful: Vec<DoubtfulPass>,
     /// What the sandbox could enforce: layer to state.
     pub sandbox: BTreeMap<String, String>,
+    /// Loss against a reference, where one was given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reference_loss: Option<ReferenceLoss>,
+    /// The data that the model was trained on, against which problems were held; `None` where it is not known or there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trained_on: Option<String>,
+    /// Number of problems by what of them was among the training rows; the others are clean.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub contaminated: BTreeMap<Contamination, usize>,
+    /// Of a judgement on the test split.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub test_touch: Option<TestTouch>,
 }
 
 /// Paths inside a scores artifact.
@@ -185,6 +268,8 @@ pub mod score_files {
     pub const SUMMARY: &str = "summary.json";
     /// [`super::Latency`].
     pub const LATENCY: &str = "latency.json";
+    /// [`super::Usage`].
+    pub const USAGE: &str = "usage.json";
     /// JSON lines of [`crate::GradedSample`].
     pub const SAMPLES: &str = "samples.jsonl";
     /// JSON lines of [`super::ProblemCount`].

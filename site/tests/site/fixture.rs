@@ -225,6 +225,7 @@ impl World {
                 cases: None,
                 audit: None,
             },
+            contamination: None,
         }
     }
 
@@ -411,6 +412,7 @@ fn counts(version: &Version, seed: Option<u64>) -> Vec<ProblemCount> {
                 num_samples: SAMPLES,
                 num_passed: (share * f64::from(SAMPLES)).round() as u32,
                 greedy_passed: Some(share > 0.5),
+                contamination: None,
             }
         })
         .collect()

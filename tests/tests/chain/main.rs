@@ -8,5 +8,6 @@ mod kills;
 mod place;
 mod protocols;
 mod repeats;
+mod scores;
 mod steps;
 mod vessl;

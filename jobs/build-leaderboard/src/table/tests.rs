@@ -1,6 +1,9 @@
 use std::collections::BTreeMap;
 
-use wmtp_records::{ErrorClass, EvalScore, HeadLoss, Metric, ProblemCount, ScoreSummary, Split};
+use wmtp_records::{
+    EarlierTouch, ErrorClass, EvalScore, HeadLoss, Metric, ProblemCount, ScoreSummary, Split,
+    TestTouch,
+};
 use wmtp_stats::leaderboard::{LeaderboardRow, Verdict};
 
 use super::*;
@@ -29,6 +32,7 @@ fn run(
             num_samples: SAMPLES,
             num_passed,
             greedy_passed: Some(num_passed > 10),
+            contamination: None,
         })
         .collect();
     let pass_at_1 = passes.iter().sum::<u32>() as f64 / (SAMPLES as usize * passes.len()) as f64;
@@ -60,6 +64,10 @@ fn run(
             audits: BTreeMap::new(),
             doubtful: Vec::new(),
             sandbox: BTreeMap::new(),
+            reference_loss: None,
+            trained_on: None,
+            contaminated: BTreeMap::new(),
+            test_touch: None,
         },
         score: EvalScore {
             dataset_id: "micropy-test".to_owned(),
@@ -438,4 +446,32 @@ fn the_report_folder_holds_tables_analyses_and_the_best_versions_files() {
         crate::report::best_scores_id(&board),
         Some("scores-v002-Some(1)")
     );
+}
+
+#[test]
+fn a_second_look_at_the_test_set_is_told_and_a_first_is_not() {
+    let mut runs = board_of(&[("v001", "baseline", 8)], 2);
+    let touch = |number, earlier: &[&str]| {
+        let earlier = earlier.iter().map(|run| EarlierTouch {
+            run_id: (*run).to_owned(),
+            begun_at: "2026-11-21T12:00:00Z".to_owned(),
+            same_protocol: true,
+        });
+        Some(TestTouch {
+            number,
+            earlier: earlier.collect(),
+        })
+    };
+    for run in &mut runs {
+        run.summary.test_touch = touch(1, &[]);
+    }
+    assert!(build(&runs).unwrap().warnings.is_empty());
+    runs[2].summary.test_touch = touch(2, &["evaluate-0123"]);
+    let warnings = build(&runs).unwrap().warnings;
+    assert_eq!(warnings.len(), 1);
+    assert!(
+        warnings[0].starts_with("v001 seed 2 is no first look at the test set: touch 2"),
+        "{warnings:?}"
+    );
+    assert!(warnings[0].contains("run evaluate-0123 on 2026-11-21"));
 }

