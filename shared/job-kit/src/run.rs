@@ -101,6 +101,11 @@ impl Run {
             .ok_or_else(|| JobError::bad_input(format!("{} has no attribute {key:?}", manifest.id)))
     }
 
+    /// The store, for reading what an input names and the run need not fetch whole.
+    pub fn store(&self) -> &StoreHandle {
+        &self.store
+    }
+
     /// A folder of this attempt, removed when it ends.
     pub fn scratch(&self) -> &Path {
         &self.scratch
