@@ -23,7 +23,7 @@ version() {
   local recipe=$1 seed=$2 version run
   version=$(basename "$recipe" .yaml)
   run=$data-$version-s$seed
-  train "$recipe" "$seed" "$run" "$data"
+  train "train $version, seed $seed" "$recipe" "$seed" "$run" "$data"
   stage "evaluate $version, seed $seed" evaluate --recipe "$recipe" --set "seed=$seed" \
     --data "$data" --checkpoint "$run" --name "$run"
 }

@@ -38,7 +38,7 @@ version() {
   local recipe=$1 seed=$2 version run status=0
   version=$(basename "$recipe" .yaml)
   run=$loop-$version-s$seed
-  again train "$recipe" "$seed" "$run" "$loop-$version" || status=$?
+  again train "train $version, seed $seed" "$recipe" "$seed" "$run" "$loop-$version" || status=$?
   if [ "$status" -ne 0 ]; then
     "$bin/build-leaderboard" retry-report --run "$run" --version "$version" --loop "$out" || true
     printf 'error: the training of %s failed; the next start of the loop begins with it again\n' "$version" >&2
@@ -61,7 +61,7 @@ beginnings "$recipes/v001.yaml" "$raw"
 
 smoke=()
 if [ "$(algo_of "$recipes/v001.yaml")" = baseline ]; then
-  train "$recipes/v001.yaml" 42 "$loop-smoke" none --set version.id=smoke --set optim.epochs=0.01
+  train 'smoke run' "$recipes/v001.yaml" 42 "$loop-smoke" none --set version.id=smoke --set optim.epochs=0.01
   smoke=(--smoke "$loop-smoke")
 fi
 stage 'audit of the baseline' build-leaderboard audit-baseline --recipe "$recipes/v001.yaml" --rules "$recipes" \

@@ -20,6 +20,7 @@ stage() {
   else
     "$bin/$job" "$@" 2>&1 | told "$label" || status=$?
   fi
+  if [ "$status" -ne 0 ]; then printf '   %s: ended with exit status %s\n' "$label" "$status" >&2; fi
   printf '   %s: %s s\n' "$label" $((SECONDS - began))
   return "$status"
 }
@@ -117,16 +118,15 @@ reference() {
     --name "$2"
 }
 
-# Trains a version with one seed; advantages or reference cross-entropies are those of a name.
+# Trains a recipe with one seed under a label; advantages or reference cross-entropies are those of a name.
 train() {
-  local recipe=$1 seed=$2 run=$3 scores=$4 inputs=() version
-  shift 4
-  version=$(basename "$recipe" .yaml)
+  local label=$1 recipe=$2 seed=$3 run=$4 scores=$5 inputs=()
+  shift 5
   case $(algo_of "$recipe") in
     verifiable | random_matched | shuffled) inputs=(--advantages "$scores") ;;
     rho1) inputs=(--reference-ce "$scores") ;;
   esac
-  stage "train $version, seed $seed" train-stage2 --recipe "$recipe" --set "seed=$seed" \
+  stage "$label" train-stage2 --recipe "$recipe" --set "seed=$seed" \
     --data "$data" --base "$data-mtp" ${inputs[@]+"${inputs[@]}"} --name "$run" "$@"
 }
 
