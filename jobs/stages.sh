@@ -68,8 +68,13 @@ lane() {
 
 # Waits until a lane ends. One that failed ends the chain with its exit status; the others are told to stop.
 lane_end() {
-  local status=0
-  wait -n || status=$?
+  local status ended=
+  # A lane that was only stopped for a while ends a wait as well, under no name.
+  while
+    status=0
+    wait -n -p ended || status=$?
+    [ -z "$ended" ]
+  do sleep 1; done
   running=$((running - 1))
   if [ "$status" -ne 0 ]; then
     stop

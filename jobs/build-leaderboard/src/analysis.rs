@@ -176,7 +176,7 @@ fn candidates(board: &Leaderboard, row: &LeaderboardRow, figures: &Figures) -> S
             let old = recipe.setting(entry.key).unwrap_or_default();
             let _ = writeln!(
                 text,
-                "- `{}`: `{}` from {} to {}. {}.",
+                "- `{}`: `{}` from {} to {}, since {}.",
                 entry.name,
                 entry.key,
                 inert(&scalar(&old)),
