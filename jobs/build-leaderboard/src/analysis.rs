@@ -36,8 +36,6 @@ fn summary(board: &Leaderboard, row: &LeaderboardRow) -> String {
     let mut sentences = Vec::new();
     let who = if row.is_base() {
         format!("{} is the untrained model", inert(&row.version_id))
-    } else if row.external {
-        format!("{} was brought from outside", inert(&row.version_id))
     } else {
         format!(
             "{} ({}, {})",
@@ -48,11 +46,7 @@ fn summary(board: &Leaderboard, row: &LeaderboardRow) -> String {
     };
     sentences.push(match row.estimate {
         Some(estimate) => {
-            let joint = if row.is_base() || row.external {
-                "; it"
-            } else {
-                ""
-            };
+            let joint = if row.is_base() { "; it" } else { "" };
             format!(
                 "{who}{joint} solves {} of {} with one try (95 % interval over tasks {}).",
                 percent(estimate.mean),

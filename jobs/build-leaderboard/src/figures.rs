@@ -15,6 +15,9 @@ use crate::source::SampleCounts;
 use crate::table::{Pooled, SEED, pairing};
 use crate::training::TrainingFacts;
 
+/// Tasks below which even a difference in one direction throughout may be chance: of five, a sign test gives 0.06.
+pub const FEWEST_TASKS: usize = 6;
+
 /// All figures of one version: `result-analysis.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Figures {
@@ -63,6 +66,11 @@ impl Figure {
     /// The version's value minus its parent's.
     pub fn delta(&self) -> Option<f64> {
         Some(self.now - self.before?)
+    }
+
+    /// Whether there are tasks enough to test a difference.
+    pub fn is_tested(&self) -> bool {
+        self.difference.is_some() && self.num_tasks >= FEWEST_TASKS
     }
 
     /// Whether the difference stands out of the noise of its table.
@@ -304,7 +312,7 @@ fn corrected(figures: Vec<Figure>) -> Vec<Figure> {
 
 fn with_holm(mut figures: Vec<Figure>) -> Vec<Figure> {
     let tested: Vec<usize> = (0..figures.len())
-        .filter(|&index| figures[index].difference.is_some())
+        .filter(|&index| figures[index].is_tested())
         .collect();
     let p_values: Vec<f64> = tested
         .iter()

@@ -31,7 +31,7 @@ pub(crate) fn render(report: &Report) -> String {
 /// The versions that were trained and can be ranked, best first.
 fn ranked(report: &Report) -> impl Iterator<Item = &LeaderboardRow> {
     let rows = report.board.rows.iter();
-    rows.filter(|row| !row.is_base() && !row.external && row.estimate.is_some())
+    rows.filter(|row| !row.is_base() && row.estimate.is_some())
 }
 
 fn lead(report: &Report) -> String {

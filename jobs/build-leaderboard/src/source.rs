@@ -7,9 +7,6 @@ use wmtp_records::{
     ErrorClass, EvalScore, GradedSample, ProblemCount, ScoreSummary, jsonl, score_files,
 };
 
-/// Algorithm word of models that were brought from outside.
-pub const EXTERNAL: &str = "external";
-
 /// The scores of one run: one version, one seed.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ScoredRun {
@@ -84,8 +81,8 @@ impl ScoredRun {
         }
     }
 
-    /// Whether nothing was trained here: the untrained model, or one from outside.
-    pub fn is_untrained(&self) -> bool {
-        matches!(self.summary.algo.as_str(), "base" | EXTERNAL)
+    /// Whether the untrained model was evaluated.
+    pub fn is_base(&self) -> bool {
+        self.summary.algo == "base"
     }
 }

@@ -9,7 +9,7 @@ use wmtp_job_kit::JobError;
 use wmtp_stats::leaderboard::{AlgorithmBest, Leaderboard, LeaderboardRow, PRIMARY_METRIC};
 use wmtp_stats::{Resolution, resolution, shared_ranks};
 
-use crate::source::{EXTERNAL, ScoredRun};
+use crate::source::ScoredRun;
 use crate::table::compare::Comparer;
 pub(crate) use crate::table::compare::{SEED, pairing};
 pub(crate) use crate::table::pool::Pooled;
@@ -160,7 +160,7 @@ fn algorithm_bests(pooled: &[Pooled], comparer: &Comparer<'_>) -> Vec<AlgorithmB
     else {
         return Vec::new();
     };
-    let mut seen = vec!["base", EXTERNAL, "baseline"];
+    let mut seen = vec!["base", "baseline"];
     let mut bests = Vec::new();
     for version in pooled.iter().filter(|version| version.primary().is_some()) {
         if !seen.contains(&version.algo.as_str()) {
@@ -192,7 +192,7 @@ fn refuse_unlike(runs: &[&ScoredRun]) -> Result<(), Error> {
             refuse_difference(first, run, what, value)?;
         }
     }
-    let mut trained = runs.iter().filter(|run| !run.is_untrained());
+    let mut trained = runs.iter().filter(|run| !run.is_base());
     if let Some(first) = trained.next() {
         for run in trained {
             refuse_difference(first, run, "shared recipe parts", |run| {
@@ -280,7 +280,7 @@ fn rank(rows: &mut [LeaderboardRow], comparer: &Comparer<'_>) {
 fn resolve(pooled: &[Pooled]) -> Option<Resolution> {
     let mut best = pooled
         .iter()
-        .filter(|v| !v.is_untrained() && v.primary().is_some());
+        .filter(|v| !v.is_base() && v.primary().is_some());
     let (first, second) = (best.next()?, best.next()?);
     let squares = first
         .task_scores

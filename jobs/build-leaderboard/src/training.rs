@@ -110,7 +110,7 @@ impl TrainingFacts {
         let mut facts = Self::default();
         let mut weights = Vec::new();
         let mut best_steps = Vec::new();
-        for run in row.runs.iter().filter(|_| !row.is_base() && !row.external) {
+        for run in row.runs.iter().filter(|_| !row.is_base()) {
             let id: ArtifactId = run.checkpoint.parse()?;
             let Some(manifest) = present(store.manifest(&id))? else {
                 continue;

@@ -40,7 +40,7 @@ pub(crate) fn write(
     store: &StoreHandle,
 ) -> Result<(), JobError> {
     jsonl::write_json(&dir.join(score_files::EVAL_SCORE), &pooled_score(row))?;
-    if let Some(first) = row.runs.first().filter(|_| !row.external) {
+    if let Some(first) = row.runs.first() {
         let scores = store.fetch(&store.resolve(Kind::Scores, &first.scores)?)?;
         let samples = scores.join(score_files::INFER_SAMPLES);
         if samples.is_dir() {
@@ -48,7 +48,7 @@ pub(crate) fn write(
         }
     }
     let mut checkpoint = None;
-    let runs = row.runs.iter().filter(|_| !row.is_base() && !row.external);
+    let runs = row.runs.iter().filter(|_| !row.is_base());
     for (index, run) in runs.enumerate() {
         let id: ArtifactId = run.checkpoint.parse()?;
         let Some(manifest) = present(store.manifest(&id))? else {

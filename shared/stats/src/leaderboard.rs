@@ -157,9 +157,6 @@ pub struct LeaderboardRow {
     /// Wilson's interval of their share.
     #[serde(default)]
     pub greedy_interval: Option<Interval>,
-    /// Whether the version was brought from outside: no recipe, no lineage, no seeds.
-    #[serde(default)]
-    pub external: bool,
     /// Paired difference to the first row.
     pub against_leader: Option<Comparison>,
     /// Paired difference to the parent.

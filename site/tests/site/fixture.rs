@@ -334,7 +334,6 @@ impl World {
             estimate: bootstrap_mean(mine, DRAWS, 42),
             greedy_passed: None,
             greedy_interval: None,
-            external: false,
             against_leader: (version.id != leader.id).then(|| against(leader.id)),
             against_parent: version.parent.map(against),
             against_baseline: weighted.then(|| against("v001")),

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use wmtp_stats::leaderboard::LeaderboardRow;
 use wmtp_stats::wording::{percent, signed, signed_range};
 
-use crate::figures::{Figure, Figures};
+use crate::figures::{FEWEST_TASKS, Figure, Figures};
 use crate::text::inert;
 use crate::training::WeightFacts;
 
@@ -104,6 +104,13 @@ fn shares(figures: &Figures, rows: &[Figure], what: &str) -> String {
         "| {what} | tasks | {version} | {} | points | 95 % interval | p (Holm) |\n|---|---:|---:|---:|---:|---:|---:|\n",
         inert(parent)
     );
+    let untested = |figure: &Figure| figure.difference.is_some() && !figure.is_tested();
+    if rows.iter().any(untested) {
+        let note = format!(
+            "Groups of fewer than {FEWEST_TASKS} tasks are not tested: read them as hints.\n\n"
+        );
+        table.insert_str(0, &note);
+    }
     for figure in rows {
         let tasks = match figure.num_tasks {
             0 => String::new(),
@@ -111,6 +118,7 @@ fn shares(figures: &Figures, rows: &[Figure], what: &str) -> String {
         };
         let interval = figure
             .difference
+            .filter(|_| figure.is_tested())
             .map_or_else(String::new, |d| signed_range(&d.interval));
         let p = figure.p_holm.map_or_else(String::new, p_value);
         let _ = writeln!(

@@ -6,7 +6,6 @@ use wmtp_stats::leaderboard::{
 use wmtp_stats::{DRAWS, Difference, Estimate, Resampler, Seeds, holm, mcnemar_exact, wilson};
 
 use super::pool::Pooled;
-use crate::source::EXTERNAL;
 
 /// Seed of every bootstrap of a report.
 pub(crate) const SEED: u64 = 42;
@@ -77,7 +76,6 @@ impl<'a> Comparer<'a> {
             estimate: has_primary.then(|| self.level(version)).flatten(),
             greedy_passed,
             greedy_interval: greedy_passed.and_then(|passed| wilson(passed, tasks)),
-            external: version.algo == EXTERNAL,
             against_leader,
             against_parent: against(self.named(version.parent.as_deref())),
             against_baseline: against(self.baseline_of(version)),
@@ -120,7 +118,7 @@ impl<'a> Comparer<'a> {
         }
     }
 
-    /// The rule for claims. Against the untrained base or a model from outside the interval alone decides: nothing is claimed there but
+    /// The rule for claims. Against the untrained base the interval alone decides: nothing is claimed there but
     /// that training works.
     fn judge(&self, this: &Pooled, other: &Pooled, difference: &Difference) -> (Verdict, String) {
         let no = |reason: String| (Verdict::NoDifference, reason);
@@ -132,7 +130,7 @@ impl<'a> Comparer<'a> {
         } else {
             Verdict::Worse
         };
-        if this.is_untrained() || other.is_untrained() {
+        if this.is_base() || other.is_base() {
             return (direction, "the interval excludes 0".to_owned());
         }
         let seeds = this.seeds.len().min(other.seeds.len());
@@ -193,7 +191,7 @@ impl<'a> Comparer<'a> {
 
     /// The nearest ancestor with the baseline algorithm, or the first baseline by name.
     fn baseline_of(&self, version: &Pooled) -> Option<&'a Pooled> {
-        if version.algo == "baseline" || version.is_untrained() {
+        if version.algo == "baseline" || version.is_base() {
             return None;
         }
         let mut ancestor = self.named(version.parent.as_deref());

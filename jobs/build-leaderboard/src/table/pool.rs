@@ -7,7 +7,7 @@ use wmtp_records::{ErrorClass, HeadLoss, Metric, ProblemCount};
 use wmtp_stats::leaderboard::{FamilyScore, PRIMARY_METRIC, RunSource};
 
 use super::Error;
-use crate::source::{EXTERNAL, SampleCounts, ScoredRun};
+use crate::source::{SampleCounts, ScoredRun};
 
 /// How far a score file's pass@1 may lie from that of its tasks.
 const TOLERANCE: f64 = 1e-6;
@@ -50,9 +50,9 @@ pub(crate) struct Pooled {
 }
 
 impl Pooled {
-    /// Whether nothing was trained here: the untrained model, or one from outside.
-    pub(crate) fn is_untrained(&self) -> bool {
-        matches!(self.algo.as_str(), "base" | EXTERNAL)
+    /// Whether the version is the untrained model.
+    pub(crate) fn is_base(&self) -> bool {
+        self.algo == "base"
     }
 
     /// The pass rates as rows of seeds.

@@ -195,7 +195,7 @@ fn gate(board: &Board, row: &LeaderboardRow, to: Stage, from: Option<Stage>) -> 
     let mut gate = vec![
         check(
             "it is trained and ranked",
-            row.rank.is_some() && !row.is_base() && !row.external,
+            row.rank.is_some() && !row.is_base(),
             level,
         ),
         over_base,
