@@ -97,7 +97,10 @@ fn results(report: &Report, row: &LeaderboardRow) -> String {
         let interval = row
             .estimate
             .filter(|_| metric.name == report.board.primary_metric)
-            .map_or_else(String::new, |estimate| level_range(&estimate.interval));
+            .map_or_else(String::new, |estimate| {
+                let interval = estimate.interval;
+                format!("{:.4} to {:.4}", interval.low, interval.high)
+            });
         let _ = writeln!(
             table,
             "| {} | {:.4} | {interval} |",

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use wmtp_recipe::Algo;
+use wmtp_recipe::{Algo, Recipe};
 use wmtp_stats::leaderboard::{HeldOut, LeaderboardRow, SEEDS_FOR_A_CLAIM};
 use wmtp_stats::wording::{count, level_range, percent, points, signed, signed_range};
 
@@ -193,7 +193,7 @@ fn recipe(report: &Report, row: &LeaderboardRow) -> String {
         .into_iter()
         .filter(|key| !key.starts_with("version.") && *key != "seed")
         .map(|key| {
-            let value = |recipe: &wmtp_recipe::Recipe| {
+            let value = |recipe: &Recipe| {
                 inert(&crate::actions::scalar(
                     &recipe.setting(key).unwrap_or_default(),
                 ))
@@ -340,8 +340,13 @@ fn next(report: &Report) -> String {
         .iter()
         .filter_map(|entry| {
             let proposal = entry.propose(&case)?;
+            let had = recipe
+                .with_setting(entry.key, &proposal.value)
+                .ok()
+                .and_then(|wanted| tried(report, &wanted))
+                .map_or_else(String::new, |id| format!(" ({} is that)", inert(id)));
             Some(format!(
-                "- `{}` from {}: {}, since {}.\n",
+                "- `{}` from {}{had}: {}, since {}.\n",
                 entry.name,
                 inert(id),
                 entry.goal,
@@ -353,4 +358,14 @@ fn next(report: &Report) -> String {
         return format!("No pre-condition of the catalogue holds for {}.", inert(id));
     }
     proposals.concat()
+}
+
+/// The version that has a recipe, whatever its name.
+fn tried<'a>(report: &'a Report, wanted: &Recipe) -> Option<&'a str> {
+    let mut known = report.training.iter();
+    let (id, _) = known.find(|(_, facts)| {
+        let recipe = facts.recipe.as_ref();
+        recipe.is_some_and(|recipe| recipe.is_same_but_for_its_name(wanted))
+    })?;
+    Some(id)
 }

@@ -66,6 +66,13 @@ impl Recipe {
         Some(at(&self.to_json(), leaf.key).clone())
     }
 
+    /// Whether another recipe differs in nothing but its version: its name, its parent, the words for its change.
+    pub fn is_same_but_for_its_name(&self, other: &Self) -> bool {
+        self.differences(other)
+            .iter()
+            .all(|key| belongs(key, "version"))
+    }
+
     /// The recipe with one setting changed.
     ///
     /// # Errors

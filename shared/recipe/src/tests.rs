@@ -206,6 +206,11 @@ fn differences_name_the_settings_in_the_order_of_the_schema() {
         .recipe;
     assert_eq!(one.differences(&other), ["optim.lr", "weights.blend"]);
     assert!(one.differences(&one).is_empty());
+    let renamed = resolve(&scored(), &["version.id=v009"])
+        .expect("valid")
+        .recipe;
+    assert!(one.is_same_but_for_its_name(&renamed));
+    assert!(!one.is_same_but_for_its_name(&other));
     assert_eq!(other.setting("weights.blend"), Some(json!(0.5)));
     assert_eq!(other.setting("weights"), None);
     assert!(crate::is_compared("weights.blend") && !crate::is_compared("optim.lr"));

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use wmtp_recipe::{Allowed, Recipe, Rules, Version, is_compared};
+use wmtp_recipe::{Allowed, Recipe, Rules, is_compared};
 use wmtp_stats::leaderboard::{Leaderboard, LeaderboardRow};
 use wmtp_stats::wording::signed_range;
 
@@ -177,12 +177,8 @@ impl<'a> Loop<'a> {
             .recipe
             .with_setting(entry.key, &value)
             .map_err(|error| error.to_string())?;
-        let nameless = |recipe: &Recipe| Recipe {
-            version: Version::default(),
-            ..recipe.clone()
-        };
         let mut had = self.recipes.iter();
-        match had.find(|(_, other)| nameless(other) == nameless(&recipe)) {
+        match had.find(|(_, other)| other.is_same_but_for_its_name(&recipe)) {
             Some((id, _)) => {
                 let why =
                     moved.map_or_else(String::new, |reason| format!(" after the rules ({reason})"));

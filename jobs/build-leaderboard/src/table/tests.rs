@@ -570,3 +570,27 @@ fn one_sample_a_task_gets_wilsons_interval() {
     let expected = wmtp_stats::wilson(13, 40).unwrap();
     assert_eq!(row(&board, "v001").estimate.unwrap().interval, expected);
 }
+
+#[test]
+fn a_family_of_few_tasks_is_a_hint_and_no_finding() {
+    let with_rare = |version: &str, parent: Option<&str>, rare: u32, rest: u32| {
+        let passes: Vec<u32> = (0..40).map(|i| if i < 5 { rare } else { rest }).collect();
+        let mut run = run(version, "verifiable", parent, Some(1), &passes);
+        for problem in &mut run.problems[..5] {
+            problem.family = "rare".to_owned();
+        }
+        run
+    };
+    let runs = [
+        with_rare("v001", None, 20, 10),
+        with_rare("v002", Some("v001"), 0, 11),
+    ];
+    let text = analysis(&judge(&runs).unwrap(), "v002");
+    assert!(
+        text.contains("Groups of fewer than 6 tasks are not tested"),
+        "{text}"
+    );
+    let row = "| rare | 5 | 0.0% | 100.0% | \u{2212}100.0 |  |  |";
+    assert!(text.contains(row), "{text}");
+    assert!(!text.contains("Family rare"), "{text}");
+}
