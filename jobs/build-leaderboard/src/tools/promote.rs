@@ -299,3 +299,121 @@ fn append(log: &Path, entry: &Entry) -> Result<(), JobError> {
     file.write_all(line.as_bytes()).map_err(told)?;
     file.sync_all().map_err(told)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use wmtp_records::Split;
+    use wmtp_stats::leaderboard::HeldOut;
+    use wmtp_stats::{Estimate, Interval};
+
+    use super::*;
+    use crate::table::build;
+    use crate::table::tests::{run, tasks};
+
+    fn board() -> Board {
+        let mut runs = vec![run("base", "base", None, None, &tasks(0))];
+        for seed in 1..=3 {
+            runs.push(run("v001", "baseline", None, Some(seed), &tasks(8)));
+            let of = |id, algo, level| run(id, algo, Some("v001"), Some(seed), &tasks(level));
+            runs.push(of("v002", "verifiable", 12));
+            runs.push(of("v003", "rho1", 4));
+            runs.push(of("v004", "random_matched", 7));
+            runs.push(of("v005", "shuffled", 8));
+        }
+        Board {
+            board: build(&runs).unwrap(),
+            figures: BTreeMap::new(),
+            held_out: None,
+            id: "leaderboard-1".to_owned(),
+        }
+    }
+
+    fn missing(board: &Board, version: &str, to: Stage, from: Option<Stage>) -> Vec<String> {
+        let mut rows = board.board.rows.iter();
+        let row = rows.find(|row| row.version_id == version).unwrap();
+        gate(board, row, to, from)
+            .into_iter()
+            .filter(|check| !check.holds)
+            .map(|check| check.condition)
+            .collect()
+    }
+
+    fn estimate(low: f64, high: f64) -> Estimate {
+        Estimate {
+            mean: f64::midpoint(low, high),
+            interval: Interval { low, high },
+        }
+    }
+
+    #[test]
+    fn production_asks_for_staging_rank_claim_and_held_out_score() {
+        let mut board = board();
+        assert!(missing(&board, "v002", Stage::Staging, None).is_empty());
+        assert_eq!(missing(&board, "base", Stage::Staging, None).len(), 2);
+        let staged = Some(Stage::Staging);
+        let held_out = "its held-out interval meets the one that chose it";
+        assert_eq!(
+            missing(&board, "v002", Stage::Production, staged),
+            [held_out]
+        );
+        board.held_out = Some(HeldOut {
+            version_id: "v002".to_owned(),
+            dataset_id: "micropy-test".to_owned(),
+            split: Split::Test,
+            num_tasks: 60,
+            seeds: vec![1, 2, 3],
+            primary_metric: "pass_at_1".to_owned(),
+            estimate: estimate(0.5, 0.7),
+            validation: estimate(0.6, 0.8),
+            scores: Vec::new(),
+        });
+        assert!(missing(&board, "v002", Stage::Production, staged).is_empty());
+        assert_eq!(
+            missing(&board, "v002", Stage::Production, None),
+            ["it is in staging"]
+        );
+        let worse = missing(&board, "v003", Stage::Production, staged);
+        let claim = "it is a baseline, or better than its own by the rule for claims";
+        assert_eq!(worse, ["it shares the first rank", claim, held_out]);
+        let fallen = board.held_out.as_mut().unwrap();
+        fallen.estimate = estimate(0.1, 0.3);
+        assert_eq!(
+            missing(&board, "v002", Stage::Production, staged),
+            [held_out]
+        );
+    }
+
+    #[test]
+    fn the_log_only_grows_and_a_cut_line_counts_for_nothing() {
+        let scratch = tempfile::tempdir().unwrap();
+        let log = scratch.path().join("promotions.jsonl");
+        let entry = |to, granted| Entry {
+            at: "2026-11-21T12:00:00Z".to_owned(),
+            version_id: "v002".to_owned(),
+            checkpoint: "checkpoint-1".to_owned(),
+            from: None,
+            to,
+            granted,
+            gate: Vec::new(),
+            leaderboard: "leaderboard-1".to_owned(),
+        };
+        assert_eq!(stage_of(&log, "checkpoint-1").unwrap(), None);
+        append(&log, &entry(Stage::Staging, true)).unwrap();
+        append(&log, &entry(Stage::Production, false)).unwrap();
+        let text = std::fs::read_to_string(&log).unwrap();
+        std::fs::write(&log, format!("{text}{{\"at\": \"cut")).unwrap();
+        assert_eq!(
+            stage_of(&log, "checkpoint-1").unwrap(),
+            Some(Stage::Staging)
+        );
+        append(&log, &entry(Stage::Production, true)).unwrap();
+        assert_eq!(
+            stage_of(&log, "checkpoint-1").unwrap(),
+            Some(Stage::Production)
+        );
+        assert_eq!(stage_of(&log, "checkpoint-2").unwrap(), None);
+        assert!(std::fs::read_to_string(&log).unwrap().starts_with(&text));
+    }
+}
