@@ -86,8 +86,8 @@ while [ -n "$version" ]; do
   settle
   newest=$version
   again stage "analysis of $version" build-leaderboard --recipe "$first" --scores "$scores" --loop "$out" --name "$loop-$version"
-  again stage "action after $version" build-leaderboard select-action --leaderboard "$loop-$version" --loop "$out" \
-    --max-versions "$max"
+  again stage "action after $version" build-leaderboard select-action --leaderboard "$loop-$version" --after "$version" \
+    --loop "$out" --max-versions "$max"
   version=$(sed -n 's/^Next: *\(v[0-9]*\)$/\1/p' "$out/versions/$version/action-extract.md")
   if [ -n "$version" ]; then
     stage "recipe of $version" build-leaderboard next-version --loop "$out" --after "$newest"

@@ -10,7 +10,7 @@ use std::fmt::Write;
 
 use wmtp_recipe::{Allowed, Recipe, Rules};
 
-pub use select::{Loop, dead_end, is_version_id, select, version_after};
+pub use select::{Loop, dead_end, is_version_id, number, select, version_after};
 
 use crate::text::inert;
 

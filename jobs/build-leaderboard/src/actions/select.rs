@@ -30,7 +30,8 @@ pub fn is_version_id(id: &str) -> bool {
     number(id).is_some()
 }
 
-fn number(id: &str) -> Option<u32> {
+/// The number of a version of a loop: 7 of `v007`.
+pub fn number(id: &str) -> Option<u32> {
     let digits = id.strip_prefix('v')?;
     (digits.len() >= 3 && digits.bytes().all(|byte| byte.is_ascii_digit()))
         .then(|| digits.parse().ok())

@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 use wmtp_job_kit::{JobError, Tool, ToolCx};
-use wmtp_recipe::Recipe;
+use wmtp_recipe::{Recipe, Rules};
 
-use crate::actions::{Action, Change};
+use crate::actions::{Action, Change, number};
 use crate::loop_folder::{LoopFolder, read_if_any, write_whole};
 
 /// Command line of the tool.
@@ -28,8 +28,9 @@ impl Tool for NextVersion {
         let folder = LoopFolder::open(&self.loop_dir);
         let (recipes, rules) = (folder.recipes()?, folder.rules()?);
         let newest = || {
-            let mut versions = recipes.keys().rev();
-            versions.find(|version| folder.action_path(version).is_file())
+            let with_action = |version: &&String| folder.action_path(version).is_file();
+            let versions = recipes.keys().filter(with_action);
+            versions.max_by_key(|version| number(version))
         };
         let after = self.after.as_ref().or_else(newest);
         let after = after.ok_or_else(|| no_action(&self.loop_dir))?;
@@ -48,10 +49,13 @@ impl Tool for NextVersion {
                 action.from
             )))
         })?;
+        // Rules that came after a version was made do not unmake it.
+        let is_new = !recipes.contains_key(next);
+        let binding = if is_new { rules } else { Rules::default() };
         let recipe = action
-            .apply(from, &rules)
+            .apply(from, &binding)
             .map_err(|error| named(error.into()))?;
-        refuse_too_many(&recipe, rules.max_versions)?;
+        refuse_too_many(&recipe, binding.max_versions)?;
         let target = folder.recipe_path(next);
         if let Some(present) = recipes.get(next) {
             refuse_another(present, &recipe, &target)?;

@@ -6,7 +6,7 @@ use serde_json::json;
 use wmtp_job_kit::{JobError, Tool, ToolCx};
 
 use super::Board;
-use crate::actions::{Action, Loop, select};
+use crate::actions::{Action, Loop, number, select};
 use crate::loop_folder::{LoopFolder, read_if_any, write_whole};
 
 /// Command line of the tool.
@@ -18,6 +18,9 @@ pub struct SelectAction {
     /// Folder of the loop
     #[arg(long = "loop", value_name = "DIR")]
     loop_dir: PathBuf,
+    /// The version that was judged last; the newest that has a recipe when left out
+    #[arg(long, value_name = "VERSION")]
+    after: Option<String>,
     /// Versions that the loop makes, where the user's rules do not say
     #[arg(long, value_name = "NUMBER")]
     max_versions: Option<u32>,
@@ -25,25 +28,35 @@ pub struct SelectAction {
 
 impl Tool for SelectAction {
     const ABOUT: &'static str = "Chooses the one change that leads to the next version, by the figures and the user's rules; keeps an action that a person wrote.";
-    const EXAMPLES: &'static str = "build-leaderboard select-action --leaderboard micropy-loop-v002 --loop .wmtp/micropy-loop --max-versions 4";
+    const EXAMPLES: &'static str = "build-leaderboard select-action --leaderboard micropy-loop-v002 --after v002 --loop .wmtp/micropy-loop --max-versions 4";
 
     fn run(&self, cx: &mut ToolCx<'_>) -> Result<(), JobError> {
         let folder = LoopFolder::open(&self.loop_dir);
-        let (recipes, rules) = (folder.recipes()?, folder.rules()?);
-        let Some(after) = recipes.keys().next_back() else {
-            return Err(
-                JobError::usage(format!("{} has no recipes", self.loop_dir.display()))
-                    .hint("begin with `build-leaderboard audit-baseline`"),
-            );
-        };
+        let (mut recipes, rules) = (folder.recipes()?, folder.rules()?);
+        let newest = || recipes.keys().max_by_key(|id| number(id)).cloned();
+        let after = self.after.clone().or_else(newest);
+        let after = after.filter(|id| recipes.contains_key(id)).ok_or_else(|| {
+            JobError::usage(format!(
+                "{} has no recipe of the version",
+                self.loop_dir.display()
+            ))
+            .hint("begin with `build-leaderboard audit-baseline`")
+        })?;
+        let after = &after;
+        let made: Vec<String> = recipes.keys().cloned().collect();
+        // Versions that came later are no reason against the one that led to them.
+        recipes.retain(|id, _| number(id) <= number(after));
         let path = folder.action_path(after);
         if let Some(text) = read_if_any(&path)? {
             let named = |error: JobError| error.context(path.display().to_string());
             let action = Action::parse(&text, after).map_err(|error| named(error.into()))?;
             if let Some(from) = recipes.get(&action.from).filter(|_| action.next.is_some()) {
-                action
-                    .apply(from, &rules)
-                    .map_err(|error| named(error.into()))?;
+                // Rules that came after the version was made do not unmake it.
+                if action.next.as_ref().is_none_or(|next| !made.contains(next)) {
+                    action
+                        .apply(from, &rules)
+                        .map_err(|error| named(error.into()))?;
+                }
                 tell(&action, "kept", cx);
                 return Ok(());
             }
@@ -53,6 +66,12 @@ impl Tool for SelectAction {
             }
         }
         let Board { board, figures, .. } = Board::load(&self.leaderboard, cx.store()?)?;
+        if !board.rows.iter().any(|row| row.version_id == *after) {
+            let error = format!("{after} is not on the leaderboard {}", self.leaderboard);
+            return Err(
+                JobError::bad_input(error).hint("evaluate it and build the leaderboard first")
+            );
+        }
         let action = select(
             after,
             &Loop {
