@@ -174,6 +174,7 @@ fn heads(row: &LeaderboardRow, figures: &Figures) -> String {
 }
 
 fn weights(figures: &Figures) -> String {
+    type Value = fn(&WeightFacts) -> String;
     let Some(now) = figures.training.weights else {
         return String::new();
     };
@@ -192,7 +193,6 @@ fn weights(figures: &Figures) -> String {
             inert(&figures.version_id)
         ),
     };
-    type Value = fn(&WeightFacts) -> String;
     let lines: [(&str, Value); 4] = [
         ("standard deviation", |facts| format!("{:.3}", facts.std)),
         ("normalised entropy", |facts| {
