@@ -5,6 +5,8 @@ SHELL := /bin/bash
 DATA ?= micropy
 RAW ?=
 SEEDS ?= 1
+# Versions of `make loop`, where the rules beside the recipes do not say.
+MAX ?= 4
 # Folder of recipes for `make pipeline`.
 RECIPE ?= storage/recipes/$(DATA)
 # Folder of golden cases (or of one), which of them, and at which precision and inputs.
@@ -30,6 +32,7 @@ TOOLS := .wmtp/tools
 CARGO_DENY := $(TOOLS)/bin/cargo-deny
 PYTORCH := .wmtp/pytorch
 GRADERS := .wmtp/graders
+STATISTICS := .wmtp/statistics
 # Programs of `make cuda-build`, where DEVICE asks for them: a machine with a GPU need not be able to build.
 ON_CUDA := $(if $(filter cuda%,$(DEVICE)),$(TARGET)/cuda/bin)
 VESSL_CLASSES := .wmtp/vessl-classes
@@ -59,6 +62,10 @@ cuda-demo: build cuda-build ## The demo with the programs of cuda-build. DEVICE=
 .PHONY: demo
 demo: build ## The whole chain on this machine: data to site. DATA=micropy|mbpp RAW=folder SEEDS=1
 	BIN=$(TARGET)/debug SEEDS=$(SEEDS) jobs/demo.sh $(DATA) $(RAW)
+
+.PHONY: loop
+loop: build ## Version after version, one change each, to the final report. MAX=4 DATA, RAW and SEEDS as of demo
+	BIN=$(TARGET)/debug SEEDS=$(SEEDS) CHAIN=loop MAX=$(MAX) jobs/demo.sh $(DATA) $(RAW)
 
 .PHONY: pipeline
 pipeline: build ## The chain against WMTP_STORE and the AWS variables. RECIPE=folder DATA=name RAW=folder SEEDS=1
@@ -139,6 +146,15 @@ bench-grade: build $(GRADERS)/installed ## Programs graded a second beside human
 .PHONY: compare-evalplus
 compare-evalplus: build $(GRADERS)/installed ## Our verdicts on EvalPlus's format beside EvalPlus's own. HUMANEVAL=file
 	$(GRADERS)/bin/python tests/bench/verdicts.py $(TARGET)/debug/evaluate $(HUMANEVAL)
+
+.PHONY: stats-reference
+stats-reference: $(STATISTICS)/installed ## Recompute tests/statistics/answers.json with scipy and statsmodels, and compare
+	$(STATISTICS)/bin/python tests/statistics/reference.py --check tests/statistics/answers.json
+
+$(STATISTICS)/installed: tests/statistics/requirements.txt
+	python3 -m venv $(STATISTICS)
+	$(STATISTICS)/bin/pip install -q -r $<
+	touch $@
 
 # Without what they ask for besides: evalplus's evaluator needs none of the clients of model servers that come with it.
 $(GRADERS)/installed: tests/bench/requirements-graders.txt

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs jobs/chain.sh against the embedded S3 server, which lives as long as this script.
+# Runs jobs/chain.sh, or with CHAIN=loop jobs/loop.sh, against the embedded S3 server, which lives as long as this script.
 #
 #   jobs/demo.sh DATA [RAW]
 #
@@ -25,5 +25,7 @@ export WMTP_SCRATCH=${WMTP_SCRATCH:-$root/scratch} WMTP_CACHE=${WMTP_CACHE:-$roo
 # A micro model is too small to keep two cores busy: two jobs with one core each get through much more.
 cores=$(getconf _NPROCESSORS_ONLN)
 export LANES=${LANES:-$((cores < 5 ? cores : 5))}
-OUT=${OUT:-$root/$data} "$(dirname "$0")/chain.sh" "storage/recipes/${RECIPES:-$data}" "$data" "$raw"
+chain=${CHAIN:-chain} suffix=
+if [ "$chain" = loop ]; then suffix=-loop; fi
+OUT=${OUT:-$root/$data$suffix} "$(dirname "$0")/$chain.sh" "storage/recipes/${RECIPES:-$data}" "$data" "$raw"
 printf 'in all   %s s\n' $((SECONDS - began))

@@ -1,26 +1,34 @@
 //! `result-analysis.md`: what happened to one version, in words and tables, all computed.
+//!
+//! Five sections answer in order: what moved, where, what it looks like, what may be behind it, what to try. A sentence
+//! without a figure is not written.
+
+mod hypotheses;
+mod tables;
 
 use std::fmt::Write;
 
 use wmtp_stats::leaderboard::{Comparison, Leaderboard, LeaderboardRow};
-use wmtp_stats::wording::{count, level_range, percent, points, signed, signed_range};
+use wmtp_stats::wording::{count, level_range, percent, points, signed_range};
+
+use crate::actions::catalogue::{CATALOGUE, Case};
+use crate::actions::scalar;
+use crate::figures::{Figures, Quote, Quoted};
+use crate::text::{code_block, inert};
 
 /// Renders the analysis of one row.
-pub fn render(board: &Leaderboard, row: &LeaderboardRow) -> String {
-    let parent = row
-        .parent
-        .as_deref()
-        .and_then(|id| board.rows.iter().find(|other| other.version_id == id));
-    let mut text = format!("# {}\n\n## Summary\n\n", inert(&row.version_id));
-    text.push_str(&summary(board, row));
-    text.push_str("\n\n## Metric deltas\n\n");
-    text.push_str(&metric_deltas(row, parent));
-    if let Some(parent) = parent {
-        text.push_str("\n## Where the difference sits\n\n");
-        text.push_str(&by_family(row, parent));
+pub fn render(board: &Leaderboard, row: &LeaderboardRow, figures: &Figures) -> String {
+    let sections = [
+        ("Metric deltas", tables::metrics(figures)),
+        ("Where the difference sits", tables::places(row, figures)),
+        ("Evidence", evidence(figures)),
+        ("Hypotheses", hypotheses::render(row, figures)),
+        ("Candidates for next", candidates(board, row, figures)),
+    ];
+    let mut text = format!("# {}\n\n{}\n", inert(&row.version_id), summary(board, row));
+    for (heading, body) in sections {
+        let _ = write!(text, "\n## {heading}\n\n{}\n", body.trim_end());
     }
-    text.push_str("\n## How programs fail\n\n");
-    text.push_str(&by_error(row, parent));
     text
 }
 
@@ -85,129 +93,94 @@ fn difference(comparison: &Comparison, role: &str) -> String {
     )
 }
 
-fn metric_deltas(row: &LeaderboardRow, parent: Option<&LeaderboardRow>) -> String {
-    let mut table = match parent {
-        Some(parent) => format!(
-            "| metric | {} | {} | delta |\n|---|---:|---:|---:|\n",
-            inert(&row.version_id),
-            inert(&parent.version_id)
-        ),
-        None => format!("| metric | {} |\n|---|---:|\n", inert(&row.version_id)),
-    };
-    for metric in &row.metrics {
-        let _ = match parent.map(|parent| parent.metric(&metric.name)) {
-            None => writeln!(table, "| {} | {:.4} |", inert(&metric.name), metric.value),
-            Some(None) => writeln!(
-                table,
-                "| {} | {:.4} | | |",
-                inert(&metric.name),
-                metric.value
+/// Programs of the tasks that moved most.
+fn evidence(figures: &Figures) -> String {
+    if figures.quotes.is_empty() {
+        return match &figures.parent {
+            Some(parent) => format!(
+                "No task's pass rate differs from that of {}.",
+                inert(parent)
             ),
-            Some(Some(before)) => {
-                let delta = minus_sign(format!("{:+.4}", metric.value - before));
-                writeln!(
-                    table,
-                    "| {} | {:.4} | {before:.4} | {delta} |",
-                    inert(&metric.name),
-                    metric.value
-                )
-            }
+            None => "Every program of every task passes.".to_owned(),
         };
     }
-    table
+    let quotes = figures.quotes.iter();
+    quotes.map(|quote| quoted(quote, figures)).collect()
 }
 
-fn by_family(row: &LeaderboardRow, parent: &LeaderboardRow) -> String {
-    let mut families: Vec<(&str, usize, f64, f64)> = row
-        .families
-        .iter()
-        .filter_map(|family| {
-            let before = parent
-                .families
-                .iter()
-                .find(|other| other.family == family.family)?;
-            Some((
-                family.family.as_str(),
-                family.num_tasks,
-                family.mean,
-                before.mean,
-            ))
-        })
-        .collect();
-    if families.len() < 2 {
-        return "The data set names no problem families.\n".to_owned();
-    }
-    families.sort_by(|a, b| {
-        (b.2 - b.3)
-            .abs()
-            .total_cmp(&(a.2 - a.3).abs())
-            .then(a.0.cmp(b.0))
-    });
-    let mut table = format!(
-        "Families in order of how much they moved; few tasks each, so read single rows as hints.\n\n\
-         | family | tasks | {} | {} | points |\n|---|---:|---:|---:|---:|\n",
-        inert(&row.version_id),
-        inert(&parent.version_id)
+fn quoted(quote: &Quote, figures: &Figures) -> String {
+    let family = if quote.family.is_empty() {
+        String::new()
+    } else {
+        format!(" ({})", inert(&quote.family))
+    };
+    let before = match (quote.before, &figures.parent) {
+        (Some(before), Some(parent)) => {
+            format!(", {} with {}", percent(before), inert(parent))
+        }
+        _ => String::new(),
+    };
+    let mut text = format!(
+        "**{}**{family}: {} of its programs pass{before}.\n\n",
+        inert(&quote.problem_id),
+        percent(quote.now)
     );
-    for (family, tasks, now, before) in families {
-        let _ = writeln!(
-            table,
-            "| {} | {tasks} | {} | {} | {} |",
-            inert(family),
-            percent(now),
-            percent(before),
-            signed(now - before)
-        );
-    }
-    table
-}
-
-fn by_error(row: &LeaderboardRow, parent: Option<&LeaderboardRow>) -> String {
-    let mut table = match parent {
-        Some(parent) => format!(
-            "| outcome | {} | {} | points |\n|---|---:|---:|---:|\n",
-            inert(&row.version_id),
-            inert(&parent.version_id)
-        ),
-        None => format!("| outcome | {} |\n|---|---:|\n", inert(&row.version_id)),
-    };
-    let mut classes: Vec<_> = row.error_shares.keys().collect();
-    classes.extend(parent.iter().flat_map(|parent| parent.error_shares.keys()));
-    classes.sort();
-    classes.dedup();
-    for class in classes {
-        let share = |row: &LeaderboardRow| row.error_shares.get(class).copied().unwrap_or(0.0);
-        let name = class.as_str().replace('_', " ");
-        let _ = match parent {
-            None => writeln!(table, "| {name} | {} |", percent(share(row))),
-            Some(parent) => writeln!(
-                table,
-                "| {name} | {} | {} | {} |",
-                percent(share(row)),
-                percent(share(parent)),
-                signed(share(row) - share(parent))
-            ),
-        };
-    }
-    table
-}
-
-fn minus_sign(text: String) -> String {
-    text.replace('-', "\u{2212}")
-}
-
-/// Text of recipes and data sets in Markdown: one line, no markup.
-fn inert(text: &str) -> String {
-    let mut inert = String::with_capacity(text.len());
-    for character in text.chars() {
-        match character {
-            '\\' | '`' | '*' | '[' | ']' | '<' | '>' | '|' | '#' | '!' | '&' => {
-                inert.push('\\');
-                inert.push(character);
-            }
-            '\n' | '\r' | '\t' => inert.push(' '),
-            _ => inert.push(character),
+    let sides = [
+        (Some(&figures.version_id), &quote.this),
+        (figures.parent.as_ref(), &quote.parent),
+    ];
+    for (version, program) in sides {
+        if let (Some(version), Some(program)) = (version, program) {
+            text.push_str(&quoted_program(version, program));
         }
     }
-    inert
+    text
+}
+
+fn quoted_program(version: &str, quoted: &Quoted) -> String {
+    let message = quoted.message.lines().next().unwrap_or_default();
+    let said = if message.is_empty() {
+        String::new()
+    } else {
+        format!(": {}", inert(message))
+    };
+    format!(
+        "{}, sample {}, {}{said}\n\n{}\n",
+        inert(version),
+        quoted.sample,
+        quoted.class.as_str().replace('_', " "),
+        code_block(&quoted.program)
+    )
+}
+
+/// What of the catalogue the figures call for.
+fn candidates(board: &Leaderboard, row: &LeaderboardRow, figures: &Figures) -> String {
+    let Some(recipe) = &figures.training.recipe else {
+        return "None: there is no recipe to change.".to_owned();
+    };
+    let case = Case {
+        board,
+        row,
+        figures,
+        recipe,
+    };
+    let mut text = String::new();
+    for entry in &CATALOGUE {
+        if let Some(proposal) = entry.propose(&case) {
+            let old = recipe.setting(entry.key).unwrap_or_default();
+            let _ = writeln!(
+                text,
+                "- `{}`: `{}` from {} to {}, since {}.",
+                entry.name,
+                entry.key,
+                inert(&scalar(&old)),
+                inert(&scalar(&proposal.value)),
+                inert(&proposal.because)
+            );
+        }
+    }
+    if text.is_empty() {
+        text.push_str("None: no pre-condition of the catalogue holds.\n");
+    }
+    text
 }

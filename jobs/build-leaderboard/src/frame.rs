@@ -9,10 +9,15 @@ use polars::prelude::{
 use wmtp_stats::leaderboard::{Comparison, Leaderboard, LeaderboardRow};
 
 /// `leaderboard.csv`: exactly the founding columns, metrics in the order in which rows bring them, a missing
-/// value as an empty cell.
-pub fn csv(board: &Leaderboard) -> PolarsResult<Vec<u8>> {
+/// value as an empty cell. `metrics` names those that are wanted; none means all.
+pub fn csv(board: &Leaderboard, metrics: &[String]) -> PolarsResult<Vec<u8>> {
     let mut bytes = Vec::new();
-    let mut frame = DataFrame::new(board.rows.len(), founding_columns(board))?;
+    let mut columns = founding_columns(board);
+    columns.retain(|column| {
+        let metric = column.name().strip_prefix("metric__");
+        metric.is_none_or(|name| metrics.is_empty() || metrics.iter().any(|known| known == name))
+    });
+    let mut frame = DataFrame::new(board.rows.len(), columns)?;
     CsvWriter::new(&mut bytes).finish(&mut frame)?;
     Ok(bytes)
 }

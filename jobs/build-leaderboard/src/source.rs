@@ -1,8 +1,11 @@
 //! One score artifact as the table needs it.
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
-use wmtp_records::{EvalScore, ProblemCount, ScoreSummary, jsonl, score_files};
+use wmtp_records::{
+    ErrorClass, EvalScore, GradedSample, ProblemCount, ScoreSummary, jsonl, score_files,
+};
 
 /// The scores of one run: one version, one seed.
 #[derive(Debug, Clone, PartialEq)]
@@ -15,6 +18,37 @@ pub struct ScoredRun {
     pub score: EvalScore,
     /// Passes per task.
     pub problems: Vec<ProblemCount>,
+    /// How the programs of a task look and fail; empty where the samples are not known.
+    pub samples: BTreeMap<String, SampleCounts>,
+    /// Its files, for quoting samples.
+    pub dir: Option<PathBuf>,
+}
+
+/// What the samples of one task add up to.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct SampleCounts {
+    /// All samples, the greedy one too.
+    pub samples: u32,
+    /// Their tokens.
+    pub tokens: u64,
+    /// Those that ended by themselves.
+    pub finished: u32,
+    /// Drawn samples.
+    pub drawn: u32,
+    /// Drawn samples per class.
+    pub classes: BTreeMap<ErrorClass, u32>,
+}
+
+impl SampleCounts {
+    fn add(&mut self, sample: &GradedSample) {
+        self.samples += 1;
+        self.tokens += u64::from(sample.completion.num_tokens);
+        self.finished += u32::from(sample.completion.finished);
+        if sample.completion.sample.is_some() {
+            self.drawn += 1;
+            *self.classes.entry(sample.verdict.class).or_default() += 1;
+        }
+    }
 }
 
 impl ScoredRun {
@@ -23,8 +57,16 @@ impl ScoredRun {
     /// # Errors
     /// A missing file, or a row that is not what it should be, named by file and line.
     pub fn load(dir: &Path, id: &str) -> Result<Self, jsonl::Error> {
+        let mut samples: BTreeMap<String, SampleCounts> = BTreeMap::new();
+        for row in jsonl::rows::<GradedSample>(&dir.join(score_files::SAMPLES))? {
+            let (_, sample) = row?;
+            let task = &sample.completion.problem_id;
+            samples.entry(task.clone()).or_default().add(&sample);
+        }
         Ok(Self {
             id: id.to_owned(),
+            samples,
+            dir: Some(dir.to_owned()),
             summary: jsonl::read_json(&dir.join(score_files::SUMMARY))?,
             score: jsonl::read_json(&dir.join(score_files::EVAL_SCORE))?,
             problems: jsonl::read(&dir.join(score_files::PROBLEMS))?,

@@ -6,12 +6,13 @@ mod pool;
 use std::cmp::Ordering;
 
 use wmtp_job_kit::JobError;
-use wmtp_stats::leaderboard::{Leaderboard, LeaderboardRow, PRIMARY_METRIC};
+use wmtp_stats::leaderboard::{AlgorithmBest, Leaderboard, LeaderboardRow, PRIMARY_METRIC};
 use wmtp_stats::{Resolution, resolution, shared_ranks};
 
 use crate::source::ScoredRun;
 use crate::table::compare::Comparer;
-use crate::table::pool::Pooled;
+pub(crate) use crate::table::compare::{SEED, pairing};
+pub(crate) use crate::table::pool::Pooled;
 
 /// Level of the tests behind shared ranks.
 const LEVEL: f64 = 0.05;
@@ -89,6 +90,17 @@ impl From<Error> for JobError {
 /// of their recipes. Seeds of a version are pooled: metrics are averaged, and a task's score is its mean pass
 /// rate over seeds. The outcome does not depend on the order of the runs.
 pub fn build(runs: &[ScoredRun]) -> Result<Leaderboard, Error> {
+    Ok(judge(runs)?.board)
+}
+
+/// A leaderboard with what stands behind its rows.
+pub(crate) struct Judged {
+    pub(crate) board: Leaderboard,
+    /// One per row, in the order of the rows.
+    pub(crate) versions: Vec<Pooled>,
+}
+
+pub(crate) fn judge(runs: &[ScoredRun]) -> Result<Judged, Error> {
     let mut runs: Vec<&ScoredRun> = runs.iter().collect();
     runs.sort_by(|a, b| {
         (&a.summary.version_id, a.summary.seed, &a.id).cmp(&(
@@ -115,7 +127,8 @@ pub fn build(runs: &[ScoredRun]) -> Result<Leaderboard, Error> {
     let mut rows: Vec<LeaderboardRow> =
         (0..pooled.len()).map(|index| comparer.row(index)).collect();
     rank(&mut rows, &comparer);
-    Ok(Leaderboard {
+    let algorithm_bests = algorithm_bests(&pooled, &comparer);
+    let board = Leaderboard {
         dataset_id: first.score.dataset_id.clone(),
         split: first.summary.split,
         primary_metric: PRIMARY_METRIC.to_owned(),
@@ -132,7 +145,34 @@ pub fn build(runs: &[ScoredRun]) -> Result<Leaderboard, Error> {
         resolution: resolve(&pooled),
         rows,
         warnings,
+        algorithm_bests,
+    };
+    Ok(Judged {
+        board,
+        versions: pooled,
     })
+}
+
+/// The best version of every algorithm against the best baseline, best first.
+fn algorithm_bests(pooled: &[Pooled], comparer: &Comparer<'_>) -> Vec<AlgorithmBest> {
+    let Some(baseline) = pooled
+        .iter()
+        .find(|version| version.algo == "baseline" && version.primary().is_some())
+    else {
+        return Vec::new();
+    };
+    let mut seen = vec!["base", "baseline"];
+    let mut bests = Vec::new();
+    for version in pooled.iter().filter(|version| version.primary().is_some()) {
+        if !seen.contains(&version.algo.as_str()) {
+            seen.push(&version.algo);
+            bests.push(AlgorithmBest {
+                this: version.version_id.clone(),
+                comparison: comparer.compare(version, baseline),
+            });
+        }
+    }
+    bests
 }
 
 /// Checks everything that the runs of one leaderboard share.
@@ -261,7 +301,7 @@ fn rank(rows: &mut [LeaderboardRow], comparer: &Comparer<'_>) {
 fn resolve(pooled: &[Pooled]) -> Option<Resolution> {
     let mut best = pooled
         .iter()
-        .filter(|v| v.algo != "base" && v.primary().is_some());
+        .filter(|v| !v.is_base() && v.primary().is_some());
     let (first, second) = (best.next()?, best.next()?);
     let squares = first
         .task_scores
@@ -273,4 +313,4 @@ fn resolve(pooled: &[Pooled]) -> Option<Resolution> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -34,8 +34,6 @@ const SCORES: &str = "scores";
 const REFERENCE: &str = "reference-ce";
 /// Role of the data that the model was trained on, where they are not those of the problems.
 const TRAINED_ON: &str = "trained-on";
-/// Problems whose samples are laid out for people.
-const SHOWN_PROBLEMS: usize = 10;
 
 /// Generates programs for one model, executes them and scores them.
 #[derive(Debug, clap::Args)]
@@ -348,7 +346,12 @@ impl Report {
         jsonl::write_json(&dir.join(score_files::LATENCY), &self.latency)?;
         jsonl::write(&dir.join(score_files::SAMPLES), &self.samples)?;
         jsonl::write(&dir.join(score_files::PROBLEMS), &self.counts)?;
-        self.write_shown(&dir.join(score_files::INFER_SAMPLES), run.recipe().seed)
+        let shown = work.evaluation.infer_samples;
+        self.write_shown(
+            &dir.join(score_files::INFER_SAMPLES),
+            shown,
+            run.recipe().seed,
+        )
     }
 
     fn summary(&self, work: &Work) -> ScoreSummary {
@@ -382,8 +385,8 @@ impl Report {
     }
 
     /// `0001/{input.txt, output.txt, gt.txt, meta.json}`: a few problems as a person reads them.
-    fn write_shown(&self, folder: &Path, seed: u64) -> Result<(), JobError> {
-        for (number, problem) in score::shown(&self.problems, SHOWN_PROBLEMS, seed)
+    fn write_shown(&self, folder: &Path, most: usize, seed: u64) -> Result<(), JobError> {
+        for (number, problem) in score::shown(&self.problems, most, seed)
             .into_iter()
             .enumerate()
         {

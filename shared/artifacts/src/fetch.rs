@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 
 use crate::blob::{self, blocking, num_parts};
@@ -26,6 +27,24 @@ impl Store {
         let folder = mirror.tree(id);
         self.fetch_into(id, mirror, &folder).await?;
         Ok(folder)
+    }
+
+    /// One file of an artifact, verified, without the others; `None` where the artifact has no such file. It comes whole into
+    /// memory, so a file of several parts is refused.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for a large file; [`Error::Corrupt`] when its content is missing or damaged.
+    pub async fn read(&self, manifest: &Manifest, path: &str) -> Result<Option<Bytes>> {
+        let Some(entry) = manifest.file(path) else {
+            return Ok(None);
+        };
+        if entry.parts.is_some() {
+            return Err(Error::usage(
+                format!("{path} of {}", manifest.id),
+                "it is too large to be read at once; fetch the artifact",
+            ));
+        }
+        blob::read_part(&self.bucket, entry, 0).await.map(Some)
     }
 
     /// Fetches an artifact into a folder of the caller's, as hard links into the mirror where possible.

@@ -101,7 +101,7 @@ impl Run {
             .ok_or_else(|| JobError::bad_input(format!("{} has no attribute {key:?}", manifest.id)))
     }
 
-    /// The store, for what this run records outside its outputs.
+    /// The store, for what this run reads or records beside its inputs and outputs.
     pub fn store(&self) -> &StoreHandle {
         &self.store
     }

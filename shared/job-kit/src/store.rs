@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tokio::runtime::Runtime;
 use wmtp_artifacts::{
-    ArtifactId, ExitClass, Kind, Manifest, Mirror, Store, StoreOptions, StoreUri,
+    ArtifactId, ExitClass, Kind, Manifest, Mirror, RunId, RunView, Store, StoreOptions, StoreUri,
 };
 
 use crate::JobError;
@@ -74,6 +74,22 @@ impl StoreHandle {
     pub fn fetch(&self, id: &ArtifactId) -> Result<PathBuf, JobError> {
         let mirror = Mirror::open(&self.mirror)?;
         self.first_that_has(|store| self.runtime.block_on(store.fetch(id, &mirror)))
+    }
+
+    /// One small file of an artifact, without the others; `None` where the artifact has no such file.
+    pub fn read(&self, manifest: &Manifest, path: &str) -> Result<Option<Vec<u8>>, JobError> {
+        let read =
+            self.first_that_has(|store| self.runtime.block_on(store.read(manifest, path)))?;
+        Ok(read.map(|bytes| bytes.to_vec()))
+    }
+
+    /// All that the run store knows about a run; `None` where it does not know it.
+    pub fn history(&self, run: &RunId) -> Result<Option<RunView>, JobError> {
+        match self.runtime.block_on(self.store.run(run)) {
+            Ok(view) => Ok(Some(view)),
+            Err(error) if error.exit_class() == ExitClass::BadInput => Ok(None),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Asks the run store first, then, where it has nothing, the data store. No other failure falls through. Where

@@ -117,7 +117,7 @@ pub(crate) fn find(key: &str) -> Option<&'static Leaf> {
 
 /// The key (or section) that was probably meant: one that ends in the same word, such as a setting looked for in
 /// another section; else the one with the fewest edits, at most a third of its length.
-fn nearest(key: &str) -> Option<String> {
+pub(crate) fn nearest(key: &str) -> Option<String> {
     let edits = |known: &&str| strsim::damerau_levenshtein(key, known);
     let sections = leaves().filter_map(|leaf| leaf.key.split_once('.').map(|(name, _)| name));
     leaves()

@@ -24,19 +24,34 @@ mod digest;
 mod error;
 mod layer;
 mod resolve;
+mod rules;
 mod schema;
 pub mod seed;
 mod setting;
 mod validate;
 
+pub use digest::is_compared;
 pub use error::Error;
 pub use resolve::{CONFIG_VARIABLE, Loader, Origin, Resolved, SETTING_PREFIX, Sources};
+pub use rules::{Allowed, INSTRUCTION_FILE, RULES_FILE, Rules};
 pub use schema::{
     Algo, Data, DataSource, Dtype, Evaluation, ExcessScore, Experiment, Lora, LoraTarget, Model,
     Optim, Recipe, Reference, Rho1, Rho1Weighting, SandboxTier, Score, Stage1, ValueHeadKind,
     ValueObjective, Version, Weights, leaves,
 };
 pub use setting::{Affects, Leaf, Shape};
+
+/// The value of `KEY=VALUE`, checked against the schema: a YAML scalar or flow list, as `--set` takes it.
+///
+/// # Errors
+/// An unknown key, with the nearest one, or a value of another type than the key's.
+pub fn parse_setting(
+    key: &str,
+    text: &str,
+    origin: &str,
+) -> Result<(&'static str, serde_json::Value), Error> {
+    layer::scalar(key, text, origin)
+}
 
 #[cfg(test)]
 mod tests;

@@ -357,6 +357,8 @@ section! {
         speculate: bool = true => Runtime;
         /// Problems solved, in the data set's order; all when null.
         max_problems: Option<usize> = None;
+        /// Problems at most whose samples are laid out for people, chosen by the seed.
+        infer_samples: usize = 10;
         /// CPU seconds a program may use.
         cpu_secs: f64 = 10.0;
         /// Wall-clock seconds a program may use.

@@ -187,6 +187,36 @@ fn the_shared_digest_ignores_what_is_compared_and_nothing_else() {
 }
 
 #[test]
+fn a_recipe_reads_back_from_its_manifest() {
+    let recipe = resolve(&scored(), &["optim.lr=2e-3", "weights.blend=0.5", "seed=7"])
+        .expect("valid")
+        .recipe;
+    let stored = wmtp_artifacts::decimals_as_strings(&recipe.to_json());
+    assert_eq!(stored["optim"]["lr"], json!("0.002"));
+    assert_eq!(Recipe::from_stored(&stored).expect("a recipe"), recipe);
+    let strange = json!({"optim": {"lr": "fast"}});
+    assert!(Recipe::from_stored(&strange).is_err());
+}
+
+#[test]
+fn differences_name_the_settings_in_the_order_of_the_schema() {
+    let one = resolve(&scored(), &[]).expect("valid").recipe;
+    let other = resolve(&scored(), &["weights.blend=0.5", "optim.lr=0.5"])
+        .expect("valid")
+        .recipe;
+    assert_eq!(one.differences(&other), ["optim.lr", "weights.blend"]);
+    assert!(one.differences(&one).is_empty());
+    let renamed = resolve(&scored(), &["version.id=v009"])
+        .expect("valid")
+        .recipe;
+    assert!(one.is_same_but_for_its_name(&renamed));
+    assert!(!one.is_same_but_for_its_name(&other));
+    assert_eq!(other.setting("weights.blend"), Some(json!(0.5)));
+    assert_eq!(other.setting("weights"), None);
+    assert!(crate::is_compared("weights.blend") && !crate::is_compared("optim.lr"));
+}
+
+#[test]
 fn options_hold_numbers_as_decimal_strings() {
     let recipe = resolve(&[("r.yaml", MINIMAL)], &["optim.lr=2e-3"])
         .expect("valid")

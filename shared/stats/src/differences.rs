@@ -4,6 +4,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::Z_95;
 
+/// Up to this power one half is a normal float, and so are all terms of the tail.
+const EXACT_POWERS: u64 = 1000;
+
 /// Exact two-sided McNemar p-value from the tasks that only one of two versions solves.
 ///
 /// Twice the smaller binomial tail at one half, at most 1; 1 without discordant tasks.
@@ -14,13 +17,23 @@ use crate::Z_95;
 pub fn mcnemar_exact(only_first: u64, only_second: u64) -> f64 {
     let discordant = only_first + only_second;
     let smaller = only_first.min(only_second);
-    // Terms C(n, i) / 2^n in logarithms, which 2^-n alone would leave the range of a float.
-    let mut log_term = -(discordant as f64) * std::f64::consts::LN_2;
-    let mut tail = log_term.exp();
-    for i in 1..=smaller {
-        log_term += ((discordant - i + 1) as f64 / i as f64).ln();
-        tail += log_term.exp();
-    }
+    let ratio = |i: u64| (discordant - i + 1) as f64 / i as f64;
+    let tail: f64 = if discordant <= EXACT_POWERS {
+        let first = 0.5f64.powi(discordant as i32);
+        let terms = (1..=smaller).scan(first, |term, i| {
+            *term *= ratio(i);
+            Some(*term)
+        });
+        first + terms.sum::<f64>()
+    } else {
+        // Terms C(n, i) / 2^n in logarithms: 2^-n alone leaves the range of a float.
+        let first = -(discordant as f64) * std::f64::consts::LN_2;
+        let terms = (1..=smaller).scan(first, |term, i| {
+            *term += ratio(i).ln();
+            Some(term.exp())
+        });
+        first.exp() + terms.sum::<f64>()
+    };
     (2.0 * tail).min(1.0)
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use wmtp_records::{ErrorClass, HeadLoss, Metric, Split};
 
-use crate::{Difference, Estimate, Resolution};
+use crate::{Difference, Estimate, Interval, Resolution};
 
 /// Name of the metric that orders a leaderboard.
 pub const PRIMARY_METRIC: &str = "pass_at_1";
@@ -22,6 +22,15 @@ pub mod files {
     /// The table with ranks, intervals and differences.
     pub const PARQUET: &str = "leaderboard.parquet";
 
+    /// What the whole board says, for people.
+    pub const FINAL_ANALYSIS: &str = "final-analysis.md";
+    /// The card of the best trained version.
+    pub const MODEL_CARD: &str = "model-card.md";
+    /// What a loop found in its first recipe, and changed.
+    pub const BASELINE_REPORT: &str = "baseline_patch_report.md";
+    /// [`super::HeldOut`], where the winner was scored once on the test split.
+    pub const HELD_OUT: &str = "held-out.json";
+
     /// Folder of one version, as `artifact_relpath` names it.
     pub fn version_dir(version_id: &str) -> String {
         format!("versions/{version_id}")
@@ -30,6 +39,21 @@ pub mod files {
     /// The computed analysis of one version.
     pub fn analysis(version_id: &str) -> String {
         format!("versions/{version_id}/result-analysis.md")
+    }
+
+    /// The figures behind it.
+    pub fn figures(version_id: &str) -> String {
+        format!("versions/{version_id}/result-analysis.json")
+    }
+
+    /// The one action that was selected after a version was judged.
+    pub fn action(version_id: &str) -> String {
+        format!("versions/{version_id}/action-extract.md")
+    }
+
+    /// How often a version's training had to be begun, where that was more than once.
+    pub fn retry_report(version_id: &str) -> String {
+        format!("versions/{version_id}/train_retry_report.md")
     }
 }
 
@@ -60,6 +84,42 @@ pub struct Leaderboard {
     pub rows: Vec<LeaderboardRow>,
     /// What a reader must know: missing metrics, missing controls.
     pub warnings: Vec<String>,
+    /// The best version of each other algorithm against the best baseline.
+    #[serde(default)]
+    pub algorithm_bests: Vec<AlgorithmBest>,
+}
+
+/// The best version of an algorithm against the best baseline.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AlgorithmBest {
+    /// The version.
+    pub this: String,
+    /// Against the best baseline.
+    #[serde(flatten)]
+    pub comparison: Comparison,
+}
+
+/// `held-out.json`: the one score of the winner on the test split.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct HeldOut {
+    /// The winner on validation.
+    pub version_id: String,
+    /// The test set.
+    pub dataset_id: String,
+    /// Its split.
+    pub split: Split,
+    /// Its tasks.
+    pub num_tasks: usize,
+    /// Training seeds, rising.
+    pub seeds: Vec<u64>,
+    /// The metric.
+    pub primary_metric: String,
+    /// Its value on the test set.
+    pub estimate: Estimate,
+    /// Its value on the set that chose the winner.
+    pub validation: Estimate,
+    /// Where the numbers come from, one artifact per seed.
+    pub scores: Vec<String>,
 }
 
 /// One version with its seeds pooled.
@@ -91,6 +151,12 @@ pub struct LeaderboardRow {
     pub num_samples: u64,
     /// The primary metric with its interval over tasks.
     pub estimate: Option<Estimate>,
+    /// Tasks that the greedy sample solves; with one seed only.
+    #[serde(default)]
+    pub greedy_passed: Option<u64>,
+    /// Wilson's interval of their share.
+    #[serde(default)]
+    pub greedy_interval: Option<Interval>,
     /// Paired difference to the first row.
     pub against_leader: Option<Comparison>,
     /// Paired difference to the parent.

@@ -10,7 +10,9 @@ pub mod leaderboard;
 mod pass_at_k;
 pub mod wording;
 
-pub use bootstrap::{DRAWS, Difference, Estimate, bootstrap_mean, paired_bootstrap};
+pub use bootstrap::{
+    DRAWS, Difference, Estimate, Resampler, Seeds, bootstrap_mean, paired_bootstrap,
+};
 pub use differences::{Resolution, holm, mcnemar_exact, resolution, shared_ranks};
 pub use pass_at_k::{mean_pass_at_k, pass_at_k};
 

@@ -271,6 +271,7 @@ impl World {
             .into(),
             resolution: resolution(squares.sum::<f64>() / TASKS as f64, TASKS),
             rows,
+            algorithm_bests: Vec::new(),
             warnings: Vec::new(),
         }
     }
@@ -332,6 +333,8 @@ impl World {
             seeds: self.seeds_of(version).into_iter().flatten().collect(),
             num_samples: u64::from(SAMPLES) * pairs.len() as u64,
             estimate: bootstrap_mean(mine, DRAWS, 42),
+            greedy_passed: None,
+            greedy_interval: None,
             against_leader: (version.id != leader.id).then(|| against(leader.id)),
             against_parent: version.parent.map(against),
             against_baseline: weighted.then(|| against("v001")),

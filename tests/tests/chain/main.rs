@@ -5,6 +5,7 @@ mod contests;
 mod errors;
 mod fallbacks;
 mod kills;
+mod loops;
 mod place;
 mod protocols;
 mod repeats;

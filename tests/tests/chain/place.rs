@@ -71,8 +71,23 @@ impl Place {
 
     /// A job that works under `prefix` of the store, with a cache and a scratch folder of its own.
     pub(crate) fn job(&self, prefix: &str, job: &str, arguments: &[&str]) -> Command {
+        self.program(prefix, &binary(job), arguments)
+    }
+
+    /// A script of `jobs/` that runs jobs as [`Place::job`] does.
+    pub(crate) fn script(&self, prefix: &str, script: &str, arguments: &[&str]) -> Command {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("../jobs")
+            .join(script);
+        let mut command = self.program(prefix, &path, arguments);
+        let dev_store = binary("dev-store");
+        command.env("BIN", dev_store.parent().expect("binaries lie in a folder"));
+        command
+    }
+
+    fn program(&self, prefix: &str, program: &Path, arguments: &[&str]) -> Command {
         let server = self.server.as_ref().expect("the store is up");
-        let mut command = Command::new(binary(job));
+        let mut command = Command::new(program);
         command
             .args(arguments)
             .current_dir(self.folder.path())

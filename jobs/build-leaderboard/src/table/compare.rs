@@ -3,16 +3,17 @@
 use wmtp_stats::leaderboard::{
     Comparison, Discordance, LeaderboardRow, SEEDS_FOR_A_CLAIM, Verdict, files,
 };
-use wmtp_stats::{DRAWS, Difference, bootstrap_mean, holm, mcnemar_exact, paired_bootstrap};
+use wmtp_stats::{DRAWS, Difference, Estimate, Resampler, Seeds, holm, mcnemar_exact, wilson};
 
 use super::pool::Pooled;
 
 /// Seed of every bootstrap of a report.
-const SEED: u64 = 42;
+pub(crate) const SEED: u64 = 42;
 
 /// Compares pooled versions that stand best first.
 pub(super) struct Comparer<'a> {
     versions: &'a [Pooled],
+    resampler: Resampler,
     /// Holm-corrected p-value against the first version; `None` for it and for versions without the metric.
     p_holm: Vec<Option<f64>>,
 }
@@ -21,6 +22,8 @@ impl<'a> Comparer<'a> {
     pub(super) fn new(versions: &'a [Pooled]) -> Self {
         let mut comparer = Self {
             versions,
+            resampler: Resampler::new(versions[0].task_scores.len(), DRAWS, SEED)
+                .expect("there is a task at least"),
             p_holm: vec![None; versions.len()],
         };
         let has_primary = |index: &usize| versions[*index].primary().is_some();
@@ -33,7 +36,10 @@ impl<'a> Comparer<'a> {
 
     /// Holm-corrected p-values of some versions against one.
     pub(super) fn corrected(&self, leader: usize, others: &[usize]) -> Vec<f64> {
-        let p = |&other: &usize| paired(&self.versions[other], &self.versions[leader]).p_value;
+        let p = |&other: &usize| {
+            let (this, leader) = (&self.versions[other], &self.versions[leader]);
+            self.paired(this, leader).p_value
+        };
         holm(&others.iter().map(p).collect::<Vec<f64>>())
     }
 
@@ -51,6 +57,9 @@ impl<'a> Comparer<'a> {
                 p_holm: self.p_holm[index],
                 ..comparison
             });
+        let greedy_passed = (version.greedy.as_ref())
+            .map(|outcomes| outcomes.iter().filter(|passed| **passed).count() as u64);
+        let tasks = version.tasks.len() as u64;
         LeaderboardRow {
             version_id: version.version_id.clone(),
             dataset_id: version.dataset_id.clone(),
@@ -64,9 +73,9 @@ impl<'a> Comparer<'a> {
             change: version.change.clone(),
             seeds: version.seeds.clone(),
             num_samples: version.num_samples,
-            estimate: has_primary
-                .then(|| bootstrap_mean(&version.task_scores, DRAWS, SEED))
-                .flatten(),
+            estimate: has_primary.then(|| self.level(version)).flatten(),
+            greedy_passed,
+            greedy_interval: greedy_passed.and_then(|passed| wilson(passed, tasks)),
             against_leader,
             against_parent: against(self.named(version.parent.as_deref())),
             against_baseline: against(self.baseline_of(version)),
@@ -82,8 +91,22 @@ impl<'a> Comparer<'a> {
         }
     }
 
-    fn compare(&self, this: &Pooled, other: &Pooled) -> Comparison {
-        let difference = paired(this, other);
+    /// The primary metric with its interval: Wilson's for one sample a task, else from resamples of tasks and seeds.
+    fn level(&self, version: &Pooled) -> Option<Estimate> {
+        if let [only] = version.counts.as_slice()
+            && only.iter().all(|(samples, _)| *samples == 1)
+        {
+            let passed: u64 = only.iter().map(|(_, passed)| passed).sum();
+            return Some(Estimate {
+                mean: passed as f64 / only.len() as f64,
+                interval: wilson(passed, only.len() as u64)?,
+            });
+        }
+        self.resampler.mean(&version.rows())
+    }
+
+    pub(super) fn compare(&self, this: &Pooled, other: &Pooled) -> Comparison {
+        let difference = self.paired(this, other);
         let (verdict, reason) = self.judge(this, other, &difference);
         Comparison {
             other: other.version_id.clone(),
@@ -107,7 +130,7 @@ impl<'a> Comparer<'a> {
         } else {
             Verdict::Worse
         };
-        if this.algo == "base" || other.algo == "base" {
+        if this.is_base() || other.is_base() {
             return (direction, "the interval excludes 0".to_owned());
         }
         let seeds = this.seeds.len().min(other.seeds.len());
@@ -141,13 +164,19 @@ impl<'a> Comparer<'a> {
         }
         self.controls()
             .filter(|control| control.primary().is_some())
-            .find(|control| paired(this, control).interval.low <= 0.0)
+            .find(|control| self.paired(this, control).interval.low <= 0.0)
             .map(|control| {
                 format!(
                     "the interval excludes 0, but so little separates it from the control {} that the weights' placement explains nothing",
                     control.version_id
                 )
             })
+    }
+
+    fn paired(&self, this: &Pooled, other: &Pooled) -> Difference {
+        self.resampler
+            .difference(&this.rows(), &other.rows(), pairing(this, other))
+            .expect("all versions have the same tasks, and there is one at least")
     }
 
     fn named(&self, id: Option<&str>) -> Option<&'a Pooled> {
@@ -162,7 +191,7 @@ impl<'a> Comparer<'a> {
 
     /// The nearest ancestor with the baseline algorithm, or the first baseline by name.
     fn baseline_of(&self, version: &Pooled) -> Option<&'a Pooled> {
-        if version.algo == "baseline" || version.algo == "base" {
+        if version.algo == "baseline" || version.is_base() {
             return None;
         }
         let mut ancestor = self.named(version.parent.as_deref());
@@ -180,13 +209,17 @@ impl<'a> Comparer<'a> {
     }
 }
 
-fn is_control(version: &Pooled) -> bool {
-    matches!(version.algo.as_str(), "random_matched" | "shuffled")
+/// The same training seeds on both sides are pairs: they share data order and initial weights.
+pub(crate) fn pairing(this: &Pooled, other: &Pooled) -> Seeds {
+    if this.seeds.len() == this.pass_rates.len() && this.seeds == other.seeds {
+        Seeds::Paired
+    } else {
+        Seeds::Independent
+    }
 }
 
-fn paired(this: &Pooled, other: &Pooled) -> Difference {
-    paired_bootstrap(&this.task_scores, &other.task_scores, DRAWS, SEED)
-        .expect("all versions have the same tasks, and there is one at least")
+fn is_control(version: &Pooled) -> bool {
+    matches!(version.algo.as_str(), "random_matched" | "shuffled")
 }
 
 /// Greedy outcomes side by side, where both sides have one per task.

@@ -1,42 +1,67 @@
 //! Seeds of one version become one set of numbers.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use wmtp_records::{ErrorClass, HeadLoss, Metric, ProblemCount};
 use wmtp_stats::leaderboard::{FamilyScore, PRIMARY_METRIC, RunSource};
 
 use super::Error;
-use crate::source::ScoredRun;
+use crate::source::{SampleCounts, ScoredRun};
 
 /// How far a score file's pass@1 may lie from that of its tasks.
 const TOLERANCE: f64 = 1e-6;
 
 /// One version, seeds pooled.
 #[derive(Debug, Clone)]
-pub(super) struct Pooled {
-    pub(super) version_id: String,
-    pub(super) dataset_id: String,
-    pub(super) algo: String,
-    pub(super) parent: Option<String>,
-    pub(super) change: Option<String>,
-    pub(super) seeds: Vec<u64>,
-    pub(super) created_at: String,
-    pub(super) latency_ms: f64,
-    pub(super) num_samples: u64,
-    pub(super) metrics: Vec<Metric>,
+pub(crate) struct Pooled {
+    pub(crate) version_id: String,
+    pub(crate) dataset_id: String,
+    pub(crate) algo: String,
+    pub(crate) parent: Option<String>,
+    pub(crate) change: Option<String>,
+    pub(crate) seeds: Vec<u64>,
+    pub(crate) created_at: String,
+    pub(crate) latency_ms: f64,
+    pub(crate) num_samples: u64,
+    pub(crate) metrics: Vec<Metric>,
+    /// Ids of the tasks, in their order.
+    pub(crate) tasks: Vec<String>,
+    /// Family of each task.
+    pub(crate) family_of: Vec<String>,
+    /// Graded and passing samples, one row of tasks per seed.
+    pub(crate) counts: Vec<Vec<(u64, u64)>>,
+    /// Pass rates, one row of tasks per seed.
+    pub(crate) pass_rates: Vec<Vec<f64>>,
     /// Mean pass rate per task over seeds, tasks in the order of their ids.
-    pub(super) task_scores: Vec<f64>,
+    pub(crate) task_scores: Vec<f64>,
+    /// Greedy outcomes, one row of tasks per seed; none where a task has no greedy sample.
+    pub(crate) greedy_rows: Option<Vec<Vec<f64>>>,
+    /// What the samples add up to, one row of tasks per seed; none where they are not known.
+    pub(crate) samples: Option<Vec<Vec<SampleCounts>>>,
+    /// Folders of the scores, one per seed.
+    pub(crate) dirs: Vec<Option<PathBuf>>,
     /// Greedy outcome per task, with one seed only.
-    pub(super) greedy: Option<Vec<bool>>,
-    pub(super) families: Vec<FamilyScore>,
-    pub(super) heads: Vec<HeadLoss>,
-    pub(super) error_shares: BTreeMap<ErrorClass, f64>,
-    pub(super) runs: Vec<RunSource>,
+    pub(crate) greedy: Option<Vec<bool>>,
+    pub(crate) families: Vec<FamilyScore>,
+    pub(crate) heads: Vec<HeadLoss>,
+    pub(crate) error_shares: BTreeMap<ErrorClass, f64>,
+    pub(crate) runs: Vec<RunSource>,
 }
 
 impl Pooled {
+    /// Whether the version is the untrained model.
+    pub(crate) fn is_base(&self) -> bool {
+        self.algo == "base"
+    }
+
+    /// The pass rates as rows of seeds.
+    pub(crate) fn rows(&self) -> Vec<&[f64]> {
+        self.pass_rates.iter().map(Vec::as_slice).collect()
+    }
+
     /// The metric that orders the table.
-    pub(super) fn primary(&self) -> Option<&Metric> {
+    pub(crate) fn primary(&self) -> Option<&Metric> {
         self.metrics
             .iter()
             .find(|metric| metric.name == PRIMARY_METRIC)
@@ -44,7 +69,7 @@ impl Pooled {
 }
 
 /// The tasks of a run in the order of their ids.
-pub(super) fn task_ids(run: &ScoredRun) -> Vec<&str> {
+pub(crate) fn task_ids(run: &ScoredRun) -> Vec<&str> {
     sorted_tasks(run)
         .into_iter()
         .map(|task| task.problem_id.as_str())
@@ -52,7 +77,7 @@ pub(super) fn task_ids(run: &ScoredRun) -> Vec<&str> {
 }
 
 /// Pools runs that are sorted by version and seed.
-pub(super) fn versions(
+pub(crate) fn versions(
     runs: &[&ScoredRun],
     warnings: &mut Vec<String>,
 ) -> Result<Vec<Pooled>, Error> {
@@ -69,6 +94,8 @@ fn version(seeds: &[&ScoredRun], warnings: &mut Vec<String>) -> Result<Pooled, E
     check_identity(seeds)?;
     let tasks: Vec<Vec<&ProblemCount>> = seeds.iter().map(|run| sorted_tasks(run)).collect();
     let task_scores = mean_scores(&tasks);
+    let counted = |task: &ProblemCount| (task.num_samples.into(), task.num_passed.into());
+    let counts = tasks.iter().map(|row| of_tasks(row, counted)).collect();
     Ok(Pooled {
         version_id: first.summary.version_id.clone(),
         dataset_id: first.score.dataset_id.clone(),
@@ -85,7 +112,16 @@ fn version(seeds: &[&ScoredRun], warnings: &mut Vec<String>) -> Result<Pooled, E
         num_samples: seeds.iter().map(|run| run.score.num_samples).sum(),
         metrics: mean_metrics(seeds, warnings),
         families: families(&tasks[0], &task_scores),
+        tasks: of_tasks(&tasks[0], |task| task.problem_id.clone()),
+        family_of: of_tasks(&tasks[0], |task| task.family.clone()),
+        pass_rates: tasks.iter().map(|row| of_tasks(row, pass_rate)).collect(),
+        counts,
         task_scores,
+        greedy_rows: tasks.iter().map(|row| greedy_row(row)).collect(),
+        samples: (seeds.iter().zip(&tasks))
+            .map(|(run, row)| sample_row(run, row))
+            .collect(),
+        dirs: seeds.iter().map(|run| run.dir.clone()).collect(),
         greedy: match tasks.as_slice() {
             [only] => only.iter().map(|task| task.greedy_passed).collect(),
             _ => None,
@@ -101,6 +137,26 @@ fn version(seeds: &[&ScoredRun], warnings: &mut Vec<String>) -> Result<Pooled, E
             })
             .collect(),
     })
+}
+
+fn of_tasks<T>(row: &[&ProblemCount], value: impl Fn(&ProblemCount) -> T) -> Vec<T> {
+    row.iter().map(|task| value(task)).collect()
+}
+
+fn greedy_row(row: &[&ProblemCount]) -> Option<Vec<f64>> {
+    let outcomes = row.iter().map(|task| task.greedy_passed);
+    outcomes
+        .map(|passed| Some(f64::from(u8::from(passed?))))
+        .collect()
+}
+
+/// What the samples of every task add up to; none where some task has no drawn one.
+fn sample_row(run: &ScoredRun, row: &[&ProblemCount]) -> Option<Vec<SampleCounts>> {
+    let of_task = |task: &&ProblemCount| {
+        let counts = run.samples.get(&task.problem_id)?;
+        (counts.drawn > 0).then(|| counts.clone())
+    };
+    row.iter().map(of_task).collect()
 }
 
 /// Checks what one run says about itself.

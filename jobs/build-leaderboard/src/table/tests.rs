@@ -4,14 +4,14 @@ use wmtp_records::{
     EarlierTouch, ErrorClass, EvalScore, HeadLoss, Metric, ProblemCount, ScoreSummary, Split,
     TestTouch,
 };
-use wmtp_stats::leaderboard::{LeaderboardRow, Verdict};
+use wmtp_stats::leaderboard::{LeaderboardRow, Verdict, files};
 
 use super::*;
 
 const SAMPLES: u32 = 20;
 
 /// A run whose task `i` passes `passes[i]` of 20 samples.
-fn run(
+pub(crate) fn run(
     version: &str,
     algo: &str,
     parent: Option<&str>,
@@ -81,11 +81,13 @@ fn run(
             latency_ms: 10.0,
         },
         problems,
+        samples: BTreeMap::new(),
+        dir: None,
     }
 }
 
 /// 40 tasks around a level out of 20, the same wobble for everybody.
-fn tasks(level: u32) -> Vec<u32> {
+pub(crate) fn tasks(level: u32) -> Vec<u32> {
     (0..40)
         .map(|i| (level + (i * 7) % 5).min(SAMPLES))
         .collect()
@@ -332,7 +334,7 @@ fn tables_hold_the_founding_columns_and_empty_cells() {
         higher_is_better: false,
     });
     let board = build(&runs).unwrap();
-    let csv = String::from_utf8(crate::frame::csv(&board).unwrap()).unwrap();
+    let csv = String::from_utf8(crate::frame::csv(&board, &[]).unwrap()).unwrap();
     let mut lines = csv.lines();
     let header = "version_id,dataset_id,created_at,latency_ms,artifact_relpath,metric__pass_at_1,metric__ce_head_1";
     assert_eq!(lines.next(), Some(header));
@@ -346,6 +348,11 @@ fn tables_hold_the_founding_columns_and_empty_cells() {
         "a missing metric is an empty cell: {first}"
     );
     assert_eq!(lines.count(), 4);
+    let wanted = ["ce_head_1".to_owned()];
+    let one = String::from_utf8(crate::frame::csv(&board, &wanted).unwrap()).unwrap();
+    assert!(one.starts_with(
+        "version_id,dataset_id,created_at,latency_ms,artifact_relpath,metric__ce_head_1\n"
+    ));
     let parquet = crate::frame::parquet(&board).unwrap();
     assert_eq!(
         (&parquet[..4], &parquet[parquet.len() - 4..]),
@@ -367,36 +374,58 @@ fn an_analysis_says_what_the_numbers_say() {
             run("v005", "shuffled", Some("v001"), seed, &level(11)),
         ]);
     }
-    let board = build(&runs).unwrap();
+    let judged = judge(&runs).unwrap();
     let better = "better; the interval excludes 0";
     let expected = format!(
         "# v002\n\n\
-         ## Summary\n\n\
          v002 (verifiable, 3 seeds) solves 70.0% of 40 tasks with one try (95 % interval over tasks 70.0 to 70.0). \
          Its one change: scorer verifiable. \
          Against its parent v001: +20.0 points (+20.0 to +20.0), {better}. \
          Against the control v005: +15.0 points (+15.0 to +15.0), {better}. \
          Against the control v004: +20.0 points (+20.0 to +20.0), {better}.\n\n\
          ## Metric deltas\n\n\
-         | metric | v002 | v001 | delta |\n\
-         |---|---:|---:|---:|\n\
-         | pass_at_1 | 0.7000 | 0.5000 | +0.2000 |\n\n\
-         ## Where the difference sits\n\n\
-         Families in order of how much they moved; few tasks each, so read single rows as hints.\n\n\
-         | family | tasks | v002 | v001 | points |\n\
+         | metric | v002 | v001 | delta | 95 % interval |\n\
          |---|---:|---:|---:|---:|\n\
-         | lists | 20 | 70.0% | 50.0% | +20.0 |\n\
-         | strings | 20 | 70.0% | 50.0% | +20.0 |\n\n\
-         ## How programs fail\n\n\
-         | outcome | v002 | v001 | points |\n\
-         |---|---:|---:|---:|\n\
-         | passed | 70.0% | 50.0% | +20.0 |\n\
-         | syntax | 30.0% | 50.0% | \u{2212}20.0 |\n"
+         | pass_at_1 | 0.7000 | 0.5000 | +0.2000 | +0.2000 to +0.2000 |\n\n\
+         ## Where the difference sits\n\n\
+         ### Task families\n\n\
+         | family | tasks | v002 | v001 | points | 95 % interval | p (Holm) |\n\
+         |---|---:|---:|---:|---:|---:|---:|\n\
+         | lists | 20 | 70.0% | 50.0% | +20.0 | +20.0 to +20.0 | below 0.001 |\n\
+         | strings | 20 | 70.0% | 50.0% | +20.0 | +20.0 to +20.0 | below 0.001 |\n\n\
+         ### Error classes\n\n\
+         | outcome | tasks | v002 | v001 | points | 95 % interval | p (Holm) |\n\
+         |---|---:|---:|---:|---:|---:|---:|\n\
+         | passed |  | 70.0% | 50.0% | +20.0 |  |  |\n\
+         | syntax |  | 30.0% | 50.0% | \u{2212}20.0 |  |  |\n\n\
+         ### Prediction heads\n\n\
+         | loss, nats | v002 | v001 | delta | tokens right |\n\
+         |---|---:|---:|---:|---:|\n\
+         | head 1 | 0.5000 | 0.5000 | 0.0000 | 80.0% |\n\n\
+         ## Evidence\n\n\
+         **task-000** (lists): 70.0% of its programs pass, 50.0% with v001.\n\n\
+         **task-001** (strings): 70.0% of its programs pass, 50.0% with v001.\n\n\
+         ## Hypotheses\n\n\
+         - Family lists: +20.0 points (+20.0 to +20.0; p below 0.001 after Holm): +10.0 points of the +20.0 points in all \
+         come from these 20 of 40 tasks.\n\n\
+         ## Candidates for next\n\n\
+         None: there is no recipe to change.\n"
     );
-    assert_eq!(
-        crate::analysis::render(&board, row(&board, "v002")),
-        expected
-    );
+    assert_eq!(analysis(&judged, "v002"), expected);
+}
+
+/// The analysis of a version of which nothing but its scores is known.
+fn analysis(judged: &Judged, version: &str) -> String {
+    let find = |id: &str| {
+        let mut versions = judged.versions.iter();
+        versions.find(|known| known.version_id == id)
+    };
+    let this = find(version).unwrap();
+    let parent = this.parent.as_deref().and_then(find);
+    let figures = crate::figures::Comparison::default()
+        .figures(this, parent, &BTreeMap::new())
+        .unwrap();
+    crate::analysis::render(&judged.board, row(&judged.board, version), &figures)
 }
 
 #[test]
@@ -404,8 +433,7 @@ fn markup_in_a_recipe_stays_text_in_the_analysis() {
     let mut runs = board_of(&FULL, 1);
     runs[2].summary.change =
         Some("<script>alert(1)</script> | [x](javascript:1)\n# title".to_owned());
-    let board = build(&runs).unwrap();
-    let text = crate::analysis::render(&board, row(&board, "v002"));
+    let text = analysis(&judge(&runs).unwrap(), "v002");
     assert!(
         text.contains("\\<script\\>alert(1)\\</script\\> \\| \\[x\\](javascript:1) \\# title"),
         "{text}"
@@ -413,38 +441,62 @@ fn markup_in_a_recipe_stays_text_in_the_analysis() {
 }
 
 #[test]
-fn the_report_folder_holds_tables_analyses_and_the_best_versions_files() {
-    let board = build(&board_of(&FULL, 3)).unwrap();
+fn a_leaderboard_artifact_holds_tables_analyses_figures_and_the_loops_notes() {
+    let judged = judge(&board_of(&FULL, 3)).unwrap();
+    let work = crate::Work {
+        inputs: Vec::new(),
+        held_out: Vec::new(),
+        notes: BTreeMap::from([(files::action("v001"), "# Action after v001\n".to_owned())]),
+        metrics: vec!["pass_at_7".to_owned()],
+    };
+    let repeated = crate::training::TrainingFacts {
+        attempts: vec![attempt(1, "failed"), attempt(2, "completed")],
+        ..crate::training::TrainingFacts::default()
+    };
+    let training = BTreeMap::from([("v004".to_owned(), repeated)]);
+    let mut held_out = run("v002", "verifiable", None, Some(1), &tasks(11));
+    held_out.summary.data = "processed-data-1".to_owned();
+    let report = crate::report::Report::new(judged, training, &[held_out], &work).unwrap();
+    let warning = "the metric pass_at_7, which the rules ask for, is in no score";
+    assert!(report.board.warnings.contains(&warning.to_owned()));
     let scratch = tempfile::tempdir().unwrap();
-    let (artifact, scores) = (
-        scratch.path().join("leaderboard"),
-        scratch.path().join("scores"),
-    );
-    std::fs::create_dir_all(&artifact).unwrap();
-    crate::write_artifact(&artifact, &board).unwrap();
-    let sample = scores.join("infer_samples/0001/output.txt");
-    std::fs::create_dir_all(sample.parent().unwrap()).unwrap();
-    std::fs::write(&sample, "print(1)\n").unwrap();
-    let target = crate::report::write(
-        &scratch.path().join("report"),
-        &board,
-        &artifact,
-        Some(&scores),
-    )
-    .unwrap();
-    assert!(target.ends_with("report/2026-11-21_12-03"));
-    for file in [
-        "leaderboard.csv",
-        "versions/base/result-analysis.md",
-        "versions/v002/result-analysis.md",
-        "versions/v002/eval_score.json",
-        "versions/v002/infer_samples/0001/output.txt",
-    ] {
-        assert!(target.join(file).is_file(), "{file}");
+    report.write(scratch.path()).unwrap();
+    let read = |file: String| std::fs::read_to_string(scratch.path().join(file)).unwrap();
+    for version in ["base", "v001", "v002", "v004", "v005"] {
+        let analysis = read(files::analysis(version));
+        let headings: Vec<&str> = analysis
+            .lines()
+            .filter(|line| line.starts_with("## "))
+            .collect();
+        let expected = [
+            "## Metric deltas",
+            "## Where the difference sits",
+            "## Evidence",
+            "## Hypotheses",
+            "## Candidates for next",
+        ];
+        assert_eq!(headings, expected, "{version}");
+        let figures: crate::figures::Figures =
+            serde_json::from_str(&read(files::figures(version))).unwrap();
+        assert_eq!(figures.version_id, version);
     }
-    assert_eq!(
-        crate::report::best_scores_id(&board),
-        Some("scores-v002-Some(1)")
+    assert!(read(files::retry_report("v004")).contains("| 42 | 2 | completed |"));
+    assert!(!scratch.path().join(files::retry_report("v001")).exists());
+    assert_eq!(read(files::action("v001")), "# Action after v001\n");
+    let end = read(files::FINAL_ANALYSIS.to_owned());
+    assert!(
+        end.starts_with("# Final analysis\n\nv002 has the highest pass_at_1"),
+        "{end}"
+    );
+    assert!(end.contains("that were used this once"), "{end}");
+    assert!(read(files::MODEL_CARD.to_owned()).starts_with("# Model card of v002\n"));
+    let asked: wmtp_stats::leaderboard::HeldOut =
+        serde_json::from_str(&read(files::HELD_OUT.to_owned())).unwrap();
+    assert_eq!((asked.version_id.as_str(), asked.num_tasks), ("v002", 40));
+    let csv = read(files::CSV.to_owned());
+    assert!(
+        csv.starts_with("version_id,dataset_id,created_at,latency_ms,artifact_relpath\n"),
+        "{csv}"
     );
 }
 
@@ -474,4 +526,107 @@ fn a_second_look_at_the_test_set_is_told_and_a_first_is_not() {
         "{warnings:?}"
     );
     assert!(warnings[0].contains("run evaluate-0123 on 2026-11-21"));
+}
+
+fn attempt(number: u64, state: &str) -> crate::training::Attempt {
+    crate::training::Attempt {
+        seed: Some(42),
+        number,
+        state: state.to_owned(),
+        exit_code: None,
+        message: String::new(),
+        resumed_from: None,
+        fallbacks: 0,
+    }
+}
+
+#[test]
+fn held_out_scores_are_of_one_ranked_version_on_the_test_split() {
+    let refused = |runs: &[ScoredRun]| {
+        let work = crate::Work {
+            inputs: Vec::new(),
+            held_out: Vec::new(),
+            notes: BTreeMap::new(),
+            metrics: Vec::new(),
+        };
+        let judged = judge(&board_of(&FULL, 1)).unwrap();
+        match crate::report::Report::new(judged, BTreeMap::new(), runs, &work) {
+            Ok(_) => panic!("accepted"),
+            Err(error) => error.render(),
+        }
+    };
+    let of = |version: &str, seed| run(version, "verifiable", None, Some(seed), &tasks(11));
+    assert!(refused(&[of("v001", 1), of("v002", 1)]).contains("several versions"));
+    assert!(refused(&[of("v009", 1)]).contains("not ranked on this board"));
+    let mut validation = of("v002", 1);
+    validation.summary.split = Split::Validation;
+    assert!(refused(&[validation]).contains("on the validation split"));
+}
+
+#[test]
+fn the_best_of_each_algorithm_meets_the_best_baseline() {
+    let board = build(&board_of(&FULL, 3)).unwrap();
+    let bests: Vec<(&str, &str)> = board
+        .algorithm_bests
+        .iter()
+        .map(|best| (best.this.as_str(), best.comparison.other.as_str()))
+        .collect();
+    assert_eq!(
+        bests,
+        [("v002", "v001"), ("v005", "v001"), ("v004", "v001")]
+    );
+    let json = serde_json::to_value(&board.algorithm_bests[0]).unwrap();
+    assert_eq!(
+        (&json["this"], &json["verdict"]),
+        (&"v002".into(), &"better".into())
+    );
+}
+
+#[test]
+fn greedy_samples_of_one_seed_get_wilsons_interval() {
+    let one = build(&board_of(&FULL, 1)).unwrap();
+    let best = row(&one, "v002");
+    let interval = best.greedy_interval.unwrap();
+    let share = best.greedy_passed.unwrap() as f64 / 40.0;
+    assert!(interval.low <= share && share <= interval.high);
+    assert_eq!(
+        row(&build(&board_of(&FULL, 3)).unwrap(), "v002").greedy_interval,
+        None
+    );
+}
+
+#[test]
+fn one_sample_a_task_gets_wilsons_interval() {
+    let mut one = run("v001", "baseline", None, Some(1), &tasks(8));
+    for (index, problem) in one.problems.iter_mut().enumerate() {
+        (problem.num_samples, problem.num_passed) = (1, u32::from(index < 13));
+    }
+    one.score.metrics[0].value = 13.0 / 40.0;
+    let board = build(&[one]).unwrap();
+    let expected = wmtp_stats::wilson(13, 40).unwrap();
+    assert_eq!(row(&board, "v001").estimate.unwrap().interval, expected);
+}
+
+#[test]
+fn a_family_of_few_tasks_is_a_hint_and_no_finding() {
+    let with_rare = |version: &str, parent: Option<&str>, rare: u32, rest: u32| {
+        let passes: Vec<u32> = (0..40).map(|i| if i < 5 { rare } else { rest }).collect();
+        let mut run = run(version, "verifiable", parent, Some(1), &passes);
+        for problem in &mut run.problems[..5] {
+            problem.family = "rare".to_owned();
+        }
+        run
+    };
+    let runs = [
+        with_rare("v001", None, 20, 10),
+        with_rare("v002", Some("v001"), 0, 11),
+    ];
+    let text = analysis(&judge(&runs).unwrap(), "v002");
+    assert!(
+        text.contains("Groups of fewer than 6 tasks are not tested"),
+        "{text}"
+    );
+    let row = "| rare | 5 | 0.0% | 100.0% | \u{2212}100.0 |  |  |";
+    assert!(text.contains(row), "{text}");
+    assert!(!text.contains("Family rare"), "{text}");
 }

@@ -1,0 +1,197 @@
+//! A version's files laid out for people: `spec.json`, score, samples, logs, assets, and the weights of the best.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+
+use serde_json::{Value, json};
+use wmtp_artifacts::{ArtifactId, Kind};
+use wmtp_job_kit::{JobError, Manifest, StoreHandle};
+use wmtp_records::{EvalScore, jsonl, score_files};
+use wmtp_stats::leaderboard::LeaderboardRow;
+
+use crate::report::{copy, copy_tree};
+use crate::training::present;
+
+/// The best weights under their founding name; in the store they are `model.safetensors`.
+const BEST: &str = "best.ckpt";
+const WEIGHTS: &str = "model.safetensors";
+/// What a model needs beside its weights.
+const ASSETS: [&str; 2] = ["tokenizer.json", "params.json"];
+
+/// What becomes of the weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Weights {
+    /// They are copied.
+    Copied,
+    /// They stay in the store, and `spec.json` names them.
+    Named,
+}
+
+/// Writes the folder of one version; the checkpoint is the one of its first seed.
+///
+/// # Errors
+/// Those of the file system, a store that cannot be reached, damage. A checkpoint that is not in the store leaves its files
+/// out, and `spec.json` says so.
+pub(crate) fn write(
+    dir: &Path,
+    row: &LeaderboardRow,
+    weights: Weights,
+    store: &StoreHandle,
+) -> Result<(), JobError> {
+    jsonl::write_json(&dir.join(score_files::EVAL_SCORE), &pooled_score(row))?;
+    if let Some(first) = row.runs.first() {
+        let scores = store.fetch(&store.resolve(Kind::Scores, &first.scores)?)?;
+        let samples = scores.join(score_files::INFER_SAMPLES);
+        if samples.is_dir() {
+            copy_tree(&samples, &dir.join(score_files::INFER_SAMPLES))?;
+        }
+    }
+    let mut checkpoint = None;
+    let runs = row.runs.iter().filter(|_| !row.is_base());
+    for (index, run) in runs.enumerate() {
+        let id: ArtifactId = run.checkpoint.parse()?;
+        let Some(manifest) = present(store.manifest(&id))? else {
+            continue;
+        };
+        write_logs(&dir.join(format!("logs/version_{index}")), &manifest, store)?;
+        checkpoint.get_or_insert(manifest);
+    }
+    if let Some(manifest) = &checkpoint {
+        for name in ASSETS {
+            if let Some(bytes) = store.read(manifest, name)? {
+                save(&dir.join("additional_assets").join(name), &bytes)?;
+            }
+        }
+        if weights == Weights::Copied {
+            copy(&store.fetch(&manifest.id)?.join(WEIGHTS), &dir.join(BEST))?;
+        }
+    }
+    let spec = spec(row, checkpoint.as_ref(), weights);
+    Ok(jsonl::write_json(&dir.join("spec.json"), &spec)?)
+}
+
+fn save(path: &Path, bytes: &[u8]) -> Result<(), JobError> {
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    Ok(fs::write(path, bytes)?)
+}
+
+fn pooled_score(row: &LeaderboardRow) -> EvalScore {
+    EvalScore {
+        dataset_id: row.dataset_id.clone(),
+        created_at: row.created_at.clone(),
+        num_samples: row.num_samples,
+        metrics: row.metrics.clone(),
+        latency_ms: row.latency_ms,
+    }
+}
+
+/// `metrics.csv` and `hparams.yaml` of one seed.
+fn write_logs(dir: &Path, manifest: &Manifest, store: &StoreHandle) -> Result<(), JobError> {
+    let lines = store.read(manifest, "metrics.jsonl")?.unwrap_or_default();
+    let rows: Vec<serde_json::Map<String, Value>> = lines
+        .split(|byte| *byte == b'\n')
+        .filter(|line| !line.is_empty())
+        .map(serde_json::from_slice)
+        .collect::<Result<_, _>>()
+        .map_err(|error| {
+            JobError::bad_input(format!("metrics.jsonl of {}: {error}", manifest.id))
+        })?;
+    save(&dir.join("metrics.csv"), metrics_csv(&rows).as_bytes())?;
+    let recipe = store.read(manifest, "recipe.json")?.unwrap_or_default();
+    let recipe: Value = serde_json::from_slice(&recipe).unwrap_or_default();
+    save(&dir.join("hparams.yaml"), hparams(&recipe).as_bytes())
+}
+
+/// Columns in the order in which rows bring them; what a row lacks is an empty cell.
+fn metrics_csv(rows: &[serde_json::Map<String, Value>]) -> String {
+    let mut columns: Vec<&str> = Vec::new();
+    for name in rows.iter().flat_map(serde_json::Map::keys) {
+        if !columns.contains(&name.as_str()) {
+            columns.push(name);
+        }
+    }
+    let mut csv = format!("{}\n", columns.join(","));
+    for row in rows {
+        let cells = columns.iter().map(|name| match row.get(*name) {
+            None | Some(Value::Null) => String::new(),
+            Some(value) => value.to_string(),
+        });
+        let _ = writeln!(csv, "{}", cells.collect::<Vec<_>>().join(","));
+    }
+    csv
+}
+
+/// Sections of settings as YAML; JSON's scalars and lists are YAML too.
+fn hparams(recipe: &Value) -> String {
+    let mut yaml = String::new();
+    for (name, value) in recipe.as_object().into_iter().flatten() {
+        match value.as_object() {
+            None => {
+                let _ = writeln!(yaml, "{name}: {value}");
+            }
+            Some(settings) => {
+                let _ = writeln!(yaml, "{name}:");
+                for (name, value) in settings {
+                    let _ = writeln!(yaml, "  {name}: {value}");
+                }
+            }
+        }
+    }
+    yaml
+}
+
+fn spec(row: &LeaderboardRow, checkpoint: Option<&Manifest>, weights: Weights) -> Value {
+    let file = |path: &str| {
+        let entry = checkpoint?.file(path)?;
+        Some(json!({"file": path, "bytes": entry.size, "sha256": entry.sha256.to_string()}))
+    };
+    let best = file(WEIGHTS).map(|mut best| {
+        best["format"] = json!("safetensors");
+        best["here"] = json!(weights == Weights::Copied);
+        best
+    });
+    json!({
+        "version_id": row.version_id,
+        "parent": row.parent,
+        "change": row.change,
+        "algo": row.algo,
+        "seeds": row.seeds,
+        "dataset_id": row.dataset_id,
+        "checkpoint": checkpoint.map(|manifest| manifest.id.to_string()),
+        "attributes": checkpoint.map(|manifest| &manifest.content.attributes),
+        BEST: best,
+        "additional_assets": ASSETS.map(file),
+        "not_kept": {
+            "last.ckpt": "weights are chosen by the smallest validation loss; states to resume from are collected by the store",
+            "generation_config": "decoding settings are the evaluation's, in hparams and the leaderboard's protocol",
+            "optimizer state": "it belongs to states to resume from",
+        },
+        "runs": row.runs,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metrics_keep_their_columns_and_leave_blanks() {
+        let rows: Vec<serde_json::Map<String, Value>> = serde_json::from_str(
+            r#"[{"step": 1, "loss": 0.5}, {"step": 2, "loss": null, "validation_loss": 0.25}]"#,
+        )
+        .unwrap();
+        let expected = "step,loss,validation_loss\n1,0.5,\n2,,0.25\n";
+        assert_eq!(metrics_csv(&rows), expected);
+    }
+
+    #[test]
+    fn settings_stand_below_their_section() {
+        let recipe =
+            json!({"seed": 7, "optim": {"lr": 0.004, "x": [1, 2]}, "version": {"change": "a: b"}});
+        let expected = "seed: 7\noptim:\n  lr: 0.004\n  x: [1,2]\nversion:\n  change: \"a: b\"\n";
+        assert_eq!(hparams(&recipe), expected);
+    }
+}

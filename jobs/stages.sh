@@ -1,0 +1,155 @@
+# What jobs/chain.sh and jobs/loop.sh share: how a job is run and shown, and jobs beside each other. Sourced.
+#
+# Wants: bin (folder of the job binaries), data (name of the data set), lanes (jobs at a time).
+# shellcheck shell=bash disable=SC2154
+
+if [[ ! $lanes =~ ^[1-9][0-9]*$ ]]; then
+  echo "error: LANES is '$lanes', expected a whole number of at least 1" >&2
+  exit 2
+fi
+# Pages of freed tensors stay with the process, since the next step wants them: clearing fresh ones costs far more.
+export MIMALLOC_PURGE_DELAY=${MIMALLOC_PURGE_DELAY:--1}
+
+# Runs one job, says how long it took, and ends as it did.
+stage() {
+  local label=$1 job=$2 began=$SECONDS status=0
+  shift 2
+  printf '\n== %s\n' "$label"
+  if [ "$BASHPID" -eq $$ ] && [ -t 2 ]; then
+    "$bin/$job" "$@" || status=$?
+  else
+    "$bin/$job" "$@" 2>&1 | told "$label" || status=$?
+  fi
+  if [ "$status" -ne 0 ]; then printf '   %s: ended with exit status %s\n' "$label" "$status" >&2; fi
+  printf '   %s: %s s\n' "$label" $((SECONDS - began))
+  return "$status"
+}
+
+# Shows the messages of a job that has no terminal to itself, where it would draw bars: progress becomes a line now
+# and then, under the name of the stage.
+told() {
+  local name=$1 line shown=$((SECONDS - 20))
+  local progress='"label":"([^"]*)","done":([0-9]+),"total":([0-9]+),"unit":"([^"]*)".*"eta_secs":([0-9]*).*"detail":"([^"]*)"'
+  local message='"type":"log".*"level":"([a-z]*)","message":"(.*)"\}\}$'
+  while IFS= read -r line; do
+    if [[ $line =~ ^\{.*\"type\":\"progress\" && $line =~ $progress ]]; then
+      local of=("${BASH_REMATCH[@]:1}")
+      if [ "${of[1]}" != "${of[2]}" ] && [ $((SECONDS - shown)) -lt 20 ]; then continue; fi
+      shown=$SECONDS
+      printf '   %s: %s/%s %s%s%s\n' "$name" "${of[1]}" "${of[2]}" "${of[3]}" \
+        "${of[4]:+, ${of[4]} s left}" "${of[5]:+, ${of[5]}}"
+    elif [[ $line =~ ^\{ && $line =~ $message ]]; then
+      [ "${BASH_REMATCH[1]}" = info ] || name+=", ${BASH_REMATCH[1]}"
+      printf '   %s: %s\n' "$name" "${BASH_REMATCH[2]//\\\"/\"}"
+      name=$1
+    elif [[ ! $line =~ ^\{.*\"job\": ]]; then
+      printf '   %s: %s\n' "$name" "$line"
+    fi
+  done
+}
+
+running=0
+groups=()
+
+# Runs a function beside others, as soon as a lane is free. Each lane is a process group, so that it ends as one.
+lane() {
+  if [ "$lanes" -eq 1 ]; then
+    "$@"
+    return
+  fi
+  if [ "$running" -ge "$lanes" ]; then lane_end; fi
+  {
+    export RAYON_NUM_THREADS=$threads
+    "$@"
+  } &
+  groups+=("$!")
+  running=$((running + 1))
+}
+
+# Waits until a lane ends. One that failed ends the chain with its exit status; the others are told to stop.
+lane_end() {
+  local status ended=
+  # A lane that was only stopped for a while ends a wait as well, under no name.
+  while
+    status=0
+    wait -n -p ended || status=$?
+    [ -z "$ended" ]
+  do sleep 1; done
+  running=$((running - 1))
+  if [ "$status" -ne 0 ]; then
+    stop
+    exit "$status"
+  fi
+}
+
+# Waits for every lane.
+settle() {
+  while [ "$running" -gt 0 ]; do lane_end; done
+}
+
+# Tells every lane to stop and waits until its job has saved its state.
+stop() {
+  local group
+  for group in "${groups[@]}"; do kill -TERM -- "-$group" 2>/dev/null || true; done
+  wait
+}
+
+if [ "$lanes" -gt 1 ]; then
+  set -m
+  trap 'stop; exit 130' INT
+  trap 'stop; exit 143' TERM
+  cores=$(getconf _NPROCESSORS_ONLN)
+  threads=$((cores > lanes ? cores / lanes : 1))
+fi
+
+# The algorithm of a recipe, its own or of the one that it extends.
+algo_of() {
+  local algo parent
+  algo=$(sed -n 's/^ *algo: *//p' "$1" | tr -d \"\')
+  parent=$(sed -n 's/^extends: *//p' "$1")
+  if [ -z "$algo" ] && [ -n "$parent" ]; then
+    algo_of "$(dirname "$1")/$parent"
+  else
+    printf '%s\n' "${algo:-baseline}"
+  fi
+}
+
+value_model() {
+  stage "value model${3:+ of $3}" train-stage1 --objective value --recipe "$1" --data "$data" --base "$data-mtp" --name "$2"
+}
+
+reference() {
+  stage "reference${3:+ of $3}" train-stage1 --objective reference --recipe "$1" --data "$data" --base "$data-ref" \
+    --name "$2"
+}
+
+# Trains a recipe with one seed under a label; advantages or reference cross-entropies are those of a name.
+train() {
+  local label=$1 recipe=$2 seed=$3 run=$4 scores=$5 inputs=()
+  shift 5
+  case $(algo_of "$recipe") in
+    verifiable | random_matched | shuffled) inputs=(--advantages "$scores") ;;
+    rho1) inputs=(--reference-ce "$scores") ;;
+  esac
+  stage "$label" train-stage2 --recipe "$recipe" --set "seed=$seed" \
+    --data "$data" --base "$data-mtp" ${inputs[@]+"${inputs[@]}"} --name "$run" "$@"
+}
+
+# The data set and the models that training starts from.
+beginnings() {
+  local recipe=$1 raw=$2
+  if [ -n "$raw" ]; then
+    stage 'raw data' sync-storage push --kind raw-data --folder "$raw" --name "$data"
+    stage 'data set' prepare-data --recipe "$recipe" --raw "$data" --name "$data"
+  else
+    stage 'data set' prepare-data --recipe "$recipe" --name "$data"
+  fi
+  stage 'base model' sync-storage create --model micro-mtp --data "$data" --name "$data-mtp"
+  stage 'reference model' sync-storage create --model micro-ref --data "$data" --name "$data-ref"
+}
+
+base() {
+  local recipe=$1
+  shift
+  stage 'evaluate base' evaluate --recipe "$recipe" --data "$data" --base "$data-mtp" "$@" --name "$data-base"
+}
