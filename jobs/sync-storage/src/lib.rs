@@ -5,6 +5,7 @@
 //! | `push` | a folder | a raw-data or base-model artifact |
 //! | `create` | a data set's tokenizer | a base-model artifact, seeded |
 //! | `pull` | any artifact | a folder |
+//! | `download` | a revision of the Hugging Face hub | a folder |
 //! | `convert` | PyTorch checkpoints or safetensors shards | one safetensors file |
 //!
 //! The layout of a base-model bundle is that of storage v2 (specification 2.1 to 2.4); [`bundle`] knows it.
@@ -12,8 +13,10 @@
 pub mod bundle;
 mod convert;
 mod create;
+mod download;
 mod folder;
 mod header;
+mod hub;
 mod pull;
 mod push;
 
@@ -31,6 +34,7 @@ pub fn modes() -> Vec<Mode> {
         Mode::job::<push::Push>("push"),
         Mode::job::<create::Create>("create"),
         Mode::tool::<pull::Pull>("pull"),
+        Mode::tool::<download::Download>("download"),
         Mode::store_tool::<convert::Convert>("convert"),
     ]
 }

@@ -16,7 +16,6 @@ use futures::future::join_all;
 use futures::{StreamExt, stream};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use wmtp_artifacts::GcPolicy;
 
 use super::*;
 
@@ -106,7 +105,7 @@ impl Scene {
                 )
                 .unwrap();
             }
-            if number == 0 && seed % 64 == 1 {
+            if number == 0 && seed % 16 == 1 {
                 fs::write(root.join("large"), vec![7; (16 << 20) + 1]).unwrap();
             }
             draft(root)
