@@ -440,8 +440,20 @@ fn repair_mends_from_a_copy_what_fsck_finds() {
     let ended = place.run(&repair);
     assert_eq!(ended.code, Some(76), "{}", ended.stderr);
     insta::assert_snapshot!(ended.stdout, @r"
+    1 content mended, 1 left
+
+    mended:
+      v1/blobs/sha256/97/97c10efe01d5c9c88704a12d361d8429b3a6aa2412290a0773109d5d2d603d5e  (text: the bytes do not have the SHA-256 that the manifest states)
+        artifact processed-data-b080d96527dffa71f02a94fece5ff20ba8b848c8
+
+    left as it was:
+      v1/blobs/sha256/ed/ed5465b9220df9ce176d0bf30d6a317729bd9d37e4ae1cc015cb24c99af1df49  (text: 6 bytes instead of 4)
+        artifact processed-data-b1494b8f52fc5e01184c2835a5e83657fb1af4ec
     ");
     insta::assert_snapshot!(ended.error(&place), @r"
+    error: 1 object of the store still missing or damaged
+
+    hint: carried has nothing whole for it; try another copy, or run the job that made the artifact with --force
     ");
     // The folder that the artifact was published from has it, too.
     std::fs::rename(
