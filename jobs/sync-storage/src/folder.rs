@@ -250,4 +250,19 @@ mod tests {
         assert_eq!(error.exit(), wmtp_job_kit::Exit::Integrity);
         assert!(error.to_string().contains("line 2: b.txt"), "{error}");
     }
+
+    #[test]
+    fn no_checksum_file_makes_the_reader_fail() {
+        let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/corpus/sums");
+        let dir = folder(&[("a/a.txt", "a"), ("b.txt", "b")]);
+        let listing = digests(dir.path(), &files(dir.path()).unwrap()).unwrap();
+        let path = dir.path().join(SUMS);
+        fuzzing::run(corpus.as_ref(), |bytes| {
+            std::fs::write(&path, bytes).unwrap();
+            check_sums(&path, &listing).map_or_else(
+                |error| error.to_string().replace(&path.display().to_string(), ""),
+                |()| "right".to_owned(),
+            )
+        });
+    }
 }

@@ -136,4 +136,25 @@ mod tests {
         let error = Header::read(file(&bytes).path()).unwrap_err();
         assert!(error.to_string().contains("1 bytes follow"), "{error}");
     }
+
+    /// What is accepted lies inside of the file.
+    #[test]
+    fn no_header_makes_the_reader_fail() {
+        let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/corpus/header");
+        let file = file(&[]);
+        fuzzing::run(corpus.as_ref(), |bytes| {
+            std::fs::write(file.path(), bytes).unwrap();
+            match Header::read(file.path()) {
+                Ok(header) => {
+                    let mut ends = header.offsets.values().map(|(_, end)| *end);
+                    assert!(ends.all(|end| end <= bytes.len() as u64));
+                    let (elements, dtype) = (header.num_elements(), header.dtype());
+                    format!("{} tensors, {elements}, {dtype:?}", header.tensors.len())
+                }
+                Err(error) => error
+                    .to_string()
+                    .replace(&file.path().display().to_string(), ""),
+            }
+        });
+    }
 }

@@ -6,6 +6,7 @@
 //! | `create` | a data set's tokenizer | a base-model artifact, seeded |
 //! | `pull` | any artifact | a folder |
 //! | `export` | a checkpoint or base-model artifact | a folder for Hugging Face's transformers |
+//! | `download` | a revision of the Hugging Face hub | a folder |
 //! | `convert` | PyTorch checkpoints or safetensors shards | one safetensors file |
 //!
 //! The layout of a base-model bundle is that of storage v2 (specification 2.1 to 2.4); [`bundle`] knows it.
@@ -13,9 +14,11 @@
 pub mod bundle;
 mod convert;
 mod create;
+mod download;
 mod export;
 mod folder;
 mod header;
+mod hub;
 mod pull;
 mod push;
 
@@ -34,6 +37,7 @@ pub fn modes() -> Vec<Mode> {
         Mode::job::<create::Create>("create"),
         Mode::tool::<pull::Pull>("pull"),
         Mode::tool::<export::Export>("export"),
+        Mode::tool::<download::Download>("download"),
         Mode::store_tool::<convert::Convert>("convert"),
     ]
 }

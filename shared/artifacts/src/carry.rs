@@ -9,12 +9,13 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
-use futures::{StreamExt, TryStreamExt, stream};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::blob::{self, blocking, num_parts};
+use crate::blob::blocking;
+use crate::fetch::download;
 use crate::manifest::{MAX_BYTES, parse_strict};
+use crate::mirror::remove_if_there;
 use crate::publish::Sources;
 use crate::{
     ArtifactId, CopyReport, CopyScope, Digest, Error, FileEntry, Manifest, Result, Store, layout,
@@ -23,8 +24,6 @@ use crate::{
 /// The list of what a folder carries. Without it a folder is no export, or not yet.
 const INDEX: &str = "wmtp-export.json";
 const SCHEMA: &str = "wmtp.export/1";
-/// Parts of one content read ahead: at most 128 MiB in memory.
-const PARTS_AHEAD: usize = 2;
 /// Bytes hashed at a time.
 const BLOCK: usize = 1 << 20;
 
@@ -64,7 +63,10 @@ impl Store {
             if is_whole(path.clone(), entry.clone()).await? {
                 report.blobs_present += 1;
             } else {
-                self.write_content(&entry, &path).await?;
+                // A damaged one would pass for what another export has finished meanwhile.
+                remove_if_there(&path)?;
+                download(&self.bucket, &entry, path.clone()).await?;
+                blocking(move || make_durable(&path)).await?;
                 report.blobs_copied += 1;
                 report.bytes_copied += entry.size;
             }
@@ -85,29 +87,6 @@ impl Store {
         let index = serde_json::to_vec_pretty(&index).expect("an index holds only text");
         write_file(&folder.join(INDEX), &index)?;
         Ok(report)
-    }
-
-    /// Fetches one content, part by part, and puts it into its place when its SHA-256 is right.
-    async fn write_content(&self, entry: &FileEntry, path: &Path) -> Result<()> {
-        let mut file = NewFile::create(path)?;
-        let mut sha = Sha256::new();
-        let mut parts = stream::iter(0..num_parts(entry))
-            .map(|index| {
-                let (store, entry) = (self.clone(), entry.clone());
-                async move { blob::read_part(&store.bucket, &entry, index).await }
-            })
-            .buffered(PARTS_AHEAD);
-        while let Some(bytes) = parts.try_next().await? {
-            sha.update(&bytes);
-            file.write(&bytes)?;
-        }
-        if Digest(sha.finalize().into()) != entry.sha256 {
-            return Err(Error::corrupt(
-                &entry.path,
-                "the bytes do not have the SHA-256 that the manifest states",
-            ));
-        }
-        file.finish()
     }
 
     /// Brings what a folder carries into this store; ids stay. Returns the artifact that was exported. Everything is
@@ -281,7 +260,7 @@ fn distinct<'a>(manifests: impl IntoIterator<Item = &'a Manifest>) -> Vec<FileEn
 }
 
 /// Whether a file has the size and the SHA-256 of a content.
-async fn is_whole(path: PathBuf, entry: FileEntry) -> Result<bool> {
+pub(crate) async fn is_whole(path: PathBuf, entry: FileEntry) -> Result<bool> {
     blocking(move || {
         let mut file = match File::open(&path) {
             Ok(file) => file,
@@ -340,6 +319,16 @@ impl NewFile {
             .map_err(|error| io(error.error))?;
         Ok(())
     }
+}
+
+/// The disk that carries an export is taken out soon.
+fn make_durable(path: &Path) -> Result<()> {
+    for path in [path, path.parent().unwrap_or(path)] {
+        File::open(path)
+            .and_then(|file| file.sync_all())
+            .map_err(|source| Error::io(path, source))?;
+    }
+    Ok(())
 }
 
 fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {

@@ -20,11 +20,13 @@ use aws_sdk_s3::config::{
 };
 use aws_sdk_s3::error::{BoxError, ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::list_objects_v2::ListObjectsV2Output;
+use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::ChecksumMode;
 use aws_smithy_http_client::tls;
 use aws_smithy_runtime_api::client::interceptors::context::InterceptorContext;
 use aws_smithy_runtime_api::client::retries::classifiers::{ClassifyRetry, RetryAction};
 use aws_smithy_types::DateTime;
+use aws_smithy_types::byte_stream;
 use aws_smithy_types::date_time::Format;
 use bytes::Bytes;
 
@@ -144,6 +146,17 @@ pub(crate) struct OpenUpload {
     pub(crate) id: String,
     /// When it was begun, in seconds of the store's clock.
     pub(crate) begun: i64,
+}
+
+/// A part that an upload under way has.
+#[derive(Debug, Clone)]
+pub(crate) struct StoredPart {
+    /// From 1.
+    pub(crate) number: i32,
+    pub(crate) size: u64,
+    pub(crate) etag: Option<String>,
+    /// CRC64NVME as headers spell it, where the store keeps it.
+    pub(crate) crc: Option<String>,
 }
 
 /// How many attempts a request is worth.
@@ -287,8 +300,8 @@ impl Bucket {
                     format!("{length} bytes where at most {limit} were expected"),
                 ));
             }
-            let detail = match output.body.collect().await {
-                Ok(body) => return Ok(Some(body.into_bytes())),
+            let detail = match collect(output.body, length).await {
+                Ok(body) => return Ok(Some(body)),
                 Err(error) => chain(&error),
             };
             mismatches += u32::from(detail.contains("checksum"));
@@ -400,6 +413,41 @@ impl Bucket {
         }
     }
 
+    /// The parts that an upload has; none when there is no such upload.
+    pub(crate) async fn list_parts(&self, key: &str, id: &str) -> Result<Option<Vec<StoredPart>>> {
+        let mut parts = Vec::new();
+        let mut marker = None;
+        loop {
+            let request = self
+                .client
+                .list_parts()
+                .bucket(&self.uri.bucket)
+                .key(self.key(key))
+                .upload_id(id)
+                .set_part_number_marker(marker);
+            let page = match request.send().await {
+                Ok(page) => page,
+                Err(error) if status(&error) == Some(404) => return Ok(None),
+                Err(error) => {
+                    let operation = format!("list the parts of {key}");
+                    return Err(self.failure(&operation, error).await);
+                }
+            };
+            parts.extend(page.parts().iter().filter_map(|part| {
+                Some(StoredPart {
+                    number: part.part_number()?,
+                    size: u64::try_from(part.size()?).ok()?,
+                    etag: part.e_tag().map(str::to_owned),
+                    crc: part.checksum_crc64_nvme().map(str::to_owned),
+                })
+            }));
+            marker = page.next_part_number_marker().map(str::to_owned);
+            if page.is_truncated() != Some(true) || marker.is_none() {
+                return Ok(Some(parts));
+            }
+        }
+    }
+
     /// Ends an upload and frees its parts; one that is not there counts as ended.
     pub(crate) async fn abort_upload(&self, key: &str, id: &str) -> Result<()> {
         let request = self
@@ -443,7 +491,18 @@ impl Bucket {
         prefix: &str,
         mut show: impl FnMut(Listed),
     ) -> Result<()> {
-        self.list_pages(prefix, None, |page| {
+        self.list_some(prefix, usize::MAX, &mut show).await?;
+        Ok(())
+    }
+
+    /// [`Bucket::list_objects`], but at most so many pages; false when there are more.
+    pub(crate) async fn list_some(
+        &self,
+        prefix: &str,
+        max_pages: usize,
+        mut show: impl FnMut(Listed),
+    ) -> Result<bool> {
+        self.list_pages(prefix, None, max_pages, |page| {
             for object in page.contents() {
                 if let Some(key) = object.key().and_then(|key| self.own_key(key)) {
                     let size = u64::try_from(object.size().unwrap_or(0)).unwrap_or(0);
@@ -462,7 +521,7 @@ impl Bucket {
     /// The names directly below a prefix that ends with `/`, in order.
     pub(crate) async fn list_folders(&self, prefix: &str) -> Result<Vec<String>> {
         let mut names = Vec::new();
-        self.list_pages(prefix, Some("/"), |page| {
+        self.list_pages(prefix, Some("/"), usize::MAX, |page| {
             let folders = page.common_prefixes().iter();
             names.extend(folders.filter_map(|folder| {
                 let folder = self.own_key(folder.prefix()?)?;
@@ -488,10 +547,11 @@ impl Bucket {
         &self,
         prefix: &str,
         delimiter: Option<&str>,
+        max_pages: usize,
         mut show: impl FnMut(&ListObjectsV2Output),
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let mut token = None;
-        loop {
+        for _ in 0..max_pages {
             let request = self
                 .client
                 .list_objects_v2()
@@ -506,9 +566,10 @@ impl Bucket {
             show(&page);
             token = page.next_continuation_token().map(str::to_owned);
             if token.is_none() {
-                return Ok(());
+                return Ok(true);
             }
         }
+        Ok(false)
     }
 
     /// One listing of at most one key: the cheapest proof that bucket and credentials are right.
@@ -644,6 +705,18 @@ where
         _ => CHECK_STORE,
     };
     (detail, check)
+}
+
+/// A body of an announced length, in one piece; the SDK's own way holds it twice for a moment.
+async fn collect(
+    mut body: ByteStream,
+    length: u64,
+) -> std::result::Result<Bytes, byte_stream::error::Error> {
+    let mut bytes = Vec::with_capacity(length as usize);
+    while let Some(chunk) = body.try_next().await? {
+        bytes.extend_from_slice(&chunk);
+    }
+    Ok(bytes.into())
 }
 
 /// The messages of an error and its causes.

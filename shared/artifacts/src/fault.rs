@@ -9,7 +9,9 @@
 //! | point | passed |
 //! |---|---|
 //! | `run:after-claim` | when the attempt is claimed |
+//! | `fetch:after-part` | after each part of a content that is on this disk |
 //! | `publish:before-blobs` | when all files are hashed, nothing uploaded |
+//! | `upload:after-part` | after each part of a large content that the store has |
 //! | `publish:after-blob` | after each uploaded blob |
 //! | `publish:after-blobs` | when all blobs are there, the manifest is not |
 //! | `publish:after-manifest` | when the artifact is committed |

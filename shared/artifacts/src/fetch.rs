@@ -6,14 +6,14 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 
-use crate::blob::{self, blocking, num_parts};
+use crate::blob::{Source, blocking, num_parts};
 use crate::client::Bucket;
 use crate::mirror::PartialFile;
-use crate::{ArtifactId, Error, FileEntry, Manifest, Mirror, Result, Store};
+use crate::transfer::{PartReader, Task};
+use crate::{ArtifactId, Error, FileEntry, Manifest, Mirror, Result, Store, fault};
 
-/// Files fetched at a time, and parts of one file read ahead: at most 256 MiB in memory for parts of 16 MiB.
-const FILES_IN_FLIGHT: usize = 6;
-const PARTS_AHEAD: usize = 2;
+/// Files fetched at a time, each by a task of its own.
+const FILES_IN_FLIGHT: usize = 32;
 
 impl Store {
     /// Fetches an artifact and returns the folder with its files: read-only, and shared by all who ask.
@@ -44,7 +44,8 @@ impl Store {
                 "it is too large to be read at once; fetch the artifact",
             ));
         }
-        blob::read_part(&self.bucket, entry, 0).await.map(Some)
+        let source = Source::Store(Arc::clone(&self.bucket));
+        Ok(Some(source.whole(entry).await?.bytes))
     }
 
     /// Fetches an artifact into a folder of the caller's, as hard links into the mirror where possible.
@@ -59,15 +60,16 @@ impl Store {
     ) -> Result<Manifest> {
         let manifest = self.manifest(id).await?;
         std::fs::create_dir_all(folder).map_err(|source| Error::io(folder, source))?;
-        mirror.check_room(&manifest.content.files)?;
+        let (near, wanted) = (mirror.clone(), manifest.clone());
+        blocking(move || near.hold(&wanted)).await?;
         stream::iter(manifest.content.files.clone())
             .map(|entry| {
                 let (bucket, mirror) = (Arc::clone(&self.bucket), mirror.clone());
                 let folder = folder.to_owned();
-                async move {
+                Task::spawn(async move {
                     ensure(&bucket, &mirror, &entry).await?;
                     blocking(move || mirror.place(&entry, &folder)).await
-                }
+                })
             })
             .buffer_unordered(FILES_IN_FLIGHT)
             .try_collect::<()>()
@@ -82,9 +84,19 @@ async fn ensure(bucket: &Arc<Bucket>, mirror: &Mirror, entry: &FileEntry) -> Res
     if blocking(move || near.has(&wanted)).await? {
         return Ok(());
     }
-    let (near, wanted) = (mirror.clone(), entry.clone());
+    download(bucket, entry, mirror.blob(&entry.sha256)).await
+}
+
+/// Fetches a content to its place, where it appears when it is whole and its SHA-256 is right. What an earlier attempt
+/// left is checked and not fetched again.
+pub(crate) async fn download(
+    bucket: &Arc<Bucket>,
+    entry: &FileEntry,
+    target: PathBuf,
+) -> Result<()> {
+    let wanted = entry.clone();
     let opened = blocking(move || {
-        let Some(mut partial) = PartialFile::open(&near, &wanted)? else {
+        let Some(mut partial) = PartialFile::open(target)? else {
             return Ok(None);
         };
         let kept = partial.resume(&wanted)?;
@@ -94,14 +106,11 @@ async fn ensure(bucket: &Arc<Bucket>, mirror: &Mirror, entry: &FileEntry) -> Res
     let Some((mut partial, kept)) = opened else {
         return Ok(());
     };
-    let mut parts = stream::iter(kept..num_parts(entry))
-        .map(|index| {
-            let (bucket, entry) = (Arc::clone(bucket), entry.clone());
-            async move { blob::read_part(&bucket, &entry, index).await }
-        })
-        .buffered(PARTS_AHEAD);
-    while let Some(bytes) = parts.try_next().await? {
-        partial = blocking(move || partial.append(&bytes).map(|()| partial)).await?;
+    let source = Source::Store(Arc::clone(bucket));
+    let mut parts = PartReader::new(source, entry, kept..num_parts(entry));
+    while let Some(part) = parts.next().await? {
+        partial = blocking(move || partial.append(&part).map(|()| partial)).await?;
+        fault::point("fetch:after-part");
     }
     let wanted = entry.clone();
     blocking(move || partial.finish(&wanted)).await

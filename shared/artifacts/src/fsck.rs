@@ -10,15 +10,14 @@ use futures::{StreamExt, TryStreamExt, stream};
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
-use crate::blob::{self, LOOKUPS_IN_FLIGHT, num_parts};
+use crate::blob::{LOOKUPS_IN_FLIGHT, Source, num_parts};
 use crate::client::Bucket;
 use crate::inventory::Found;
+use crate::transfer::PartReader;
 use crate::{ArtifactId, Digest, Error, FileEntry, Kind, Manifest, Result, Store, layout};
 
-/// Contents of one part read at a time: at most 128 MiB in memory.
-const CONTENTS_IN_FLIGHT: usize = 8;
-/// Parts of one large content read ahead: at most 128 MiB in memory.
-const PARTS_AHEAD: usize = 2;
+/// Contents of one part read at a time.
+const CONTENTS_IN_FLIGHT: usize = 16;
 
 /// How much of the contents is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,8 +122,8 @@ impl Fault {
                  artifact with --force"
             }
             Self::MissingContent | Self::WrongSize | Self::AlteredContent => {
-                "run the job that made the artifact with --force: it uploads the content anew, under the same id when \
-                 the bytes are the same"
+                "where a copy is left, `wmtp-store repair --from` it; else run the job that made the artifact with \
+                 --force: it uploads the content anew, under the same id when the bytes are the same"
             }
             Self::NameToNowhere | Self::UnreadableName => {
                 "run the job that makes the artifact again with --name: the name gets a new generation"
@@ -386,9 +385,9 @@ impl Store {
             .partition(|promise| promise.entry.parts.is_some());
         let mut checks = stream::iter(small)
             .map(|promise| async move {
-                let read = blob::read_part(&self.bucket, &promise.entry, 0).await;
+                let read = check_content(&self.bucket, &promise.entry).await;
                 let size = promise.entry.size;
-                Ok::<_, Error>((size, promise, damage(read.map(|_| ()))?))
+                Ok::<_, Error>((size, promise, damage(read)?))
             })
             .buffer_unordered(CONTENTS_IN_FLIGHT);
         while let Some((size, promise, damage)) = checks.try_next().await? {
@@ -432,14 +431,22 @@ fn damage(read: Result<()>) -> Result<Option<String>> {
     }
 }
 
+/// Reads a content and compares it with what it should be.
+pub(crate) async fn check_content(bucket: &Arc<Bucket>, entry: &FileEntry) -> Result<()> {
+    if entry.parts.is_some() {
+        return hash(bucket, entry, |_| {}).await;
+    }
+    Source::Store(Arc::clone(bucket)).whole(entry).await?;
+    Ok(())
+}
+
 /// Reads a content of several parts in order and compares its SHA-256. `read` is told the bytes so far.
 async fn hash(bucket: &Arc<Bucket>, entry: &FileEntry, mut read: impl FnMut(u64)) -> Result<()> {
-    let mut parts = stream::iter(0..num_parts(entry))
-        .map(|index| blob::read_part(bucket, entry, index))
-        .buffered(PARTS_AHEAD);
+    let source = Source::Store(Arc::clone(bucket));
+    let mut parts = PartReader::new(source, entry, 0..num_parts(entry));
     let (mut sha, mut bytes) = (Sha256::new(), 0);
-    while let Some(part) = parts.try_next().await? {
-        sha.update(&part);
+    while let Some(part) = parts.next().await? {
+        sha.update(&part[..]);
         bytes += part.len() as u64;
         read(bytes);
     }

@@ -656,4 +656,22 @@ mod tests {
             prop_assert_eq!(Manifest::parse(&first.to_bytes().unwrap()).unwrap().id, first.id);
         }
     }
+
+    /// What is accepted obeys the rules for paths and sizes, and is the same again when it is stored and read back.
+    #[test]
+    fn no_bytes_make_the_reader_fail() {
+        let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/corpus/manifest");
+        fuzzing::run(corpus.as_ref(), |bytes| match Manifest::parse(bytes) {
+            Ok(manifest) => {
+                for file in &manifest.content.files {
+                    check_path(&file.path).unwrap();
+                    assert!(file.size <= MAX_FILE_SIZE);
+                }
+                let again = Manifest::parse(&manifest.to_bytes().unwrap()).unwrap();
+                assert_eq!(again, manifest);
+                "a manifest".to_owned()
+            }
+            Err(error) => error.to_string(),
+        });
+    }
 }

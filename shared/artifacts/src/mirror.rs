@@ -1,9 +1,11 @@
 //! The local mirror: contents by digest, and trees of hard links to them.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use sha2::{Digest as _, Sha256};
 
@@ -13,10 +15,14 @@ use crate::{ArtifactId, Digest, Error, FileEntry, Result};
 /// A folder that keeps fetched contents, shared by all jobs on a machine.
 ///
 /// Contents lie under their digest, read-only, and appear there only when complete and verified. Several
-/// processes may use one mirror at a time.
+/// processes may use one mirror at a time. What was fetched through a mirror stays in it until the last clone of
+/// this value is dropped; without a limit nothing ever goes.
 #[derive(Debug, Clone)]
 pub struct Mirror {
     root: PathBuf,
+    limit: Option<u64>,
+    /// Locked files of the artifacts in use.
+    held: Arc<Mutex<BTreeMap<ArtifactId, File>>>,
 }
 
 impl Mirror {
@@ -29,7 +35,34 @@ impl Mirror {
         let root = root
             .canonicalize()
             .map_err(|source| Error::io(root, source))?;
-        Ok(Self { root })
+        Ok(Self {
+            root,
+            limit: None,
+            held: Arc::default(),
+        })
+    }
+
+    /// With a bound on the bytes of its contents: what was used least recently makes room for what is fetched.
+    #[must_use]
+    pub fn with_limit(mut self, bytes: u64) -> Self {
+        self.limit = Some(bytes);
+        self
+    }
+
+    pub(crate) fn limit(&self) -> Option<u64> {
+        self.limit
+    }
+
+    /// Whether this process has an artifact in use.
+    pub(crate) fn is_holding(&self, id: &ArtifactId) -> bool {
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.contains_key(id)
+    }
+
+    /// Keeps a locked file open as long as this mirror is.
+    pub(crate) fn keep_holding(&self, id: &ArtifactId, file: File) {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.insert(id.clone(), file);
     }
 
     /// Its folder.
@@ -78,10 +111,8 @@ impl Mirror {
             Err(error) => return Err(Error::io(&path, error)),
         }
         tracing::warn!(path = %path.display(), "a mirrored file is damaged; fetching it again");
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io(&path, error)),
-            _ => Ok(false),
-        }
+        remove_if_there(&path)?;
+        Ok(false)
     }
 
     /// Places a content into a folder: a hard link, or a copy where the folder is on another disk.
@@ -93,6 +124,10 @@ impl Mirror {
         }
         let parent = path.parent().unwrap_or(folder);
         fs::create_dir_all(parent).map_err(|source| Error::io(parent, source))?;
+        if fs::hard_link(&blob, &path).is_ok() {
+            return Ok(());
+        }
+        // Something lies there, or the folder is on another disk.
         let temporary = tempfile::Builder::new()
             .prefix(".placing-")
             .tempdir_in(parent)
@@ -102,6 +137,14 @@ impl Mirror {
             .or_else(|_| fs::copy(&blob, &new).map(|_| ()))
             .and_then(|()| fs::rename(&new, &path))
             .map_err(|source| Error::io(&path, source))
+    }
+}
+
+/// Removes a file, if it is there.
+pub(crate) fn remove_if_there(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io(path, error)),
+        _ => Ok(()),
     }
 }
 
@@ -128,10 +171,9 @@ pub(crate) struct PartialFile {
 impl PartialFile {
     /// Opens the partial file and waits for its lock: one process fetches a content, the others wait. None when
     /// the content came to lie in its place meanwhile.
-    pub(crate) fn open(mirror: &Mirror, entry: &FileEntry) -> Result<Option<Self>> {
-        let target = mirror.blob(&entry.sha256);
+    pub(crate) fn open(target: PathBuf) -> Result<Option<Self>> {
         let path = target.with_extension("part");
-        let folder = target.parent().unwrap_or(mirror.root());
+        let folder = target.parent().unwrap_or(&target);
         fs::create_dir_all(folder).map_err(|source| Error::io(folder, source))?;
         let file = lock_at(&path).map_err(|source| Error::io(&path, source))?;
         if target.exists() {
@@ -177,7 +219,8 @@ impl PartialFile {
             .map_err(|source| Error::io(&self.path, source))
     }
 
-    /// Checks the digest of the whole and moves it, durable and read-only, to its place.
+    /// Checks the digest of the whole and moves it, read-only, to its place. It is not made durable: a mirror hashes what
+    /// it has before every use, so what a power cut takes is fetched again.
     pub(crate) fn finish(self, entry: &FileEntry) -> Result<()> {
         let io = |source| Error::io(&self.path, source);
         if Digest(self.sha.finalize().into()) != entry.sha256 {
@@ -187,15 +230,10 @@ impl PartialFile {
                 format!("the fetched bytes do not have the SHA-256 {}", entry.sha256),
             ));
         }
-        self.file.sync_all().map_err(io)?;
         fs::rename(&self.path, &self.target).map_err(io)?;
         self.file
             .set_permissions(fs::Permissions::from_mode(0o444))
-            .map_err(io)?;
-        let folder = self.target.parent().unwrap_or(&self.target);
-        File::open(folder)
-            .and_then(|folder| folder.sync_all())
-            .map_err(|source| Error::io(folder, source))
+            .map_err(io)
     }
 }
 
@@ -231,7 +269,8 @@ mod tests {
 
     fn fill(mirror: &Mirror, bytes: &[u8]) -> Result<()> {
         let entry = entry(bytes);
-        let mut part = PartialFile::open(mirror, &entry)?.expect("the content is not here yet");
+        let mut part =
+            PartialFile::open(mirror.blob(&entry.sha256))?.expect("the content is not here yet");
         part.resume(&entry)?;
         part.append(bytes)?;
         part.finish(&entry)
@@ -242,7 +281,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mirror = Mirror::open(dir.path()).unwrap();
         let wanted = entry(b"right");
-        let mut part = PartialFile::open(&mirror, &wanted).unwrap().unwrap();
+        let mut part = PartialFile::open(mirror.blob(&wanted.sha256))
+            .unwrap()
+            .unwrap();
         part.append(b"wrong").unwrap();
         assert_eq!(part.finish(&wanted).unwrap_err().exit_class().code(), 76);
         assert!(!mirror.has(&wanted).unwrap());
@@ -260,10 +301,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mirror = Mirror::open(dir.path()).unwrap();
         let wanted = entry(b"right");
-        let mut part = PartialFile::open(&mirror, &wanted).unwrap().unwrap();
+        let mut part = PartialFile::open(mirror.blob(&wanted.sha256))
+            .unwrap()
+            .unwrap();
         let waiting = std::thread::spawn({
             let (mirror, wanted) = (mirror.clone(), wanted.clone());
-            move || PartialFile::open(&mirror, &wanted).map(|part| part.is_none())
+            move || PartialFile::open(mirror.blob(&wanted.sha256)).map(|part| part.is_none())
         });
         part.append(b"right").unwrap();
         part.finish(&wanted).unwrap();

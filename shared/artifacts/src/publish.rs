@@ -1,22 +1,24 @@
 //! Publishing: contents first, looked at again, the manifest last.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use futures::{StreamExt, TryStreamExt, stream};
 
-use crate::blob::{self, Source, blocking};
+use crate::blob::{self, Listing, Source, blocking};
 use crate::client::Bucket;
 use crate::commit::create_only;
 use crate::scan::{ScannedFile, scan_folder};
+use crate::transfer::Task;
+use crate::upload::upload;
 use crate::{
     Content, Digest, Error, FileEntry, Kind, Manifest, Outcome, Provenance, Result, Store, fault,
     gc, layout,
 };
 
-/// Files of one part uploaded at a time: at most 128 MiB in memory.
-const FILES_IN_FLIGHT: usize = 8;
+/// Files of one part uploaded at a time, each by a task of its own.
+const FILES_IN_FLIGHT: usize = 64;
 
 /// Where the contents of an artifact come from.
 pub(crate) enum Sources {
@@ -109,11 +111,13 @@ impl Store {
         let mut turns = self.turns(gc::needs(&brought.manifest), who);
         loop {
             let look = turns.next().await?;
-            let missing = blob::missing(&self.bucket, &brought.manifest.content.files).await?;
+            let contents = blob::distinct(&brought.manifest.content.files);
+            let missing = self.missing(&contents).await?;
             let sizes = missing.iter().map(|entry| (entry.sha256, entry.size));
             brought.uploaded.extend(sizes);
-            self.upload(missing, sources).await?;
-            self.verify(&brought.manifest).await?;
+            self.upload(missing.clone(), sources).await?;
+            self.look_again(&brought.manifest, contents, &missing)
+                .await?;
             fault::point("publish:after-blobs");
             if !look.is_valid() {
                 continue;
@@ -125,6 +129,34 @@ impl Store {
         }
     }
 
+    /// The contents that the store lacks. What a listing does not show is sent without asking: at worst once too often.
+    async fn missing(&self, contents: &[FileEntry]) -> Result<Vec<FileEntry>> {
+        let Some(listing) = Listing::of(&self.bucket, contents).await? else {
+            return blob::missing(&self.bucket, contents.to_vec()).await;
+        };
+        let (shown, mut missing): (Vec<_>, Vec<_>) = contents
+            .iter()
+            .cloned()
+            .partition(|entry| listing.has(entry));
+        missing.extend(blob::missing(&self.bucket, shown).await?);
+        Ok(missing)
+    }
+
+    /// Looks at every content once more before the commit. For what was sent just now a listing will do: no collection
+    /// could have deleted it since. What was there before is asked for, as a listing may still show what is gone.
+    async fn look_again(
+        &self,
+        manifest: &Manifest,
+        mut contents: Vec<FileEntry>,
+        sent: &[FileEntry],
+    ) -> Result<()> {
+        if let Some(listing) = Listing::of(&self.bucket, sent).await? {
+            let sent: BTreeSet<_> = sent.iter().map(|entry| entry.sha256).collect();
+            contents.retain(|entry| !(sent.contains(&entry.sha256) && listing.has(entry)));
+        }
+        self.verify_contents(manifest, contents).await
+    }
+
     /// Uploads contents; small ones side by side, large ones one after the other in parts.
     async fn upload(&self, mut entries: Vec<FileEntry>, sources: &Sources) -> Result<()> {
         entries.sort_by_key(|entry| entry.sha256);
@@ -133,7 +165,10 @@ impl Store {
             entries.into_iter().partition(|entry| entry.parts.is_some());
         let uploads = stream::iter(small).map(|entry| {
             let (bucket, source) = (Arc::clone(&self.bucket), sources.of(&entry));
-            async move { blob::upload(&bucket, &entry, source?).await }
+            async move {
+                let source = source?;
+                Task::spawn(async move { upload(&bucket, &entry, source).await }).await
+            }
         });
         uploads
             .buffer_unordered(FILES_IN_FLIGHT)
@@ -143,7 +178,7 @@ impl Store {
             })
             .await?;
         for entry in large {
-            blob::upload(&self.bucket, &entry, sources.of(&entry)?).await?;
+            upload(&self.bucket, &entry, sources.of(&entry)?).await?;
             fault::point("publish:after-blob");
         }
         Ok(())

@@ -6,7 +6,9 @@ use bytes::Bytes;
 use jiff::Timestamp;
 
 use crate::client::Bucket;
-use crate::{ArtifactId, Error, Kind, Manifest, Result, StoreOptions, StoreUri, blob, layout};
+use crate::{
+    ArtifactId, Error, FileEntry, Kind, Manifest, Result, StoreOptions, StoreUri, blob, layout,
+};
 
 /// A bucket and prefix that hold artifacts, names, cache entries and runs. Clones share their connections.
 #[derive(Clone)]
@@ -83,7 +85,17 @@ impl Store {
     /// # Errors
     /// [`Error::Corrupt`] names the first file whose content is missing or short.
     pub async fn verify(&self, manifest: &Manifest) -> Result<()> {
-        let missing = blob::missing(&self.bucket, &manifest.content.files).await?;
+        let contents = blob::distinct(&manifest.content.files);
+        self.verify_contents(manifest, contents).await
+    }
+
+    /// [`Store::verify`] for some of its contents.
+    pub(crate) async fn verify_contents(
+        &self,
+        manifest: &Manifest,
+        contents: Vec<FileEntry>,
+    ) -> Result<()> {
+        let missing = blob::missing(&self.bucket, contents).await?;
         let Some(file) = missing.first() else {
             return Ok(());
         };

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::JobError;
+
 /// Flags of the kit, the same in every mode.
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(next_help_heading = "Common options")]
@@ -106,7 +108,62 @@ const SCRATCH_VARIABLE: &str = "WMTP_SCRATCH";
 /// Folder of the local copies of artifacts.
 const CACHE_VARIABLE: &str = "WMTP_CACHE";
 
+/// Most bytes of that folder.
+const CACHE_LIMIT_VARIABLE: &str = "WMTP_CACHE_LIMIT";
+
+/// Most bytes of the local copies of artifacts: `WMTP_CACHE_LIMIT`, such as `500G`; without it there is no limit.
+///
+/// # Errors
+/// 2 for anything but a number with or without K, M, G or T.
+pub(crate) fn cache_limit() -> Result<Option<u64>, JobError> {
+    let Some(text) = std::env::var_os(CACHE_LIMIT_VARIABLE).filter(|text| !text.is_empty()) else {
+        return Ok(None);
+    };
+    let text = text.to_string_lossy();
+    let limit = parse_bytes(&text).ok_or_else(|| {
+        JobError::usage(format!(
+            "{CACHE_LIMIT_VARIABLE}={text} is no number of bytes"
+        ))
+        .hint("write it as 500G; K, M, G and T are powers of 1024")
+    })?;
+    Ok(Some(limit))
+}
+
+fn parse_bytes(text: &str) -> Option<u64> {
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let power = match &text[digits.len()..] {
+        "" => 0,
+        "K" => 1,
+        "M" => 2,
+        "G" => 3,
+        "T" => 4,
+        _ => return None,
+    };
+    digits.parse::<u64>().ok()?.checked_mul(1024_u64.pow(power))
+}
+
 /// Folder of the local copies of artifacts: `WMTP_CACHE`, else `./.wmtp/cache`.
 pub(crate) fn cache_folder() -> PathBuf {
     std::env::var_os(CACHE_VARIABLE).map_or_else(|| PathBuf::from("./.wmtp/cache"), PathBuf::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse_bytes;
+
+    #[test]
+    fn a_cache_limit_is_a_number_of_bytes() {
+        for (text, bytes) in [
+            ("0", 0),
+            ("12", 12),
+            ("3K", 3072),
+            ("500G", 500 << 30),
+            ("1T", 1 << 40),
+        ] {
+            assert_eq!(parse_bytes(text), Some(bytes), "{text}");
+        }
+        for text in ["", "G", "-1", "1.5G", "1g", "1GB", "10 G", "99999999T"] {
+            assert_eq!(parse_bytes(text), None, "{text}");
+        }
+    }
 }

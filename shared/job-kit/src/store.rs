@@ -1,7 +1,7 @@
 //! The store as jobs see it: blocking, with a local mirror, and with a second store for inputs.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use tokio::runtime::Runtime;
 use wmtp_artifacts::{
@@ -16,7 +16,8 @@ pub struct StoreHandle {
     runtime: Arc<Runtime>,
     store: Store,
     data_store: Option<Store>,
-    mirror: PathBuf,
+    /// Opened with the first fetch; it keeps what was fetched from being evicted while the job runs.
+    mirror: Arc<OnceLock<Mirror>>,
 }
 
 impl StoreHandle {
@@ -41,7 +42,7 @@ impl StoreHandle {
             runtime: Arc::clone(runtime),
             store: connect(store)?,
             data_store: data_store.map(connect).transpose()?,
-            mirror: crate::args::cache_folder(),
+            mirror: Arc::default(),
         })
     }
 
@@ -72,8 +73,19 @@ impl StoreHandle {
 
     /// A read-only folder with the artifact's files, each one verified.
     pub fn fetch(&self, id: &ArtifactId) -> Result<PathBuf, JobError> {
-        let mirror = Mirror::open(&self.mirror)?;
-        self.first_that_has(|store| self.runtime.block_on(store.fetch(id, &mirror)))
+        let mirror = self.mirror()?;
+        self.first_that_has(|store| self.runtime.block_on(store.fetch(id, mirror)))
+    }
+
+    fn mirror(&self) -> Result<&Mirror, JobError> {
+        if let Some(mirror) = self.mirror.get() {
+            return Ok(mirror);
+        }
+        let mut mirror = Mirror::open(&crate::args::cache_folder())?;
+        if let Some(limit) = crate::args::cache_limit()? {
+            mirror = mirror.with_limit(limit);
+        }
+        Ok(self.mirror.get_or_init(|| mirror))
     }
 
     /// One small file of an artifact, without the others; `None` where the artifact has no such file.

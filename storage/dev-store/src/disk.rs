@@ -13,11 +13,17 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{AtPath, Error};
 
 /// Names of files that are not yet published; removed at start.
 const TEMPORARY: &str = ".tmp-";
+
+/// A number here kills the process, as `kill -9` does, at that step of all that change the disk: tests look at what is
+/// left.
+const DIE_AT_STEP: &str = "DEV_STORE_DIE_AT_STEP";
 
 /// Free bytes that must remain after a write, so that records still fit.
 const RESERVE_BYTES: u64 = 4 << 20;
@@ -80,6 +86,7 @@ impl Disk {
     /// Creates a folder and makes its name durable; an existing one is fine.
     pub(crate) fn create_dir(&self, path: &Path) -> Result<(), Error> {
         fs::create_dir_all(path).at(path)?;
+        step();
         path.parent().map_or(Ok(()), |parent| self.sync_dir(parent))
     }
 
@@ -92,6 +99,7 @@ impl Disk {
         let written = self
             .write_new(&temporary, bytes)
             .and_then(|()| fs::rename(&temporary, path).at(path));
+        step();
         if written.is_err() {
             // Best effort: what stays is removed at the next start.
             let _ = fs::remove_file(&temporary);
@@ -106,11 +114,13 @@ impl Disk {
             .mode(0o600)
             .open(path)
             .at(path)?;
+        step();
         file.write_all(bytes).at(path)?;
         self.sync_file(&file, path)
     }
 
     pub(crate) fn sync_file(&self, file: &File, path: &Path) -> Result<(), Error> {
+        step();
         if self.sync {
             file.sync_all().at(path)
         } else {
@@ -119,6 +129,7 @@ impl Disk {
     }
 
     pub(crate) fn sync_dir(&self, path: &Path) -> Result<(), Error> {
+        step();
         if self.sync {
             File::open(path)
                 .and_then(|folder| folder.sync_all())
@@ -130,7 +141,9 @@ impl Disk {
 
     /// Removes a file; `false` when there was none.
     pub(crate) fn remove_file(&self, path: &Path) -> Result<bool, Error> {
-        match fs::remove_file(path) {
+        let removed = fs::remove_file(path);
+        step();
+        match removed {
             Ok(()) => path
                 .parent()
                 .map_or(Ok(true), |parent| self.sync_dir(parent).map(|()| true)),
@@ -152,6 +165,23 @@ impl Disk {
         } else {
             Ok(())
         }
+    }
+}
+
+/// Passes a step that changes the disk, or dies there.
+pub(crate) fn step() {
+    static LEFT: OnceLock<Option<AtomicU64>> = OnceLock::new();
+    let left = LEFT.get_or_init(|| {
+        let number = std::env::var(DIE_AT_STEP).ok()?;
+        number.parse().ok().map(AtomicU64::new)
+    });
+    if left
+        .as_ref()
+        .is_some_and(|left| left.fetch_sub(1, Ordering::SeqCst) == 1)
+    {
+        let own = rustix::process::getpid();
+        let killed = rustix::process::kill_process(own, rustix::process::Signal::KILL);
+        unreachable!("SIGKILL does not return: {killed:?}");
     }
 }
 

@@ -5,11 +5,12 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use http_body_util::BodyExt as _;
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper::header::DATE;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -64,6 +65,7 @@ pub struct Server {
     keys: Keys,
     report: StartReport,
     faults: Option<Arc<Faults>>,
+    traffic: Arc<Traffic>,
 }
 
 impl Server {
@@ -92,6 +94,7 @@ impl Server {
             keys,
             report,
             faults: None,
+            traffic: Arc::default(),
         })
     }
 
@@ -140,6 +143,7 @@ impl Server {
             service: builder.build(),
             clock: self.backend.clock.clone(),
             faults: self.faults,
+            traffic: self.traffic,
         };
         let (stopping, watcher) = watch::channel(());
         let mut connections = JoinSet::new();
@@ -175,10 +179,20 @@ struct Answerer {
     service: S3Service,
     clock: Clock,
     faults: Option<Arc<Faults>>,
+    traffic: Arc<Traffic>,
+}
+
+/// Bytes of bodies, as they were announced.
+#[derive(Debug, Default)]
+struct Traffic {
+    received: AtomicU64,
+    sent: AtomicU64,
 }
 
 impl Answerer {
     async fn answer(&self, request: Request<Incoming>) -> io::Result<Response<Body>> {
+        let length = request.body().size_hint().lower();
+        self.traffic.received.fetch_add(length, Ordering::Relaxed);
         let mut response = if let Some(faults) = &self.faults {
             let (parts, body) = request.into_parts();
             let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
@@ -191,6 +205,8 @@ impl Answerer {
         if let Some(date) = self.clock.date().and_then(|date| date.parse().ok()) {
             response.headers_mut().insert(DATE, date);
         }
+        let length = response.body().size_hint().lower();
+        self.traffic.sent.fetch_add(length, Ordering::Relaxed);
         Ok(response)
     }
 }
@@ -239,6 +255,7 @@ pub struct TestServer {
     secret_key: String,
     report: StartReport,
     clock: Clock,
+    traffic: Arc<Traffic>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<thread::JoinHandle<()>>,
 }
@@ -273,6 +290,7 @@ impl TestServer {
         server.faults = faults;
         let (stop, stopped) = oneshot::channel();
         let clock = server.backend.clock.clone();
+        let traffic = Arc::clone(&server.traffic);
         let (endpoint, keys, report) = (
             server.endpoint(),
             server.keys.clone(),
@@ -298,6 +316,7 @@ impl TestServer {
             secret_key: keys.secret_key,
             report,
             clock,
+            traffic,
             stop: Some(stop),
             thread: Some(thread),
         }
@@ -313,6 +332,16 @@ impl TestServer {
     pub fn set_back(&self, by: Duration) {
         self.clock
             .advance(-SignedDuration::try_from(by).unwrap_or(SignedDuration::MAX));
+    }
+
+    /// Bytes of all bodies that clients sent so far, or announced before they broke off.
+    pub fn received(&self) -> u64 {
+        self.traffic.received.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of all bodies that were sent to clients so far, or would have been.
+    pub fn sent(&self) -> u64 {
+        self.traffic.sent.load(Ordering::Relaxed)
     }
 
     /// The address for `AWS_ENDPOINT_URL_S3`.

@@ -31,7 +31,7 @@ impl Tool for Fsck {
             FsckDepth::Sizes
         };
         let store = cx.store()?.store().clone();
-        let mut bar = Bar { shown: None };
+        let mut bar = Bar::new();
         let watch = |phase, done, total| bar.show(cx, phase, done, total);
         let report = unless_stopped(cx, store.fsck(depth, watch))?;
         drop(bar);
@@ -60,12 +60,16 @@ fn verdict(report: &FsckReport) -> Result<(), JobError> {
 }
 
 /// The progress bar of the phase that a check is in.
-struct Bar {
+pub(crate) struct Bar {
     shown: Option<(FsckPhase, Progress)>,
 }
 
 impl Bar {
-    fn show(&mut self, cx: &ToolCx<'_>, phase: FsckPhase, done: u64, total: u64) {
+    pub(crate) fn new() -> Self {
+        Self { shown: None }
+    }
+
+    pub(crate) fn show(&mut self, cx: &ToolCx<'_>, phase: FsckPhase, done: u64, total: u64) {
         if self.shown.as_ref().is_none_or(|(shown, _)| *shown != phase) {
             let (label, unit) = match phase {
                 FsckPhase::Names => ("names", "names"),
@@ -145,7 +149,7 @@ fn remedy(report: &FsckReport, fault: Fault) -> String {
     fault.remedy().to_owned()
 }
 
-fn item(finding: &Finding) -> Vec<String> {
+pub(crate) fn item(finding: &Finding) -> Vec<String> {
     let mut lines = vec![format!("  {}  ({})", finding.key, finding.detail)];
     lines.extend(
         finding

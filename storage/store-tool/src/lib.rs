@@ -4,12 +4,14 @@ mod carry;
 mod fsck;
 mod gc;
 mod lineage;
+mod repair;
 mod stop;
 
 pub use carry::{Export, Import};
 pub use fsck::Fsck;
 pub use gc::Gc;
 pub use lineage::Lineage;
+pub use repair::Repair;
 
 /// `1 file`, `2 files`.
 fn counted(count: u64, noun: &str) -> String {

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use store_tool::{Export, Fsck, Gc, Import, Lineage};
+use store_tool::{Export, Fsck, Gc, Import, Lineage, Repair};
 use wmtp_job_kit::{Mode, main_with_modes};
 
 fn main() -> ExitCode {
@@ -12,6 +12,7 @@ fn main() -> ExitCode {
         vec![
             Mode::store_tool::<Lineage>("lineage"),
             Mode::store_tool::<Fsck>("fsck"),
+            Mode::store_tool::<Repair>("repair"),
             Mode::store_tool::<Gc>("gc"),
             Mode::store_tool::<Export>("export"),
             Mode::store_tool::<Import>("import"),

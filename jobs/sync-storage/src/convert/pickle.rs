@@ -500,4 +500,13 @@ mod tests {
             let _ = tensors(&tail);
         }
     }
+
+    #[test]
+    fn no_pickle_makes_the_reader_fail() {
+        let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/corpus/pickle");
+        fuzzing::run(corpus.as_ref(), |bytes| match tensors(bytes) {
+            Ok(tensors) => format!("{} tensors", tensors.len()),
+            Err(refusal) => refusal.to_string(),
+        });
+    }
 }

@@ -215,3 +215,37 @@ impl Element {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is accepted is read to its last byte.
+    fn read(path: &Path) -> Result<String, JobError> {
+        let mut pth = Pth::open(path)?;
+        let tensors = pth.tensors()?;
+        for tensor in &tensors {
+            let mut read = 0;
+            pth.read(&tensor.place, |bytes| {
+                read += bytes.len() as u64;
+                Ok(())
+            })?;
+            assert_eq!(read, tensor.place.length, "{}", tensor.name);
+        }
+        Ok(format!("{} tensors", tensors.len()))
+    }
+
+    #[test]
+    fn no_archive_makes_the_reader_fail() {
+        let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures");
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fuzzing::run(corpus.as_ref(), |bytes| {
+            std::fs::write(file.path(), bytes).unwrap();
+            read(file.path()).unwrap_or_else(|error| {
+                error
+                    .to_string()
+                    .replace(&file.path().display().to_string(), "")
+            })
+        });
+    }
+}

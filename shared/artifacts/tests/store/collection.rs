@@ -1,6 +1,6 @@
 //! Collection: what goes, what stays, and how writers and collectors keep out of each other's way.
 
-use wmtp_artifacts::{GcPlan, GcPolicy, GcReport};
+use wmtp_artifacts::{GcPlan, GcReport};
 
 use super::*;
 

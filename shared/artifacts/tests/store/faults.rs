@@ -7,16 +7,16 @@
 
 use std::collections::BTreeSet;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use dev_store::Faults;
 use futures::future::join_all;
 use futures::{StreamExt, stream};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use wmtp_artifacts::GcPolicy;
 
 use super::*;
 
@@ -28,7 +28,10 @@ const AT_A_TIME: usize = 6;
 /// Between a plan and its first deletion; a writer has half of it from its look to its commit.
 const NOTICE: Duration = Duration::from_millis(800);
 const KIND: Kind = Kind::ProcessedData;
+const WRITERS: usize = 2;
 const WORKERS: usize = 2;
+/// After so long a writer is waiting for a collection whose process died.
+const LONG: Duration = Duration::from_secs(10);
 const ARTIFACTS: usize = 5;
 
 /// A client that dies after some polls, wherever it then is.
@@ -67,6 +70,8 @@ struct Scene {
     /// Who is at work: the leaps that each had seen when it began.
     at_work: Mutex<Vec<u64>>,
     finished: Mutex<BTreeSet<ArtifactId>>,
+    /// Who may come to wait for a collection: writers and workers that are not done.
+    under_way: AtomicUsize,
 }
 
 /// What a writer knows of its name.
@@ -106,7 +111,7 @@ impl Scene {
                 )
                 .unwrap();
             }
-            if number == 0 && seed % 64 == 1 {
+            if number == 0 && seed % 16 == 1 {
                 fs::write(root.join("large"), vec![7; (16 << 20) + 1]).unwrap();
             }
             draft(root)
@@ -123,6 +128,7 @@ impl Scene {
             leaps: AtomicU64::new(0),
             at_work: Mutex::default(),
             finished: Mutex::default(),
+            under_way: AtomicUsize::new(WRITERS + WORKERS),
         }
     }
 
@@ -298,6 +304,18 @@ impl Scene {
             self.mortal(&mut random, self.store.gc_apply(|_, _| {}))
                 .await;
         }
+        // As in life, the next collector ends what one that died had begun; else a writer waits half an hour.
+        while self.under_way.load(Ordering::SeqCst) > 0 {
+            let looked = Instant::now();
+            while looked.elapsed() < LONG && self.under_way.load(Ordering::SeqCst) > 0 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            if looked.elapsed() >= LONG {
+                self.leap();
+                self.mortal(&mut random, self.store.gc_apply(|_, _| {}))
+                    .await;
+            }
+        }
     }
 
     /// Days pass: whatever is not needed may go.
@@ -360,8 +378,17 @@ impl Scene {
 
 async fn run(seed: u64) -> BTreeMap<String, u64> {
     let scene = Scene::new(seed).await;
-    let writers = join_all((0..2).map(|actor| scene.write(actor)));
-    let workers = join_all((0..WORKERS as u64).map(|actor| scene.work(10 + actor)));
+    let scene_ref = &scene;
+    let done = || scene_ref.under_way.fetch_sub(1, Ordering::SeqCst);
+    let writers = join_all((0..WRITERS as u64).map(|actor| async move {
+        let known = scene_ref.write(actor).await;
+        done();
+        known
+    }));
+    let workers = join_all((0..WORKERS as u64).map(|actor| async move {
+        scene_ref.work(10 + actor).await;
+        done();
+    }));
     let (names, ..) = tokio::join!(writers, workers, scene.read(20), scene.collect(30));
     scene.check(names).await;
     let counts = scene.faults.counts().into_iter();

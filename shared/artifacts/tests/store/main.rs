@@ -5,7 +5,9 @@
 mod carry;
 mod collection;
 mod faults;
+mod foreign;
 mod model;
+mod transfer;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -20,9 +22,9 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use wmtp_artifacts::{
     ArtifactId, CacheEntry, CacheLookup, CheckpointEntry, Claim, CopyScope, Credentials, Digest,
-    Direction, Draft, Error, Fault, FsckDepth, FsckPhase, FsckReport, Input, Kind, Lineage,
-    Manifest, Mirror, NodeState, Outcome, Provenance, RunId, RunRequest, RunResult, RunState,
-    Status, Store, StoreOptions,
+    Direction, Draft, Error, Fault, FsckDepth, FsckPhase, FsckReport, GcPolicy, Input, Kind,
+    Lineage, Manifest, Mirror, NodeState, Outcome, Provenance, RunId, RunRequest, RunResult,
+    RunState, Status, Store, StoreOptions,
 };
 
 const BUCKET: &str = dev_store::BUCKET;

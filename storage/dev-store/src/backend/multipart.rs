@@ -12,6 +12,7 @@ use super::record::{ObjectRecord, PartRecord, SegmentEntry, UploadRecord, new_et
 use super::segment::{Received, Segment};
 use super::{Backend, Condition, Object, locked};
 use crate::checksums::{Sums, of_parts, require};
+use crate::disk::step;
 use crate::error::{AtPath, Error};
 
 /// Every part but the last has at least this size, as in S3.
@@ -213,6 +214,7 @@ impl Backend {
         let folder = self.upload_dir(&upload.record.id);
         self.disk.remove_file(&folder.join("upload.json"))?;
         fs::remove_dir_all(&folder).at(&folder)?;
+        step();
         for part in std::mem::take(&mut state.parts).into_values() {
             part.segment.unlink();
         }

@@ -4,6 +4,7 @@
 
 mod conditions;
 mod integrity;
+mod kills;
 mod listing;
 mod multipart;
 mod objects;

@@ -16,7 +16,7 @@ use dev_store::{BUCKET, TestServer};
 
 use crate::support::{client, pattern};
 
-fn command(root: &Path) -> Command {
+pub(crate) fn command(root: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_dev-store"));
     command
         .arg("serve")
@@ -28,7 +28,7 @@ fn command(root: &Path) -> Command {
 }
 
 /// Waits until the file is there, and reads the variables it exports.
-fn environment(root: &Path) -> BTreeMap<String, String> {
+pub(crate) fn environment(root: &Path) -> BTreeMap<String, String> {
     let text = poll("the environment file", || {
         fs::read_to_string(root.join("dev-store.env")).ok()
     });
@@ -44,7 +44,7 @@ fn environment(root: &Path) -> BTreeMap<String, String> {
 }
 
 /// Another process gives no event to wait for, so this looks every 20 ms, for at most 60 s.
-fn poll<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn poll<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     for _ in 0..3000 {
         if let Some(found) = look() {
             return found;
@@ -54,7 +54,7 @@ fn poll<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     panic!("{what} did not come");
 }
 
-fn client_of(environment: &BTreeMap<String, String>) -> Client {
+pub(crate) fn client_of(environment: &BTreeMap<String, String>) -> Client {
     client(
         &environment["AWS_ENDPOINT_URL_S3"],
         &environment["AWS_ACCESS_KEY_ID"],

@@ -1,0 +1,236 @@
+//! What all transfers of contents share: a bound on memory, as many requests at a time as help, parts in their order.
+
+use std::collections::VecDeque;
+use std::ops::Deref;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::stream::FuturesOrdered;
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::task::JoinHandle;
+
+use crate::blob::{Source, part_bounds};
+use crate::{FileEntry, Result};
+
+/// Bytes of contents that a process holds in memory at a time, over all its transfers, counted in [`GRAIN`]s. A larger
+/// part, of a file above 1.1 TB, takes all of it and goes alone.
+const GRAINS: u32 = 128 << 10;
+const GRAIN: u64 = 1 << 10;
+static ROOM: Semaphore = Semaphore::const_new(GRAINS as usize);
+
+/// Requests of one transfer at a time: at first, and at most.
+const START_WIDTH: usize = 2;
+const MAX_WIDTH: usize = 16;
+/// One more request at a time must raise the rate by this factor to be kept.
+const WORTHWHILE: f64 = 1.1;
+
+/// Memory that was set aside; given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Room(#[expect(dead_code, reason = "it is held")] SemaphorePermit<'static>);
+
+impl Room {
+    /// Waits until some bytes may be held.
+    pub(crate) async fn take(bytes: u64) -> Self {
+        let grains = bytes.div_ceil(GRAIN).clamp(1, u64::from(GRAINS)) as u32;
+        let permit = ROOM.acquire_many(grains).await;
+        Self(permit.expect("the semaphore is never closed"))
+    }
+}
+
+/// The bytes of a part, checked, with the room that they take.
+#[derive(Debug)]
+pub(crate) struct Part {
+    pub(crate) index: usize,
+    pub(crate) bytes: Bytes,
+    _room: Room,
+}
+
+impl Part {
+    pub(crate) fn new(index: usize, bytes: Bytes, room: Room) -> Self {
+        Self {
+            index,
+            bytes,
+            _room: room,
+        }
+    }
+}
+
+impl Deref for Part {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+/// A task that ends with whoever waits for it.
+pub(crate) struct Task<T>(JoinHandle<T>);
+
+impl<T: Send + 'static> Task<T> {
+    pub(crate) fn spawn(work: impl Future<Output = T> + Send + 'static) -> Self {
+        Self(tokio::spawn(work))
+    }
+}
+
+impl<T> Drop for Task<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl<T> Future for Task<T> {
+    type Output = T;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
+        Pin::new(&mut self.0).poll(cx).map(|ended| {
+            // Only its owner aborts a task, and then nobody waits for it.
+            ended.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
+        })
+    }
+}
+
+/// How many requests a transfer has under way: one more as long as that makes it faster. On loopback two are best, over
+/// a network with 30 ms per request many.
+#[derive(Debug)]
+pub(crate) struct Width {
+    now: usize,
+    best_rate: f64,
+    is_settled: bool,
+    bytes: u64,
+    parts: usize,
+    since: Instant,
+}
+
+impl Width {
+    pub(crate) fn new() -> Self {
+        Self {
+            now: START_WIDTH,
+            best_rate: 0.0,
+            is_settled: false,
+            bytes: 0,
+            parts: 0,
+            since: Instant::now(),
+        }
+    }
+
+    pub(crate) fn now(&self) -> usize {
+        self.now
+    }
+
+    /// Counts a part that arrived.
+    pub(crate) fn arrived(&mut self, bytes: u64) {
+        self.bytes += bytes;
+        self.parts += 1;
+        if !self.is_settled && self.parts >= 2 * self.now {
+            self.measured(self.bytes as f64 / self.since.elapsed().as_secs_f64());
+            (self.bytes, self.parts, self.since) = (0, 0, Instant::now());
+        }
+    }
+
+    fn measured(&mut self, rate: f64) {
+        if rate > WORTHWHILE * self.best_rate && self.now < MAX_WIDTH {
+            self.best_rate = rate;
+            self.now += 1;
+        } else {
+            self.now = (self.now - 1).max(START_WIDTH);
+            self.is_settled = true;
+        }
+    }
+}
+
+/// Parts of a content, in their order, while the next ones are on their way.
+pub(crate) struct PartReader {
+    source: Source,
+    entry: Arc<FileEntry>,
+    waiting: VecDeque<usize>,
+    arriving: FuturesOrdered<Task<Result<Part>>>,
+    width: Width,
+}
+
+impl PartReader {
+    pub(crate) fn new(
+        source: Source,
+        entry: &FileEntry,
+        indices: impl IntoIterator<Item = usize>,
+    ) -> Self {
+        Self {
+            source,
+            entry: Arc::new(entry.clone()),
+            waiting: indices.into_iter().collect(),
+            arriving: FuturesOrdered::new(),
+            width: Width::new(),
+        }
+    }
+
+    /// The next part; none after the last.
+    pub(crate) async fn next(&mut self) -> Result<Option<Part>> {
+        loop {
+            let next = self.waiting.front().copied();
+            let wanted = next.filter(|_| self.arriving.len() < self.width.now());
+            if wanted.is_none() && self.arriving.is_empty() {
+                return Ok(None);
+            }
+            // Room is taken in the order of the parts, so the one that all others wait for always has it.
+            tokio::select! {
+                biased;
+                room = take_room(&self.entry, wanted), if wanted.is_some() => self.start(room),
+                Some(part) = self.arriving.next(), if !self.arriving.is_empty() => {
+                    let part = part?;
+                    self.width.arrived(part.len() as u64);
+                    return Ok(Some(part));
+                }
+            }
+        }
+    }
+
+    fn start(&mut self, room: Room) {
+        if let Some(index) = self.waiting.pop_front() {
+            let (source, entry) = (self.source.clone(), Arc::clone(&self.entry));
+            let read = async move { source.part(&entry, index, room).await };
+            self.arriving.push_back(Task::spawn(read));
+        }
+    }
+}
+
+async fn take_room(entry: &FileEntry, index: Option<usize>) -> Room {
+    Room::take(index.map_or(0, |index| part_bounds(entry, index).1)).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_transfer_widens_as_long_as_it_gains() {
+        let mut width = Width::new();
+        let mut seen = vec![width.now()];
+        for rate in [100.0, 150.0, 180.0, 185.0] {
+            width.measured(rate);
+            seen.push(width.now());
+        }
+        assert_eq!(seen, [2, 3, 4, 5, 4], "the fifth request gained 3 %");
+        assert!(width.is_settled);
+        let mut loopback = Width::new();
+        loopback.measured(100.0);
+        loopback.measured(70.0);
+        assert_eq!((loopback.now(), loopback.is_settled), (START_WIDTH, true));
+        let mut endless = Width::new();
+        let mut rate = 1.0;
+        while !endless.is_settled {
+            rate *= 2.0;
+            endless.measured(rate);
+            assert!(endless.now() <= MAX_WIDTH);
+        }
+    }
+
+    /// A part larger than all the room there is must not wait for ever.
+    #[tokio::test]
+    async fn the_largest_part_gets_room() {
+        drop(Room::take(1 << 40).await);
+        drop(Room::take(0).await);
+    }
+}

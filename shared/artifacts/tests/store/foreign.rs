@@ -1,0 +1,178 @@
+//! The protocol on servers that others made: moto, where `WMTP_MOTO` names its program, and any store that
+//! `WMTP_CONFORMANCE_STORE` names, with the AWS variables. Each run has a prefix of its own and stays there.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+
+use super::*;
+
+/// A process that ends with its test.
+struct Server(Child);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "what is not tested must be seen")]
+fn skipped(why: &str) {
+    eprintln!("SKIPPED: {why}");
+}
+
+/// Starts moto on a port of its own choice and says where it listens.
+fn start_moto(program: &str) -> (Server, String) {
+    let mut child = Command::new(program)
+        .args(["-H", "127.0.0.1", "-p", "0"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let log = BufReader::new(child.stderr.take().unwrap());
+    let mut lines = log.lines().map(Result::unwrap);
+    let endpoint = lines.find_map(|line| Some(format!("http://{}", line.split_once("http://")?.1)));
+    let endpoint = endpoint.expect("moto says where it listens");
+    let endpoint = endpoint.trim_end_matches('/').to_owned();
+    // What it has to say must not fill the pipe.
+    std::thread::spawn(move || lines.for_each(drop));
+    (Server(child), endpoint)
+}
+
+async fn create_bucket(endpoint: &str) {
+    let keys = aws_sdk_s3::config::Credentials::new("test", "test", None, None, "test");
+    let config = aws_sdk_s3::Config::builder()
+        .behavior_version(BehaviorVersion::latest())
+        .region(Region::new("us-east-1"))
+        .endpoint_url(endpoint)
+        .force_path_style(true)
+        .credentials_provider(keys)
+        .http_client(aws_smithy_http_client::Builder::new().build_http())
+        .build();
+    let client = aws_sdk_s3::Client::from_conf(config);
+    client.create_bucket().bucket(BUCKET).send().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "it needs moto, which `make test-full` installs"]
+async fn the_protocol_holds_on_moto() {
+    let Ok(program) = std::env::var("WMTP_MOTO") else {
+        return skipped("moto; WMTP_MOTO does not name its program");
+    };
+    let (_server, endpoint) = start_moto(&program);
+    create_bucket(&endpoint).await;
+    let options = StoreOptions {
+        endpoint: Some(endpoint),
+        region: Some("us-east-1".to_owned()),
+        credentials: Some(Credentials::new("test", "test")),
+        ..StoreOptions::default()
+    };
+    the_protocol_holds(&format!("s3://{BUCKET}"), options).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "it needs a store and its credentials"]
+async fn the_protocol_holds_on_the_named_store() {
+    let Ok(store) = std::env::var("WMTP_CONFORMANCE_STORE") else {
+        return skipped("a store of your own; WMTP_CONFORMANCE_STORE does not name one");
+    };
+    the_protocol_holds(store.trim_end_matches('/'), StoreOptions::default()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_protocol_holds_on_the_embedded_store() {
+    let world = World::new().await;
+    let options = StoreOptions {
+        endpoint: Some(world.server.endpoint().to_owned()),
+        region: Some(world.server.region().to_owned()),
+        credentials: Some(Credentials::new(
+            world.server.access_key(),
+            world.server.secret_key(),
+        )),
+        ..StoreOptions::default()
+    };
+    the_protocol_holds(&format!("s3://{BUCKET}"), options).await;
+}
+
+/// What every store must do for us, the races too.
+async fn the_protocol_holds(root: &str, options: StoreOptions) {
+    let dir = tempfile::tempdir().unwrap();
+    let unique = dir.path().file_name().unwrap().to_string_lossy();
+    let uri = format!("{root}/conformance{unique}").parse().unwrap();
+    let store = Store::connect(&uri, options).await.unwrap();
+    store.preflight().await.unwrap();
+    let id = publishing_and_fetching(&store, dir.path()).await;
+    broken_off(&store, dir.path()).await;
+    races(&store, &id).await;
+    let report = store.fsck(FsckDepth::Full, |_, _, _| {}).await.unwrap();
+    assert!(report.is_sound(), "{report:?}");
+    let young = store.gc_survey(GcPolicy::default()).await.unwrap();
+    assert!(young.plan.is_empty(), "{young:?}");
+}
+
+async fn publishing_and_fetching(store: &Store, dir: &Path) -> ArtifactId {
+    let root = dir.join("out");
+    let odd = "deep/with blank, plus+ and ünïcode.txt";
+    let files: [(&str, Vec<u8>); 4] = [
+        (
+            "large.bin",
+            [vec![1; 16 << 20], vec![2; (17 << 20) + 7]].concat(),
+        ),
+        ("small.json", b"{}".to_vec()),
+        (odd, b"odd".to_vec()),
+        ("empty", Vec::new()),
+    ];
+    for (path, bytes) in &files {
+        let path = root.join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, bytes).unwrap();
+    }
+    let draft = draft(root);
+    let manifest = store.publish(&draft, &provenance(vec![])).await.unwrap();
+    let again = store.publish(&draft, &provenance(vec![])).await.unwrap();
+    assert_eq!(again, manifest, "the second publication finds the first");
+    let mirror = Mirror::open(&dir.join("mirror")).unwrap();
+    let folder = store.fetch(&manifest.id, &mirror).await.unwrap();
+    for (path, bytes) in &files {
+        assert!(read(&folder, path) == *bytes, "{path}");
+    }
+    manifest.id
+}
+
+/// An upload that was broken off does not stand in the way of the next, and is not left behind.
+async fn broken_off(store: &Store, dir: &Path) {
+    let root = dir.join("broken");
+    fs::create_dir(&root).unwrap();
+    let bytes = [vec![3; 32 << 20], vec![4; (32 << 20) + 3]].concat();
+    fs::write(root.join("large.bin"), bytes).unwrap();
+    let draft = draft(root);
+    let (near, wanted) = (store.clone(), draft.clone());
+    let publication = tokio::spawn(async move { near.publish(&wanted, &provenance(vec![])).await });
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    publication.abort();
+    let _ = publication.await;
+    let manifest = store.publish(&draft, &provenance(vec![])).await.unwrap();
+    store.verify(&manifest).await.unwrap();
+    let mirror = Mirror::open(&dir.join("mirror")).unwrap();
+    store.fetch(&manifest.id, &mirror).await.unwrap();
+}
+
+/// Of many who want one thing at a time exactly one gets it, and no name is lost.
+async fn races(store: &Store, id: &ArtifactId) {
+    for round in 0..3 {
+        let work = request(&format!("race {round}"));
+        let contenders = (0..12).map(|_| Claim::take(store, &work));
+        let claims = futures::future::join_all(contenders).await;
+        let won = claims.iter().filter(|claim| claim.is_ok()).count();
+        assert_eq!(won, 1, "round {round}");
+        for error in claims.into_iter().filter_map(Result::err) {
+            assert_eq!(code(&error), 75, "{error}");
+        }
+    }
+    let names = (0..8).map(|_| store.set_name(Kind::ProcessedData, "name", id));
+    for named in futures::future::join_all(names).await {
+        named.unwrap();
+    }
+    let found = store.name(Kind::ProcessedData, "name").await.unwrap();
+    assert_eq!(found.as_ref(), Some(id));
+}
