@@ -6,7 +6,7 @@ use wmtp_stats::leaderboard::{HeldOut, LeaderboardRow};
 use wmtp_stats::wording::{count, level_range, percent};
 
 use crate::report::Report;
-use crate::text::inert;
+use crate::text::{inert, list};
 use crate::training::TrainingFacts;
 
 /// Renders the card.
@@ -149,7 +149,7 @@ fn limits(report: &Report, row: &LeaderboardRow) -> String {
             inert(&against.reason)
         ));
     }
-    limits.iter().map(|limit| format!("- {limit}\n")).collect()
+    list(&limits)
 }
 
 fn licence() -> String {

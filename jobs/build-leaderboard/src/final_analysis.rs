@@ -8,7 +8,7 @@ use wmtp_stats::wording::{count, level_range, percent, points, signed, signed_ra
 
 use crate::actions::catalogue::{CATALOGUE, Case};
 use crate::report::Report;
-use crate::text::inert;
+use crate::text::{inert, list};
 
 /// Versions that are looked at closely.
 const TOP: usize = 3;
@@ -99,10 +99,7 @@ fn warnings(report: &Report) -> String {
     if warnings.is_empty() {
         return "None.".to_owned();
     }
-    warnings
-        .iter()
-        .map(|warning| format!("- {warning}\n"))
-        .collect()
+    list(&warnings)
 }
 
 fn told(report: &Report, held_out: &HeldOut) -> String {

@@ -17,6 +17,17 @@ pub(crate) fn inert(text: &str) -> String {
     inert
 }
 
+/// A list, one item a line.
+pub(crate) fn list(items: &[String]) -> String {
+    let mut list = String::new();
+    for item in items {
+        list.push_str("- ");
+        list.push_str(item);
+        list.push('\n');
+    }
+    list
+}
+
 /// Lines shown of a program.
 const SHOWN_LINES: usize = 14;
 

@@ -25,14 +25,14 @@ use crate::actions;
 use crate::figures::Figures;
 
 /// A leaderboard as the tools read it.
-struct Board {
+struct Standing {
     board: Leaderboard,
     figures: BTreeMap<String, Figures>,
     held_out: Option<HeldOut>,
     id: String,
 }
 
-impl Board {
+impl Standing {
     fn load(reference: &str, store: &StoreHandle) -> Result<Self, JobError> {
         let id = store.resolve(Kind::Leaderboard, reference)?;
         let dir = store.fetch(&id)?;

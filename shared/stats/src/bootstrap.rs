@@ -128,13 +128,12 @@ impl Resampler {
                 .then(|| wilson(successes, trials))
                 .flatten()
         };
-        let interval = match extreme(0.0, 0).or_else(|| extreme(1.0, trials)) {
-            Some(interval) => interval,
-            None => {
+        let interval = extreme(0.0, 0)
+            .or_else(|| extreme(1.0, trials))
+            .unwrap_or_else(|| {
                 let drawn = self.drawn_seeds(seeds.len(), FIRST_SEEDS);
                 percentile_interval(&self.sorted_means(&Rows::new(seeds), &drawn))
-            }
-        };
+            });
         Some(Estimate {
             mean: mean(&pooled),
             interval,

@@ -96,7 +96,7 @@ pub fn select(after: &str, world: &Loop<'_>) -> Action {
             }
             Ok((recipe, change)) => {
                 moved = change;
-                action.from = from.to_owned();
+                from.clone_into(&mut action.from);
                 entry.name.clone_into(&mut action.entry);
                 action.selected = Some(selected(entry, &proposal, &case, &recipe, &next));
                 action.selection = proposal.because;

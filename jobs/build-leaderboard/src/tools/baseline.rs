@@ -12,7 +12,7 @@ use wmtp_stats::leaderboard::PRIMARY_METRIC;
 
 use crate::actions::scalar;
 use crate::loop_folder::{LoopFolder, read_if_any, rules_in, write_whole};
-use crate::text::inert;
+use crate::text::{inert, list};
 
 /// The first version of a loop.
 const FIRST: &str = "v001";
@@ -369,17 +369,17 @@ impl Audit {
     }
 
     fn render(&self, smoke: &str) -> String {
-        let list = |items: &[String]| {
+        let listed = |items: &[String]| {
             if items.is_empty() {
                 return "Nothing.\n".to_owned();
             }
-            items.iter().map(|item| format!("- {item}.\n")).collect()
+            list(items)
         };
         format!(
             "# Audit of the baseline\n\n## Checked\n\n{}\n## Changed\n\n{}\n## Smoke run\n\n{smoke}\n\n## Left alone\n\n{}",
-            list(&self.checked),
-            list(&self.changed),
-            list(&self.left_alone)
+            listed(&self.checked),
+            listed(&self.changed),
+            listed(&self.left_alone)
         )
     }
 }

@@ -10,7 +10,7 @@ use wmtp_artifacts::ArtifactId;
 use wmtp_job_kit::{JobError, Tool, ToolCx};
 use wmtp_stats::leaderboard::{Comparison, LeaderboardRow, Verdict};
 
-use super::Board;
+use super::Standing;
 use crate::loop_folder::read_if_any;
 use crate::report::best;
 
@@ -78,7 +78,7 @@ build-leaderboard promote --leaderboard micropy-loop --to staging --name micropy
 build-leaderboard promote --leaderboard micropy-loop --to production --name micropy --log promotions.jsonl";
 
     fn run(&self, cx: &mut ToolCx<'_>) -> Result<(), JobError> {
-        let board = Board::load(&self.leaderboard, cx.store()?)?;
+        let board = Standing::load(&self.leaderboard, cx.store()?)?;
         let row = match &self.version {
             Some(id) => board.board.rows.iter().find(|row| row.version_id == *id),
             None => best(&board.board),
@@ -108,24 +108,22 @@ build-leaderboard promote --leaderboard micropy-loop --to production --name micr
             // The log comes before the name: a name that no line explains would be worse than a line without its name.
             append(&self.log, &entry)?;
             if entry.granted {
-                self.name_it(&entry, cx)?;
+                name_it(&entry, cx)?;
             }
         }
         tell(&entry, cx)
     }
 }
 
-impl Promote {
-    /// `NAME-staging` points to the checkpoint.
-    fn name_it(&self, entry: &Entry, cx: &ToolCx<'_>) -> Result<(), JobError> {
-        let Some(name) = cx.name() else {
-            return Ok(());
-        };
-        let id: ArtifactId = entry.checkpoint.parse()?;
-        let name = format!("{name}-{}", entry.to.as_str());
-        let store = cx.store()?;
-        Ok(store.block_on(store.store().set_name(id.kind(), &name, &id))?)
-    }
+/// `NAME-staging` points to the checkpoint.
+fn name_it(entry: &Entry, cx: &ToolCx<'_>) -> Result<(), JobError> {
+    let Some(name) = cx.name() else {
+        return Ok(());
+    };
+    let id: ArtifactId = entry.checkpoint.parse()?;
+    let name = format!("{name}-{}", entry.to.as_str());
+    let store = cx.store()?;
+    Ok(store.block_on(store.store().set_name(id.kind(), &name, &id))?)
 }
 
 fn tell(entry: &Entry, cx: &mut ToolCx<'_>) -> Result<(), JobError> {
@@ -162,7 +160,7 @@ fn tell(entry: &Entry, cx: &mut ToolCx<'_>) -> Result<(), JobError> {
 }
 
 /// The conditions of a stage with what was found.
-fn gate(board: &Board, row: &LeaderboardRow, to: Stage, from: Option<Stage>) -> Vec<Check> {
+fn gate(board: &Standing, row: &LeaderboardRow, to: Stage, from: Option<Stage>) -> Vec<Check> {
     let check = |condition: &str, holds: bool, found: String| Check {
         condition: condition.to_owned(),
         holds,
@@ -241,7 +239,7 @@ fn claim(row: &LeaderboardRow) -> Check {
 }
 
 /// The held-out score must not fall out of the interval of the one that chose the version.
-fn held_out(board: &Board, row: &LeaderboardRow) -> Check {
+fn held_out(board: &Standing, row: &LeaderboardRow) -> Check {
     let condition = "its held-out interval meets the one that chose it".to_owned();
     match &board.held_out {
         Some(score) if score.version_id == row.version_id => {
@@ -312,7 +310,7 @@ mod tests {
     use crate::table::build;
     use crate::table::tests::{run, tasks};
 
-    fn board() -> Board {
+    fn board() -> Standing {
         let mut runs = vec![run("base", "base", None, None, &tasks(0))];
         for seed in 1..=3 {
             runs.push(run("v001", "baseline", None, Some(seed), &tasks(8)));
@@ -322,7 +320,7 @@ mod tests {
             runs.push(of("v004", "random_matched", 7));
             runs.push(of("v005", "shuffled", 8));
         }
-        Board {
+        Standing {
             board: build(&runs).unwrap(),
             figures: BTreeMap::new(),
             held_out: None,
@@ -330,7 +328,7 @@ mod tests {
         }
     }
 
-    fn missing(board: &Board, version: &str, to: Stage, from: Option<Stage>) -> Vec<String> {
+    fn missing(board: &Standing, version: &str, to: Stage, from: Option<Stage>) -> Vec<String> {
         let mut rows = board.board.rows.iter();
         let row = rows.find(|row| row.version_id == version).unwrap();
         gate(board, row, to, from)

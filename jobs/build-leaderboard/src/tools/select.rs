@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde_json::json;
 use wmtp_job_kit::{JobError, Tool, ToolCx};
 
-use super::Board;
+use super::Standing;
 use crate::actions::{Action, Loop, number, select};
 use crate::loop_folder::{LoopFolder, read_if_any, write_whole};
 
@@ -65,7 +65,7 @@ impl Tool for SelectAction {
                 return Err(named(JobError::bad_input(error)));
             }
         }
-        let Board { board, figures, .. } = Board::load(&self.leaderboard, cx.store()?)?;
+        let Standing { board, figures, .. } = Standing::load(&self.leaderboard, cx.store()?)?;
         if !board.rows.iter().any(|row| row.version_id == *after) {
             let error = format!("{after} is not on the leaderboard {}", self.leaderboard);
             return Err(

@@ -3,7 +3,7 @@
 use serde_json::json;
 use wmtp_job_kit::{JobError, Tool, ToolCx};
 
-use super::Board;
+use super::Standing;
 use crate::report::best;
 
 /// Command line of the tool.
@@ -20,7 +20,7 @@ impl Tool for Winner {
     const EXAMPLES: &'static str = "build-leaderboard winner --leaderboard micropy-loop";
 
     fn run(&self, cx: &mut ToolCx<'_>) -> Result<(), JobError> {
-        let board = Board::load(&self.leaderboard, cx.store()?)?.board;
+        let board = Standing::load(&self.leaderboard, cx.store()?)?.board;
         let best = best(&board)
             .ok_or_else(|| JobError::bad_input("no trained version has the primary metric"))?;
         cx.print(&best.version_id);
