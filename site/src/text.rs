@@ -123,6 +123,14 @@ pub fn markdown(text: &str) -> String {
         .replace(" style=\"text-align: left\"", "")
 }
 
+/// One line of Markdown without the paragraph around it.
+pub fn markdown_line(text: &str) -> String {
+    let rendered = markdown(text);
+    let line = rendered.trim();
+    let line = line.strip_prefix("<p>").unwrap_or(line);
+    line.strip_suffix("</p>").unwrap_or(line).to_owned()
+}
+
 fn sunk(level: HeadingLevel) -> HeadingLevel {
     match level {
         HeadingLevel::H1 | HeadingLevel::H2 => HeadingLevel::H3,

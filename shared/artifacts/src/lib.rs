@@ -45,6 +45,7 @@ mod lineage;
 mod manifest;
 mod mirror;
 mod names;
+mod pages;
 mod preflight;
 mod publish;
 mod run;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tokio::runtime::Runtime;
 use wmtp_artifacts::{
-    ArtifactId, ExitClass, Kind, Manifest, Mirror, Store, StoreOptions, StoreUri,
+    ArtifactId, ExitClass, FileEntry, Kind, Manifest, Mirror, Store, StoreOptions, StoreUri,
 };
 
 use crate::JobError;
@@ -74,6 +74,19 @@ impl StoreHandle {
     pub fn fetch(&self, id: &ArtifactId) -> Result<PathBuf, JobError> {
         let mirror = Mirror::open(&self.mirror)?;
         self.first_that_has(|store| self.runtime.block_on(store.fetch(id, &mirror)))
+    }
+
+    /// [`StoreHandle::fetch`] of the files that are wanted.
+    pub fn fetch_files(
+        &self,
+        id: &ArtifactId,
+        wanted: impl Fn(&FileEntry) -> bool,
+    ) -> Result<PathBuf, JobError> {
+        let mirror = Mirror::open(&self.mirror)?;
+        self.first_that_has(|store| {
+            self.runtime
+                .block_on(store.fetch_files(id, &mirror, &wanted))
+        })
     }
 
     /// Asks the run store first, then, where it has nothing, the data store. No other failure falls through. Where

@@ -6,6 +6,7 @@ mod carry;
 mod collection;
 mod faults;
 mod model;
+mod pages;
 
 use std::collections::BTreeMap;
 use std::fs;
