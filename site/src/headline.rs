@@ -151,6 +151,19 @@ fn uncertainty(board: &Leaderboard, words: &Words) -> String {
 
 /// Does weighting help? Only the verdicts of the leaderboard speak.
 fn answer(board: &Leaderboard, words: &Words) -> String {
+    told(board, words, measured)
+}
+
+/// [`Headline::answer`] with nothing but the names of the versions.
+pub fn answer_in_short(board: &Leaderboard, words: &Words) -> String {
+    told(board, words, |row, _, _| row.version_id.clone())
+}
+
+fn told(
+    board: &Leaderboard,
+    words: &Words,
+    tell: impl Fn(&LeaderboardRow, &Comparison, &Words) -> String,
+) -> String {
     let weighted: Vec<(&LeaderboardRow, &Comparison)> = board
         .rows
         .iter()
@@ -167,7 +180,7 @@ fn answer(board: &Leaderboard, words: &Words) -> String {
         weighted
             .iter()
             .filter(|(_, comparison)| comparison.verdict == wanted)
-            .map(|(row, comparison)| measured(row, comparison, words))
+            .map(|(row, comparison)| tell(row, comparison, words))
             .collect::<Vec<String>>()
     };
     let told = [

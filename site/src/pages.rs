@@ -386,6 +386,15 @@ fn environment(words: &Arc<Words>) -> Result<Environment<'static>, minijinja::Er
     );
     templates.set_auto_escape_callback(|_| AutoEscape::Html);
     templates.set_undefined_behavior(UndefinedBehavior::Strict);
+    // One rule of escaping for templates and for what is written without them; slashes of links stay as they are.
+    templates.set_formatter(|out, _, value| {
+        match value.as_str() {
+            Some(text) if value.is_safe() => out.write_str(text)?,
+            Some(text) => out.write_str(&text::escape(text))?,
+            None => out.write_str(&text::escape(&value.to_string()))?,
+        }
+        Ok(())
+    });
     let words = Arc::clone(words);
     templates.add_function(
         "t",

@@ -53,6 +53,13 @@ pub fn changed<'a>(
         .collect()
 }
 
+/// Of settings that differ, those that both recipes have: a recipe holds what its algorithm reads, so that others come and
+/// go with it.
+pub fn proper<'a>(changed: &[Changed<'a>]) -> Vec<Changed<'a>> {
+    let both = |one: &&Changed<'_>| one.1.is_some() && one.2.is_some();
+    changed.iter().filter(both).copied().collect()
+}
+
 /// Versions that took one version and changed the same one setting.
 #[derive(Debug)]
 pub struct Sweep<'a> {
@@ -108,7 +115,7 @@ pub fn sweeps<'a>(facts: &'a Facts<'a>) -> Vec<Sweep<'a>> {
         else {
             continue;
         };
-        if let [(key, old, new)] = changed(before, now)[..] {
+        if let [(key, old, new)] = proper(&changed(before, now))[..] {
             let place = facts.place(parent_id).unwrap_or_default();
             groups
                 .entry((key, place))
@@ -156,6 +163,18 @@ mod tests {
                 ("new", None, Some("x")),
                 ("optim.lr", Some("0.1"), Some("0.2"))
             ]
+        );
+    }
+
+    #[test]
+    fn what_comes_with_a_change_is_no_change_of_its_own() {
+        let before = leaves(&json!({"experiment": {"algo": "baseline"}, "lr": 1}));
+        let now = leaves(&json!({"experiment": {"algo": "rho1"}, "lr": 1, "rho1": {"ratio": 0.6}}));
+        let changed = changed(&before, &now);
+        assert_eq!(changed.len(), 2);
+        assert_eq!(
+            proper(&changed),
+            [("experiment.algo", Some("baseline"), Some("rho1"))]
         );
     }
 }

@@ -61,23 +61,11 @@ pub fn pareto(dots: &[Dot<'_>], top: f64, unit: &str, description: &str, words: 
         svg.shape(at, &dot.mark.shape());
     }
     if dots.len() <= LABELLED {
-        for (index, dot) in dots.iter().enumerate() {
-            // Every second label stands below its mark, so that neighbours at one height do not meet.
-            let high = y.at(dot.estimate.interval.high);
-            let low = y.at(dot.estimate.interval.low);
-            let (at, dy) = if index % 2 == 0 {
-                (high, -7)
-            } else {
-                (low, 17)
-            };
+        for (dot, at) in labels(dots, x, y) {
+            let side = if at.0 > 84.0 { "end" } else { "start" };
+            let beside = if at.0 > 84.0 { at.0 - 1.2 } else { at.0 + 1.2 };
             let label = format!("{} {}", dot.id, percent(dot.estimate.mean));
-            svg.text(
-                "label halo",
-                (x.at(dot.cost), at),
-                dy,
-                anchor(x.at(dot.cost)),
-                &label,
-            );
+            svg.text("label halo", (beside, at.1), 4, side, &label);
         }
     }
     svg.close();
@@ -99,6 +87,30 @@ fn anchor(at: f64) -> &'static str {
     } else {
         "middle"
     }
+}
+
+/// Where labels stand: beside their marks, and pushed down where they would lie on the one above.
+fn labels<'d, 'a>(dots: &'d [Dot<'a>], x: Scale, y: Scale) -> Vec<(&'d Dot<'a>, (f64, f64))> {
+    /// Height of a label and width of a longer one, in percent of the plot.
+    const ROOM: (f64, f64) = (16.0, 5.6);
+    let mut placed: Vec<(&Dot<'a>, (f64, f64))> = Vec::new();
+    let mut order: Vec<&Dot<'a>> = dots.iter().collect();
+    order.sort_by(|a, b| {
+        b.estimate
+            .mean
+            .total_cmp(&a.estimate.mean)
+            .then(a.id.cmp(b.id))
+    });
+    for dot in order {
+        let (at, mut down) = (x.at(dot.cost), y.at(dot.estimate.mean));
+        for (_, other) in &placed {
+            if (other.0 - at).abs() < ROOM.0 && (other.1 - down).abs() < ROOM.1 {
+                down = other.1 + ROOM.1;
+            }
+        }
+        placed.push((dot, (at, down)));
+    }
+    placed
 }
 
 /// Steps through the versions that no cheaper one reaches.
@@ -162,6 +174,30 @@ mod tests {
         };
         let dots = [dot("a", 0.1, 0.2), dot("b", 0.5, 0.1), dot("c", 0.6, 0.7)];
         assert_eq!(frontier(&dots, unit, down), "M10 80L60 80L60 30L100 30");
+    }
+
+    #[test]
+    fn labels_of_one_cost_do_not_lie_on_each_other() {
+        let scale = Scale {
+            from: 0.0,
+            to: 1.0,
+            start: 100.0,
+            end: 0.0,
+        };
+        let dots = [
+            dot("a", 0.5, 0.40),
+            dot("b", 0.5, 0.41),
+            dot("c", 0.5, 0.42),
+        ];
+        let mut down: Vec<f64> = labels(&dots, scale, scale)
+            .iter()
+            .map(|(_, at)| at.1)
+            .collect();
+        down.sort_by(f64::total_cmp);
+        assert!(
+            down.windows(2).all(|pair| pair[1] - pair[0] > 5.5),
+            "{down:?}"
+        );
     }
 
     #[test]

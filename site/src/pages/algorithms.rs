@@ -13,10 +13,12 @@ use crate::{Error, headline, marks};
 
 pub(super) fn write(book: &mut Book<'_>) -> Result<(), Error> {
     let words = std::sync::Arc::clone(&book.words);
-    let finding = headline::of_board(&book.input.board, &words).answer;
+    let answer = headline::of_board(&book.input.board, &words).answer;
+    let finding = headline::answer_in_short(&book.input.board, &words);
     let (picture, unit) = pareto(book, &finding);
     let values = context! {
         finding => finding.as_str(),
+        answer => answer.as_str(),
         table => table(book),
         picture => picture.map(markup),
         unit => unit,

@@ -10,14 +10,17 @@ pub(super) fn write(book: &mut Book<'_>) -> Result<(), Error> {
     let finding = headline::of_board(&book.input.board, &book.words).finding;
     let title = book.say("What should we do next?", &[]);
     let render =
-        |document: &Option<String>| document.as_deref().map(|text| markup(text::markdown(text)));
+        |document: &Option<String>| document.as_deref().map(|text| markup(text::document(text)));
     let values = context! {
         kicker => title.as_str(),
         heading => finding.as_str(),
         warnings => warnings(book.input),
         body => render(&documents.final_analysis),
         absent => book.say("No final analysis has been written yet: it comes at the end of a loop of versions.", &[]),
-        extra => render(&documents.baseline_report),
+        extra => documents
+            .baseline_report
+            .as_deref()
+            .map(|text| markup(text::markdown(text))),
         extra_title => book.say("The audit before the first version", &[]),
     };
     book.page("final.html", "document.html", &title, values)?;

@@ -30,11 +30,19 @@ pub(super) fn write(book: &mut Book<'_>) -> Result<(), Error> {
             .push(place);
     }
     let path = path_to_leader(book);
-    let title = book.words.count(
-        book.facts.lineage.len(),
-        "How did we get here? One version so far.",
-        "How did we get here? {n} versions, each with one change.",
-    );
+    let lineage = &book.facts.lineage;
+    let changes = lineage
+        .iter()
+        .filter(|version| version.row.parent.is_some())
+        .count();
+    let title = match changes {
+        0 => book.say("How did we get here? Nothing has been changed yet.", &[]),
+        _ => book.words.count(
+            changes,
+            "How did we get here? By one change.",
+            "How did we get here? By {n} changes, one at a time.",
+        ),
+    };
     let mut html = String::new();
     branch(book, &tree, None, &path, &mut html);
     let leader = book
@@ -104,7 +112,10 @@ fn item(book: &Book<'_>, tree: &Tree, place: usize, path: &BTreeSet<usize>, html
             .against_parent
             .as_ref()
             .is_some_and(|c| c.verdict != Verdict::Better);
-    let class = match (path.contains(&place), is_dead) {
+    let goes_on = tree
+        .get(&Some(place))
+        .is_some_and(|children| children.iter().any(|child| path.contains(child)));
+    let class = match (path.contains(&place) && goes_on, is_dead) {
         (true, _) => "led",
         (false, true) => "dead",
         (false, false) => "",

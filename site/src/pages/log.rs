@@ -165,13 +165,8 @@ fn part_name(part: usize) -> String {
 fn whole(logs: &[LogLine]) -> String {
     let mut text = String::new();
     for line in logs {
-        let _ = writeln!(
-            text,
-            "{} {:7} {}",
-            line.at,
-            line.level,
-            visible(&line.message)
-        );
+        let line = format!("{} {:7} {}", line.at, line.level, line.message);
+        let _ = writeln!(text, "{}", visible(&line).replace('\n', " "));
     }
     text
 }

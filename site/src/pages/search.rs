@@ -5,9 +5,9 @@ use minijinja::value::Value;
 use serde_json::json;
 use unicode_normalization::UnicodeNormalization;
 
-use super::Book;
+use super::{Book, markup};
 use crate::Error;
-use crate::text::visible;
+use crate::text::{escape, visible};
 
 /// Characters of a page's text in the index.
 const TEXT: usize = 300;
@@ -53,11 +53,13 @@ pub(super) fn write(book: &mut Book<'_>) -> Result<(), Error> {
         .entries
         .iter()
         .take(LISTED)
-        .map(|entry| context! { path => entry.path.as_str(), title => entry.title.as_str() })
+        .map(
+            |entry| context! { path => markup(escape(&entry.path)), title => entry.title.as_str() },
+        )
         .collect();
     let values = context! {
         heading => title.as_str(),
-        index => index_name(book, 0),
+        index => markup(index_name(book, 0)),
         pages => shown,
         left_out => book.entries.len().saturating_sub(LISTED),
     };

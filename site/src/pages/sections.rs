@@ -55,17 +55,24 @@ pub(super) fn recipe_diff(book: &Book<'_>, version: &str, other: &str) -> Option
         .chain(now.keys())
         .collect::<BTreeSet<_>>()
         .len();
+    let proper = recipe::proper(&changed).len();
+    let sentence = if proper == changed.len() {
+        "{changed} of {total} settings differ from {other}."
+    } else {
+        "{changed} of {total} settings differ from {other}; {more} come or go with the algorithm."
+    };
     let caption = book.say(
-        "{changed} of {total} settings differ from {other}.",
+        sentence,
         &[
-            ("changed", &changed.len().to_string()),
+            ("changed", &proper.to_string()),
             ("total", &total.to_string()),
+            ("more", &(changed.len() - proper).to_string()),
             ("other", other),
         ],
     );
     let mut table = Table::new(&[&book.say("setting", &[]), other, version]).caption(&caption);
     for (key, before, now) in &changed {
-        let shown = |value: &Option<&str>| value.map_or_else(Cell::none, Cell::code);
+        let shown = |value: &Option<&str>| value.map_or_else(|| Cell::text("\u{2013}"), Cell::code);
         table.row(vec![Cell::code(*key), shown(before), shown(now)]);
     }
     let none = book.say(

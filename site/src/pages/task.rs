@@ -50,10 +50,20 @@ fn by_task(version: &VersionInput) -> BTreeMap<&str, Vec<&GradedSample>> {
 /// The matrix of versions and tasks, and a table of all tasks.
 fn overview(book: &mut Book<'_>) -> Result<(), Error> {
     let facts = book.facts;
+    let trained: Vec<usize> = (0..facts.lineage.len())
+        .filter(|place| !facts.lineage[*place].row.is_base())
+        .collect();
     let never = facts.tasks.iter().filter(|task| task.mean() <= 0.0).count();
-    let always = facts.tasks.iter().filter(|task| task.mean() >= 1.0).count();
+    let always = |task: &&Task<'_>| {
+        let rates = trained.iter().map(|place| task.rates[*place]);
+        !trained.is_empty()
+            && rates
+                .into_iter()
+                .all(|rate| rate.is_some_and(|rate| rate >= 1.0))
+    };
+    let always = facts.tasks.iter().filter(always).count();
     let title = book.say(
-        "Of {n} tasks, {always} are solved by every version every time and {never} by none.",
+        "Of {n} tasks, {always} are solved by every trained version every time and {never} by none.",
         &[
             ("n", &facts.tasks.len().to_string()),
             ("always", &always.to_string()),
