@@ -35,6 +35,8 @@ GRADERS := .wmtp/graders
 STATISTICS := .wmtp/statistics
 SYNCERS := .wmtp/syncers
 MOTO := .wmtp/moto
+SITE_BENCH := .wmtp/site-bench
+BROWSER := .wmtp/browser
 # Programs of `make cuda-build`, where DEVICE asks for them: a machine with a GPU need not be able to build.
 ON_CUDA := $(if $(filter cuda%,$(DEVICE)),$(TARGET)/cuda/bin)
 VESSL_CLASSES := .wmtp/vessl-classes
@@ -78,7 +80,7 @@ test: build ## Every fast test; the chain's tests run the binaries
 	cargo test --workspace --lib --tests --no-fail-fast
 
 .PHONY: test-full
-test-full: build vessl-check $(PYTORCH)/installed $(MOTO)/installed ## Every test, those of many minutes too
+test-full: build vessl-check $(PYTORCH)/installed $(MOTO)/installed $(BROWSER)/installed ## Every test, those of many minutes too
 	WMTP_MOTO=$(abspath $(MOTO))/bin/moto_server cargo test --workspace --lib --tests --no-fail-fast -- --include-ignored
 
 .PHONY: fuzz
@@ -154,6 +156,11 @@ bench-sync: $(SYNCERS)/installed ## Folders into a store and back, beside s5cmd,
 	cargo build --release --workspace --bin dev-store --example transfer
 	$(SYNCERS)/bin/python tests/bench/sync.py $(TARGET)/release $(SYNCERS)/bin $(if $(ROUNDS),--rounds $(ROUNDS))
 
+.PHONY: bench-site
+bench-site: build $(SITE_BENCH)/installed ## CPU time of a site of 1,000 versions beside pandas and Hugo
+	cargo build --workspace --examples
+	$(SITE_BENCH)/bin/python tests/bench/site.py $(TARGET)/debug/build-site $(TARGET)/debug/examples
+
 .PHONY: compare-evalplus
 compare-evalplus: build $(GRADERS)/installed ## Our verdicts on EvalPlus's format beside EvalPlus's own. HUMANEVAL=file
 	$(GRADERS)/bin/python tests/bench/verdicts.py $(TARGET)/debug/evaluate $(HUMANEVAL)
@@ -181,6 +188,19 @@ $(SYNCERS)/installed: tests/bench/requirements-syncers.txt
 $(MOTO)/installed: shared/artifacts/tests/requirements-moto.txt
 	python3 -m venv $(MOTO)
 	$(MOTO)/bin/pip install -q -r $<
+	touch $@
+
+$(SITE_BENCH)/installed: tests/bench/requirements-site.txt
+	python3 -m venv $(SITE_BENCH)
+	$(SITE_BENCH)/bin/pip install -q -r $<
+	touch $@
+
+# The browser checks skip themselves by name where this or a browser is missing.
+$(BROWSER)/installed: tests/browser/package.json
+	mkdir -p $(BROWSER)
+	cp $< $(BROWSER)
+	if command -v npm > /dev/null; then npm install --prefix $(BROWSER) --no-package-lock --no-audit --no-fund --silent; \
+		else echo "npm is missing: the browser checks will be skipped" >&2; fi
 	touch $@
 
 $(PYTORCH)/installed: tests/bench/requirements.txt

@@ -1,15 +1,23 @@
 //! The pictures of the site.
 
+mod forest;
+mod pareto;
+
 use std::fmt::Write;
 
 use wmtp_stats::Estimate;
 use wmtp_stats::leaderboard::{Leaderboard, LeaderboardRow};
 use wmtp_stats::wording::{level_range, percent};
 
+use crate::facts;
 use crate::input::Histogram;
 use crate::marks;
 use crate::series::{Point, columns, ema, thinned};
 use crate::svg::{Scale, Svg, coordinate, polyline, ticks};
+use crate::words::Words;
+
+pub use forest::{axis as difference_axis, reach, row as difference};
+pub use pareto::{Dot, pareto};
 
 /// Share of the width that y labels keep free of marks, in percent.
 const LABEL_ROOM: f64 = 9.0;
@@ -21,6 +29,8 @@ const SMOOTHED_FROM: usize = 30;
 const CELL_CLASSES: [&str; 5] = ["cell t0", "cell t1", "cell t2", "cell t3", "cell t4"];
 /// Share of the past that a smoothed curve keeps.
 const DECAY: f64 = 0.9;
+/// Versions that are drawn one by one; more become a band with dots.
+const DRAWN_ONE_BY_ONE: usize = 40;
 
 /// The common scale of all pass rates: from 0 to a round value above every interval.
 pub fn rate_top(board: &Leaderboard) -> f64 {
@@ -36,19 +46,14 @@ pub fn rate_top(board: &Leaderboard) -> f64 {
         .unwrap_or(1.0)
 }
 
-/// Versions in the order in which they came to be: the untrained model, then by name.
-pub fn lineage(board: &Leaderboard) -> Vec<&LeaderboardRow> {
-    let mut rows: Vec<&LeaderboardRow> = board.rows.iter().collect();
-    rows.sort_by_key(|row| (!row.is_base(), row.version_id.clone()));
-    rows
-}
-
 /// Pass rate of every version with its interval, and the best so far.
-pub fn progress(board: &Leaderboard, description: &str) -> String {
-    let rows: Vec<(&LeaderboardRow, Estimate)> = lineage(board)
-        .into_iter()
+pub fn progress(board: &Leaderboard, description: &str, words: &Words) -> String {
+    let mut rows: Vec<(&LeaderboardRow, Estimate)> = board
+        .rows
+        .iter()
         .filter_map(|row| Some((row, row.estimate?)))
         .collect();
+    rows.sort_by(|a, b| facts::order(a.0).cmp(&facts::order(b.0)));
     let top = rate_top(board);
     let y = Scale {
         from: 0.0,
@@ -59,31 +64,16 @@ pub fn progress(board: &Leaderboard, description: &str) -> String {
     let x = |index: usize| {
         LABEL_ROOM + (100.0 - LABEL_ROOM) * (index as f64 + 0.5) / rows.len().max(1) as f64
     };
-    let mut svg = Svg::new(
-        296,
-        "Tasks solved with one try, version by version",
-        description,
-    );
+    let title = words.say("Tasks solved with one try, version by version", &[]);
+    let mut svg = Svg::new(296, &title, description);
     svg.open(18, 236);
-    rate_grid(&mut svg, y, top);
-    svg.stretched((100.0, 100.0), [("best", best_so_far(&rows, &x, y))]);
-    for (index, (row, estimate)) in rows.iter().enumerate() {
-        let mark = marks::of(&row.algo);
-        let (low, high) = (y.at(estimate.interval.low), y.at(estimate.interval.high));
-        svg.line(
-            &format!("bar {}", mark.class),
-            (x(index), low),
-            (x(index), high),
-        );
-        svg.shape((x(index), y.at(estimate.mean)), &mark.shape());
-        if rows.len() <= 12 {
-            svg.text(
-                "value",
-                (x(index), high),
-                -7,
-                "middle",
-                &percent(estimate.mean),
-            );
+    rate_grid(&mut svg, y, top, words);
+    if rows.len() > DRAWN_ONE_BY_ONE {
+        svg.stretched((100.0, 100.0), crowd(&rows, &x, y));
+    } else {
+        svg.stretched((100.0, 100.0), [("best", best_so_far(&rows, &x, y))]);
+        for (index, (row, estimate)) in rows.iter().enumerate() {
+            one(&mut svg, row, *estimate, x(index), y, rows.len() <= 12);
         }
     }
     svg.close();
@@ -96,7 +86,59 @@ pub fn progress(board: &Leaderboard, description: &str) -> String {
     svg.finish()
 }
 
-fn rate_grid(svg: &mut Svg, y: Scale, top: f64) {
+/// One version: its interval, its mark and, where there is room, its rate.
+fn one(svg: &mut Svg, row: &LeaderboardRow, estimate: Estimate, x: f64, y: Scale, labelled: bool) {
+    let mark = marks::of(&row.algo);
+    let (low, high) = (y.at(estimate.interval.low), y.at(estimate.interval.high));
+    svg.line(&format!("bar {}", mark.class), (x, low), (x, high));
+    svg.shape((x, y.at(estimate.mean)), &mark.shape());
+    if labelled {
+        svg.text("value", (x, high), -7, "middle", &percent(estimate.mean));
+    }
+}
+
+/// Many versions: the band of their intervals, the best so far, and a dot each.
+fn crowd(
+    rows: &[(&LeaderboardRow, Estimate)],
+    x: &dyn Fn(usize) -> f64,
+    y: Scale,
+) -> Vec<(String, String)> {
+    let highs = rows
+        .iter()
+        .enumerate()
+        .map(|(index, (_, e))| (x(index), y.at(e.interval.high)));
+    let lows = rows
+        .iter()
+        .enumerate()
+        .rev()
+        .map(|(index, (_, e))| (x(index), y.at(e.interval.low)));
+    let outline: Vec<(f64, f64)> = highs.chain(lows).collect();
+    let mut paths = vec![
+        ("band a-baseline".to_owned(), polyline(&outline) + "Z"),
+        ("best".to_owned(), best_so_far(rows, x, y)),
+    ];
+    for (key, mark) in marks::all() {
+        let mut dots = String::new();
+        let of_algo = rows
+            .iter()
+            .enumerate()
+            .filter(|(_, (row, _))| row.algo == *key);
+        for (index, (_, estimate)) in of_algo {
+            let _ = write!(
+                dots,
+                "M{} {}h0",
+                coordinate(x(index)),
+                coordinate(y.at(estimate.mean))
+            );
+        }
+        if !dots.is_empty() {
+            paths.push((format!("dots {}", mark.class), dots));
+        }
+    }
+    paths
+}
+
+fn rate_grid(svg: &mut Svg, y: Scale, top: f64, words: &Words) {
     for tick in ticks(0.0, top, 4) {
         let at = y.at(tick);
         svg.line(
@@ -105,11 +147,12 @@ fn rate_grid(svg: &mut Svg, y: Scale, top: f64) {
             (100.0, at),
         );
         let last = tick + top / 8.0 > top;
-        let label = format!(
-            "{}{}",
-            coordinate(tick * 100.0),
-            if last { "% solved" } else { "" }
-        );
+        let value = coordinate(tick * 100.0);
+        let label = if last {
+            words.say("{n}% solved", &[("n", &value)])
+        } else {
+            value
+        };
         svg.text("tick", (0.0, at), -4, "start", &label);
     }
 }
@@ -118,11 +161,13 @@ fn best_so_far(rows: &[(&LeaderboardRow, Estimate)], x: &dyn Fn(usize) -> f64, y
     let mut points: Vec<(f64, f64)> = Vec::new();
     let mut best = 0.0f64;
     for (index, (_, estimate)) in rows.iter().enumerate() {
-        if let Some(&(_, level)) = points.last() {
-            points.push((x(index), level));
+        if estimate.mean > best || points.is_empty() {
+            if let Some(&(_, level)) = points.last() {
+                points.push((x(index), level));
+            }
+            best = best.max(estimate.mean);
+            points.push((x(index), y.at(best)));
         }
-        best = best.max(estimate.mean);
-        points.push((x(index), y.at(best)));
     }
     if let Some(&(_, level)) = points.last() {
         points.push((100.0, level));
@@ -143,11 +188,7 @@ pub fn interval(row: &LeaderboardRow, top: f64) -> String {
         percent(estimate.mean),
         level_range(&estimate.interval)
     );
-    let mut svg = Svg::new(
-        24,
-        &title,
-        "Pass rate with its 95% interval on the scale of the table's head.",
-    );
+    let mut svg = Svg::new(24, &title, "");
     for tick in ticks(0.0, top, 4) {
         svg.line("grid", (x.at(tick), 0.0), (x.at(tick), 100.0));
     }
@@ -158,12 +199,13 @@ pub fn interval(row: &LeaderboardRow, top: f64) -> String {
 }
 
 /// The axis over the intervals.
-pub fn interval_axis(top: f64) -> String {
+pub fn interval_axis(top: f64, words: &Words) -> String {
     let x = interval_scale(top);
+    let title = words.say("Scale of the intervals", &[]);
     let mut svg = Svg::new(
         16,
-        "Scale of the intervals",
-        "Per cent of tasks solved with one try.",
+        &title,
+        &words.say("Per cent of tasks solved with one try.", &[]),
     );
     for tick in ticks(0.0, top, 4) {
         svg.text(
@@ -187,12 +229,16 @@ fn interval_scale(top: f64) -> Scale {
 }
 
 /// One cell per task, pale for unsolved, darker with the pass rate; tasks in the order given.
-pub fn strip(title: &str, rates: &[f64]) -> String {
+pub fn strip(title: &str, rates: &[f64], words: &Words) -> String {
     let solved = rates.iter().filter(|rate| **rate > 0.0).count();
     let always = rates.iter().filter(|rate| **rate >= 1.0).count();
-    let description = format!(
-        "{solved} of {} tasks solved at least once, {always} every time.",
-        rates.len()
+    let description = words.say(
+        "{solved} of {n} tasks solved at least once, {always} every time.",
+        &[
+            ("solved", &solved.to_string()),
+            ("n", &rates.len().to_string()),
+            ("always", &always.to_string()),
+        ],
     );
     let mut paths: Vec<String> = vec![String::new(); 5];
     for (index, rate) in rates.iter().enumerate() {
@@ -215,7 +261,7 @@ pub fn strip(title: &str, rates: &[f64]) -> String {
 }
 
 /// Weights of a run as shares of all tokens per bin.
-pub fn histogram(histogram: &Histogram, class: &str, description: &str) -> String {
+pub fn histogram(histogram: &Histogram, class: &str, description: &str, words: &Words) -> String {
     let total = histogram.counts.iter().sum::<u64>().max(1) as f64;
     let shares: Vec<f64> = histogram
         .counts
@@ -247,7 +293,11 @@ pub fn histogram(histogram: &Histogram, class: &str, description: &str) -> Strin
         start: 0.0,
         end: 100.0,
     };
-    let mut svg = Svg::new(196, "How the weights are spread", description);
+    let mut svg = Svg::new(
+        196,
+        &words.say("How the weights are spread", &[]),
+        description,
+    );
     svg.open(22, 144);
     svg.line("grid", (0.0, 0.0), (100.0, 0.0));
     svg.text(
@@ -255,10 +305,19 @@ pub fn histogram(histogram: &Histogram, class: &str, description: &str) -> Strin
         (100.0, 0.0),
         -5,
         "end",
-        &format!("{} of tokens in one bin", percent(highest)),
+        &words.say(
+            "{share} of tokens in one bin",
+            &[("share", &percent(highest))],
+        ),
     );
     svg.line("one", (x.at(1.0), 0.0), (x.at(1.0), 100.0));
-    svg.text("tick", (x.at(1.0), 0.0), -5, "middle", "weight 1");
+    svg.text(
+        "tick",
+        (x.at(1.0), 0.0),
+        -5,
+        "middle",
+        &words.say("weight 1", &[]),
+    );
     svg.stretched((100.0, 100.0), [(format!("fill {class}"), bars)]);
     svg.line("axis", (0.0, 100.0), (100.0, 100.0));
     svg.close();
@@ -278,17 +337,15 @@ pub fn histogram(histogram: &Histogram, class: &str, description: &str) -> Strin
     svg.finish()
 }
 
-/// A curve over training steps, one line per seed, with the band of raw values.
+/// Curves over training steps with the band of raw values.
 #[derive(Debug, Clone)]
 pub struct Curve<'a> {
     /// Name of the picture.
     pub title: &'a str,
     /// What it shows, in words.
     pub description: &'a str,
-    /// Class of the colour.
-    pub class: &'a str,
-    /// One series per seed.
-    pub seeds: &'a [Vec<Point>],
+    /// One series per seed and version, with the class of its colour.
+    pub lines: &'a [(&'a str, &'a [Point])],
     /// Smallest and largest value of the axis; the data's own when `None`.
     pub range: Option<(f64, f64)>,
     /// Height of the plot in pixels.
@@ -296,7 +353,7 @@ pub struct Curve<'a> {
 }
 
 /// Smallest and largest value of several series; `None` without points.
-pub fn value_range<'a>(series: impl IntoIterator<Item = &'a Vec<Point>>) -> Option<(f64, f64)> {
+pub fn value_range<'a>(series: impl IntoIterator<Item = &'a [Point]>) -> Option<(f64, f64)> {
     series
         .into_iter()
         .flatten()
@@ -308,9 +365,10 @@ pub fn value_range<'a>(series: impl IntoIterator<Item = &'a Vec<Point>>) -> Opti
 }
 
 impl Curve<'_> {
-    /// Draws the curve; empty without points.
-    pub fn draw(&self) -> String {
-        let Some((low, high)) = self.range.or_else(|| value_range(self.seeds)) else {
+    /// Draws the curves; empty without points.
+    pub fn draw(&self, words: &Words) -> String {
+        let series = self.lines.iter().map(|line| line.1);
+        let Some((low, high)) = self.range.or_else(|| value_range(series.clone())) else {
             return String::new();
         };
         let pad = ((high - low) * 0.06).max(high.abs() * 1e-3).max(1e-9);
@@ -320,9 +378,7 @@ impl Curve<'_> {
             start: 100.0,
             end: 0.0,
         };
-        let last = self
-            .seeds
-            .iter()
+        let last = series
             .flatten()
             .map(|point| point.0)
             .fold(0.0, f64::max)
@@ -345,34 +401,42 @@ impl Curve<'_> {
         svg.close();
         svg.open(16 + self.height, 24);
         svg.line("axis", (0.0, 0.0), (100.0, 0.0));
-        svg.text("tick", (0.0, 0.0), 16, "start", "step 0");
+        svg.text("tick", (0.0, 0.0), 16, "start", &words.say("step 0", &[]));
         svg.text("tick", (100.0, 0.0), 16, "end", &number(last));
         svg.close();
         svg.finish()
     }
 
     fn paths(&self, x: Scale, y: Scale, last: f64) -> Vec<(String, String)> {
-        let all: Vec<Point> = self.seeds.iter().flatten().copied().collect();
-        let smoothed = self.seeds.iter().any(|seed| seed.len() >= SMOOTHED_FROM);
+        let smoothed = self
+            .lines
+            .iter()
+            .any(|(_, points)| points.len() >= SMOOTHED_FROM);
         let mut paths = Vec::new();
-        if smoothed {
+        let classes: std::collections::BTreeSet<&str> =
+            self.lines.iter().map(|line| line.0).collect();
+        for class in classes.into_iter().filter(|_| smoothed) {
+            let of_class = self.lines.iter().filter(|line| line.0 == class);
+            let all: Vec<Point> = of_class.flat_map(|line| line.1).copied().collect();
             let band = columns(&all, (0.0, last), COLUMNS);
             let upper = band.iter().map(|c| (x.at(c.step), y.at(c.high)));
             let lower = band.iter().rev().map(|c| (x.at(c.step), y.at(c.low)));
             let outline: Vec<(f64, f64)> = upper.chain(lower).collect();
-            paths.push((format!("band {}", self.class), polyline(&outline) + "Z"));
+            if !outline.is_empty() {
+                paths.push((format!("band {class}"), polyline(&outline) + "Z"));
+            }
         }
-        for seed in self.seeds.iter().filter(|seed| !seed.is_empty()) {
+        for (class, points) in self.lines.iter().filter(|(_, points)| !points.is_empty()) {
             let line = if smoothed {
-                ema(seed, DECAY)
+                ema(points, DECAY)
             } else {
-                seed.clone()
+                points.to_vec()
             };
             let points: Vec<(f64, f64)> = thinned(&line, COLUMNS)
                 .iter()
                 .map(|p| (x.at(p.0), y.at(p.1)))
                 .collect();
-            paths.push((format!("curve {}", self.class), polyline(&points)));
+            paths.push((format!("curve {class}"), polyline(&points)));
         }
         paths
     }
@@ -397,10 +461,15 @@ pub fn number(value: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::words::Language;
+
+    fn english() -> Words {
+        Words::of(Language::English)
+    }
 
     #[test]
     fn a_strip_draws_every_task_once() {
-        let drawn = strip("tasks", &[0.0, 0.1, 0.5, 0.9, 1.0, 1.0]);
+        let drawn = strip("tasks", &[0.0, 0.1, 0.5, 0.9, 1.0, 1.0], &english());
         assert_eq!(drawn.matches("h.8v1h-.8z").count(), 6);
         assert!(
             drawn.contains("5 of 6 tasks solved at least once, 2 every time."),
@@ -431,12 +500,11 @@ mod tests {
         let curve = Curve {
             title: "t",
             description: "d",
-            class: "a-rho1",
-            seeds: &[vec![]],
+            lines: &[("a-rho1", &[])],
             range: None,
             height: 90,
         };
-        assert_eq!(curve.draw(), "");
+        assert_eq!(curve.draw(&english()), "");
     }
 
     #[test]
@@ -447,12 +515,11 @@ mod tests {
         let curve = Curve {
             title: "t",
             description: "d",
-            class: "a-rho1",
-            seeds: &[points],
+            lines: &[("a-rho1", &points)],
             range: None,
             height: 90,
         };
-        let drawn = curve.draw();
+        let drawn = curve.draw(&english());
         assert_eq!(drawn.matches("<path").count(), 2);
         assert!(drawn.len() < 16_000, "{}", drawn.len());
     }
@@ -464,7 +531,12 @@ mod tests {
             high: 3.0,
             counts: vec![0, 4, 10, 1, 0, 5],
         };
-        let drawn = histogram(&weights, "a-verifiable", "Most weights lie near 1.");
+        let drawn = histogram(
+            &weights,
+            "a-verifiable",
+            "Most weights lie near 1.",
+            &english(),
+        );
         assert_eq!(drawn.matches("<path").count(), 1, "{drawn}");
         // Six bins of a sixth each; the highest of the shares 0.2, 0.5, 0.05 and 0.25 fills the plot.
         let bars = "M16.7 100v-40h14.3v40zM33.3 100v-100h14.3v100zM50 100v-10h14.3v10zM83.3 100v-50h14.3v50z";

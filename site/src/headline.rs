@@ -3,9 +3,12 @@
 use wmtp_stats::leaderboard::{
     Comparison, Leaderboard, LeaderboardRow, SEEDS_FOR_A_CLAIM, Verdict,
 };
-use wmtp_stats::wording::{count, level_range, percent, points, signed_range};
+use wmtp_stats::wording::{level_range, percent, signed, signed_range};
 
-/// The three sentences at the top of the leaderboard.
+use crate::input::HeldOut;
+use crate::words::{Words, both};
+
+/// The sentences at the top of the leaderboard.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Headline {
     /// The finding.
@@ -17,33 +20,38 @@ pub struct Headline {
 }
 
 /// Sentences for a leaderboard.
-pub fn of_board(board: &Leaderboard) -> Headline {
+pub fn of_board(board: &Leaderboard, words: &Words) -> Headline {
     Headline {
-        finding: finding(board),
-        uncertainty: uncertainty(board),
-        answer: answer(board),
+        finding: finding(board, words),
+        uncertainty: uncertainty(board, words),
+        answer: answer(board, words),
     }
 }
 
-fn finding(board: &Leaderboard) -> String {
+fn finding(board: &Leaderboard, words: &Words) -> String {
     let ranked: Vec<&LeaderboardRow> = board.rows.iter().filter(|row| row.rank.is_some()).collect();
     let Some((leader, estimate)) = ranked.first().and_then(|row| Some((*row, row.estimate?)))
     else {
-        return "No version has been scored yet.".to_owned();
+        return words.say("No version has been scored yet.", &[]);
     };
+    let rate = percent(estimate.mean);
+    let of_leader = [
+        ("version", leader.version_id.as_str()),
+        ("rate", rate.as_str()),
+    ];
+    let say = |sentence: &str, more: &[(&str, &str)]| words.say(sentence, &both(&of_leader, more));
     if estimate.mean <= 0.0 {
-        return format!(
-            "No version solves any of the {}.",
-            count(board.num_tasks, "task")
+        let tasks = tasks(board, words);
+        return say(
+            "No version solves any of the {tasks}.",
+            &[("tasks", &tasks)],
         );
     }
-    let lead = format!(
-        "{} leads with {} of tasks solved",
-        leader.version_id,
-        percent(estimate.mean)
-    );
     if leader.is_base() {
-        return format!("No trained version solves more than the untrained model: {lead}.");
+        return say(
+            "No trained version solves more than the untrained model: {version} leads with {rate} of tasks solved.",
+            &[],
+        );
     }
     let level: Vec<&str> = ranked[1..]
         .iter()
@@ -51,77 +59,111 @@ fn finding(board: &Leaderboard) -> String {
         .map(|row| row.version_id.as_str())
         .collect();
     if !level.is_empty() {
-        return format!("{lead}, level with {} within the noise.", listed(&level));
+        let others = match level.len() {
+            0..=5 => words.listed(&level),
+            many => words.say("{n} others", &[("n", &many.to_string())]),
+        };
+        return say(
+            "{version} leads with {rate} of tasks solved, level with {others} within the noise.",
+            &[("others", &others)],
+        );
     }
     let Some(second) = ranked.get(1) else {
-        return format!(
-            "{} solves {} of tasks.",
-            leader.version_id,
-            percent(estimate.mean)
-        );
+        return say("{version} solves {rate} of tasks.", &[]);
     };
     let Some(behind) = &second.against_leader else {
-        return format!("{lead}.");
+        return say("{version} leads with {rate} of tasks solved.", &[]);
     };
+    let gap = gap(behind, words);
     let seeds = leader.seeds.len().min(second.seeds.len());
     if second.is_base() {
-        return format!("{lead}, ahead of the untrained model by {}.", gap(behind));
-    }
-    if seeds < SEEDS_FOR_A_CLAIM {
-        let rest = if seeds == 1 {
-            "one seed is"
-        } else {
-            "so few seeds are"
-        };
-        return format!(
-            "{lead}, ahead of {}; {rest} too little to claim an improvement.",
-            second.version_id
+        return say(
+            "{version} leads with {rate} of tasks solved, ahead of the untrained model by {gap}.",
+            &[("gap", &gap)],
         );
     }
-    format!("{lead}, ahead of {} by {}.", second.version_id, gap(behind))
+    let second = second.version_id.as_str();
+    if seeds == 1 {
+        return say(
+            "{version} leads with {rate} of tasks solved, ahead of {second}; one seed is too little to claim an improvement.",
+            &[("second", second)],
+        );
+    }
+    if seeds < SEEDS_FOR_A_CLAIM {
+        return say(
+            "{version} leads with {rate} of tasks solved, ahead of {second}; so few seeds are too little to claim an improvement.",
+            &[("second", second)],
+        );
+    }
+    say(
+        "{version} leads with {rate} of tasks solved, ahead of {second} by {gap}.",
+        &[("second", second), ("gap", &gap)],
+    )
 }
 
-fn gap(behind: &Comparison) -> String {
-    points(behind.difference.difference.abs())
-        .trim_start_matches('+')
-        .to_owned()
+fn tasks(board: &Leaderboard, words: &Words) -> String {
+    words.count(board.num_tasks, "{n} task", "{n} tasks")
 }
 
-fn uncertainty(board: &Leaderboard) -> String {
+fn gap(behind: &Comparison, words: &Words) -> String {
+    let size = signed(behind.difference.difference.abs());
+    words.say("{n} points", &[("n", size.trim_start_matches('+'))])
+}
+
+fn uncertainty(board: &Leaderboard, words: &Words) -> String {
     let mut sentences = Vec::new();
     let leader = board
         .rows
         .first()
         .and_then(|row| Some((row, row.estimate?)));
     if let Some((leader, estimate)) = leader {
-        let seeds = if leader.seeds.is_empty() {
-            String::new()
+        let tasks = tasks(board, words);
+        let low = format!("{:.1}", estimate.interval.low * 100.0);
+        let high = format!("{:.1}", estimate.interval.high * 100.0);
+        let values = [
+            ("tasks", tasks.as_str()),
+            ("version", leader.version_id.as_str()),
+            ("low", low.as_str()),
+            ("high", high.as_str()),
+        ];
+        sentences.push(if leader.seeds.is_empty() {
+            words.say("Over {tasks}, {version} stands between {low} and {high}% (95% interval).", &values)
         } else {
-            format!(" and {}", count(leader.seeds.len(), "seed"))
-        };
-        sentences.push(format!(
-            "Over {}{seeds}, {} stands between {} (95% interval).",
-            count(board.num_tasks, "task"),
-            leader.version_id,
-            level_range(&estimate.interval).replace(" to ", " and ") + "%",
-        ));
+            let seeds = words.count(leader.seeds.len(), "{n} seed", "{n} seeds");
+            words.say(
+                "Over {tasks} and {seeds}, {version} stands between {low} and {high}% (95% interval).",
+                &both(&values, &[("seeds", &seeds)]),
+            )
+        });
     }
     if let Some(resolution) = board
         .resolution
         .filter(|resolution| resolution.significant > 0.0)
     {
-        sentences.push(format!(
-            "A gap between two versions must be about {} points to be called significant here.",
-            points(resolution.significant)
-                .trim_start_matches('+')
-                .trim_end_matches(" points"),
+        let gap = format!("{:.1}", resolution.significant * 100.0);
+        sentences.push(words.say(
+            "A gap between two versions must be about {gap} points to be called significant here.",
+            &[("gap", &gap)],
         ));
     }
     sentences.join(" ")
 }
 
 /// Does weighting help? Only the verdicts of the leaderboard speak.
-fn answer(board: &Leaderboard) -> String {
+fn answer(board: &Leaderboard, words: &Words) -> String {
+    told(board, words, measured)
+}
+
+/// [`Headline::answer`] with nothing but the names of the versions.
+pub fn answer_in_short(board: &Leaderboard, words: &Words) -> String {
+    told(board, words, |row, _, _| row.version_id.clone())
+}
+
+fn told(
+    board: &Leaderboard,
+    words: &Words,
+    tell: impl Fn(&LeaderboardRow, &Comparison, &Words) -> String,
+) -> String {
     let weighted: Vec<(&LeaderboardRow, &Comparison)> = board
         .rows
         .iter()
@@ -129,92 +171,167 @@ fn answer(board: &Leaderboard) -> String {
         .filter_map(|row| Some((row, row.against_baseline.as_ref()?)))
         .collect();
     if weighted.is_empty() {
-        return "No weighted version stands beside its baseline yet, so the question of weighting is open.".to_owned();
+        return words.say(
+            "No weighted version stands beside its baseline yet, so the question of weighting is open.",
+            &[],
+        );
     }
     let of = |wanted: Verdict| {
         weighted
             .iter()
             .filter(|(_, comparison)| comparison.verdict == wanted)
-            .map(|(row, comparison)| measured(row, comparison))
+            .map(|(row, comparison)| tell(row, comparison, words))
             .collect::<Vec<String>>()
     };
-    let (better, worse, level) = (
-        of(Verdict::Better),
-        of(Verdict::Worse),
-        of(Verdict::NoDifference),
-    );
-    let mut sentences = Vec::new();
-    if !better.is_empty() {
-        sentences.push(format!(
-            "Weighting tokens helps here: {}.",
-            better.join("; ")
-        ));
-    }
-    if !worse.is_empty() {
-        sentences.push(format!(
-            "Weighting tokens hurts here: {}.",
-            worse.join("; ")
-        ));
-    }
-    if !level.is_empty() {
-        sentences.push(format!(
-            "No difference detected between weighted and unweighted training: {}.",
-            level.join("; ")
-        ));
-    }
+    let told = [
+        (of(Verdict::Better), "Weighting tokens helps here: {list}."),
+        (of(Verdict::Worse), "Weighting tokens hurts here: {list}."),
+        (
+            of(Verdict::NoDifference),
+            "No difference detected between weighted and unweighted training: {list}.",
+        ),
+    ];
+    let sentences: Vec<String> = told
+        .into_iter()
+        .filter(|(versions, _)| !versions.is_empty())
+        .map(|(versions, sentence)| words.say(sentence, &[("list", &few(versions, words))]))
+        .collect();
     sentences.join(" ")
 }
 
-fn measured(row: &LeaderboardRow, comparison: &Comparison) -> String {
+/// Versions that a sentence can hold; the table has the rest.
+const IN_ONE_SENTENCE: usize = 4;
+
+fn few(mut versions: Vec<String>, words: &Words) -> String {
+    let more = versions.len().saturating_sub(IN_ONE_SENTENCE);
+    versions.truncate(IN_ONE_SENTENCE);
+    if more > 0 {
+        versions.push(words.say("and {n} more in the table", &[("n", &more.to_string())]));
+    }
+    versions.join("; ")
+}
+
+fn measured(row: &LeaderboardRow, comparison: &Comparison, words: &Words) -> String {
+    let points = points(comparison, words);
+    let measured = words.say(
+        "{version} {points} against {other}",
+        &[
+            ("version", &row.version_id),
+            ("points", &points),
+            ("other", &comparison.other),
+        ],
+    );
     format!(
-        "{} {} against {} ({}{})",
-        row.version_id,
-        points(comparison.difference.difference),
-        comparison.other,
-        signed_range(&comparison.difference.interval),
-        caveat(comparison)
+        "{measured} ({}{})",
+        range(comparison, words),
+        caveat(comparison, words)
+    )
+}
+
+/// `+2.4 points`.
+pub fn points(comparison: &Comparison, words: &Words) -> String {
+    words.say(
+        "{n} points",
+        &[("n", &signed(comparison.difference.difference))],
+    )
+}
+
+/// `−0.5 to +5.3`.
+pub fn range(comparison: &Comparison, words: &Words) -> String {
+    let interval = &comparison.difference.interval;
+    if words.language() == crate::words::Language::English {
+        return signed_range(interval);
+    }
+    words.say(
+        "{low} to {high}",
+        &[
+            ("low", &signed(interval.low)),
+            ("high", &signed(interval.high)),
+        ],
     )
 }
 
 /// Why nothing is claimed although the interval excludes 0, which a reader of the numbers would ask.
-fn caveat(comparison: &Comparison) -> String {
+fn caveat(comparison: &Comparison, words: &Words) -> String {
     if comparison.verdict == Verdict::NoDifference && comparison.difference.is_significant() {
-        format!("; {}", comparison.reason)
+        format!("; {}", reason(comparison, words))
     } else {
         String::new()
     }
 }
 
-/// The first line of a version's page.
-pub fn of_version(board: &Leaderboard, row: &LeaderboardRow) -> String {
-    let Some(estimate) = row.estimate else {
-        return format!(
-            "{} has no {} and is not ranked.",
-            row.version_id, board.primary_metric
-        );
-    };
-    let solves = format!(
-        "{} solves {} of tasks",
-        row.version_id,
-        percent(estimate.mean)
-    );
-    match &row.against_parent {
-        _ if row.is_base() => format!("{solves} before any training."),
-        Some(comparison) => format!(
-            "{solves}, {} against {}: {}.",
-            points(comparison.difference.difference),
-            comparison.other,
-            comparison.verdict.words()
-        ),
-        None => format!("{solves}."),
+/// Why no more may be said. The reasons that every leaderboard has are translated; others stay as they were written.
+pub fn reason(comparison: &Comparison, words: &Words) -> String {
+    match comparison.reason.as_str() {
+        known @ ("the interval includes 0" | "the interval excludes 0") => words.say(known, &[]),
+        other => crate::text::visible(other),
     }
 }
 
-/// `a`, `a and b`, `a, b and c`.
-fn listed(names: &[&str]) -> String {
-    match names {
-        [] => String::new(),
-        [only] => (*only).to_owned(),
-        [start @ .., last] => format!("{} and {last}", start.join(", ")),
+/// The first line of a version's page.
+pub fn of_version(board: &Leaderboard, row: &LeaderboardRow, words: &Words) -> String {
+    let Some(estimate) = row.estimate else {
+        return words.say(
+            "{version} has no {metric} and is not ranked.",
+            &[
+                ("version", &row.version_id),
+                ("metric", &board.primary_metric),
+            ],
+        );
+    };
+    let rate = percent(estimate.mean);
+    let values = [
+        ("version", row.version_id.as_str()),
+        ("rate", rate.as_str()),
+    ];
+    match &row.against_parent {
+        _ if row.is_base() => words.say(
+            "{version} solves {rate} of tasks before any training.",
+            &values,
+        ),
+        Some(comparison) => words.say(
+            "{version} solves {rate} of tasks, {points} against {other}: {verdict}.",
+            &both(
+                &values,
+                &[
+                    ("points", &points(comparison, words)),
+                    ("other", &comparison.other),
+                    ("verdict", &words.say(comparison.verdict.words(), &[])),
+                ],
+            ),
+        ),
+        None => words.say("{version} solves {rate} of tasks.", &values),
     }
+}
+
+/// The first line of a page about two versions. The verdict is the leaderboard's own.
+pub fn of_pair(this: &LeaderboardRow, comparison: &Comparison, words: &Words) -> String {
+    let values = [
+        ("this", this.version_id.as_str()),
+        ("other", comparison.other.as_str()),
+    ];
+    let size = signed(comparison.difference.difference.abs());
+    let gap = words.say("{n} points", &[("n", size.trim_start_matches('+'))]);
+    let say = |sentence: &str| words.say(sentence, &both(&values, &[("gap", &gap)]));
+    match comparison.verdict {
+        Verdict::Better => say("{this} solves {gap} more than {other}, and the claim holds."),
+        Verdict::Worse => say("{this} solves {gap} less than {other}, and the claim holds."),
+        Verdict::NoDifference if comparison.difference.is_significant() => {
+            say("{this} and {other} lie {gap} apart, but no difference may be claimed.")
+        }
+        Verdict::NoDifference => say("No difference detected between {this} and {other}."),
+    }
+}
+
+/// What the winner scored on tasks that chose nothing.
+pub fn held_out(held_out: &HeldOut, words: &Words) -> String {
+    words.say(
+        "Scored once on {n} held-out tasks that chose nothing, {version} solves {rate} ({range}).",
+        &[
+            ("n", &held_out.num_tasks.to_string()),
+            ("version", &held_out.version_id),
+            ("rate", &percent(held_out.estimate.mean)),
+            ("range", &level_range(&held_out.estimate.interval)),
+        ],
+    )
 }

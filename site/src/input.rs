@@ -1,23 +1,61 @@
 //! What pages are made of, read from local folders of verified artifacts.
 
+mod runs;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use wmtp_records::{GradedSample, Problem, ProblemCount, data_files, jsonl, score_files};
-use wmtp_stats::leaderboard::{Leaderboard, LeaderboardRow, files};
+use wmtp_artifacts::FileEntry;
+use wmtp_records::{
+    Completion, ErrorClass, GradedSample, Problem, ProblemCount, Verdict, data_files, jsonl,
+    score_files,
+};
+use wmtp_stats::Estimate;
+use wmtp_stats::leaderboard::{Comparison, Leaderboard, LeaderboardRow, files};
 
 use crate::Error;
+use crate::metrics::Metrics;
+
+pub use runs::{Attempt, Event, LogLine, RunInfo, RunLife, seconds};
 
 /// Paths inside a checkpoint artifact that pages show.
 mod checkpoint_files {
     pub(super) const RECIPE: &str = "recipe.json";
+    pub(super) const SUMMARY: &str = "summary.json";
     pub(super) const METRICS: &str = "metrics.jsonl";
     pub(super) const WEIGHT_STATS: &str = "weights.jsonl";
     pub(super) const HISTOGRAM: &str = "weight_histogram.json";
     pub(super) const TOKEN_WEIGHTS: &str = "token_weights.jsonl";
+}
+
+/// Paths inside a leaderboard artifact that only a version loop writes.
+mod loop_files {
+    pub(super) const FINAL_ANALYSIS: &str = "final-analysis.md";
+    pub(super) const MODEL_CARD: &str = "model-card.md";
+    pub(super) const BASELINE_REPORT: &str = "baseline_patch_report.md";
+    pub(super) const HELD_OUT: &str = "held-out.json";
+
+    pub(super) fn action(version_id: &str) -> String {
+        format!("versions/{version_id}/action-extract.md")
+    }
+
+    pub(super) fn retry_report(version_id: &str) -> String {
+        format!("versions/{version_id}/train_retry_report.md")
+    }
+}
+
+/// Programs of one task and one kind of outcome that pages can show.
+const KEPT_PER_OUTCOME: usize = 1;
+
+/// Whether pages need a file of an artifact: everything but weights, optimizer states and the tokens of a data set.
+pub fn is_shown(file: &FileEntry) -> bool {
+    let heavy = ["safetensors", "npy", "bin"];
+    let extension = Path::new(&file.path).extension();
+    extension.is_none_or(|extension| !heavy.iter().any(|heavy| extension == *heavy))
+        && !file.path.starts_with("records/")
 }
 
 /// Everything a site shows.
@@ -27,12 +65,65 @@ pub struct SiteInput {
     pub leaderboard_id: String,
     /// The table.
     pub board: Leaderboard,
+    /// The best version of each algorithm against the best baseline, where the leaderboard compares them.
+    pub algorithm_bests: Vec<BestPair>,
     /// Files offered for download: name and content, as the leaderboard artifact holds them.
     pub downloads: Vec<(&'static str, Vec<u8>)>,
     /// Problems by id.
     pub problems: BTreeMap<String, Problem>,
     /// One per row of the table, in its order.
     pub versions: Vec<VersionInput>,
+    /// What was written about the whole.
+    pub documents: Documents,
+    /// Runs of the store; none where the site is made without one.
+    pub runs: Option<Vec<RunInfo>>,
+    /// Bytes of the checkpoints by artifact id, where a store tells them.
+    pub stored_bytes: BTreeMap<String, u64>,
+    /// What a reader must know besides the leaderboard's own warnings.
+    pub warnings: Vec<String>,
+}
+
+/// Two versions that the leaderboard compares because each is the best of its algorithm.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct BestPair {
+    /// The version.
+    pub this: String,
+    /// Against the other.
+    #[serde(flatten)]
+    pub comparison: Comparison,
+}
+
+/// Fields of `leaderboard.json` beside those of [`Leaderboard`].
+#[derive(Debug, Default, Deserialize)]
+struct Extras {
+    #[serde(default)]
+    algorithm_bests: Vec<BestPair>,
+}
+
+/// Markdown beside the table; each may be absent.
+#[derive(Debug, Clone, Default)]
+pub struct Documents {
+    /// What should be done next, and why.
+    pub final_analysis: Option<String>,
+    /// Card of the best version.
+    pub model_card: Option<String>,
+    /// What was found before the first version.
+    pub baseline_report: Option<String>,
+    /// The winner's score on tasks that chose nothing.
+    pub held_out: Option<HeldOut>,
+}
+
+/// The winner on the test split, once.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct HeldOut {
+    /// The version.
+    pub version_id: String,
+    /// The set that chose nothing.
+    pub dataset_id: String,
+    /// Its tasks.
+    pub num_tasks: usize,
+    /// The primary metric there.
+    pub estimate: Estimate,
 }
 
 /// One version.
@@ -42,6 +133,10 @@ pub struct VersionInput {
     pub row: LeaderboardRow,
     /// Its computed analysis, Markdown.
     pub analysis: String,
+    /// The action selected after it was judged, Markdown.
+    pub action: Option<String>,
+    /// Which trainings had to be repeated, Markdown.
+    pub retry_report: Option<String>,
     /// One per seed.
     pub runs: Vec<RunInput>,
 }
@@ -51,12 +146,33 @@ pub struct VersionInput {
 pub struct RunInput {
     /// Training seed.
     pub seed: Option<u64>,
-    /// Graded samples.
+    /// Programs to show: of the lowest seed, one of each outcome per task.
     pub samples: Vec<GradedSample>,
+    /// What became of every program.
+    pub outcomes: Vec<Outcome>,
+    /// Generated tokens.
+    pub num_tokens: u64,
     /// Passes per task.
     pub problems: Vec<ProblemCount>,
     /// What training left; empty for the base.
     pub training: Training,
+}
+
+/// What became of one program.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Outcome {
+    /// The task.
+    pub problem_id: String,
+    /// Number of the sample; none for the greedy one.
+    pub sample: Option<u32>,
+    /// Whether every test passed.
+    pub passed: bool,
+    /// What went wrong.
+    pub class: ErrorClass,
+    /// Tests run, where the program reads its tests' inputs.
+    pub tests: Option<u32>,
+    /// CPU seconds of running it.
+    pub cpu_secs: f64,
 }
 
 /// What a checkpoint says about its training; each part may be absent.
@@ -64,14 +180,34 @@ pub struct RunInput {
 pub struct Training {
     /// The resolved recipe.
     pub recipe: Option<Value>,
-    /// One object of numbers per step.
-    pub metrics: Vec<BTreeMap<String, Value>>,
+    /// Sizes and steps.
+    pub summary: Option<TrainingSummary>,
+    /// Numbers per step.
+    pub metrics: Metrics,
     /// Weight statistics, one object per step.
     pub weight_stats: Vec<BTreeMap<String, Value>>,
     /// Weights of the whole run.
     pub histogram: Option<Histogram>,
     /// A few programs with the weight of every token.
     pub token_weights: Vec<TokenWeightRow>,
+}
+
+/// What pages read of a checkpoint's summary.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct TrainingSummary {
+    /// Target tokens of one pass over the training data.
+    pub train_targets: u64,
+    /// Parameters of the model.
+    pub n_params: u64,
+    /// Parameters of the adapters, with LoRA.
+    pub adapter_params: Option<u64>,
+    /// Steps that were planned.
+    pub steps: u64,
+    /// Step whose weights were kept.
+    pub best_step: u64,
+    /// Step at which training ended.
+    pub last_step: u64,
 }
 
 /// Counts in equal bins.
@@ -109,9 +245,11 @@ impl SiteInput {
     ) -> Result<Self, E> {
         let dir = folder(leaderboard_id)?;
         let board: Leaderboard = json(&dir.join(files::JSON))?;
+        let extras: Extras = json(&dir.join(files::JSON))?;
         let data = folder(&board.data)?;
         let mut versions = Vec::new();
         let mut shown = BTreeSet::new();
+        let mut warnings = Vec::new();
         for row in &board.rows {
             if !is_plain_name(&row.version_id) || !shown.insert(row.version_id.as_str()) {
                 return Err(Error::VersionId(row.version_id.clone()).into());
@@ -123,6 +261,9 @@ impl SiteInput {
             downloads.push((name, read(&dir.join(name))?));
         }
         let problems: Vec<Problem> = rows(&data.join(data_files::problems(board.split)))?;
+        for version in &versions {
+            warnings.extend(version.missing_headings());
+        }
         Ok(Self {
             leaderboard_id: leaderboard_id.to_owned(),
             problems: problems
@@ -130,8 +271,59 @@ impl SiteInput {
                 .map(|problem| (problem.problem_id.clone(), problem))
                 .collect(),
             board,
+            algorithm_bests: extras.algorithm_bests,
             downloads,
             versions,
+            documents: Documents::load(&dir)?,
+            runs: None,
+            stored_bytes: BTreeMap::new(),
+            warnings,
+        })
+    }
+
+    /// The table alone: what the leaderboard's page shows besides tasks and costs.
+    ///
+    /// # Errors
+    /// As [`SiteInput::load`].
+    pub fn table(leaderboard_id: &str, dir: &Path) -> Result<Self, Error> {
+        let board: Leaderboard = json(&dir.join(files::JSON))?;
+        let versions = board.rows.iter().map(|row| VersionInput {
+            row: row.clone(),
+            analysis: String::new(),
+            action: None,
+            retry_report: None,
+            runs: Vec::new(),
+        });
+        Ok(Self {
+            leaderboard_id: leaderboard_id.to_owned(),
+            versions: versions.collect(),
+            algorithm_bests: Vec::new(),
+            downloads: vec![(files::CSV, read(&dir.join(files::CSV))?)],
+            problems: BTreeMap::new(),
+            documents: Documents::load(dir)?,
+            runs: None,
+            stored_bytes: BTreeMap::new(),
+            warnings: Vec::new(),
+            board,
+        })
+    }
+
+    /// The version of a name.
+    pub fn version(&self, id: &str) -> Option<&VersionInput> {
+        self.versions
+            .iter()
+            .find(|version| version.row.version_id == id)
+    }
+}
+
+impl Documents {
+    fn load(dir: &Path) -> Result<Self, Error> {
+        let held_out = dir.join(loop_files::HELD_OUT);
+        Ok(Self {
+            final_analysis: text_if_any(&dir.join(loop_files::FINAL_ANALYSIS))?,
+            model_card: text_if_any(&dir.join(loop_files::MODEL_CARD))?,
+            baseline_report: text_if_any(&dir.join(loop_files::BASELINE_REPORT))?,
+            held_out: json_if_any(&held_out)?,
         })
     }
 }
@@ -142,27 +334,97 @@ impl VersionInput {
         leaderboard_dir: &Path,
         folder: &impl Fn(&str) -> Result<PathBuf, E>,
     ) -> Result<Self, E> {
-        let analysis = read(&leaderboard_dir.join(files::analysis(&row.version_id)))?;
+        let id = &row.version_id;
+        let text = |path: String| text_if_any(&leaderboard_dir.join(path));
         let mut runs = Vec::new();
         for source in &row.runs {
             let scores = folder(&source.scores)?;
-            let training = if row.is_base() {
+            let training = if row.is_base() || is_external(row) {
                 Training::default()
             } else {
                 Training::load(&folder(&source.checkpoint)?)?
             };
-            runs.push(RunInput {
-                seed: source.seed,
-                samples: rows(&scores.join(score_files::SAMPLES))?,
-                problems: rows(&scores.join(score_files::PROBLEMS))?,
+            runs.push(RunInput::load(
+                source.seed,
+                &scores,
                 training,
-            });
+                runs.is_empty(),
+            )?);
         }
         Ok(Self {
             row: row.clone(),
-            analysis: String::from_utf8_lossy(&analysis).into_owned(),
+            analysis: text(files::analysis(id))?.unwrap_or_default(),
+            action: text(loop_files::action(id))?,
+            retry_report: text(loop_files::retry_report(id))?,
             runs,
         })
+    }
+
+    /// A sentence for the warnings where the analysis lacks what every analysis has.
+    fn missing_headings(&self) -> Option<String> {
+        const REQUIRED: &str = "Metric deltas";
+        let id = &self.row.version_id;
+        if self.analysis.trim().is_empty() {
+            return Some(format!("{id}: there is no analysis"));
+        }
+        let has = self
+            .analysis
+            .lines()
+            .any(|line| line.trim_start_matches('#').trim() == REQUIRED && line.starts_with("##"));
+        (!has).then(|| format!("{id}: its analysis lacks the heading {REQUIRED}"))
+    }
+}
+
+/// Whether a row is a model from outside, without a recipe and a parent.
+pub fn is_external(row: &LeaderboardRow) -> bool {
+    row.algo == "external"
+}
+
+impl RunInput {
+    fn load(
+        seed: Option<u64>,
+        scores: &Path,
+        training: Training,
+        shown: bool,
+    ) -> Result<Self, Error> {
+        let path = scores.join(score_files::SAMPLES);
+        let mut run = Self {
+            seed,
+            samples: Vec::new(),
+            outcomes: Vec::new(),
+            num_tokens: 0,
+            problems: rows(&scores.join(score_files::PROBLEMS))?,
+            training,
+        };
+        let mut kept: BTreeMap<(String, ErrorClass), usize> = BTreeMap::new();
+        for row in jsonl::rows::<GradedSample>(&path)? {
+            let (_, sample) = row?;
+            run.num_tokens += u64::from(sample.completion.num_tokens);
+            run.outcomes
+                .push(Outcome::of(&sample.completion, &sample.verdict));
+            if shown {
+                let key = (sample.completion.problem_id.clone(), sample.verdict.class);
+                let times = kept.entry(key).or_insert(0);
+                *times += 1;
+                if *times <= KEPT_PER_OUTCOME {
+                    run.samples.push(sample);
+                }
+            }
+        }
+        Ok(run)
+    }
+}
+
+impl Outcome {
+    fn of(completion: &Completion, verdict: &Verdict) -> Self {
+        Self {
+            problem_id: completion.problem_id.clone(),
+            sample: completion.sample,
+            passed: verdict.passed,
+            class: verdict.class,
+            tests: verdict.cases.map(|cases| cases.total),
+            cpu_secs: verdict.cpu_secs,
+        }
     }
 }
 
@@ -173,7 +435,8 @@ impl Training {
         token_weights.retain(|row| row.tokens.len() == row.weights.len());
         Ok(Self {
             recipe: json_if_any(&dir.join(checkpoint_files::RECIPE))?,
-            metrics: rows_if_any(&dir.join(checkpoint_files::METRICS))?,
+            summary: json_if_any(&dir.join(checkpoint_files::SUMMARY))?,
+            metrics: Metrics::load(&dir.join(checkpoint_files::METRICS))?,
             weight_stats: rows_if_any(&dir.join(checkpoint_files::WEIGHT_STATS))?,
             histogram: json_if_any(&dir.join(checkpoint_files::HISTOGRAM))?,
             token_weights,
@@ -186,6 +449,14 @@ fn read(path: &Path) -> Result<Vec<u8>, Error> {
         path: path.to_owned(),
         source,
     })
+}
+
+/// Text that people may have written: bytes that are no UTF-8 become a sign, since a report is still worth reading.
+fn text_if_any(path: &Path) -> Result<Option<String>, Error> {
+    if !path.is_file() {
+        return Ok(None);
+    }
+    Ok(Some(String::from_utf8_lossy(&read(path)?).into_owned()))
 }
 
 fn json<T: DeserializeOwned>(path: &Path) -> Result<T, Error> {

@@ -8,7 +8,7 @@ use wmtp_job_kit::{Mode, main_with_modes};
 fn main() -> ExitCode {
     main_with_modes(
         "build-site",
-        "Renders a leaderboard and one page per version to static HTML.",
+        "Renders a leaderboard, its versions, tasks, comparisons and runs to static HTML.",
         vec![],
         Some(Mode::tool::<BuildSite>("build")),
     )

@@ -15,7 +15,7 @@ pub struct Mark {
     filled: bool,
 }
 
-const MARKS: [(&str, Mark); 6] = [
+const MARKS: [(&str, Mark); 7] = [
     (
         "base",
         Mark {
@@ -73,6 +73,16 @@ const MARKS: [(&str, Mark); 6] = [
             name: "control: shuffled",
             meaning: "the verifiable weights shuffled within each program",
             path: "M0 5.5L5.5 -4.5H-5.5Z",
+            filled: false,
+        },
+    ),
+    (
+        "external",
+        Mark {
+            class: "a-external",
+            name: "from outside",
+            meaning: "a model that was not trained here, for comparison",
+            path: "M-4.5 -4.5L4.5 4.5M-4.5 4.5L4.5 -4.5",
             filled: false,
         },
     ),

@@ -1,43 +1,354 @@
-//! Pages as plain functions of the input.
+//! Pages as plain functions of the input: one file per kind.
 
+mod algorithms;
+mod analysis;
+mod changes;
+mod compare;
+mod cost;
+mod documents;
 mod index;
+mod lineage;
+mod log;
 mod method;
+mod present;
+mod runs;
+mod samples;
+mod search;
 mod sections;
+mod sweeps;
+mod task;
 mod version;
 
-use minijinja::syntax::SyntaxConfig;
-use minijinja::value::Value;
-use minijinja::{AutoEscape, Environment, UndefinedBehavior};
+use std::collections::BTreeMap;
 
-use crate::{Error, Site, SiteInput};
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Kwargs, Value};
+use minijinja::{AutoEscape, Environment, UndefinedBehavior, context};
+use std::sync::Arc;
+
+use crate::cost::Cost;
+use crate::facts::Facts;
+use crate::input::{SiteInput, VersionInput};
+use crate::words::{Language, Words};
+use crate::{Error, Site, data, text};
+
+/// How a site is made.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Languages of the interface; the first stands at the top.
+    pub languages: Vec<Language>,
+    /// Names of snapshots that lie in the folder already, for the list of changes.
+    pub snapshots: Vec<String>,
+    /// Whether a snapshot of the whole is added below `r/`.
+    pub snapshot: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            languages: Language::ALL.to_vec(),
+            snapshots: Vec::new(),
+            snapshot: true,
+        }
+    }
+}
 
 /// Renders every file of the site.
-pub fn render(input: &SiteInput) -> Result<Site, Error> {
-    let templates = environment()?;
+pub fn render(input: &SiteInput, options: &Options) -> Result<Site, Error> {
+    let facts = Facts::of(input);
     let mut site = Site::default();
-    site.add("style.css", include_str!("../templates/style.css"));
     site.add(
-        "index.html",
-        templates
-            .get_template("index.html")?
-            .render(index::context(input))?,
+        "style.css",
+        squeezed_style(include_str!("../templates/style.css")),
     );
     site.add(
-        "method.html",
-        templates
-            .get_template("method.html")?
-            .render(method::context(input))?,
+        "pages.css",
+        squeezed_style(include_str!("../templates/pages.css")),
     );
-    let page = templates.get_template("version.html")?;
-    for version in &input.versions {
-        let path = format!("v/{}/index.html", version.row.version_id);
-        site.add(path, page.render(version::context(input, version))?);
+    site.add("site.js", squeezed(include_str!("../templates/site.js")));
+    data::add(&mut site, input, &facts)?;
+    let shared = Shared::of(input, &facts);
+    let snapshot = options
+        .snapshot
+        .then(|| snapshot_name(&input.board.created_at));
+    for language in &options.languages {
+        let mut book = Book::open(input, &facts, &shared, *language, options)?;
+        book.write_all()?;
+        search::add_index(&mut book);
+        site.join(book.site);
     }
-    for (name, bytes) in &input.downloads {
-        site.add(format!("data/{name}"), bytes.clone());
+    changes::add_feed(&mut site, input, &facts);
+    if let Some(name) = snapshot {
+        site.add_snapshot(&name, &inputs(input), &warnings(input));
+        let mut names = options.snapshots.clone();
+        names.push(name);
+        names.sort();
+        names.dedup();
+        for language in &options.languages {
+            let mut book = Book::open(input, &facts, &shared, *language, options)?;
+            changes::write(&mut book, &names)?;
+            site.join(book.site);
+        }
     }
-    site.add_manifest(&inputs(input), &input.board.warnings);
+    site.add_manifest(&inputs(input), &warnings(input));
     Ok(site)
+}
+
+/// Renders the leaderboard's page alone, in English.
+pub fn leaderboard(input: &SiteInput) -> Result<Site, Error> {
+    let facts = Facts::of(input);
+    let shared = Shared::of(input, &facts);
+    let options = Options::default();
+    let mut book = Book::open(input, &facts, &shared, Language::English, &options)?;
+    index::write(&mut book)?;
+    Ok(book.site)
+}
+
+/// English sentences of the interface that a site of this input shows in Korean for want of a translation.
+pub fn untranslated(input: &SiteInput) -> Result<Vec<String>, Error> {
+    let facts = Facts::of(input);
+    let shared = Shared::of(input, &facts);
+    let options = Options::default();
+    let mut book = Book::open(input, &facts, &shared, Language::Korean, &options)?;
+    book.write_all()?;
+    Ok(book.words.missing())
+}
+
+/// `2026-11-21_12-05` of the newest score: snapshots are named as report folders are.
+fn snapshot_name(created_at: &str) -> String {
+    let plain: String = created_at
+        .chars()
+        .take(16)
+        .map(|c| match c {
+            'T' => '_',
+            '0'..='9' => c,
+            _ => '-',
+        })
+        .collect();
+    if plain.is_empty() {
+        "undated".to_owned()
+    } else {
+        plain
+    }
+}
+
+/// What is the same in every language.
+struct Shared<'a> {
+    costs: BTreeMap<&'a str, Cost>,
+    /// Highest rate of the common scale.
+    top: f64,
+    actions: BTreeMap<String, crate::action::Action>,
+    sweeps: Vec<(String, crate::recipe::Sweep<'a>)>,
+}
+
+impl<'a> Shared<'a> {
+    fn of(input: &'a SiteInput, facts: &'a Facts<'a>) -> Self {
+        let costs = input
+            .versions
+            .iter()
+            .map(|version| (version.row.version_id.as_str(), Cost::of(input, version)))
+            .collect();
+        let mut taken = std::collections::BTreeSet::new();
+        let sweeps = crate::recipe::sweeps(facts)
+            .into_iter()
+            .map(|sweep| (sweep.stem(&mut taken), sweep))
+            .collect();
+        let actions = input.versions.iter().filter_map(|version| {
+            let action = crate::action::Action::parse(version.action.as_deref()?);
+            Some((version.row.version_id.clone(), action))
+        });
+        Self {
+            costs,
+            top: crate::charts::rate_top(&input.board),
+            actions: actions.collect(),
+            sweeps,
+        }
+    }
+
+    /// The action that made a version.
+    fn action_behind(&self, id: &str) -> Option<&crate::action::Action> {
+        self.actions
+            .values()
+            .find(|action| action.next.as_deref() == Some(id))
+    }
+}
+
+/// Pages of one language in the making.
+struct Book<'a> {
+    input: &'a SiteInput,
+    facts: &'a Facts<'a>,
+    shared: &'a Shared<'a>,
+    words: Arc<Words>,
+    options: &'a Options,
+    templates: Environment<'static>,
+    site: Site,
+    entries: Vec<search::Entry>,
+}
+
+/// Where a page stands among others.
+const NAVIGATION: [(&str, &str); 5] = [
+    ("Leaderboard", "index.html"),
+    ("Versions", "lineage.html"),
+    ("Compare", "compare/index.html"),
+    ("Cost", "cost.html"),
+    ("Method", "method.html"),
+];
+
+/// Pages that the first line does not name.
+const MORE: [(&str, &str); 9] = [
+    ("Algorithms", "algorithms.html"),
+    ("Tasks", "t/index.html"),
+    ("Sweeps", "sweeps/index.html"),
+    ("Runs", "runs/index.html"),
+    ("Final analysis", "final.html"),
+    ("Model card", "card.html"),
+    ("Present", "present.html"),
+    ("Changes", "changes.html"),
+    ("Search", "search.html"),
+];
+
+impl<'a> Book<'a> {
+    fn open(
+        input: &'a SiteInput,
+        facts: &'a Facts<'a>,
+        shared: &'a Shared<'a>,
+        language: Language,
+        options: &'a Options,
+    ) -> Result<Self, Error> {
+        let words = Arc::new(Words::of(language));
+        Ok(Self {
+            input,
+            facts,
+            shared,
+            templates: environment(&words)?,
+            words,
+            options,
+            site: Site::default(),
+            entries: Vec::new(),
+        })
+    }
+
+    fn write_all(&mut self) -> Result<(), Error> {
+        index::write(self)?;
+        let versions = self.facts.lineage.clone();
+        for version in versions {
+            version::write(self, version)?;
+            analysis::write(self, version)?;
+            samples::write(self, version)?;
+            log::write(self, version)?;
+        }
+        task::write(self)?;
+        compare::write(self)?;
+        algorithms::write(self)?;
+        lineage::write(self)?;
+        sweeps::write(self)?;
+        cost::write(self)?;
+        method::write(self)?;
+        documents::write(self)?;
+        present::write(self)?;
+        runs::write(self)?;
+        changes::write(self, &[])?;
+        search::write(self)
+    }
+
+    /// A sentence of the interface.
+    fn say(&self, sentence: &str, values: &[(&str, &str)]) -> String {
+        self.words.say(sentence, values)
+    }
+
+    /// Renders a page. `path` is relative to the root of the language.
+    fn page(
+        &mut self,
+        path: &str,
+        template: &str,
+        title: &str,
+        values: Value,
+    ) -> Result<(), Error> {
+        let language = self.words.language();
+        let root = "../".repeat(path.matches('/').count());
+        let top = root.clone() + &"../".repeat(language.folder().matches('/').count());
+        let other = language.other();
+        let here = |entry: &str| match entry {
+            _ if entry == path => "page",
+            "lineage.html" if path.starts_with("v/") => "true",
+            "compare/index.html" if path.starts_with("compare/") => "true",
+            _ => "",
+        };
+        let entries = |list: &[(&'static str, &'static str)]| -> Vec<Value> {
+            list.iter()
+                .filter(|(_, path)| *path != "card.html" || self.input.documents.model_card.is_some())
+                .map(|(name, path)| context! { name => *name, path => markup(*path), here => here(path) })
+                .collect()
+        };
+        // Parts of logs exist once; the other language has the page of their run.
+        let twin = match (template, path.rsplit_once('/')) {
+            ("logpart.html", Some((folder, _))) => format!("{folder}/index.html"),
+            _ => path.to_owned(),
+        };
+        let other_path = if self.options.languages.contains(&other) {
+            format!("{top}{}{twin}", other.folder())
+        } else {
+            format!("{root}{path}")
+        };
+        let page = context! {
+            lang => language.code(),
+            root => markup(root.clone()),
+            top => markup(top),
+            title => title,
+            nav => entries(&NAVIGATION),
+            more => entries(&MORE),
+            other_language => context! {
+                code => other.code(),
+                name => other.name(),
+                path => markup(text::escape(&other_path)),
+                shown => self.options.languages.contains(&other),
+            },
+            script => matches!(template, "index.html" | "search.html"),
+            // What most readers open needs one style sheet.
+            more_style => !matches!(template, "index.html" | "version.html" | "samples.html" | "task.html" | "method.html"),
+            dataset => self.input.board.dataset_id.as_str(),
+            moment => moment(&self.input.board.created_at),
+        };
+        let template = self.templates.get_template(template)?;
+        let html = template.render(context! { ..values, ..page })?;
+        self.site.add(format!("{}{path}", language.folder()), html);
+        Ok(())
+    }
+
+    /// Path from a page to another, both relative to the root of the language.
+    fn version_link(&self, depth: usize, id: &str) -> String {
+        format!("{}v/{id}/index.html", "../".repeat(depth))
+    }
+
+    fn cost(&self, id: &str) -> Cost {
+        self.shared.costs.get(id).cloned().unwrap_or_default()
+    }
+
+    /// What the one change of a version was, in a few words.
+    fn change(&self, version: &VersionInput) -> String {
+        let row = &version.row;
+        let of_action = || {
+            let action = self.shared.action_behind(&row.version_id)?;
+            action.field("Change").map(str::to_owned)
+        };
+        match row.change.clone().or_else(of_action) {
+            Some(change) => text::visible(&change),
+            None if row.is_base() => self.say("the model before training", &[]),
+            None if crate::input::is_external(row) => self.say("a model from outside", &[]),
+            None => self.say("starting point", &[]),
+        }
+    }
+}
+
+/// The leaderboard's warnings and those of reading it.
+fn warnings(input: &SiteInput) -> Vec<String> {
+    input
+        .board
+        .warnings
+        .iter()
+        .chain(&input.warnings)
+        .map(|warning| text::visible(warning))
+        .collect()
 }
 
 /// Artifacts that the site was made from, with what they are for.
@@ -59,7 +370,13 @@ fn inputs(input: &SiteInput) -> Vec<(String, String)> {
     inputs
 }
 
-fn environment() -> Result<Environment<'static>, minijinja::Error> {
+macro_rules! templates {
+    ($($name:literal),* $(,)?) => {
+        [$(($name, include_str!(concat!("../templates/", $name)))),*]
+    };
+}
+
+fn environment(words: &Arc<Words>) -> Result<Environment<'static>, minijinja::Error> {
     let mut templates = Environment::new();
     templates.set_syntax(
         SyntaxConfig::builder()
@@ -69,11 +386,102 @@ fn environment() -> Result<Environment<'static>, minijinja::Error> {
     );
     templates.set_auto_escape_callback(|_| AutoEscape::Html);
     templates.set_undefined_behavior(UndefinedBehavior::Strict);
-    templates.add_template("base.html", include_str!("../templates/base.html"))?;
-    templates.add_template("index.html", include_str!("../templates/index.html"))?;
-    templates.add_template("version.html", include_str!("../templates/version.html"))?;
-    templates.add_template("method.html", include_str!("../templates/method.html"))?;
+    // One rule of escaping for templates and for what is written without them; slashes of links stay as they are.
+    templates.set_formatter(|out, _, value| {
+        match value.as_str() {
+            Some(text) if value.is_safe() => out.write_str(text)?,
+            Some(text) => out.write_str(&text::escape(text))?,
+            None => out.write_str(&text::escape(&value.to_string()))?,
+        }
+        Ok(())
+    });
+    let words = Arc::clone(words);
+    templates.add_function(
+        "t",
+        move |sentence: String, values: Kwargs| -> Result<String, minijinja::Error> {
+            let mut pairs = Vec::new();
+            for key in values.args() {
+                pairs.push((key, values.get::<Value>(key)?.to_string()));
+            }
+            let pairs: Vec<(&str, &str)> = pairs
+                .iter()
+                .map(|(key, value)| (*key, value.as_str()))
+                .collect();
+            Ok(words.say(&sentence, &pairs))
+        },
+    );
+    for (name, source) in templates![
+        "base.html",
+        "facts.html",
+        "warnings.html",
+        "sample.html",
+        "verdict.html",
+        "crumbs.html",
+        "forest.html",
+        "index.html",
+        "version.html",
+        "analysis.html",
+        "samples.html",
+        "log.html",
+        "logpart.html",
+        "loglines.html",
+        "task.html",
+        "tasks.html",
+        "compare.html",
+        "compares.html",
+        "algorithms.html",
+        "lineage.html",
+        "sweep.html",
+        "sweeps.html",
+        "cost.html",
+        "method.html",
+        "document.html",
+        "present.html",
+        "changes.html",
+        "runs.html",
+        "run.html",
+        "search.html",
+    ] {
+        templates.add_template(name, source)?;
+    }
     Ok(templates)
+}
+
+/// A style sheet or script without its indentation, blank lines and whole-line comments.
+fn squeezed(source: &str) -> String {
+    let mut text = String::with_capacity(source.len());
+    let kept = source.lines().map(str::trim).filter(|line| {
+        !line.is_empty()
+            && !line.starts_with("//")
+            && !(line.starts_with("/*") && line.ends_with("*/"))
+    });
+    for line in kept {
+        text.push_str(line);
+        text.push('\n');
+    }
+    text
+}
+
+/// A style sheet without blanks that mean nothing. A colon keeps the blank before it, which is part of a selector.
+fn squeezed_style(source: &str) -> String {
+    let mut text = squeezed(source);
+    let pairs = [
+        (" {", "{"),
+        ("{ ", "{"),
+        ("; }", "}"),
+        (" }", "}"),
+        ("; ", ";"),
+        (": ", ":"),
+        (", ", ","),
+        (";\n", ";"),
+        ("{\n", "{"),
+        ("\n}", "}"),
+        (",\n", ","),
+    ];
+    for (from, to) in pairs {
+        text = text.replace(from, to);
+    }
+    text
 }
 
 /// Markup made by this crate from escaped text.

@@ -69,7 +69,8 @@ pub fn polyline(points: &[(f64, f64)]) -> String {
 }
 
 impl Svg {
-    /// A picture of a height in pixels, as wide as its place; the description says the finding in words.
+    /// A picture of a height in pixels, as wide as its place; the description says the finding in words, and is left
+    /// out where it is empty.
     pub fn new(height: u32, title: &str, description: &str) -> Self {
         Self {
             height,
@@ -148,11 +149,15 @@ impl Svg {
 
     /// The finished picture.
     pub fn finish(self) -> String {
+        let description = if self.description.is_empty() {
+            String::new()
+        } else {
+            format!("<desc>{}</desc>", escape(&self.description))
+        };
         format!(
-            "<svg class=\"chart\" width=\"100%\" height=\"{}\" role=\"img\"><title>{}</title><desc>{}</desc>{}</svg>",
+            "<svg class=\"chart\" width=\"100%\" height=\"{}\" role=\"img\"><title>{}</title>{description}{}</svg>",
             self.height,
             escape(&self.title),
-            escape(&self.description),
             self.body
         )
     }

@@ -59,9 +59,19 @@ pub fn inert(text: &str) -> String {
     escape(&visible(text))
 }
 
-/// Markdown as HTML: raw HTML is shown as text, links keep only safe targets, images become their text, and
-/// headings sink by one level because the page has its own title. The first heading of level 1 is left out.
+/// Markdown as HTML below a heading of the page: raw HTML is shown as text, links keep only safe targets, images become
+/// their text, and headings sink by one level. The first heading of level 1 is left out, because the page has its own
+/// title.
 pub fn markdown(text: &str) -> String {
+    rendered(text, sunk)
+}
+
+/// [`markdown`] that is a page's whole content: its headings stay as they are.
+pub fn document(text: &str) -> String {
+    rendered(text, |level| level)
+}
+
+fn rendered(text: &str, place: fn(HeadingLevel) -> HeadingLevel) -> String {
     let options = Options::ENABLE_TABLES | Options::ENABLE_STRIKETHROUGH;
     let source = visible(text);
     let mut in_title = false;
@@ -87,12 +97,12 @@ pub fn markdown(text: &str) -> String {
                 classes,
                 attrs,
             }) => Event::Start(Tag::Heading {
-                level: sunk(level),
+                level: place(level),
                 id,
                 classes,
                 attrs,
             }),
-            Event::End(TagEnd::Heading(level)) => Event::End(TagEnd::Heading(sunk(level))),
+            Event::End(TagEnd::Heading(level)) => Event::End(TagEnd::Heading(place(level))),
             Event::Start(Tag::Link { ref dest_url, .. }) => {
                 let safe = is_safe_link(dest_url);
                 dropped_links.push(!safe);
@@ -121,6 +131,14 @@ pub fn markdown(text: &str) -> String {
         .replace(" style=\"text-align: right\"", " class=\"right\"")
         .replace(" style=\"text-align: center\"", "")
         .replace(" style=\"text-align: left\"", "")
+}
+
+/// One line of Markdown without the paragraph around it.
+pub fn markdown_line(text: &str) -> String {
+    let rendered = markdown(text);
+    let line = rendered.trim();
+    let line = line.strip_prefix("<p>").unwrap_or(line);
+    line.strip_suffix("</p>").unwrap_or(line).to_owned()
 }
 
 fn sunk(level: HeadingLevel) -> HeadingLevel {
@@ -186,6 +204,12 @@ mod tests {
             !rendered.contains("v002") && rendered.contains("<h3>Summary</h3>"),
             "{rendered}"
         );
+    }
+
+    #[test]
+    fn headings_of_a_document_stay_below_the_page_title() {
+        let rendered = document("# Final\n\n## Warnings\n\n### v002\n");
+        assert_eq!(rendered, "<h2>Warnings</h2>\n<h3>v002</h3>\n");
     }
 
     #[test]

@@ -119,6 +119,13 @@ pub(crate) struct Bucket {
     pub(crate) send_checksums: bool,
 }
 
+/// What a browser is told with an object.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Headers<'a> {
+    pub(crate) content_type: Option<&'a str>,
+    pub(crate) cache_control: Option<&'a str>,
+}
+
 /// What a HEAD request tells.
 #[derive(Debug, Clone)]
 pub(crate) struct Head {
@@ -317,12 +324,24 @@ impl Bucket {
 
     /// Writes a small object, replacing what is there.
     pub(crate) async fn put(&self, key: &str, body: Bytes) -> Result<()> {
+        self.put_with(key, body, Headers::default()).await
+    }
+
+    /// [`Bucket::put`] with headers for those who read the object over HTTP.
+    pub(crate) async fn put_with(
+        &self,
+        key: &str,
+        body: Bytes,
+        headers: Headers<'_>,
+    ) -> Result<()> {
         let crc = self.send_checksums.then(|| Crc64::of(&body).base64());
         let request = self
             .client
             .put_object()
             .bucket(&self.uri.bucket)
             .key(self.key(key))
+            .set_content_type(headers.content_type.map(str::to_owned))
+            .set_cache_control(headers.cache_control.map(str::to_owned))
             .set_checksum_crc64_nvme(crc)
             .body(body.into());
         let mut request = request.customize().config_override(self.slow_upload());

@@ -48,6 +48,22 @@ impl Store {
         Ok(Some(source.whole(entry).await?.bytes))
     }
 
+    /// [`Store::fetch`] of some files: a report needs the recipe of a checkpoint, not its weights. Whoever fetches all of
+    /// the artifact later gets the rest.
+    ///
+    /// # Errors
+    /// As [`Store::fetch`].
+    pub async fn fetch_files(
+        &self,
+        id: &ArtifactId,
+        mirror: &Mirror,
+        wanted: impl Fn(&FileEntry) -> bool,
+    ) -> Result<PathBuf> {
+        let folder = mirror.tree(id);
+        self.fetch_some(id, mirror, &folder, wanted).await?;
+        Ok(folder)
+    }
+
     /// Fetches an artifact into a folder of the caller's, as hard links into the mirror where possible.
     ///
     /// # Errors
@@ -58,11 +74,23 @@ impl Store {
         mirror: &Mirror,
         folder: &Path,
     ) -> Result<Manifest> {
+        self.fetch_some(id, mirror, folder, |_| true).await
+    }
+
+    async fn fetch_some(
+        &self,
+        id: &ArtifactId,
+        mirror: &Mirror,
+        folder: &Path,
+        wanted: impl Fn(&FileEntry) -> bool,
+    ) -> Result<Manifest> {
         let manifest = self.manifest(id).await?;
         std::fs::create_dir_all(folder).map_err(|source| Error::io(folder, source))?;
-        let (near, wanted) = (mirror.clone(), manifest.clone());
-        blocking(move || near.hold(&wanted)).await?;
-        stream::iter(manifest.content.files.clone())
+        let files = manifest.content.files.iter();
+        let files: Vec<FileEntry> = files.filter(|file| wanted(file)).cloned().collect();
+        let (near, held, coming) = (mirror.clone(), manifest.clone(), files.clone());
+        blocking(move || near.hold(&held, &coming)).await?;
+        stream::iter(files)
             .map(|entry| {
                 let (bucket, mirror) = (Arc::clone(&self.bucket), mirror.clone());
                 let folder = folder.to_owned();

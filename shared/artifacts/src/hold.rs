@@ -34,11 +34,11 @@ struct Kept {
 }
 
 impl Mirror {
-    /// Marks an artifact as in use by this process, and makes room for what of it is not here yet.
+    /// Marks an artifact as in use by this process, and makes room for what of its wanted files is not here yet.
     ///
     /// # Errors
     /// [`Error::NoSpace`] when it does not fit beside what running jobs hold, or onto the disk.
-    pub(crate) fn hold(&self, manifest: &Manifest) -> Result<()> {
+    pub(crate) fn hold(&self, manifest: &Manifest, wanted: &[FileEntry]) -> Result<()> {
         let _alone = self.lock()?;
         if !self.is_holding(&manifest.id) {
             let file = self.write_use(manifest)?;
@@ -46,9 +46,9 @@ impl Mirror {
         }
         self.touch_use(&manifest.id)?;
         if let Some(limit) = self.limit() {
-            self.make_room(limit, &manifest.content.files)?;
+            self.make_room(limit, wanted)?;
         }
-        self.check_room(&manifest.content.files)
+        self.check_room(wanted)
     }
 
     /// The lock of the whole mirror.
@@ -277,7 +277,7 @@ mod tests {
 
     /// What a fetch does, without a store.
     fn fetch(mirror: &Mirror, manifest: &Manifest) -> Result<()> {
-        mirror.hold(manifest)?;
+        mirror.hold(manifest, &manifest.content.files)?;
         for entry in &manifest.content.files {
             if !mirror.has(entry)? {
                 let mut part = PartialFile::open(mirror.blob(&entry.sha256))?.unwrap();
@@ -375,7 +375,10 @@ mod tests {
             .unwrap();
         left.append(b"half of a content").unwrap();
         // Someone is still at it.
-        assert!(mirror.hold(&new).is_ok(), "the artifact that was used goes");
+        assert!(
+            mirror.hold(&new, &new.content.files).is_ok(),
+            "the artifact that was used goes"
+        );
         assert!(!mirror.tree(&used.id).exists());
         drop(left);
         fetch(&place.open(25), &used).unwrap();

@@ -46,6 +46,7 @@ mod lineage;
 mod manifest;
 mod mirror;
 mod names;
+mod pages;
 mod preflight;
 mod publish;
 mod repair;

@@ -5,7 +5,8 @@ use std::sync::{Arc, OnceLock};
 
 use tokio::runtime::Runtime;
 use wmtp_artifacts::{
-    ArtifactId, ExitClass, Kind, Manifest, Mirror, RunId, RunView, Store, StoreOptions, StoreUri,
+    ArtifactId, ExitClass, FileEntry, Kind, Manifest, Mirror, RunId, RunView, Store, StoreOptions,
+    StoreUri,
 };
 
 use crate::JobError;
@@ -102,6 +103,19 @@ impl StoreHandle {
             Err(error) if error.exit_class() == ExitClass::BadInput => Ok(None),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// [`StoreHandle::fetch`] of the files that are wanted.
+    pub fn fetch_files(
+        &self,
+        id: &ArtifactId,
+        wanted: impl Fn(&FileEntry) -> bool,
+    ) -> Result<PathBuf, JobError> {
+        let mirror = self.mirror()?;
+        self.first_that_has(|store| {
+            self.runtime
+                .block_on(store.fetch_files(id, mirror, &wanted))
+        })
     }
 
     /// Asks the run store first, then, where it has nothing, the data store. No other failure falls through. Where

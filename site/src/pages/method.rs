@@ -1,37 +1,53 @@
-//! The method page: can the numbers be trusted?
+//! The method: can the numbers be trusted?
+
+use std::collections::BTreeMap;
 
 use minijinja::context;
 use minijinja::value::Value;
 use wmtp_stats::DRAWS;
 use wmtp_stats::leaderboard::SEEDS_FOR_A_CLAIM;
 
-use super::moment;
-use crate::input::SiteInput;
+use super::{Book, warnings};
+use crate::table::{Cell, Table};
+use crate::{Error, headline, text};
 
-pub(super) fn context(input: &SiteInput) -> Value {
+pub(super) fn write(book: &mut Book<'_>) -> Result<(), Error> {
+    let input = book.input;
     let board = &input.board;
-    let pairs = |map: &std::collections::BTreeMap<String, String>| -> Vec<Value> {
+    let pairs = |map: &BTreeMap<String, String>| -> Vec<Value> {
         map.iter()
-            .map(|(key, value)| context! { key => key.replace('_', " "), value => value.as_str() })
+            .map(|(key, value)| context! { name => text::visible(&key.replace('_', " ")), value => text::visible(value) })
             .collect()
     };
     let points = |share: f64| format!("{:.1}", share * 100.0);
-    context! {
-        root => "",
-        title => "How these numbers were made",
-        dataset => board.dataset_id.as_str(),
-        moment => moment(&board.created_at),
+    let mut sources = Table::new(&[]).class("ids");
+    sources.row(vec![
+        Cell::text(book.say("data set", &[])),
+        Cell::code(&board.data),
+    ]);
+    sources.row(vec![
+        Cell::text(book.say("leaderboard", &[])),
+        Cell::code(&input.leaderboard_id),
+    ]);
+    let title = book.say("How these numbers were made", &[]);
+    let values = context! {
+        heading => title.as_str(),
         num_tasks => board.num_tasks,
         split => board.split.as_str(),
-        data => board.data.as_str(),
-        leaderboard => input.leaderboard_id.as_str(),
-        primary => board.primary_metric.as_str(),
+        sources => sources.finish(),
+        primary => text::visible(&board.primary_metric),
         protocol => pairs(&board.protocol),
         sandbox => pairs(&board.sandbox),
-        draws => DRAWS,
+        draws => crate::cost::grouped(DRAWS as u64),
         claim_seeds => SEEDS_FOR_A_CLAIM,
         significant => board.resolution.map(|r| points(r.significant)),
         reliable => board.resolution.map(|r| points(r.reliable)),
-        warnings => board.warnings.clone(),
-    }
+        held_out => input.documents.held_out.as_ref().map(|held_out| headline::held_out(held_out, &book.words)),
+        num_versions => board.rows.iter().filter(|row| !row.seeds.is_empty()).count(),
+        warnings => warnings(input),
+    };
+    book.page("method.html", "method.html", &title, values)?;
+    let summary = book.say("Protocol, statistics in plain words, known limits.", &[]);
+    book.entry("method.html", &title, &summary);
+    Ok(())
 }

@@ -1,23 +1,23 @@
-//! The parts of a version's page.
+//! Parts that several pages show.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 use minijinja::context;
 use minijinja::value::Value;
-use serde_json::Value as Json;
 use wmtp_records::{ErrorClass, GradedSample, HeadLoss};
-use wmtp_stats::wording::{count, percent, signed};
+use wmtp_stats::leaderboard::{Comparison, LeaderboardRow};
+use wmtp_stats::wording::{percent, signed};
 
-use super::markup;
+use super::index::{arrow, verdict_class, verdict_sign};
+use super::{Book, markup};
 use crate::charts::{Curve, histogram, number, strip, value_range};
-use crate::input::{Histogram, SiteInput, TokenWeightRow, VersionInput};
+use crate::cost::{bytes, duration, grouped};
+use crate::input::{Histogram, TokenWeightRow, VersionInput};
 use crate::series::Point;
-use crate::{diff, marks, text};
+use crate::table::{Cell, Table};
+use crate::{diff, headline, marks, recipe, text};
 
-/// Shown samples: failing ones of as many kinds as there are, then passing ones.
-const FAILING_SHOWN: usize = 6;
-const PASSING_SHOWN: usize = 3;
 /// Training programs shown with their weights.
 const WEIGHTED_PROGRAMS_SHOWN: usize = 4;
 /// Bounds of the five classes of token weights.
@@ -25,117 +25,116 @@ const WEIGHT_CLASSES: [f64; 4] = [0.5, 0.8, 1.25, 2.0];
 
 /// Pass rate of every task, easy ones first, one strip per version.
 pub(super) fn strips<'a>(
-    input: &SiteInput,
+    book: &Book<'_>,
     versions: impl Iterator<Item = &'a VersionInput>,
+    depth: usize,
 ) -> Vec<Value> {
-    let order = tasks_from_easy_to_hard(input);
     versions
         .map(|version| {
-            let rates = task_rates(version);
-            let cells: Vec<f64> = order
-                .iter()
-                .map(|task| rates.get(task).copied().unwrap_or(0.0))
-                .collect();
             let id = &version.row.version_id;
-            let title = format!("Tasks of {id}, from easy to hard");
+            let title = book.say("Tasks of {version}, from easy to hard", &[("version", id)]);
             context! {
                 id => id.as_str(),
+                href => markup(book.version_link(depth, id)),
                 mark => markup(marks::of(&version.row.algo).inline()),
-                strip => markup(strip(&title, &cells)),
+                strip => markup(strip(&title, &book.facts.rates(version), &book.words)),
             }
         })
         .collect()
 }
 
-/// Task ids by mean pass rate over all versions, highest first.
-fn tasks_from_easy_to_hard(input: &SiteInput) -> Vec<String> {
-    let mut totals: BTreeMap<String, f64> = BTreeMap::new();
-    for version in &input.versions {
-        for (task, rate) in task_rates(version) {
-            *totals.entry(task).or_insert(0.0) += rate;
-        }
-    }
-    let mut order: Vec<(String, f64)> = totals.into_iter().collect();
-    order.sort_by(|a, b| b.1.total_cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
-    order.into_iter().map(|(task, _)| task).collect()
-}
-
-/// Mean pass rate per task over seeds.
-fn task_rates(version: &VersionInput) -> BTreeMap<String, f64> {
-    let mut rates = BTreeMap::new();
-    let seeds = version.runs.len().max(1) as f64;
-    for task in version.runs.iter().flat_map(|run| &run.problems) {
-        let rate = f64::from(task.num_passed) / f64::from(task.num_samples.max(1));
-        *rates.entry(task.problem_id.clone()).or_insert(0.0) += rate / seeds;
-    }
-    rates
-}
-
 /// Settings that differ from the parent's; `None` unless both recipes are known.
-pub(super) fn recipe_diff(version: &VersionInput, parent: Option<&VersionInput>) -> Option<Value> {
-    let recipe = |version: &VersionInput| version.runs.first()?.training.recipe.clone();
-    let (mine, theirs) = (leaves(&recipe(version)?), leaves(&recipe(parent?)?));
-    let keys: BTreeSet<&String> = mine.keys().chain(theirs.keys()).collect();
-    let changed: Vec<Value> = keys
-        .iter()
-        .filter(|key| mine.get(**key) != theirs.get(**key))
-        .map(|key| {
-            let shown = |map: &BTreeMap<String, String>| {
-                map.get(*key)
-                    .cloned()
-                    .unwrap_or_else(|| "\u{2013}".to_owned())
-            };
-            context! { key => key.as_str(), before => shown(&theirs), now => shown(&mine) }
-        })
-        .collect();
-    Some(context! { total => keys.len(), num_changed => changed.len(), changed => changed })
-}
-
-/// Dotted keys of a recipe, without what names the version itself or the seed.
-fn leaves(recipe: &Json) -> BTreeMap<String, String> {
-    fn walk(prefix: &str, value: &Json, found: &mut BTreeMap<String, String>) {
-        match value {
-            Json::Object(fields) => {
-                for (key, value) in fields {
-                    let path = if prefix.is_empty() {
-                        key.clone()
-                    } else {
-                        format!("{prefix}.{key}")
-                    };
-                    walk(&path, value, found);
-                }
-            }
-            Json::String(text) => {
-                found.insert(prefix.to_owned(), text.clone());
-            }
-            other => {
-                found.insert(prefix.to_owned(), other.to_string());
-            }
-        }
-    }
-    let mut found = BTreeMap::new();
-    walk("", recipe, &mut found);
-    found.retain(|key, _| key != "seed" && !key.starts_with("version"));
-    found
-}
-
-/// Programs of the lowest seed, failing ones first and each kind of failure before any comes twice.
-pub(super) fn samples(input: &SiteInput, version: &VersionInput) -> Vec<Value> {
-    let Some(run) = version.runs.first() else {
-        return Vec::new();
+pub(super) fn recipe_diff(book: &Book<'_>, version: &str, other: &str) -> Option<Value> {
+    let (now, before) = (
+        book.facts.settings.get(version)?,
+        book.facts.settings.get(other)?,
+    );
+    let changed = recipe::changed(before, now);
+    let total = before
+        .keys()
+        .chain(now.keys())
+        .collect::<BTreeSet<_>>()
+        .len();
+    let proper = recipe::proper(&changed).len();
+    let sentence = if proper == changed.len() {
+        "{changed} of {total} settings differ from {other}."
+    } else {
+        "{changed} of {total} settings differ from {other}; {more} come or go with the algorithm."
     };
-    let mut failing: Vec<&GradedSample> = run
-        .samples
+    let caption = book.say(
+        sentence,
+        &[
+            ("changed", &proper.to_string()),
+            ("total", &total.to_string()),
+            ("more", &(changed.len() - proper).to_string()),
+            ("other", other),
+        ],
+    );
+    let mut table = Table::new(&[&book.say("setting", &[]), other, version]).caption(&caption);
+    for (key, before, now) in &changed {
+        let shown = |value: &Option<&str>| value.map_or_else(|| Cell::text("\u{2013}"), Cell::code);
+        table.row(vec![Cell::code(*key), shown(before), shown(now)]);
+    }
+    let none = book.say(
+        "No setting of {total} differs from {other}.",
+        &[("total", &total.to_string()), ("other", other)],
+    );
+    Some(context! { table => table.finish(), none => none })
+}
+
+/// A comparison as a line of text.
+pub(super) fn compared(
+    book: &Book<'_>,
+    this: &LeaderboardRow,
+    comparison: &Comparison,
+    against: &str,
+    depth: usize,
+) -> Value {
+    let words = &book.words;
+    let pair = book.facts.pair(&this.version_id, &comparison.other);
+    let greedy = comparison.greedy.map(|greedy| {
+        book.say(
+            "greedy: {here} tasks only here, {there} only there, {p}",
+            &[
+                ("here", &greedy.only_this.to_string()),
+                ("there", &greedy.only_other.to_string()),
+                ("p", &p_value(greedy.p_value)),
+            ],
+        )
+    });
+    context! {
+        other => comparison.other.as_str(),
+        href => pair.map(|pair| markup(format!("{}{}", "../".repeat(depth), pair.path))),
+        against => against,
+        points => headline::points(comparison, words),
+        range => headline::range(comparison, words),
+        verdict => book.say(comparison.verdict.words(), &[]),
+        class => verdict_class(comparison.verdict),
+        sign => verdict_sign(comparison.verdict),
+        reason => headline::reason(comparison, words),
+        greedy => greedy,
+    }
+}
+
+/// No probability is 0, so a small one is not shown as such.
+pub(super) fn p_value(p: f64) -> String {
+    if p < 0.001 {
+        "p < 0.001".to_owned()
+    } else {
+        format!("p = {p:.3}")
+    }
+}
+
+/// Failing programs first, each kind of failure before any comes twice.
+pub(super) fn in_order<'a>(
+    samples: &'a [GradedSample],
+    failing: usize,
+    passing: usize,
+) -> Vec<&'a GradedSample> {
+    let mut seen: BTreeMap<ErrorClass, usize> = BTreeMap::new();
+    let mut turns: Vec<(usize, &GradedSample)> = samples
         .iter()
         .filter(|sample| !sample.verdict.passed)
-        .collect();
-    let mut seen: BTreeMap<ErrorClass, usize> = BTreeMap::new();
-    let mut shown_tasks = BTreeSet::new();
-    failing.retain(|sample| {
-        shown_tasks.insert((sample.completion.problem_id.as_str(), sample.verdict.class))
-    });
-    let mut turns: Vec<(usize, &GradedSample)> = failing
-        .into_iter()
         .map(|sample| {
             let turn = seen.entry(sample.verdict.class).or_insert(0);
             *turn += 1;
@@ -143,26 +142,26 @@ pub(super) fn samples(input: &SiteInput, version: &VersionInput) -> Vec<Value> {
         })
         .collect();
     turns.sort_by_key(|(turn, sample)| (*turn, sample.verdict.class));
-    let mut passing_tasks = BTreeSet::new();
-    let passing = run
-        .samples
-        .iter()
-        .filter(|sample| {
-            sample.verdict.passed && passing_tasks.insert(sample.completion.problem_id.as_str())
-        })
-        .take(PASSING_SHOWN);
+    let mut tasks = BTreeSet::new();
+    let passed = samples.iter().filter(|sample| {
+        sample.verdict.passed && tasks.insert(sample.completion.problem_id.as_str())
+    });
     turns
         .into_iter()
-        .take(FAILING_SHOWN)
+        .take(failing)
         .map(|(_, sample)| sample)
-        .chain(passing)
-        .map(|sample| sample_view(input, sample))
+        .chain(passed.take(passing))
         .collect()
 }
 
-fn sample_view(input: &SiteInput, sample: &GradedSample) -> Value {
-    let problem = input.problems.get(&sample.completion.problem_id);
-    let reference = problem.and_then(|problem| problem.reference.as_deref());
+/// A program beside a solution that passes, with what it was told.
+pub(super) fn sample(book: &Book<'_>, sample: &GradedSample, depth: usize) -> Value {
+    let id = &sample.completion.problem_id;
+    let problem = book.input.problems.get(id);
+    // A reference of blanks is as good as none.
+    let reference = problem
+        .and_then(|problem| problem.reference.as_deref())
+        .filter(|reference| !reference.trim().is_empty());
     let program = &sample.completion.program;
     let (left, right) = match reference {
         Some(reference) => {
@@ -171,35 +170,48 @@ fn sample_view(input: &SiteInput, sample: &GradedSample) -> Value {
         }
         None => (None, diff::plain(program)),
     };
-    let which = match sample.completion.sample {
-        Some(number) => format!("sample {}", number + 1),
-        None => "greedy".to_owned(),
-    };
     let stderr = sample.verdict.stderr.trim();
     context! {
-        task => text::visible(&sample.completion.problem_id),
+        task => text::visible(id),
+        href => book.facts.task(id).map(|task| markup(format!("{}{}", "../".repeat(depth), task.path))),
         family => problem.map(|problem| text::visible(&problem.family)).unwrap_or_default(),
         statement => problem.map(|problem| text::visible(problem.instruction.trim())),
         examples => problem.map(|problem| text::visible(problem.input.trim())).filter(|input| !input.is_empty()),
-        which => which,
+        which => which(book, sample.completion.sample),
         passed => sample.verdict.passed,
-        class => sample.verdict.class.as_str().replace('_', " "),
+        class => class_name(book, sample.verdict.class),
         message => text::visible(sample.verdict.message.trim()),
         stderr => (!stderr.is_empty() && stderr != sample.verdict.message.trim()).then(|| text::visible(stderr)),
         reference => left,
-        program => markup(right),
+        program => (!program.trim().is_empty()).then(|| markup(right)),
         identical => reference.is_some_and(|reference| reference.trim() == program.trim()),
     }
 }
 
+/// Which of the tries of a task.
+pub(super) fn which(book: &Book<'_>, sample: Option<u32>) -> String {
+    match sample {
+        Some(number) => book.say("try {n}", &[("n", &(number + 1).to_string())]),
+        None => book.say("greedy", &[]),
+    }
+}
+
+/// What a program did wrong, in words.
+pub(super) fn class_name(book: &Book<'_>, class: ErrorClass) -> String {
+    book.say(&class.as_str().replace('_', " "), &[])
+}
+
 /// Histogram, weight statistics and highlighted programs; `None` for a version without weights.
-pub(super) fn weights(version: &VersionInput) -> Option<Value> {
+pub(super) fn weights(book: &Book<'_>, version: &VersionInput) -> Option<Value> {
     let pooled = pooled_histogram(version)?;
     let total = pooled.counts.iter().sum::<u64>();
     let class = marks::of(&version.row.algo).class;
-    let description = format!(
-        "{total} token weights of {}.",
-        count(version.runs.len(), "training run")
+    let seeds = book
+        .words
+        .count(version.runs.len(), "{n} training run", "{n} training runs");
+    let description = book.say(
+        "{n} token weights of {runs}.",
+        &[("n", &grouped(total)), ("runs", &seeds)],
     );
     let uniform = version.row.algo == "baseline";
     let rows: Vec<Value> = version
@@ -210,15 +222,16 @@ pub(super) fn weights(version: &VersionInput) -> Option<Value> {
         .iter()
         .filter(|_| !uniform)
         .take(WEIGHTED_PROGRAMS_SHOWN)
-        .map(token_view)
+        .map(|row| token_view(book, row))
         .collect();
     Some(context! {
         uniform => uniform,
-        total => total,
-        chart => (!uniform).then(|| markup(histogram(&pooled, class, &description))),
-        stats => weight_statistics(version),
+        total => grouped(total),
+        chart => (!uniform).then(|| markup(histogram(&pooled, class, &description, &book.words))),
+        facts => weight_statistics(book, version),
         programs => rows,
         bounds => WEIGHT_CLASSES.map(|bound| format!("{bound}")).to_vec(),
+        class => class,
     })
 }
 
@@ -238,18 +251,19 @@ fn pooled_histogram(version: &VersionInput) -> Option<Histogram> {
     Some(pooled)
 }
 
-/// Means over all steps and seeds of what the weights looked like.
-fn weight_statistics(version: &VersionInput) -> Vec<Value> {
+/// Mean over all steps and seeds of one statistic of the weights.
+pub(super) fn weight_mean(version: &VersionInput, key: &str) -> Option<f64> {
+    let values: Vec<f64> = version
+        .runs
+        .iter()
+        .flat_map(|run| &run.training.weight_stats)
+        .filter_map(|row| row.get(key)?.as_f64())
+        .collect();
+    (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
+}
+
+fn weight_statistics(book: &Book<'_>, version: &VersionInput) -> Vec<Value> {
     type Format = fn(f64) -> String;
-    let mean = |key: &str| {
-        let values: Vec<f64> = version
-            .runs
-            .iter()
-            .flat_map(|run| &run.training.weight_stats)
-            .filter_map(|row| row.get(key)?.as_f64())
-            .collect();
-        (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
-    };
     let shown: [(&str, &str, Format); 5] = [
         ("mean", "mean weight", number),
         ("std", "spread (standard deviation)", number),
@@ -260,19 +274,22 @@ fn weight_statistics(version: &VersionInput) -> Vec<Value> {
     shown
         .iter()
         .filter_map(|(key, name, format)| {
-            Some(context! { name => *name, value => format(mean(key)?) })
+            let value = format(weight_mean(version, key)?);
+            Some(context! { name => book.say(name, &[]), value => value })
         })
         .collect()
 }
 
-fn token_view(row: &TokenWeightRow) -> Value {
-    let table: Vec<Value> = row
-        .tokens
-        .iter()
-        .zip(&row.weights)
-        .map(|(token, weight)| context! { token => format!("{:?}", text::visible(token)), weight => format!("{weight:.2}") })
-        .collect();
-    context! { task => text::visible(&row.task_id), html => markup(highlighted(row)), table => table }
+fn token_view(book: &Book<'_>, row: &TokenWeightRow) -> Value {
+    let names = [book.say("token", &[]), book.say("weight", &[])];
+    let mut table = Table::new(&[&names[0], &names[1]]).class("narrow");
+    for (token, weight) in row.tokens.iter().zip(&row.weights) {
+        table.row(vec![
+            Cell::code(format!("{:?}", text::visible(token))),
+            Cell::number(format!("{weight:.2}")),
+        ]);
+    }
+    context! { task => text::visible(&row.task_id), html => markup(highlighted(row)), table => table.finish() }
 }
 
 /// A program with a bar under every token; leading blanks of a token are not painted.
@@ -300,7 +317,11 @@ fn highlighted(row: &TokenWeightRow) -> String {
 }
 
 /// Loss and accuracy per head, and the curves of the losses on one scale.
-pub(super) fn heads(version: &VersionInput, parent: Option<&VersionInput>) -> Option<Value> {
+pub(super) fn heads(
+    book: &Book<'_>,
+    version: &VersionInput,
+    parent: Option<&VersionInput>,
+) -> Option<Value> {
     let heads = &version.row.heads;
     if heads.is_empty() {
         return None;
@@ -312,75 +333,102 @@ pub(super) fn heads(version: &VersionInput, parent: Option<&VersionInput>) -> Op
             .iter()
             .find(|head| head.horizon == horizon)
     };
-    let rows: Vec<Value> = heads
-        .iter()
-        .map(|head| {
-            let earlier = before(head.horizon);
-            context! {
-                horizon => head.horizon,
-                target => target(head.horizon),
-                ce => format!("{:.3}", head.ce_nats),
-                accuracy => percent(head.accuracy),
-                ce_delta => earlier.map(|b| format!("{:+.3}", head.ce_nats - b.ce_nats).replace('-', "\u{2212}")),
-                accuracy_delta => earlier.map(|b| signed(head.accuracy - b.accuracy)),
-            }
-        })
-        .collect();
-    Some(context! { rows => rows, has_parent => parent.is_some(), curves => head_curves(version) })
+    let say = |sentence: &str| book.say(sentence, &[]);
+    let against =
+        parent.map(|parent| book.say("against {other}", &[("other", &parent.row.version_id)]));
+    let mut names = vec![say("head"), say("predicts"), say("cross-entropy, nats")];
+    names.extend(against.clone());
+    names.push(say("top choice right"));
+    names.extend(against);
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let mut table = Table::new(&names).caption(&say(
+        "Heads on the reference solutions of the evaluation set.",
+    ));
+    for head in heads {
+        let earlier = before(head.horizon);
+        let mut cells = vec![
+            Cell::text(head.horizon.to_string()),
+            Cell::text(target(book, head.horizon)),
+            Cell::number(format!("{:.3}", head.ce_nats)),
+        ];
+        if parent.is_some() {
+            let delta = earlier
+                .map(|b| format!("{:+.3}", head.ce_nats - b.ce_nats).replace('-', "\u{2212}"));
+            cells.push(Cell::maybe(delta));
+        }
+        cells.push(Cell::number(percent(head.accuracy)));
+        if parent.is_some() {
+            cells.push(Cell::maybe(
+                earlier.map(|b| signed(head.accuracy - b.accuracy)),
+            ));
+        }
+        table.row(cells);
+    }
+    Some(context! { table => table.finish(), curves => head_curves(book, version) })
 }
 
-fn target(horizon: u32) -> String {
+fn target(book: &Book<'_>, horizon: u32) -> String {
     match horizon {
-        1 => "next token".to_owned(),
-        other => format!("{other} tokens ahead"),
+        1 => book.say("next token", &[]),
+        other => book.say("{n} tokens ahead", &[("n", &other.to_string())]),
     }
 }
 
-fn head_curves(version: &VersionInput) -> Vec<Value> {
-    let horizons: Vec<u32> = version.row.heads.iter().map(|head| head.horizon).collect();
-    let series: Vec<(u32, Vec<Vec<Point>>)> = horizons
-        .into_iter()
-        .map(|horizon| {
+fn head_curves(book: &Book<'_>, version: &VersionInput) -> Vec<Value> {
+    let class = marks::of(&version.row.algo).class;
+    let series: Vec<(u32, Vec<(&str, &[Point])>)> = version
+        .row
+        .heads
+        .iter()
+        .map(|head| {
             (
-                horizon,
-                metric_series(version, &format!("ce_head_{horizon}")),
+                head.horizon,
+                lines(class, version, &format!("ce_head_{}", head.horizon)),
             )
         })
-        .filter(|(_, seeds)| seeds.iter().any(|seed| !seed.is_empty()))
+        .filter(|(_, lines)| lines.iter().any(|line| !line.1.is_empty()))
         .collect();
-    let range = value_range(series.iter().flat_map(|(_, seeds)| seeds));
-    let class = marks::of(&version.row.algo).class;
+    let range = value_range(
+        series
+            .iter()
+            .flat_map(|(_, lines)| lines)
+            .map(|line| line.1),
+    );
     series
         .iter()
-        .map(|(horizon, seeds)| {
-            let title = format!("Head {horizon}: {}", target(*horizon));
+        .map(|(horizon, lines)| {
+            let values = [
+                ("n", horizon.to_string()),
+                ("target", target(book, *horizon)),
+            ];
+            let values = values.each_ref().map(|(key, value)| (*key, value.as_str()));
+            let title = book.say("Head {n}: {target}", &values);
             let curve = Curve {
                 title: &title,
-                description: "Unweighted cross-entropy during training, same scale for every head.",
-                class,
-                seeds,
+                description: &book.say(
+                    "Unweighted cross-entropy during training, same scale for every head.",
+                    &[],
+                ),
+                lines,
                 range,
                 height: 110,
             };
-            context! { title => title.as_str(), chart => markup(curve.draw()) }
+            context! { title => title.as_str(), chart => markup(curve.draw(&book.words)) }
         })
         .collect()
 }
 
-/// Points of a metric, one series per seed.
-fn metric_series(version: &VersionInput, key: &str) -> Vec<Vec<Point>> {
-    let series = version.runs.iter().map(|run| {
-        let points = run.training.metrics.iter().filter_map(|row| {
-            let point = (row.get("step")?.as_f64()?, row.get(key)?.as_f64()?);
-            Some(point)
-        });
-        points.collect()
-    });
-    series.collect()
+/// Points of a metric, one line per seed.
+fn lines<'a>(class: &'a str, version: &'a VersionInput, key: &str) -> Vec<(&'a str, &'a [Point])> {
+    let points = version
+        .runs
+        .iter()
+        .map(|run| (class, run.training.metrics.points(key)));
+    points.collect()
 }
 
-/// Training curves in the order in which a reader asks for them.
-pub(super) fn curves(version: &VersionInput) -> Vec<Value> {
+/// Training curves in the order in which a reader asks for them, of one version or of several on one scale.
+pub(super) fn curves(book: &Book<'_>, versions: &[&VersionInput]) -> Vec<Value> {
     const WANTED: [(&str, &str, &str); 4] = [
         (
             "train_loss_unweighted",
@@ -395,80 +443,120 @@ pub(super) fn curves(version: &VersionInput) -> Vec<Value> {
         ("grad_norm", "Gradient norm", "before clipping"),
         ("lr", "Learning rate", "warm-up, then cosine"),
     ];
-    let class = marks::of(&version.row.algo).class;
+    let same = |a: &VersionInput, b: &VersionInput| {
+        marks::of(&a.row.algo).class == marks::of(&b.row.algo).class
+    };
     WANTED
         .iter()
         .filter_map(|(key, title, caption)| {
-            let seeds = metric_series(version, key);
+            let title = book.say(title, &[]);
+            let caption = book.say(caption, &[]);
+            let mut all = Vec::new();
+            for (index, version) in versions.iter().enumerate() {
+                // Two versions of one algorithm would share a colour; the second then is drawn in ink.
+                let class = match versions.first() {
+                    Some(first) if index > 0 && same(first, version) => "a-second",
+                    _ => marks::of(&version.row.algo).class,
+                };
+                all.extend(lines(class, version, key));
+            }
             let curve = Curve {
-                title,
-                description: caption,
-                class,
-                seeds: &seeds,
+                title: &title,
+                description: &caption,
+                lines: &all,
                 range: None,
                 height: 130,
             };
-            let chart = curve.draw();
+            let chart = curve.draw(&book.words);
             (!chart.is_empty())
-                .then(|| context! { title => *title, caption => *caption, chart => markup(chart) })
+                .then(|| context! { title => title, caption => caption, chart => markup(chart) })
         })
         .collect()
 }
 
-/// What it took, from what the artifacts record.
-pub(super) fn facts(version: &VersionInput) -> Vec<Value> {
+/// What it took, from what artifacts and runs record.
+pub(super) fn facts(book: &Book<'_>, version: &VersionInput) -> Vec<Value> {
     let row = &version.row;
+    let cost = book.cost(&row.version_id);
     let mut facts: Vec<(&str, String)> = Vec::new();
     if !row.seeds.is_empty() {
         let seeds: Vec<String> = row.seeds.iter().map(u64::to_string).collect();
         facts.push(("seeds", seeds.join(", ")));
     }
-    let steps = version
+    if let Some(steps) = version
         .runs
         .iter()
-        .filter_map(|run| run.training.metrics.last()?.get("step")?.as_u64())
-        .max();
-    if let Some(steps) = steps {
-        facts.push(("optimizer steps per seed", steps.to_string()));
+        .filter_map(|run| run.training.metrics.last_step())
+        .reduce(f64::max)
+    {
+        facts.push(("optimizer steps per seed", number(steps)));
     }
-    let samples = || version.runs.iter().flat_map(|run| &run.samples);
-    let tokens: u64 = samples()
-        .map(|sample| u64::from(sample.completion.num_tokens))
-        .sum();
-    let cpu: f64 = samples().map(|sample| sample.verdict.cpu_secs).sum();
-    facts.push(("programs run", row.num_samples.to_string()));
-    facts.push(("tokens generated", tokens.to_string()));
+    if let Some(secs) = cost.train_secs {
+        let name = if cost.on_gpu {
+            "training, GPU time"
+        } else {
+            "training, machine time"
+        };
+        facts.push((name, duration(secs / 3600.0)));
+    }
+    if let Some(secs) = cost.evaluate_secs {
+        facts.push(("evaluation, machine time", duration(secs / 3600.0)));
+    }
+    if cost.lost_attempts > 0 {
+        facts.push((
+            "attempts that ended without a result",
+            cost.lost_attempts.to_string(),
+        ));
+    }
+    if let Some(tokens) = cost.trained_tokens {
+        facts.push(("target tokens trained on", grouped(tokens)));
+    }
+    if let Some(size) = cost.stored_bytes {
+        facts.push(("stored", bytes(size)));
+    }
+    facts.push(("programs run", grouped(row.num_samples)));
+    facts.push(("tokens generated", grouped(cost.generated_tokens)));
     facts.push((
         "time per generated sample",
         format!("{:.1} ms", row.latency_ms),
     ));
-    facts.push(("CPU time of running the programs", format!("{cpu:.0} s")));
+    facts.push((
+        "CPU time of running the programs",
+        format!("{:.0} s", cost.program_secs),
+    ));
     let named = facts
         .into_iter()
-        .map(|(name, value)| context! { name => name, value => value });
+        .map(|(name, value)| context! { name => book.say(name, &[]), value => value });
     let metrics = row.metrics.iter().map(|metric| {
-        let arrow = if metric.higher_is_better { "\u{2191}" } else { "\u{2193}" };
-        context! { name => format!("{} {arrow}", text::visible(&metric.name)), value => number(metric.value) }
+        let name = format!(
+            "{} {}",
+            text::visible(&metric.name),
+            arrow(metric.higher_is_better)
+        );
+        context! { name => name, value => number(metric.value) }
     });
     named.chain(metrics).collect()
 }
 
 /// Artifacts behind the page.
-pub(super) fn sources(input: &SiteInput, version: &VersionInput) -> Vec<Value> {
-    let mut sources = vec![
-        ("leaderboard".to_owned(), input.leaderboard_id.clone()),
-        ("data set".to_owned(), input.board.data.clone()),
-    ];
+pub(super) fn sources(book: &Book<'_>, version: &VersionInput) -> Value {
+    let say = |sentence: &str| book.say(sentence, &[]);
+    let mut table = Table::new(&[]).class("ids").caption(&say(
+        "Artifacts behind this page; an id is the digest of its content.",
+    ));
+    let mut add = |role: String, id: &str| table.row(vec![Cell::text(role), Cell::code(id)]);
+    add(say("leaderboard"), &book.input.leaderboard_id);
+    add(say("data set"), &book.input.board.data);
     for run in &version.row.runs {
-        let of = run
-            .seed
-            .map(|seed| format!(", seed {seed}"))
-            .unwrap_or_default();
-        sources.push((format!("scores{of}"), run.scores.clone()));
-        sources.push((format!("model{of}"), run.checkpoint.clone()));
+        let seed = run.seed.map(|seed| seed.to_string());
+        let role = |plain: &str, seeded: &str| match &seed {
+            Some(seed) => book.say(seeded, &[("seed", seed)]),
+            None => say(plain),
+        };
+        add(role("scores", "scores, seed {seed}"), &run.scores);
+        add(role("model", "model, seed {seed}"), &run.checkpoint);
     }
-    sources
-        .into_iter()
-        .map(|(role, id)| context! { role => role, id => text::visible(&id) })
-        .collect()
+    let folder = say("folder beside the table, copied for the best version only");
+    add(folder, &version.row.artifact_relpath);
+    table.finish()
 }

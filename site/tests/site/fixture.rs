@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use build_site::SiteInput;
+use build_site::input::{Attempt, Event, LogLine, RunInfo, RunLife};
 use serde_json::{Value, json};
 use wmtp_records::{
     Completion, ErrorClass, GradedSample, HeadLoss, Metric, Problem, ProblemCount, Split, Tests,
@@ -43,6 +44,8 @@ pub(crate) struct World {
     pub(crate) seeds: Vec<u64>,
     /// Replaces problem statements, messages, errors and programs.
     pub(crate) hostile: Option<&'static str>,
+    /// Whether analyses are one sentence without headings.
+    pub(crate) bare_analysis: bool,
 }
 
 impl World {
@@ -103,6 +106,7 @@ impl World {
             ],
             seeds: vec![42, 43, 44],
             hostile: None,
+            bare_analysis: false,
         }
     }
 
@@ -110,7 +114,9 @@ impl World {
     pub(crate) fn input(&self, root: &Path) -> SiteInput {
         self.write(root);
         let folder = |id: &str| -> Result<PathBuf, build_site::Error> { Ok(root.join(id)) };
-        SiteInput::load("leaderboard-1", folder).unwrap()
+        let mut input = SiteInput::load("leaderboard-1", folder).unwrap();
+        input.runs = Some(runs());
+        input
     }
 
     fn write(&self, root: &Path) {
@@ -141,8 +147,30 @@ impl World {
                 row.version_id,
                 row.metric("pass_at_1").unwrap()
             );
+            let text = if self.bare_analysis {
+                "Nothing but a sentence.\n".to_owned()
+            } else {
+                text
+            };
             std::fs::write(path, text).unwrap();
         }
+        let write = |path: &str, text: &str| std::fs::write(dir.join(path), text).unwrap();
+        write(
+            "versions/v001/action-extract.md",
+            &action("v001", "v002", "to learn which tokens matter"),
+        );
+        write(
+            "final-analysis.md",
+            "# Final analysis\n\n## Warnings\n\nNone.\n\n## Top three\n\n### v002\n\nIt leads.\n",
+        );
+        write("model-card.md", "# v002\n\n## Model\n\nA small one.\n");
+        write(
+            "baseline_patch_report.md",
+            "# Audit\n\n## Checked\n\nPaths.\n",
+        );
+        let held_out = json!({"version_id": "v002", "dataset_id": "micropy-held-out", "split": "test", "num_tasks": 40,
+            "seeds": [42], "primary_metric": "pass_at_1", "estimate": {"mean": 0.5, "interval": {"low": 0.4, "high": 0.6}}});
+        jsonl::write_json(&dir.join("held-out.json"), &held_out).unwrap();
     }
 
     fn seeds_of(&self, version: &Version) -> Vec<Option<u64>> {
@@ -374,6 +402,114 @@ impl World {
     }
 }
 
+/// An action note with one text in every part; `next` is `none` at the end of a loop.
+pub(crate) fn action(from: &str, next: &str, text: &str) -> String {
+    if next == "none" {
+        return format!(
+            "# Action after {from}\n\nFrom: {from}\nNext: none\n\n## Selected Action\n\nNothing is left to try.\n"
+        );
+    }
+    let parts: String = [
+        "Goal",
+        "Change",
+        "Where",
+        "Expected impact",
+        "Risk",
+        "Verification",
+    ]
+    .iter()
+    .map(|name| format!("- **{name}**: {text} `{name}`\n"))
+    .collect();
+    format!(
+        "# Action after {from}\n\nFrom: {from}\nNext: {next}\nEntry: by hand\n\n## Selected Action\n\n{parts}\n## Deferred\n\nNone.\n"
+    )
+}
+
+/// One run of every life, and one of a version's trainings with two attempts on a GPU.
+fn runs() -> Vec<RunInfo> {
+    let attempt = |number, end: Option<&str>, message: Option<&str>| Attempt {
+        number,
+        began: "2026-11-21T10:00:00Z".to_owned(),
+        ended: "2026-11-21T10:30:00Z".to_owned(),
+        secs: 1800.0,
+        end: end.map(str::to_owned),
+        message: message.map(str::to_owned),
+    };
+    let run = |id: &str, life, attempts: Vec<Attempt>| RunInfo {
+        id: id.to_owned(),
+        job: "train-stage2".to_owned(),
+        name: Some(format!("micropy-{id}")),
+        life,
+        started: "2026-11-21T10:00:00Z".to_owned(),
+        last: "2026-11-21T10:30:00Z".to_owned(),
+        phase: "training".to_owned(),
+        progress: Some((40, Some(100), "step".to_owned())),
+        eta_secs: Some(90.0),
+        device: Some("cuda:0".to_owned()),
+        host: "box".to_owned(),
+        outputs: BTreeMap::new(),
+        events: vec![Event {
+            at: "2026-11-21T10:00:01Z".to_owned(),
+            attempt: 1,
+            kind: "started".to_owned(),
+            text: String::new(),
+        }],
+        metrics: [(
+            "train_loss".to_owned(),
+            (0..60)
+                .map(|i| (f64::from(i), 3.0 - f64::from(i) * 0.03))
+                .collect(),
+        )]
+        .into(),
+        logs: ["info", "warning", "error"]
+            .iter()
+            .map(|level| LogLine {
+                at: "2026-11-21T10:00:02Z".to_owned(),
+                level: (*level).to_owned(),
+                message: format!("a message of level {level}"),
+            })
+            .collect(),
+        num_bad_lines: 0,
+        attempts,
+    };
+    let completed = |id: &str, artifact: &str| RunInfo {
+        outputs: [("checkpoint".to_owned(), artifact.to_owned())].into(),
+        ..run(
+            id,
+            RunLife::Completed,
+            vec![
+                attempt(1, Some("preempted"), Some("stopped by a signal")),
+                attempt(2, Some("completed"), None),
+            ],
+        )
+    };
+    let mut waiting = run("train-waiting", RunLife::Waiting, Vec::new());
+    waiting.progress = None;
+    waiting.logs.clear();
+    vec![
+        run(
+            "train-running",
+            RunLife::Running,
+            vec![attempt(1, None, None)],
+        ),
+        run("train-lost", RunLife::Lost, vec![attempt(1, None, None)]),
+        run(
+            "train-failed",
+            RunLife::Failed,
+            vec![attempt(1, Some("failed"), Some("out of memory"))],
+        ),
+        run(
+            "train-preempted",
+            RunLife::Preempted,
+            vec![attempt(1, Some("preempted"), None)],
+        ),
+        waiting,
+        completed("train-v001", "checkpoint-v001-42"),
+        completed("train-v002", "checkpoint-v002-42"),
+        completed("train-v003", "checkpoint-v003-42"),
+    ]
+}
+
 fn problem_id(task: usize) -> String {
     format!("micropy/{}/{task:04}", FAMILIES[task % FAMILIES.len()])
 }
@@ -430,6 +566,8 @@ fn write_checkpoint(version: &Version, seed: u64, dir: &Path) {
         "weights": {"temperature": 1.0, "eps": 0.1, "w_max": 3.0},
     });
     jsonl::write_json(&dir.join("recipe.json"), &recipe).unwrap();
+    let summary = json!({"train_targets": 90_000, "n_params": 1_500_000, "steps": 160, "best_step": 150, "last_step": 160});
+    jsonl::write_json(&dir.join("summary.json"), &summary).unwrap();
     let steps = 160usize;
     let metrics: Vec<Value> = (1..=steps)
         .map(|step| {

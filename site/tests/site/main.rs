@@ -5,163 +5,62 @@
     reason = "helpers of tests fail where the test would"
 )]
 
+mod browser;
+mod check;
+mod edges;
 mod fixture;
+mod hostile;
+mod incremental;
+mod publish;
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use build_site::{Site, SiteInput, headline, pages};
+use build_site::words::{Language, Words};
+use build_site::{Options, Site, SiteInput, headline, pages};
+use check::{faults, faults_below, is_page};
 use fixture::World;
 use wmtp_stats::leaderboard::{Leaderboard, Verdict, files};
 use wmtp_stats::wording::{percent, points};
 
+fn rendered(input: &SiteInput) -> Site {
+    pages::render(input, &Options::default()).unwrap()
+}
+
 fn built(world: &World) -> (SiteInput, Site) {
     let root = tempfile::tempdir().unwrap();
     let input = world.input(root.path());
-    let site = pages::render(&input).unwrap();
+    let site = rendered(&input);
     (input, site)
 }
 
-fn is_page(path: &str) -> bool {
-    Path::new(path)
-        .extension()
-        .is_some_and(|extension| extension == "html")
-}
-
-/// Opening tags with their attributes: enough of HTML for pages that we write ourselves.
-fn tags(page: &str) -> Vec<(String, BTreeMap<String, String>)> {
-    let mut found = Vec::new();
-    let mut rest = page;
-    while let Some(start) = rest.find('<') {
-        let end = rest[start..]
-            .find('>')
-            .map(|end| start + end)
-            .expect("every tag ends");
-        let tag = &rest[start + 1..end];
-        rest = &rest[end + 1..];
-        if tag.starts_with(['/', '!']) {
-            continue;
-        }
-        let name: String = tag
-            .chars()
-            .take_while(char::is_ascii_alphanumeric)
-            .collect();
-        let mut attributes = BTreeMap::new();
-        let mut pieces = tag[name.len()..].split('"');
-        while let (Some(key), Some(value)) = (pieces.next(), pieces.next()) {
-            let key = key
-                .trim()
-                .trim_end_matches('=')
-                .rsplit(' ')
-                .next()
-                .unwrap_or_default();
-            attributes.insert(key.to_owned(), value.to_owned());
-        }
-        found.push((name, attributes));
-    }
-    found
-}
-
-/// Joins a relative link to the folder of a page; `None` when it leaves the site.
-fn resolved(page: &str, link: &str) -> Option<String> {
-    let mut parts: Vec<&str> = page.split('/').collect();
-    parts.pop();
-    for part in link.split('/') {
-        match part {
-            ".." => {
-                parts.pop()?;
-            }
-            "." | "" => {}
-            other => parts.push(other),
-        }
-    }
-    Some(parts.join("/"))
-}
-
-fn faults(site: &Site) -> Vec<String> {
-    let pages: Vec<&str> = site
-        .files()
-        .map(|(path, _)| path)
-        .filter(|path| is_page(path))
-        .collect();
-    let paths: BTreeSet<&str> = site.files().map(|(path, _)| path).collect();
-    let ids: BTreeMap<&str, Vec<String>> = pages
-        .iter()
-        .map(|page| {
-            let tags = tags(site.text(page).unwrap());
-            (
-                *page,
-                tags.into_iter()
-                    .filter_map(|(_, mut attributes)| attributes.remove("id"))
-                    .collect(),
-            )
-        })
-        .collect();
-    let mut faults = Vec::new();
-    for page in pages {
-        let text = site.text(page).unwrap();
-        let unique: BTreeSet<&String> = ids[page].iter().collect();
-        if unique.len() != ids[page].len() {
-            faults.push(format!("{page}: duplicate id"));
-        }
-        if !text.contains("<html lang=\"en\">")
-            || !text.contains("<title>")
-            || text.matches("<h1>").count() != 1
-        {
-            faults.push(format!("{page}: lang, title or h1"));
-        }
-        for (name, attributes) in tags(text) {
-            if name == "script"
-                || attributes
-                    .keys()
-                    .any(|key| key.starts_with("on") || key == "style")
-            {
-                faults.push(format!("{page}: <{name}> with {attributes:?}"));
-            }
-            for key in ["href", "src"] {
-                let Some(link) = attributes.get(key) else {
-                    continue;
-                };
-                let (path, anchor) = link.split_once('#').unwrap_or((link, ""));
-                let target = if path.is_empty() {
-                    Some(page.to_owned())
-                } else {
-                    resolved(page, path)
-                };
-                match target {
-                    _ if link.contains(':') || link.starts_with('/') => {
-                        faults.push(format!("{page}: outside link {link}"));
-                    }
-                    Some(target) if !paths.contains(target.as_str()) => {
-                        faults.push(format!("{page}: dead link {link}"));
-                    }
-                    Some(target)
-                        if !anchor.is_empty()
-                            && !ids[target.as_str()].iter().any(|id| id == anchor) =>
-                    {
-                        faults.push(format!("{page}: missing anchor {link}"));
-                    }
-                    None => faults.push(format!("{page}: {link} leaves the site")),
-                    Some(_) => {}
-                }
-            }
-            if let Some(label) = attributes
-                .get("aria-labelledby")
-                .filter(|label| !ids[page].contains(label))
-            {
-                faults.push(format!("{page}: label {label} is missing"));
-            }
-        }
-    }
-    faults
+fn english() -> Words {
+    Words::of(Language::English)
 }
 
 #[test]
 fn every_link_anchor_and_id_holds_and_nothing_leaves_the_folder() {
     let (input, site) = built(&World::typical());
     assert_eq!(faults(&site), Vec::<String>::new());
-    let pages = site.files().filter(|(path, _)| is_page(path)).count();
-    assert_eq!(pages, 2 + input.versions.len());
+    assert_eq!(faults_below(&site, "bucket/reports/"), Vec::<String>::new());
+    let pages = |folder: &str| {
+        let below = |path: &&str| path.starts_with(folder) && is_page(path);
+        site.files().map(|(path, _)| path).filter(below).count()
+    };
+    // Three of each, and logs of the three whose runs are known.
+    assert_eq!(pages("v/"), 3 * input.versions.len() + 3);
+    assert_eq!(pages("t/"), 1 + input.problems.len());
+    // Four children; of five versions behind the leader three are among these pairs; and the list of all.
+    assert_eq!(pages("compare/"), 7);
+    assert_eq!(
+        pages("ko/"),
+        pages("") - pages("ko/") - pages("r/"),
+        "the Korean tree is the same tree"
+    );
+    assert_eq!(
+        pages("r/"),
+        pages("") - pages("r/"),
+        "the snapshot is a copy of the whole"
+    );
     // For looking at the pages: WMTP_SITE_PREVIEW=folder cargo test -p build-site
     if let Ok(dir) = std::env::var("WMTP_SITE_PREVIEW") {
         site.write(Path::new(&dir)).unwrap();
@@ -176,22 +75,6 @@ fn the_same_input_gives_the_same_bytes_and_a_second_write_changes_nothing() {
     let out = tempfile::tempdir().unwrap();
     assert_eq!(first.write(out.path()).unwrap().changed, first.len());
     assert_eq!(second.write(out.path()).unwrap().changed, 0);
-}
-
-#[test]
-fn an_edit_to_one_version_rewrites_only_what_shows_it() {
-    let root = tempfile::tempdir().unwrap();
-    let mut input = World::typical().input(root.path());
-    let out = tempfile::tempdir().unwrap();
-    pages::render(&input).unwrap().write(out.path()).unwrap();
-    let last = input
-        .versions
-        .iter_mut()
-        .find(|version| version.row.version_id == "v003")
-        .unwrap();
-    last.analysis.push_str("\nOne more sentence.\n");
-    let written = pages::render(&input).unwrap().write(out.path()).unwrap();
-    assert_eq!(written.changed, 2, "its page and the manifest");
 }
 
 /// How every finding about v002 in the lead begins.
@@ -218,7 +101,7 @@ fn won() -> Leaderboard {
 #[test]
 fn a_lead_within_the_noise_is_called_level() {
     let (input, _) = built(&World::typical());
-    let headline = headline::of_board(&input.board);
+    let headline = headline::of_board(&input.board, &english());
     assert_eq!(
         headline.finding,
         format!(
@@ -244,7 +127,7 @@ fn a_lead_within_the_noise_is_called_level() {
 #[test]
 fn a_verdict_for_the_weights_is_said_and_no_more() {
     let board = won();
-    let headline = headline::of_board(&board);
+    let headline = headline::of_board(&board, &english());
     let behind = board.rows[1].against_leader.as_ref().unwrap();
     let gap = points(behind.difference.difference.abs());
     assert_eq!(
@@ -282,7 +165,7 @@ fn one_seed_claims_nothing() {
             comparison.verdict = Verdict::NoDifference;
         }
     }
-    let headline = headline::of_board(&board);
+    let headline = headline::of_board(&board, &english());
     assert_eq!(
         headline.finding,
         format!(
@@ -307,7 +190,7 @@ fn nothing_solved_is_said_plainly() {
         row.estimate = wmtp_stats::bootstrap_mean(&[0.0; 60], 10, 1);
     }
     assert_eq!(
-        headline::of_board(&board).finding,
+        headline::of_board(&board, &english()).finding,
         "No version solves any of the 60 tasks."
     );
 }
@@ -320,7 +203,7 @@ fn every_number_of_the_headline_is_in_the_leaderboard() {
     assert_eq!(board, input.board);
     let page = site.text("index.html").unwrap();
     let leader = &board.rows[0];
-    let headline = headline::of_board(&board);
+    let headline = headline::of_board(&board, &english());
     assert!(
         headline
             .finding
@@ -338,32 +221,14 @@ fn every_number_of_the_headline_is_in_the_leaderboard() {
             .text(&format!("v/{}/index.html", row.version_id))
             .unwrap();
         assert!(
-            own.contains(&format!("<h1>{}</h1>", headline::of_version(&board, row))),
+            own.contains(&format!(
+                "<h1>{}</h1>",
+                headline::of_version(&board, row, &english())
+            )),
             "{}",
             row.version_id
         );
     }
-}
-
-#[test]
-fn hostile_text_is_inert_everywhere() {
-    const HOSTILE: &str = "</pre></title><script>alert(1)</script><img src=x onerror=alert(1)>\u{202e}\u{1b}[31m{{ 7 * 7 }} [x](javascript:alert(1))";
-    let mut world = World::typical();
-    world.hostile = Some(HOSTILE);
-    world.versions[2].change = Some(HOSTILE.to_owned());
-    let (_, site) = built(&world);
-    assert_eq!(faults(&site), Vec::<String>::new());
-    for (path, _) in site.files().filter(|(path, _)| is_page(path)) {
-        let page = site.text(path).unwrap();
-        assert!(
-            !page.contains("<script") && !page.contains("<img"),
-            "{path}"
-        );
-        assert!(!page.contains("href=\"javascript"), "{path}");
-    }
-    let page = site.text("v/v002/index.html").unwrap();
-    assert!(page.contains("&lt;script&gt;alert(1)") && page.contains("{{ 7 * 7 }}"));
-    assert!(page.contains("⟨U+202E⟩") && !page.contains('\u{202e}') && !page.contains('\u{1b}'));
 }
 
 #[test]
@@ -392,6 +257,8 @@ fn pages_stay_small() {
         size("v/v002/index.html")
     );
     assert!(size("style.css") < 12_288, "{}", size("style.css"));
+    assert!(size("pages.css") < 12_288, "{}", size("pages.css"));
+    assert!(size("site.js") < 12_288, "{}", size("site.js"));
 }
 
 #[test]
@@ -401,8 +268,36 @@ fn the_pages_name_a_strict_policy() {
         assert!(
             site.text(path)
                 .unwrap()
-                .contains("default-src 'none'; style-src 'self'"),
+                .contains("default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'\">"),
             "{path}"
         );
     }
+}
+
+#[test]
+fn every_sentence_of_the_interface_is_translated() {
+    let (_, site) = built(&World::typical());
+    for (path, _) in site
+        .files()
+        .filter(|(path, _)| path.starts_with("ko/") && is_page(path))
+    {
+        let page = site.text(path).unwrap();
+        let untold = [
+            "Leaderboard<",
+            "Skip to",
+            "no difference detected",
+            ">Method<",
+            "How to read",
+            "Every version",
+        ];
+        for english in untold {
+            assert!(!page.contains(english), "{path}: {english}");
+        }
+    }
+    assert!(site.text("ko/index.html").unwrap().contains("과제의"));
+    assert!(
+        site.text("ko/v/v002/index.html")
+            .unwrap()
+            .contains("<div lang=\"en\">")
+    );
 }

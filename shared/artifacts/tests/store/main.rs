@@ -7,6 +7,7 @@ mod collection;
 mod faults;
 mod foreign;
 mod model;
+mod pages;
 mod transfer;
 
 use std::collections::BTreeMap;
