@@ -227,12 +227,12 @@ fn task_path(id: &str, taken: &mut BTreeSet<String>) -> String {
     } else {
         format!("t/{}", parts.join("/"))
     };
-    let free = |path: &String| !taken.contains(path) && path != "t/index.html";
-    let path = Some(format!("{stem}.html"))
-        .into_iter()
-        .chain((2..).map(|number| format!("{stem}-{number}.html")))
-        .find(free)
-        .unwrap_or_default();
+    let mut path = format!("{stem}.html");
+    let mut number = 2;
+    while taken.contains(&path) || path == "t/index.html" {
+        path = format!("{stem}-{number}.html");
+        number += 1;
+    }
     taken.insert(path.clone());
     path
 }

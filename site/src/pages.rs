@@ -315,11 +315,6 @@ impl<'a> Book<'a> {
         Ok(())
     }
 
-    /// Path from a page to another, both relative to the root of the language.
-    fn version_link(&self, depth: usize, id: &str) -> String {
-        format!("{}v/{id}/index.html", "../".repeat(depth))
-    }
-
     fn cost(&self, id: &str) -> Cost {
         self.shared.costs.get(id).cloned().unwrap_or_default()
     }
@@ -338,6 +333,11 @@ impl<'a> Book<'a> {
             None => self.say("starting point", &[]),
         }
     }
+}
+
+/// Path from a page that lies `depth` folders deep to the page of a version.
+fn version_link(depth: usize, id: &str) -> String {
+    format!("{}v/{id}/index.html", "../".repeat(depth))
 }
 
 /// The leaderboard's warnings and those of reading it.
@@ -450,11 +450,12 @@ fn environment(words: &Arc<Words>) -> Result<Environment<'static>, minijinja::Er
 /// A style sheet or script without its indentation, blank lines and whole-line comments.
 fn squeezed(source: &str) -> String {
     let mut text = String::with_capacity(source.len());
-    let kept = source.lines().map(str::trim).filter(|line| {
-        !line.is_empty()
-            && !line.starts_with("//")
-            && !(line.starts_with("/*") && line.ends_with("*/"))
-    });
+    let is_comment =
+        |line: &str| line.starts_with("//") || (line.starts_with("/*") && line.ends_with("*/"));
+    let kept = source
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty() && !is_comment(line));
     for line in kept {
         text.push_str(line);
         text.push('\n');

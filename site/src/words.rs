@@ -44,6 +44,7 @@ impl Language {
     }
 
     /// The other language.
+    #[must_use]
     pub fn other(self) -> Self {
         match self {
             Self::English => Self::Korean,

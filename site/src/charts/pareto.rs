@@ -72,11 +72,20 @@ pub fn pareto(dots: &[Dot<'_>], top: f64, unit: &str, description: &str, words: 
     svg.open(290, 34);
     for tick in ticks(0.0, most, 5) {
         let at = x.at(tick);
-        svg.text("tick", (at, 0.0), 14, anchor(at), &number(tick));
+        svg.text("tick", (at, 0.0), 14, anchor(at), tick_label(&number(tick)));
     }
     svg.text("tick", (100.0, 0.0), 30, "end", unit);
     svg.close();
     svg.finish()
+}
+
+/// `0.200` as `0.2`.
+fn tick_label(number: &str) -> &str {
+    if number.contains('.') && !number.contains('e') {
+        number.trim_end_matches('0').trim_end_matches('.')
+    } else {
+        number
+    }
 }
 
 fn anchor(at: f64) -> &'static str {

@@ -95,7 +95,7 @@ fn table(book: &Book<'_>) -> Value {
             Cell::number(versions.len().to_string()),
             best.map_or_else(Cell::none, |best| {
                 Cell::link(
-                    &book.version_link(0, &best.row.version_id),
+                    &super::version_link(0, &best.row.version_id),
                     &best.row.version_id,
                 )
             }),
@@ -187,7 +187,7 @@ fn weights(book: &Book<'_>) -> Value {
         }
         table.row(vec![
             Cell::link(
-                &book.version_link(0, &best.row.version_id),
+                &super::version_link(0, &best.row.version_id),
                 &best.row.version_id,
             )
             .marked(&mark.inline()),

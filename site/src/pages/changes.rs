@@ -59,17 +59,17 @@ pub(super) fn add_feed(site: &mut Site, input: &SiteInput, facts: &Facts<'_>) {
     let mut feed = String::from(
         "<?xml version=\"1.0\" encoding=\"utf-8\"?>\n<feed xmlns=\"http://www.w3.org/2005/Atom\" xml:lang=\"en\">\n",
     );
-    let _ = write!(
+    let _ = writeln!(
         feed,
-        "<title>wmtp: {}</title>\n<id>urn:wmtp:{}</id>\n<updated>{}</updated>\n<author><name>wmtp</name></author>\n<link rel=\"self\" href=\"feed.atom\"/>\n<link href=\"index.html\"/>\n",
+        "<title>wmtp: {}</title>\n<id>urn:wmtp:{}</id>\n<updated>{}</updated>\n<author><name>wmtp</name></author>\n<link rel=\"self\" href=\"feed.atom\"/>\n<link href=\"index.html\"/>",
         xml(&board.dataset_id),
         xml(&board.dataset_id),
         xml(&board.created_at)
     );
     let mut entry = |id: &str, at: &str, title: &str, summary: &str, href: &str| {
-        let _ = write!(
+        let _ = writeln!(
             feed,
-            "<entry><id>urn:wmtp:{}</id><updated>{}</updated><title>{}</title><summary>{}</summary><link href=\"{}\"/></entry>\n",
+            "<entry><id>urn:wmtp:{}</id><updated>{}</updated><title>{}</title><summary>{}</summary><link href=\"{}\"/></entry>",
             xml(id),
             xml(at),
             xml(title),

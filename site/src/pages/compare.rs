@@ -142,7 +142,7 @@ fn side(book: &Book<'_>, version: &VersionInput) -> Value {
     let row = &version.row;
     context! {
         id => row.version_id.as_str(),
-        href => markup(book.version_link(1, &row.version_id)),
+        href => markup(super::version_link(1, &row.version_id)),
         mark => markup(marks::of(&row.algo).inline()),
         change => book.change(version),
         score => row.estimate.map(|estimate| percent(estimate.mean)),

@@ -137,7 +137,7 @@ fn versions(book: &Book<'_>) -> Value {
         let hours = |secs: Option<f64>| Cell::maybe(secs.map(|secs| duration(secs / 3600.0)));
         let points = points_gained(version);
         table.row(vec![
-            Cell::link(&book.version_link(0, id), id)
+            Cell::link(&super::version_link(0, id), id)
                 .marked(&marks::of(&version.row.algo).inline()),
             hours(cost.train_secs),
             hours(cost.evaluate_secs),

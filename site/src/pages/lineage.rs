@@ -125,7 +125,7 @@ fn item(book: &Book<'_>, tree: &Tree, place: usize, path: &BTreeSet<usize>, html
         html,
         "<li class=\"{class}\"><svg class=\"node\" width=\"18\" height=\"18\" viewBox=\"-9 -9 18 18\" aria-hidden=\"true\" focusable=\"false\">{}</svg><p><a href=\"{}\">{}</a> {}<span class=\"what\">{}</span> {}</p>",
         mark.shape(),
-        book.version_link(0, &row.version_id),
+        super::version_link(0, &row.version_id),
         row.version_id,
         row.estimate
             .map(|estimate| format!("<strong>{}</strong> ", percent(estimate.mean)))

@@ -227,7 +227,7 @@ fn attempts(book: &Book<'_>, run: &RunInfo) -> Value {
         let end = attempt
             .end
             .as_deref()
-            .map_or_else(|| say("no word of its end"), |end| say(end));
+            .map_or_else(|| say("no word of its end"), say);
         table.row(vec![
             Cell::text(attempt.number.to_string()),
             Cell::text(moment(&attempt.began)),

@@ -35,7 +35,7 @@ pub(super) fn strips<'a>(
             let title = book.say("Tasks of {version}, from easy to hard", &[("version", id)]);
             context! {
                 id => id.as_str(),
-                href => markup(book.version_link(depth, id)),
+                href => markup(super::version_link(depth, id)),
                 mark => markup(marks::of(&version.row.algo).inline()),
                 strip => markup(strip(&title, &book.facts.rates(version), &book.words)),
             }
@@ -72,8 +72,8 @@ pub(super) fn recipe_diff(book: &Book<'_>, version: &str, other: &str) -> Option
     );
     let mut table = Table::new(&[&book.say("setting", &[]), other, version]).caption(&caption);
     for (key, before, now) in &changed {
-        let shown = |value: &Option<&str>| value.map_or_else(|| Cell::text("\u{2013}"), Cell::code);
-        table.row(vec![Cell::code(*key), shown(before), shown(now)]);
+        let shown = |value: Option<&str>| value.map_or_else(|| Cell::text("\u{2013}"), Cell::code);
+        table.row(vec![Cell::code(*key), shown(*before), shown(*now)]);
     }
     let none = book.say(
         "No setting of {total} differs from {other}.",
@@ -126,11 +126,11 @@ pub(super) fn p_value(p: f64) -> String {
 }
 
 /// Failing programs first, each kind of failure before any comes twice.
-pub(super) fn in_order<'a>(
-    samples: &'a [GradedSample],
+pub(super) fn in_order(
+    samples: &[GradedSample],
     failing: usize,
     passing: usize,
-) -> Vec<&'a GradedSample> {
+) -> Vec<&GradedSample> {
     let mut seen: BTreeMap<ErrorClass, usize> = BTreeMap::new();
     let mut turns: Vec<(usize, &GradedSample)> = samples
         .iter()
@@ -376,7 +376,7 @@ fn target(book: &Book<'_>, horizon: u32) -> String {
 
 fn head_curves(book: &Book<'_>, version: &VersionInput) -> Vec<Value> {
     let class = marks::of(&version.row.algo).class;
-    let series: Vec<(u32, Vec<(&str, &[Point])>)> = version
+    let series: Vec<(u32, Vec<Line<'_>>)> = version
         .row
         .heads
         .iter()
@@ -418,8 +418,11 @@ fn head_curves(book: &Book<'_>, version: &VersionInput) -> Vec<Value> {
         .collect()
 }
 
+/// The class of a line's colour and its points.
+type Line<'a> = (&'a str, &'a [Point]);
+
 /// Points of a metric, one line per seed.
-fn lines<'a>(class: &'a str, version: &'a VersionInput, key: &str) -> Vec<(&'a str, &'a [Point])> {
+fn lines<'a>(class: &'a str, version: &'a VersionInput, key: &str) -> Vec<Line<'a>> {
     let points = version
         .runs
         .iter()

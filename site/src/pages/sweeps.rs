@@ -54,7 +54,7 @@ fn one(book: &mut Book<'_>, stem: &str, sweep: &Sweep<'_>) -> Result<(), Error> 
             context! {
                 value => visible(value),
                 id => version.row.version_id.as_str(),
-                href => markup(book.version_link(1, &version.row.version_id)),
+                href => markup(super::version_link(1, &version.row.version_id)),
                 mark => markup(mark.inline()),
                 picture => markup(charts::difference(comparison, &mark, reach, &book.words)),
                 verdict => sections::compared(book, &version.row, comparison, "", 1),
@@ -155,7 +155,7 @@ fn table(book: &Book<'_>, sweep: &Sweep<'_>) -> Value {
         let trained = trained.map(|summary| summary.adapter_params.unwrap_or(summary.n_params));
         table.row(vec![
             Cell::code(value),
-            Cell::link(&book.version_link(1, &row.version_id), &row.version_id)
+            Cell::link(&super::version_link(1, &row.version_id), &row.version_id)
                 .marked(&marks::of(&row.algo).inline()),
             Cell::maybe(row.estimate.map(|estimate| percent(estimate.mean))),
             Cell::maybe(

@@ -149,7 +149,7 @@ fn one(
             .and_then(|programs| first(programs))
             .map(|sample| sample.verdict.class);
         table.row(vec![
-            Cell::link(&book.version_link(depth, id), id)
+            Cell::link(&super::version_link(depth, id), id)
                 .marked(&marks::of(&version.row.algo).inline()),
             Cell::number(percent(rate)),
             Cell::text(

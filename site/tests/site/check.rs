@@ -12,8 +12,11 @@ pub(crate) fn is_page(path: &str) -> bool {
         .is_some_and(|extension| extension == "html")
 }
 
+/// Name and attributes of an opening tag.
+pub(crate) type Tag = (String, BTreeMap<String, String>);
+
 /// Opening tags with their attributes: enough of HTML for pages that we write ourselves.
-pub(crate) fn tags(page: &str) -> Vec<(String, BTreeMap<String, String>)> {
+pub(crate) fn tags(page: &str) -> Vec<Tag> {
     let mut found = Vec::new();
     let mut rest = page;
     while let Some(start) = rest.find('<') {
@@ -73,7 +76,7 @@ pub(crate) fn faults_below(site: &Site, prefix: &str) -> Vec<String> {
         .files()
         .map(|(path, bytes)| (format!("{prefix}{path}"), bytes))
         .collect();
-    let parsed: BTreeMap<&str, Vec<(String, BTreeMap<String, String>)>> = files
+    let parsed: BTreeMap<&str, Vec<Tag>> = files
         .iter()
         .filter(|(path, _)| is_page(path))
         .map(|(path, bytes)| {

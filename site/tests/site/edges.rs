@@ -124,7 +124,7 @@ fn a_model_from_outside_has_no_lineage_and_needs_no_checkpoint() {
 fn repeated_trainings_are_told_on_the_page_of_their_version() {
     let site = changed(|input| {
         input.versions[1].retry_report =
-            Some("# Retries\n\n| seed | attempt |\n|--:|--:|\n| 42 | 2 |\n".to_owned())
+            Some("# Retries\n\n| seed | attempt |\n|--:|--:|\n| 42 | 2 |\n".to_owned());
     });
     let root = tempfile::tempdir().unwrap();
     let id = World::typical().input(root.path()).versions[1]

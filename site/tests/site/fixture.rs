@@ -409,17 +409,17 @@ pub(crate) fn action(from: &str, next: &str, text: &str) -> String {
             "# Action after {from}\n\nFrom: {from}\nNext: none\n\n## Selected Action\n\nNothing is left to try.\n"
         );
     }
-    let parts: String = [
+    let mut parts = String::new();
+    for name in [
         "Goal",
         "Change",
         "Where",
         "Expected impact",
         "Risk",
         "Verification",
-    ]
-    .iter()
-    .map(|name| format!("- **{name}**: {text} `{name}`\n"))
-    .collect();
+    ] {
+        parts.extend(["- **", name, "**: ", text, " `", name, "`\n"]);
+    }
     format!(
         "# Action after {from}\n\nFrom: {from}\nNext: {next}\nEntry: by hand\n\n## Selected Action\n\n{parts}\n## Deferred\n\nNone.\n"
     )

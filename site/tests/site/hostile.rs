@@ -14,7 +14,7 @@ fn site() -> (build_site::SiteInput, build_site::Site) {
     world.versions[2].change = Some(HOSTILE.to_owned());
     let mut input = world.input(root.path());
     for version in &mut input.versions {
-        version.row.artifact_relpath = "../../../etc/passwd".to_owned();
+        "../../../etc/passwd".clone_into(&mut version.row.artifact_relpath);
         version.row.metrics.push(wmtp_records::Metric {
             name: HOSTILE.to_owned(),
             value: 1.0,
@@ -23,7 +23,7 @@ fn site() -> (build_site::SiteInput, build_site::Site) {
         version.action = Some(fixture::action("v001", "v002", HOSTILE));
         version.retry_report = Some(format!("# Retries\n\n{HOSTILE}\n"));
         if let Some(comparison) = &mut version.row.against_parent {
-            comparison.reason = HOSTILE.to_owned();
+            HOSTILE.clone_into(&mut comparison.reason);
         }
     }
     input.board.rows = input
@@ -42,15 +42,15 @@ fn site() -> (build_site::SiteInput, build_site::Site) {
     input.documents.model_card = Some(HOSTILE.to_owned());
     for run in input.runs.iter_mut().flatten() {
         run.name = Some(HOSTILE.to_owned());
-        run.host = HOSTILE.to_owned();
-        run.phase = HOSTILE.to_owned();
+        HOSTILE.clone_into(&mut run.host);
+        HOSTILE.clone_into(&mut run.phase);
         run.logs.push(build_site::input::LogLine {
             at: HOSTILE.to_owned(),
             level: HOSTILE.to_owned(),
             message: HOSTILE.to_owned(),
         });
         for event in &mut run.events {
-            event.text = HOSTILE.to_owned();
+            HOSTILE.clone_into(&mut event.text);
         }
         for attempt in &mut run.attempts {
             attempt.message = Some(HOSTILE.to_owned());
