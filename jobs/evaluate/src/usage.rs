@@ -291,7 +291,7 @@ mod tests {
         counters.iter_mut().try_for_each(Counter::read).unwrap();
         assert_eq!(sum(&counters), 3_500_001);
 
-        let meter = Meter::reading(folder.path().to_owned(), Duration::from_secs(3600));
+        let meter = Meter::reading(folder.path().to_owned(), Duration::from_hours(1));
         let energy = meter.end().unwrap();
         assert!(energy.is_measured);
         assert_eq!(energy.source, "RAPL: package-0, dram");
@@ -301,7 +301,7 @@ mod tests {
     fn what_is_neither_measured_nor_stated_is_left_out_and_said() {
         let folder = tempfile::tempdir().unwrap();
         let absent = Meter::reading(folder.path().join("absent"), EVERY).end();
-        let hour = Duration::from_secs(3600);
+        let hour = Duration::from_hours(1);
         let usage = Rates::default().usage(hour, absent.clone());
         assert_eq!((usage.energy, usage.cost), (None, None));
         assert!(usage.left_out[0].contains("the system shows no counters at"));

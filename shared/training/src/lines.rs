@@ -75,7 +75,9 @@ impl Lines {
         let text = String::from_utf8(buffer::read(path)?)
             .map_err(|error| buffer::bad_file(path, error))?;
         let mut lines = Self::default();
-        text.lines().for_each(|line| lines.push_line(line));
+        for line in text.lines() {
+            lines.push_line(line);
+        }
         Ok(lines)
     }
 }
@@ -89,7 +91,9 @@ mod tests {
         let mut lines = Lines::default();
         let wide = "x".repeat(PIECE / 3);
         let values: Vec<_> = (0..10).map(|i| format!("{i}{wide}")).collect();
-        values.iter().for_each(|value| lines.push(value));
+        for value in &values {
+            lines.push(value);
+        }
         lines.push(&"y".repeat(2 * PIECE));
         let held: usize = lines.pieces.iter().map(String::capacity).sum();
         assert!(held <= lines.num_bytes() + lines.pieces.len() * (PIECE / 2));

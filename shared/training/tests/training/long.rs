@@ -1,6 +1,5 @@
 //! A run of many steps takes no more memory than a short one.
 
-use std::io::Write as _;
 use std::process::Command;
 
 use candle_core::DType;
@@ -51,6 +50,7 @@ fn ten_thousand_steps_take_no_more_memory_than_five_thousand() {
     assert!(status.unwrap().success(), "see above");
 }
 
+#[expect(clippy::print_stderr, reason = "the figures are for people")]
 fn take_the_steps() {
     let file = counting(40);
     let params = tiny(2);
@@ -94,5 +94,5 @@ fn take_the_steps() {
         mib(record)
     );
     assert!(grown <= record + SLACK_BYTES, "{found}");
-    writeln!(std::io::stderr(), "{found}").unwrap();
+    eprintln!("{found}");
 }
