@@ -121,6 +121,7 @@ pub(crate) fn judge(runs: &[ScoredRun]) -> Result<Judged, Error> {
         .is_none_or(|metric| metric.higher_is_better);
     pooled.sort_by(|a, b| best_first(a, b, higher_is_better));
     warn_of_gaps(&pooled, &mut warnings);
+    warn_of_contamination(&runs, &mut warnings);
     warn_of_second_looks(&runs, &mut warnings);
 
     let comparer = Comparer::new(&pooled);
@@ -263,6 +264,19 @@ fn warn_of_gaps(pooled: &[Pooled], warnings: &mut Vec<String>) {
             ));
         }
     }
+}
+
+/// Problems of which the models have seen something say less about the others.
+fn warn_of_contamination(runs: &[&ScoredRun], warnings: &mut Vec<String>) {
+    let seen = |run: &&&ScoredRun| run.summary.contaminated.values().sum::<usize>();
+    let Some(run) = runs.iter().max_by_key(seen).filter(|run| seen(run) > 0) else {
+        return;
+    };
+    warnings.push(format!(
+        "of {} of {} tasks the training rows hold the statement or a program that solves it; clean_pass_at_1 counts the others",
+        seen(&run),
+        run.problems.len()
+    ));
 }
 
 /// The test set serves the final report once: who judged on it before may have chosen by what came of that.

@@ -1,8 +1,8 @@
 use std::collections::BTreeMap;
 
 use wmtp_records::{
-    EarlierTouch, ErrorClass, EvalScore, HeadLoss, Metric, ProblemCount, ScoreSummary, Split,
-    TestTouch,
+    Contamination, EarlierTouch, ErrorClass, EvalScore, HeadLoss, Metric, ProblemCount,
+    ScoreSummary, Split, TestTouch,
 };
 use wmtp_stats::leaderboard::{LeaderboardRow, Verdict, files};
 
@@ -498,6 +498,17 @@ fn a_leaderboard_artifact_holds_tables_analyses_figures_and_the_loops_notes() {
         csv.starts_with("version_id,dataset_id,created_at,latency_ms,artifact_relpath\n"),
         "{csv}"
     );
+}
+
+#[test]
+fn what_the_models_have_seen_of_the_tasks_is_told() {
+    let mut runs = board_of(&[("v001", "baseline", 8)], 2);
+    assert!(build(&runs).unwrap().warnings.is_empty());
+    runs[1].summary.contaminated =
+        BTreeMap::from([(Contamination::Statement, 1), (Contamination::Program, 2)]);
+    let warnings = build(&runs).unwrap().warnings;
+    assert_eq!(warnings.len(), 1);
+    assert!(warnings[0].starts_with("of 3 of 40 tasks"), "{warnings:?}");
 }
 
 #[test]
