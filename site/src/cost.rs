@@ -74,6 +74,32 @@ impl Cost {
     }
 }
 
+/// What all that the site knows of took.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Totals {
+    /// Hours of machine time of all jobs.
+    pub hours: f64,
+    /// Those of them on GPUs.
+    pub gpu_hours: f64,
+    /// Target tokens that trainings went over.
+    pub trained_tokens: u64,
+    /// Tokens that evaluations generated.
+    pub generated_tokens: u64,
+}
+
+impl Totals {
+    /// Adds up jobs and versions.
+    pub fn of<'a>(runs: &[RunInfo], versions: impl Iterator<Item = &'a Cost> + Clone) -> Self {
+        let hours = |run: &RunInfo| run.secs() / 3600.0;
+        Self {
+            hours: runs.iter().map(hours).sum(),
+            gpu_hours: runs.iter().filter(|run| run.is_on_gpu()).map(hours).sum(),
+            trained_tokens: versions.clone().filter_map(|one| one.trained_tokens).sum(),
+            generated_tokens: versions.map(|one| one.generated_tokens).sum(),
+        }
+    }
+}
+
 fn sources(version: &VersionInput) -> impl Iterator<Item = &wmtp_stats::leaderboard::RunSource> {
     version.row.runs.iter()
 }

@@ -26,7 +26,7 @@ use minijinja::value::{Kwargs, Value};
 use minijinja::{AutoEscape, Environment, UndefinedBehavior, context};
 use std::sync::Arc;
 
-use crate::cost::Cost;
+use crate::cost::{Cost, Totals};
 use crate::facts::Facts;
 use crate::input::{SiteInput, VersionInput};
 use crate::words::{Language, Words};
@@ -313,6 +313,11 @@ impl<'a> Book<'a> {
         let html = template.render(context! { ..values, ..page })?;
         self.site.add(format!("{}{path}", language.folder()), html);
         Ok(())
+    }
+
+    fn totals(&self) -> Totals {
+        let runs = self.input.runs.as_deref().unwrap_or_default();
+        Totals::of(runs, self.shared.costs.values())
     }
 
     fn cost(&self, id: &str) -> Cost {

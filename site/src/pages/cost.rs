@@ -29,37 +29,19 @@ pub(super) fn write(book: &mut Book<'_>) -> Result<(), Error> {
 
 /// All of it in one sentence.
 fn finding(book: &Book<'_>) -> String {
-    let runs = book.input.runs.as_deref().unwrap_or_default();
-    let hours: f64 = runs.iter().map(|run| run.secs() / 3600.0).sum();
-    let gpu: f64 = runs
-        .iter()
-        .filter(|run| run.is_on_gpu())
-        .map(|run| run.secs() / 3600.0)
-        .sum();
-    let generated: u64 = book
-        .shared
-        .costs
-        .values()
-        .map(|cost| cost.generated_tokens)
-        .sum();
-    let trained: u64 = book
-        .shared
-        .costs
-        .values()
-        .filter_map(|cost| cost.trained_tokens)
-        .sum();
+    let totals = book.totals();
     let values = [
-        ("hours", duration(hours)),
-        ("gpu", duration(gpu)),
-        ("trained", grouped(trained)),
-        ("generated", grouped(generated)),
+        ("hours", duration(totals.hours)),
+        ("gpu", duration(totals.gpu_hours)),
+        ("trained", grouped(totals.trained_tokens)),
+        ("generated", grouped(totals.generated_tokens)),
     ];
     let values = values
         .each_ref()
         .map(|(name, value)| (*name, value.as_str()));
-    let sentence = if hours <= 0.0 {
+    let sentence = if totals.hours <= 0.0 {
         "{trained} target tokens trained on and {generated} tokens generated; how long it took is not known here."
-    } else if gpu > 0.0 {
+    } else if totals.gpu_hours > 0.0 {
         "{hours} of machine time, {gpu} of it on GPUs, for {trained} target tokens trained on and {generated} generated."
     } else {
         "{hours} of machine time without a GPU, for {trained} target tokens trained on and {generated} generated."

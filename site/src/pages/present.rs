@@ -73,25 +73,7 @@ fn failing(version: &VersionInput) -> Option<&wmtp_records::GradedSample> {
 }
 
 fn cost(book: &Book<'_>) -> Vec<Value> {
-    let hours: f64 = book
-        .input
-        .runs
-        .iter()
-        .flatten()
-        .map(|run| run.secs() / 3600.0)
-        .sum();
-    let trained: u64 = book
-        .shared
-        .costs
-        .values()
-        .filter_map(|cost| cost.trained_tokens)
-        .sum();
-    let generated: u64 = book
-        .shared
-        .costs
-        .values()
-        .map(|cost| cost.generated_tokens)
-        .sum();
+    let totals = book.totals();
     let programs: u64 = book
         .input
         .board
@@ -100,13 +82,15 @@ fn cost(book: &Book<'_>) -> Vec<Value> {
         .map(|row| row.num_samples)
         .sum();
     let mut facts = Vec::new();
-    if hours > 0.0 {
-        facts.push((crate::cost::duration(hours), "of machine time"));
+    if totals.hours > 0.0 {
+        facts.push((crate::cost::duration(totals.hours), "of machine time"));
     }
-    if trained > 0 {
-        facts.push((crate::cost::grouped(trained), "target tokens trained on"));
+    if totals.trained_tokens > 0 {
+        let trained = crate::cost::grouped(totals.trained_tokens);
+        facts.push((trained, "target tokens trained on"));
     }
-    facts.push((crate::cost::grouped(generated), "tokens generated"));
+    let generated = crate::cost::grouped(totals.generated_tokens);
+    facts.push((generated, "tokens generated"));
     facts.push((crate::cost::grouped(programs), "programs run"));
     facts
         .into_iter()
