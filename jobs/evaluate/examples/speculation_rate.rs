@@ -14,7 +14,7 @@ use wmtp_data_sets::{PaddedBatch, micropy};
 use wmtp_decoding::{
     Choice, DrawKey, Ended, Generated, Generator, InferenceModel, Prompt, Sampling, Tally,
 };
-use wmtp_model::{DType, Device, Horizon, MtpModel, ParamStore, Params};
+use wmtp_model::{DType, Device, Horizon, MtpModel, ParamStore, Params, RowSetup};
 use wmtp_records::Split;
 use wmtp_tokens::{TokenizedSample, Tokenizer, encode_pair, encode_prompt};
 use wmtp_training::engine::Engine;
@@ -239,8 +239,8 @@ fn compare(
     sampling: Option<Sampling>,
 ) -> Result<serde_json::Value> {
     let generator = |model, tokens| Generator::new(model, texts.end_token, tokens);
-    let plain = || InferenceModel::new(params, store, MAX_TOKENS);
-    let proposing = InferenceModel::speculative(params, store, MAX_TOKENS)?;
+    let plain = || InferenceModel::new(params, store, MAX_TOKENS, &RowSetup::HOST);
+    let proposing = InferenceModel::speculative(params, store, MAX_TOKENS, &RowSetup::HOST)?;
     let ways = [
         generator(plain()?, 1),
         generator(plain()?, NEW_TOKENS),

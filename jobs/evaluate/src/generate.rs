@@ -40,8 +40,8 @@ pub(crate) struct Generation {
 
 /// Generates, for each problem, the greedy text and `num_samples` drawn ones, or takes them from an earlier attempt.
 ///
-/// Every core works on several problems at once and takes the next when texts end; a text depends on the problem and
-/// its sample number alone.
+/// Every core, or the device, works on several problems at once and takes the next when texts end; a text depends on the
+/// problem and its sample number alone.
 pub(crate) fn all(
     problems: &[&Problem],
     tokenizer: &Tokenizer,
@@ -142,7 +142,12 @@ fn on_every_core(
     let ended = &ended;
     std::thread::scope(|scope| {
         let (sender, texts) = mpsc::channel();
-        let workers: Vec<_> = (0..rayon::current_num_threads())
+        let num_workers = if generator.serves_every_thread() {
+            rayon::current_num_threads()
+        } else {
+            1
+        };
+        let workers: Vec<_> = (0..num_workers)
             .map(|_| {
                 let sender = sender.clone();
                 scope.spawn(move || {

@@ -95,16 +95,22 @@ pub(crate) fn score(
     let horizons: Vec<Horizon> = policy.params.horizons().collect();
     let next = Horizon::new(1).expect("1 is above 0");
     let correct = rows.correct_rows();
-    let per_batch = correct
-        .par_chunks(BATCH_SEQUENCES)
-        .map(|chunk| {
-            let beside = match &reference {
-                Some(reference) => head_cross_entropies(reference, rows, chunk, chunk.len(), next)?,
-                None => Vec::new(),
-            };
-            batch_sums(&model, &beside, &horizons, &pad_batch(rows, chunk))
-        })
-        .collect::<Result<Vec<_>>>()?;
+    let device = policy.store.device();
+    let sums = |chunk: &[usize]| {
+        let beside = match &reference {
+            Some(reference) => head_cross_entropies(reference, rows, chunk, chunk.len(), next)?,
+            None => Vec::new(),
+        };
+        batch_sums(&model, &beside, &horizons, &pad_batch(rows, chunk), device)
+    };
+    // A device serves one thread.
+    let per_batch: Vec<_> = if device.is_cpu() {
+        let chunks = correct.par_chunks(BATCH_SEQUENCES);
+        chunks.map(sums).collect::<Result<_>>()?
+    } else {
+        let chunks = correct.chunks(BATCH_SEQUENCES);
+        chunks.map(sums).collect::<Result<_>>()?
+    };
     let total = |head: usize| {
         per_batch
             .iter()
@@ -124,8 +130,9 @@ fn batch_sums(
     beside: &[Vec<f64>],
     horizons: &[Horizon],
     batch: &PaddedBatch,
+    device: &Device,
 ) -> Result<Vec<Sums>> {
-    let trunk_bsd = model.trunk(&ids_tensor(batch, &Device::Cpu)?)?;
+    let trunk_bsd = model.trunk(&ids_tensor(batch, device)?)?;
     horizons
         .iter()
         .map(|&horizon| {

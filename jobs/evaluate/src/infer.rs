@@ -6,7 +6,7 @@ use wmtp_job_kit::{Job, JobError, Kind, Manifest, Output, Plan, PlanCx, Run};
 use wmtp_recipe::{Evaluation, Recipe};
 use wmtp_records::{Completion, CompletionTiming, completion_files, jsonl};
 
-use crate::inputs::{self, DATA, Inputs};
+use crate::inputs::{self, Computing, DATA, Inputs};
 use crate::latency;
 use crate::subject::{self, Subject};
 use crate::texts::{Text, Texts};
@@ -48,6 +48,7 @@ pub struct Work {
     evaluation: Evaluation,
     shard: Shard,
     origin: Origin,
+    computing: Computing,
     rates: Rates,
 }
 
@@ -77,18 +78,24 @@ impl Job for Infer {
             "{} on the {} split, {} samples a problem, shard {}",
             subject.version_id, evaluation.split, evaluation.num_samples, self.shard
         );
-        let origin = Origin::of(recipe, &data, &subject.manifest);
-        Ok(Plan::new(Work {
+        let computing = self.inputs.computing(&subject);
+        let origin = Origin::of(recipe, &data, &subject.manifest, computing);
+        let plan = Plan::new(Work {
             subject,
             evaluation,
             shard: self.shard,
             origin,
+            computing,
             rates: self.rates.clone(),
         })
         .options(options)
         .option("shard", self.shard.to_string())
         .output(COMPLETIONS, Kind::Completions)
-        .note(note))
+        .note(note);
+        Ok(match computing.option() {
+            Some(device) => plan.option("device", device),
+            None => plan,
+        })
     }
 
     fn run(work: &Work, run: &mut Run) -> Result<Vec<Output>, JobError> {
@@ -97,7 +104,8 @@ impl Job for Infer {
         let problems = inputs::read_problems(&data, &work.evaluation)?;
         let own = inputs::of_shard(&problems, work.shard);
         let (params, store) = work.subject.load(&run.input(subject::ROLE)?)?;
-        let generation = inputs::generate(&own, &data, &params, &store, run)?;
+        let setup = work.computing.open(run)?;
+        let generation = inputs::generate(&own, &data, &params, &store, &setup, run)?;
         let (completions, timings): (Vec<_>, Vec<_>) =
             generation.texts.into_iter().map(Text::into_parts).unzip();
         latency::tell(&latency::summary(&timings), run);
@@ -122,8 +130,15 @@ impl Origin {
     const PROTOCOL: &str = "protocol_sha256";
 
     /// Of what is generated with this recipe.
-    pub(crate) fn of(recipe: &Recipe, data: &Manifest, model: &Manifest) -> Self {
+    pub(crate) fn of(
+        recipe: &Recipe,
+        data: &Manifest,
+        model: &Manifest,
+        computing: Computing,
+    ) -> Self {
         let settings = recipe.section_options(&SETTINGS).to_string();
+        // Texts of the CPU and of a device are not parts of one whole.
+        let settings = settings + computing.option().unwrap_or_default();
         Self {
             data: data.id.to_string(),
             model: model.id.to_string(),

@@ -5,10 +5,11 @@ use std::path::Path;
 use wmtp_decoding::{Beam, Generator, InferenceModel, Sampling};
 use wmtp_grading::files::Shard;
 use wmtp_job_kit::{JobError, Kind, Manifest, PlanCx, Run};
-use wmtp_model::{ParamStore, Params};
+use wmtp_model::{ParamStore, Params, Place, Products, RowSetup};
 use wmtp_recipe::{Evaluation, seed};
 use wmtp_records::{Problem, data_files, jsonl};
 use wmtp_tokens::Tokenizer;
+use wmtp_training::session;
 
 use crate::generate::{self, Drawing, Generation};
 use crate::subject::Subject;
@@ -33,9 +34,49 @@ pub(crate) struct Inputs {
     /// Untrained base model: artifact id or name
     #[arg(long, value_name = "MODEL")]
     base: Option<String>,
+    /// Where the model computes: cpu, cuda, or cuda:1 for the second device
+    #[arg(long, value_name = "DEVICE", env = "WMTP_DEVICE", default_value_t = Place::BUILT_FOR)]
+    device: Place,
+}
+
+/// Where a model computes, and with what products: those of its training on a device, f32 on the CPU.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Computing {
+    place: Place,
+    products: Products,
+}
+
+impl Computing {
+    /// What it adds to the settings that decide texts and scores: nothing on the CPU, whose bits others do not have.
+    pub(crate) fn option(self) -> Option<&'static str> {
+        match (self.place, self.products) {
+            (Place::Cpu, _) => None,
+            (Place::Cuda(_), Products::F32) => Some("cuda"),
+            (Place::Cuda(_), Products::Bf16) => Some("cuda, bf16 products"),
+        }
+    }
+
+    /// Opens the device.
+    pub(crate) fn open(self, run: &Run) -> Result<RowSetup, JobError> {
+        Ok(RowSetup {
+            device: session::open_device(self.place, run)?,
+            products: self.products,
+        })
+    }
 }
 
 impl Inputs {
+    /// Where the model computes.
+    pub(crate) fn computing(&self, subject: &Subject) -> Computing {
+        Computing {
+            place: self.device,
+            products: match self.device {
+                Place::Cpu => Products::F32,
+                Place::Cuda(_) => session::products(subject.recipe.model.dtype),
+            },
+        }
+    }
+
     /// The data set and the model, which must belong together.
     pub(crate) fn register(&self, cx: &mut PlanCx<'_>) -> Result<(Manifest, Subject), JobError> {
         let data = cx.input(DATA, Kind::ProcessedData, &self.data)?;
@@ -112,11 +153,12 @@ pub(crate) fn generate(
     data: &Path,
     params: &Params,
     store: &ParamStore,
+    setup: &RowSetup,
     run: &Run,
 ) -> Result<Generation, JobError> {
     let tokenizer =
         Tokenizer::load(&data.join(data_files::TOKENIZER)).map_err(JobError::bad_input)?;
-    let generator = generator(run, params, store, &tokenizer)?;
+    let generator = generator(run, params, store, setup, &tokenizer)?;
     let drawing = drawing(&run.recipe().evaluation, run.recipe().seed);
     generate::all(problems, &tokenizer, &generator, drawing, run)
 }
@@ -125,6 +167,7 @@ fn generator(
     run: &Run,
     params: &Params,
     store: &ParamStore,
+    setup: &RowSetup,
     tokenizer: &Tokenizer,
 ) -> Result<Generator, JobError> {
     let recipe = run.recipe();
@@ -132,9 +175,9 @@ fn generator(
     // Prompts are as long as in training; the continuation comes on top.
     let max_tokens = recipe.data.max_length + max_new_tokens;
     let model = if recipe.evaluation.speculate {
-        InferenceModel::speculative(params, store, max_tokens)
+        InferenceModel::speculative(params, store, max_tokens, setup)
     } else {
-        InferenceModel::new(params, store, max_tokens)
+        InferenceModel::new(params, store, max_tokens, setup)
     };
     let model = model.map_err(JobError::bad_input)?;
     Ok(Generator::new(model, tokenizer.eos(), max_new_tokens))

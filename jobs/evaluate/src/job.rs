@@ -9,6 +9,7 @@ use wmtp_data_sets::TokenFile;
 use wmtp_decoding::Tally;
 use wmtp_grading::{Grader, GraderConfig, Limits, Program};
 use wmtp_job_kit::{Exit, Job, JobError, Kind, Manifest, Output, Plan, PlanCx, Run};
+use wmtp_model::{Device, ParamStore, Params};
 use wmtp_recipe::{Evaluation, SandboxTier};
 use wmtp_records::{
     AuditOutcome, Completion, EvalScore, GradedSample, Latency, Problem, ProblemCount,
@@ -19,7 +20,7 @@ use crate::contamination::{self, Flags};
 use crate::generate::{self, Generation};
 use crate::heads::{self, HeadScore, Weights};
 use crate::infer::{self, Origin};
-use crate::inputs::{self, DATA, Inputs};
+use crate::inputs::{self, Computing, DATA, Inputs};
 use crate::looks::Look;
 use crate::matches::{self, Matches};
 use crate::score::Beside;
@@ -67,6 +68,7 @@ pub struct Work {
     /// Where the training data are known: their id, and the role that they have among the inputs.
     trained_on: Option<(String, &'static str)>,
     look: Option<Look>,
+    computing: Computing,
     rates: Rates,
 }
 
@@ -90,7 +92,8 @@ impl Job for Evaluate {
         let (data, subject) = self.inputs.register(cx)?;
         let reference = Inputs::reference(cx, REFERENCE, self.reference_ce.as_deref(), &data)?;
         let trained_on = trained_on(cx, &data, &subject)?;
-        let origin = Origin::of(cx.recipe()?, &data, &subject.manifest);
+        let computing = self.inputs.computing(&subject);
+        let origin = Origin::of(cx.recipe()?, &data, &subject.manifest, computing);
         // What decides the scores, however the texts were generated: shards come to it last.
         let judged = cx.inputs();
         let shards = infer::register_shards(&self.merge, &origin, cx)?;
@@ -112,6 +115,10 @@ impl Job for Evaluate {
             .option("trained_on", known)
             .output(SCORES, Kind::Scores)
             .note(note);
+        let plan = match computing.option() {
+            Some(device) => plan.option("device", device),
+            None => plan,
+        };
         let version = (Self::NAME, Self::VERSION);
         let look = Look::planned(recipe, &data, &subject, version, &judged, &plan.options)?;
         let plan = match &look {
@@ -127,6 +134,7 @@ impl Job for Evaluate {
             reference: reference.map(|manifest| manifest.id.to_string()),
             trained_on,
             look,
+            computing,
             rates: self.rates.clone(),
         }))
     }
@@ -142,10 +150,11 @@ impl Job for Evaluate {
             .map_err(sandbox_error)?;
         let touch = work.look.as_ref().map(|look| look.register(run));
         let touch = touch.transpose()?;
+        let setup = work.computing.open(run)?;
 
         let all: Vec<&Problem> = problems.iter().collect();
         let Generation { texts, tally } = if work.shards.is_empty() {
-            inputs::generate(&all, &data, &params, &store, run)?
+            inputs::generate(&all, &data, &params, &store, &setup, run)?
         } else {
             let texts = infer::merge(&work.shards, run)?;
             let drawing = inputs::drawing(evaluation, run.recipe().seed);
@@ -159,11 +168,7 @@ impl Job for Evaluate {
 
         let flags = work.flags(&problems, &data, run)?;
         let samples = execute(&problems, completions, &flags, &grader, run)?;
-        let policy = Weights {
-            params: &params,
-            store: &store,
-        };
-        let heads = work.head_scores(&data, policy, run)?;
+        let heads = work.head_scores(&data, (&params, store), &setup.device, run)?;
         let matches = matches::of(&problems, &samples, &grader);
         let report = Report {
             counts: score::count(&problems, &samples, &flags),
@@ -237,13 +242,26 @@ impl Work {
     fn head_scores(
         &self,
         data: &Path,
-        policy: Weights<'_>,
+        (params, store): (&Params, ParamStore),
+        device: &Device,
         run: &Run,
     ) -> Result<Vec<HeadScore>, JobError> {
         let path = data.join(data_files::tokens(self.evaluation.split));
         let rows = TokenFile::load(&path).map_err(JobError::bad_input)?;
+        let there = |store: ParamStore| match device {
+            Device::Cpu => Ok(store),
+            device => store.to_device(device).map_err(JobError::internal),
+        };
+        let store = there(store)?;
+        let policy = Weights {
+            params,
+            store: &store,
+        };
         let reference = match &self.reference {
-            Some(_) => Some(subject::load_reference(&run.input(REFERENCE)?)?),
+            Some(_) => {
+                let (params, store) = subject::load_reference(&run.input(REFERENCE)?)?;
+                Some((params, there(store)?))
+            }
             None => None,
         };
         let reference = reference

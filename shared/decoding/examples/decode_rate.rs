@@ -8,7 +8,7 @@ use std::io::Write;
 use std::ops::ControlFlow;
 
 use wmtp_decoding::{Choice, Generator, InferenceModel, Prompt};
-use wmtp_model::{DType, Device, ParamStore, Params};
+use wmtp_model::{DType, Device, ParamStore, Params, RowSetup};
 
 /// As in the jobs.
 #[global_allocator]
@@ -57,7 +57,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         n_future_tokens: heads,
     };
     let store = ParamStore::init(&params, 42, DType::F32, &Device::Cpu)?;
-    let model = InferenceModel::new(&params, &store, prompt + tokens)?;
+    let model = InferenceModel::new(&params, &store, prompt + tokens, &RowSetup::HOST)?;
     // No token of the vocabulary ends a text.
     let generator = Generator::new(model, u32::MAX, tokens);
     let prompts: Vec<Vec<u32>> = (0..batch)

@@ -91,7 +91,7 @@ impl Search {
         let best_open = grown
             .first()
             .map(|best| self.beam.score(best.log_prob, num_tokens));
-        self.open = self.children(&grown);
+        self.open = self.children(&grown)?;
         if num_tokens == self.budget {
             for open in std::mem::take(&mut self.open) {
                 self.end(open.log_prob, num_tokens, open.text, false);
@@ -126,7 +126,7 @@ impl Search {
     }
 
     /// Each with a cache of its own; the last child of a parent takes the parent's.
-    fn children(&mut self, grown: &[Candidate]) -> Vec<Hypothesis> {
+    fn children(&mut self, grown: &[Candidate]) -> Result<Vec<Hypothesis>> {
         let mut parents: Vec<_> = std::mem::take(&mut self.open)
             .into_iter()
             .map(Some)
@@ -136,15 +136,18 @@ impl Search {
                 .iter()
                 .any(|later| later.parent == candidate.parent);
             let parent = &mut parents[candidate.parent];
-            let Hypothesis { text, sequence, .. } = if is_last {
-                parent.take()?
+            let parent = if is_last {
+                parent.take().map(Ok)
             } else {
-                parent.as_ref()?.fork()
+                parent.as_ref().map(Hypothesis::fork)
             };
-            Some(Hypothesis {
-                text: [text.as_slice(), &[candidate.token]].concat(),
-                sequence,
-                log_prob: candidate.log_prob,
+            parent.map(|parent| {
+                let Hypothesis { text, sequence, .. } = parent?;
+                Ok(Hypothesis {
+                    text: [text.as_slice(), &[candidate.token]].concat(),
+                    sequence,
+                    log_prob: candidate.log_prob,
+                })
             })
         };
         grown.iter().enumerate().filter_map(child).collect()
@@ -163,12 +166,12 @@ impl Search {
 }
 
 impl Hypothesis {
-    fn fork(&self) -> Self {
-        Self {
+    fn fork(&self) -> Result<Self> {
+        Ok(Self {
             text: self.text.clone(),
-            sequence: self.sequence.fork(self.sequence.len()),
+            sequence: self.sequence.fork(self.sequence.len())?,
             log_prob: self.log_prob,
-        }
+        })
     }
 }
 
@@ -189,7 +192,7 @@ fn likeliest(logits_v: &[f32], most: usize) -> Option<Vec<(u32, f64)>> {
 
 #[cfg(test)]
 mod tests {
-    use wmtp_model::{DType, Device, ParamStore, Params};
+    use wmtp_model::{DType, Device, ParamStore, Params, RowSetup};
 
     use super::*;
     use crate::infer::InferenceModel;
@@ -197,12 +200,14 @@ mod tests {
     fn search(width: usize, length_penalty: f64, budget: usize) -> Search {
         let params = Params::micro_mtp(8);
         let store = ParamStore::init(&params, 1, DType::F32, &Device::Cpu).expect("a model");
-        let model = InferenceModel::new(&params, &store, 8).expect("a complete store");
+        let model =
+            InferenceModel::new(&params, &store, 8, &RowSetup::HOST).expect("a complete store");
         let beam = Beam {
             width,
             length_penalty,
         };
-        Search::new(beam, 0, budget, model.empty_sequence())
+        let sequence = model.empty_sequence().expect("room on the host");
+        Search::new(beam, 0, budget, sequence)
     }
 
     fn logits(probabilities: [f32; 3]) -> Vec<f32> {

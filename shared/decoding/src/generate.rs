@@ -240,7 +240,7 @@ impl<'a> Frontier<'a> {
         let Some(beam) = self.prompt.beam.filter(|_| root.text.is_empty()) else {
             return Ok(());
         };
-        let sequence = root.sequence.fork(root.sequence.len());
+        let sequence = root.sequence.fork(root.sequence.len())?;
         self.search = Some(Search::new(beam, end_token, self.budget, sequence));
         self.search(&[logits_v])
     }
@@ -283,8 +283,7 @@ impl<'a> Frontier<'a> {
             tally.accepted[place] += 1;
             text.extend(proposal);
         }
-        self.part(branch.sequence, branch.trunk, children, found);
-        Ok(())
+        self.part(branch.sequence, branch.trunk, children, found)
     }
 
     /// Gives each child its cache; the last takes that of its parent.
@@ -294,15 +293,14 @@ impl<'a> Frontier<'a> {
         unasked: Vec<f32>,
         children: Vec<(usize, Vec<u32>, Vec<usize>)>,
         found: &Found<'_>,
-    ) {
+    ) -> Result<()> {
         let start = sequence.len() - found.num_read;
         let Some(last) = children.len().checked_sub(1) else {
-            return;
+            return Ok(());
         };
-        let mut forks: Vec<(Sequence, Vec<f32>)> = children[..last]
-            .iter()
-            .map(|(read, ..)| (sequence.fork(start + read), unasked.clone()))
-            .collect();
+        let fork = |(read, ..): &(usize, _, _)| Ok((sequence.fork(start + read)?, unasked.clone()));
+        let mut forks: Vec<(Sequence, Vec<f32>)> =
+            children[..last].iter().map(fork).collect::<Result<_>>()?;
         sequence.truncate(start + children[last].0);
         forks.push((sequence, unasked));
         for ((read, text, samples), (sequence, mut trunk)) in children.into_iter().zip(forks) {
@@ -316,6 +314,7 @@ impl<'a> Frontier<'a> {
                 trunk,
             });
         }
+        Ok(())
     }
 
     /// The samples by the token that each picks to follow `position`.
@@ -375,10 +374,17 @@ impl Generator {
         }
     }
 
+    /// Whether every thread may generate for itself; on a device one serves all.
+    pub fn serves_every_thread(&self) -> bool {
+        self.model.reads_on_host()
+    }
+
     /// Reads a token and forgets it: the first text of a thread does not pay for memory that nobody has touched yet.
     /// What fails here fails again, with the number of its prompt, when a text is generated.
     pub fn warm_up(&self) {
-        let mut sequence = self.model.empty_sequence();
+        let Ok(mut sequence) = self.model.empty_sequence() else {
+            return;
+        };
         let reading = Reading {
             sequence: &mut sequence,
             ids: &[0],
@@ -434,7 +440,7 @@ impl Generator {
             }
             // After others were taken up: a text that is alone for a moment only would pay for the heads and gain nothing.
             if open.iter().map(Frontier::num_open).sum::<usize>() <= MAX_SPECULATED {
-                self.propose(&mut open);
+                self.propose(&mut open)?;
             }
             self.advance(&mut open, &mut tally)?;
             for frontier in &mut open {
@@ -461,10 +467,8 @@ impl Generator {
         number: usize,
         prompt: Prompt<'a>,
     ) -> std::result::Result<Frontier<'a>, PromptError> {
-        let budget = self
-            .budget(prompt.ids.len())
-            .map_err(|error| PromptError { number, error })?;
-        let sequence = self.model.empty_sequence();
+        let fresh = || Ok((self.budget(prompt.ids.len())?, self.model.empty_sequence()?));
+        let (budget, sequence) = fresh().map_err(|error| PromptError { number, error })?;
         Ok(Frontier::new(number, prompt, budget, sequence))
     }
 
@@ -501,12 +505,12 @@ impl Generator {
             // Before the branches are taken, of which the first may begin a search.
             let num_searched = frontier.num_open() - frontier.branches.len();
             for branch in std::mem::take(&mut frontier.branches) {
-                let own_trunk = trunk
-                    .split_off(..branch.unread.len() * dim)
-                    .expect("a row of the trunk for every id");
+                let num_kept = if proposing { branch.unread.len() } else { 0 };
                 let found = Found {
                     num_read: branch.unread.len(),
-                    trunk: if proposing { own_trunk } else { &[] },
+                    trunk: trunk
+                        .split_off(..num_kept * dim)
+                        .expect("a row of the trunk for every id"),
                     logits: logits
                         .split_off(..(1 + branch.num_proposals) * vocab_size)
                         .expect("logits for every place"),
@@ -522,7 +526,7 @@ impl Generator {
                     .map_err(|error| PromptError { number, error })?;
             }
             if num_searched > 0 {
-                trunk = &trunk[num_searched * dim..];
+                trunk = trunk.get(num_searched * dim..).unwrap_or_default();
                 let own = logits
                     .split_off(..num_searched * vocab_size)
                     .expect("logits for every text of the search");
@@ -537,7 +541,8 @@ impl Generator {
     }
 
     /// Puts what the other heads propose behind the last token of every branch where that may save a forward.
-    fn propose(&self, open: &mut [Frontier<'_>]) {
+    fn propose(&self, open: &mut [Frontier<'_>]) -> std::result::Result<(), PromptError> {
+        let number = open.first().map_or(0, |one| one.number);
         let num_proposing = self.model.num_proposing();
         let mut asked: Vec<(&mut Branch, &[Choice], usize)> = open
             .iter_mut()
@@ -560,9 +565,12 @@ impl Generator {
             })
             .collect();
         if questions.is_empty() {
-            return;
+            return Ok(());
         }
-        let logits = self.model.propose(&mut questions);
+        let logits = self
+            .model
+            .propose(&mut questions)
+            .map_err(|error| PromptError { number, error })?;
         let logits: Vec<&[f32]> = logits.chunks_exact(self.model.vocab_size()).collect();
         let num_asked = asked.len();
         for (index, (branch, choices, most)) in asked.into_iter().enumerate() {
@@ -577,6 +585,7 @@ impl Generator {
             branch.trunk.clear();
             branch.num_proposals = branch.unread.len() - 1;
         }
+        Ok(())
     }
 }
 
@@ -590,7 +599,7 @@ fn count(branch: &Branch, tally: &mut Tally) {
 #[cfg(test)]
 mod tests {
     use candle_core::{DType, Device, Tensor};
-    use wmtp_model::{Horizon, MtpModel, ParamStore, Params, loss};
+    use wmtp_model::{Horizon, MtpModel, ParamStore, Params, RowSetup, loss};
 
     use super::*;
     use crate::sampling::{DrawKey, Sampling};
@@ -613,7 +622,8 @@ mod tests {
     }
 
     fn generator(params: &Params, store: &ParamStore, max_new_tokens: usize) -> Generator {
-        let model = InferenceModel::new(params, store, 64).expect("complete store");
+        let model =
+            InferenceModel::new(params, store, 64, &RowSetup::HOST).expect("complete store");
         // No token of the vocabulary ends the text, so that lengths are known.
         Generator::new(model, u32::MAX, max_new_tokens)
     }
@@ -650,7 +660,8 @@ mod tests {
         // The second prompt fills more than one panel of keys, and takes several groups of rows.
         let long: Vec<u32> = (0..70).map(|i| i * 7 % 40).collect();
         for prompt in [&[1, 5, 9, 13, 2], long.as_slice()] {
-            let model = InferenceModel::new(&params, &store, 128).expect("complete store");
+            let model =
+                InferenceModel::new(&params, &store, 128, &RowSetup::HOST).expect("complete store");
             let got = Generator::new(model, u32::MAX, 20)
                 .generate(&Prompt {
                     ids: prompt,
@@ -728,7 +739,8 @@ mod tests {
             .expect("generation");
         // End at a token that some sample draws early on.
         let end = open_ended[0].ids[3];
-        let model = InferenceModel::new(&params, &store, 64).expect("complete store");
+        let model =
+            InferenceModel::new(&params, &store, 64, &RowSetup::HOST).expect("complete store");
         let ended = Generator::new(model, end, 16)
             .generate(&Prompt {
                 ids: &prompt,
@@ -849,8 +861,10 @@ mod tests {
     #[test]
     fn proposals_save_forwards_and_change_no_text() {
         let (params, store) = trained();
-        let plain = || InferenceModel::new(&params, &store, 64).expect("complete store");
-        let speculative = || InferenceModel::speculative(&params, &store, 64).expect("complete");
+        let plain =
+            || InferenceModel::new(&params, &store, 64, &RowSetup::HOST).expect("complete store");
+        let speculative =
+            || InferenceModel::speculative(&params, &store, 64, &RowSetup::HOST).expect("complete");
         let long: Vec<u32> = LEARNT.iter().copied().cycle().take(40).collect();
         let mut protocols = vec![
             ("greedy", vec![Choice::Greedy]),
@@ -880,7 +894,8 @@ mod tests {
     #[test]
     fn heads_are_not_asked_where_the_next_prompt_takes_the_place_of_a_text() {
         let (params, store) = trained();
-        let model = InferenceModel::speculative(&params, &store, 64).expect("complete");
+        let model =
+            InferenceModel::speculative(&params, &store, 64, &RowSetup::HOST).expect("complete");
         let long: Vec<u32> = LEARNT.iter().copied().cycle().take(54).collect();
         // 24, 24 and 14 tokens; the fourth takes the place of the third and ends with the others.
         let prompts = [5, 6, 50, 54].map(|len| (&long[..len], vec![Choice::Greedy]));
@@ -893,7 +908,8 @@ mod tests {
     #[test]
     fn a_text_does_not_depend_on_what_is_generated_beside_it() {
         let (params, store) = tiny();
-        let model = || InferenceModel::new(&params, &store, 64).expect("complete store");
+        let model =
+            || InferenceModel::new(&params, &store, 64, &RowSetup::HOST).expect("complete store");
         let prompts: Vec<(&[u32], Vec<Choice>)> = (1..9)
             .map(|len| {
                 (
@@ -944,7 +960,8 @@ mod tests {
     #[test]
     fn a_search_finds_the_same_whatever_is_generated_beside_it() {
         let (params, store) = trained();
-        let plain = || InferenceModel::new(&params, &store, 64).expect("complete store");
+        let plain =
+            || InferenceModel::new(&params, &store, 64, &RowSetup::HOST).expect("complete store");
         let beam = |width| Beam {
             width,
             length_penalty: 1.0,
@@ -953,7 +970,8 @@ mod tests {
             let alone = found(plain(), end_token, 1, beam(3));
             assert_eq!(alone.len(), 7);
             assert_eq!(found(plain(), end_token, 30, beam(3)), alone);
-            let speculative = InferenceModel::speculative(&params, &store, 64).expect("complete");
+            let speculative = InferenceModel::speculative(&params, &store, 64, &RowSetup::HOST)
+                .expect("complete");
             assert_eq!(found(speculative, end_token, 1, beam(3)), alone);
             // One text that grows is the greedy one.
             let prompts: Vec<(&[u32], Vec<Choice>)> = (1..8)
@@ -1001,7 +1019,8 @@ mod tests {
                 }
             }
         }
-        let inference = InferenceModel::new(&params, &store, 64).expect("complete store");
+        let inference =
+            InferenceModel::new(&params, &store, 64, &RowSetup::HOST).expect("complete store");
         let found = Generator::new(inference, end_token, 2)
             .generate(&Prompt {
                 ids: &prompt,

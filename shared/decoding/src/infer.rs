@@ -1,10 +1,14 @@
 //! Forward pass of trunk and heads with kept keys and values, for many sequences at once.
 
-use wmtp_model::{Angles, KeyValues, ParamStore, Params, RowBlock, RowEmbedding, RowOutput, Span};
+use wmtp_model::{
+    Angles, Device, KeyValues, ParamStore, Params, RowBlock, RowEmbedding, RowOutput, RowSetup,
+    Span,
+};
 
 use crate::error::Result;
 
-/// A model ready for decoding: its weights are copied into the layout that few rows are multiplied with fastest.
+/// A model ready for decoding: its weights are copied to where it reads, in the layout that few rows are multiplied with
+/// fastest.
 #[derive(Debug)]
 pub struct InferenceModel {
     embedding: RowEmbedding,
@@ -13,6 +17,7 @@ pub struct InferenceModel {
     heads: Vec<RowBlock>,
     output: RowOutput,
     angles: Angles,
+    reads_on_host: bool,
 }
 
 /// Keys and values of the positions that a model has read of one text.
@@ -33,7 +38,7 @@ pub(crate) struct Reading<'a> {
 
 /// What reading gave, the texts behind each other.
 pub(crate) struct Read {
-    /// The trunk's output for every id, `[ids, d]`.
+    /// The trunk's output for every id, `[ids, d]`; nothing where no head proposes.
     pub(crate) trunk: Vec<f32>,
     /// Head 1's logits, `[places, v]`.
     pub(crate) logits: Vec<f32>,
@@ -53,12 +58,15 @@ impl Sequence {
     }
 
     /// A copy that has read `len` positions.
-    pub(crate) fn fork(&self, len: usize) -> Self {
-        let fork = |caches: &[KeyValues]| caches.iter().map(|cache| cache.fork(len)).collect();
-        Self {
-            trunk: fork(&self.trunk),
-            heads: fork(&self.heads),
-        }
+    pub(crate) fn fork(&self, len: usize) -> Result<Self> {
+        let fork = |caches: &[KeyValues]| -> Result<Vec<KeyValues>> {
+            let forks = caches.iter().map(|cache| cache.fork(len));
+            Ok(forks.collect::<wmtp_model::Result<_>>()?)
+        };
+        Ok(Self {
+            trunk: fork(&self.trunk)?,
+            heads: fork(&self.heads)?,
+        })
     }
 
     /// Forgets all but the first `len` positions.
@@ -75,17 +83,28 @@ impl InferenceModel {
     /// `max_tokens` bounds prompt and continuation together; the rotary table is made for it.
     ///
     /// # Errors
-    /// When the store does not hold the parameters, or holds them in another type than f32.
-    pub fn new(params: &Params, store: &ParamStore, max_tokens: usize) -> Result<Self> {
-        Self::with_heads(params, store, max_tokens, 1)
+    /// When the store does not hold the parameters, or holds them in another type than f32, or when the device has no
+    /// room for them.
+    pub fn new(
+        params: &Params,
+        store: &ParamStore,
+        max_tokens: usize,
+        setup: &RowSetup,
+    ) -> Result<Self> {
+        Self::with_heads(params, store, max_tokens, 1, setup)
     }
 
     /// Trunk and every head: those after the first propose tokens that head 1 then verifies.
     ///
     /// # Errors
     /// As [`Self::new`].
-    pub fn speculative(params: &Params, store: &ParamStore, max_tokens: usize) -> Result<Self> {
-        Self::with_heads(params, store, max_tokens, params.num_horizons())
+    pub fn speculative(
+        params: &Params,
+        store: &ParamStore,
+        max_tokens: usize,
+        setup: &RowSetup,
+    ) -> Result<Self> {
+        Self::with_heads(params, store, max_tokens, params.num_horizons(), setup)
     }
 
     fn with_heads(
@@ -93,10 +112,11 @@ impl InferenceModel {
         store: &ParamStore,
         max_tokens: usize,
         num_heads: usize,
+        setup: &RowSetup,
     ) -> Result<Self> {
-        let block = |prefix: String| RowBlock::new(params, store, &prefix);
+        let block = |prefix: String| RowBlock::new(params, store, &prefix, setup);
         Ok(Self {
-            embedding: RowEmbedding::new(store)?,
+            embedding: RowEmbedding::new(store, setup)?,
             trunk: (0..params.num_trunk_blocks())
                 .map(|index| block(format!("layers.{index}")))
                 .collect::<wmtp_model::Result<_>>()?,
@@ -105,9 +125,15 @@ impl InferenceModel {
                 .take(num_heads)
                 .map(|horizon| block(params.head_prefix(horizon)))
                 .collect::<wmtp_model::Result<_>>()?,
-            output: RowOutput::new(params, store)?,
-            angles: Angles::new(params, max_tokens),
+            output: RowOutput::new(params, store, setup)?,
+            angles: Angles::new(params, max_tokens, setup)?,
+            reads_on_host: matches!(setup.device, Device::Cpu),
         })
+    }
+
+    /// Whether every thread of the host may read for itself; a device serves one.
+    pub(crate) fn reads_on_host(&self) -> bool {
+        self.reads_on_host
     }
 
     /// Positions that prompt and continuation may take together.
@@ -128,20 +154,25 @@ impl InferenceModel {
         self.output.vocab_size()
     }
 
-    pub(crate) fn empty_sequence(&self) -> Sequence {
-        let empty = |blocks: &[RowBlock]| blocks.iter().map(RowBlock::empty_cache).collect();
-        Sequence {
-            trunk: empty(&self.trunk),
-            heads: empty(&self.heads),
-        }
+    pub(crate) fn empty_sequence(&self) -> Result<Sequence> {
+        let empty = |blocks: &[RowBlock]| -> Result<Vec<KeyValues>> {
+            let empty = blocks.iter().map(RowBlock::empty_cache);
+            Ok(empty.collect::<wmtp_model::Result<_>>()?)
+        };
+        Ok(Sequence {
+            trunk: empty(&self.trunk)?,
+            heads: empty(&self.heads)?,
+        })
     }
 
     /// Reads what comes next in each text.
     pub(crate) fn read(&self, readings: &mut [Reading<'_>]) -> Result<Read> {
-        let mut trunk = Vec::new();
-        for reading in readings.iter() {
-            self.embedding.read(reading.ids, &mut trunk)?;
-        }
+        let ids: Vec<u32> = readings
+            .iter()
+            .flat_map(|reading| reading.ids)
+            .copied()
+            .collect();
+        let mut trunk = self.embedding.read(&ids)?;
         for (index, block) in self.trunk.iter().enumerate() {
             let mut spans: Vec<Span<'_>> = readings
                 .iter_mut()
@@ -151,7 +182,7 @@ impl InferenceModel {
                     kept: reading.ids.len(),
                 })
                 .collect();
-            trunk = block.forward(&trunk, &mut spans, &self.angles);
+            trunk = block.forward(&trunk, &mut spans, &self.angles)?;
         }
         let mut spans: Vec<Span<'_>> = readings
             .iter_mut()
@@ -161,21 +192,27 @@ impl InferenceModel {
                 kept: reading.places,
             })
             .collect();
-        let hidden = self.heads[0].forward(&trunk, &mut spans, &self.angles);
+        let hidden = self.heads[0].forward(&trunk, &mut spans, &self.angles)?;
+        let asked = self.num_proposing() > 0;
         Ok(Read {
-            logits: self.output.logits(&hidden),
-            trunk,
+            logits: self.output.logits(&hidden)?,
+            trunk: if asked {
+                trunk.into_host()?
+            } else {
+                Vec::new()
+            },
         })
     }
 
     /// Asks the proposing heads what follows each text's next token: logits `[heads, texts, v]`.
-    pub(crate) fn propose(&self, questions: &mut [Question<'_>]) -> Vec<f32> {
-        let trunk: Vec<f32> = questions
+    pub(crate) fn propose(&self, questions: &mut [Question<'_>]) -> Result<Vec<f32>> {
+        let trunk = questions
             .iter()
             .flat_map(|question| question.trunk)
             .copied()
             .collect();
-        let mut hidden = Vec::new();
+        let trunk = self.embedding.place(trunk)?;
+        let mut hidden = None;
         for (index, head) in self.heads.iter().enumerate().skip(1) {
             let mut spans: Vec<Span<'_>> = questions
                 .iter_mut()
@@ -185,8 +222,15 @@ impl InferenceModel {
                     kept: 1,
                 })
                 .collect();
-            hidden.extend(head.forward(&trunk, &mut spans, &self.angles));
+            let more = head.forward(&trunk, &mut spans, &self.angles)?;
+            match &mut hidden {
+                None => hidden = Some(more),
+                Some(hidden) => hidden.append(more)?,
+            }
         }
-        self.output.logits(&hidden)
+        Ok(match hidden {
+            Some(hidden) => self.output.logits(&hidden)?,
+            None => Vec::new(),
+        })
     }
 }

@@ -45,7 +45,7 @@ pub use ops::Products;
 pub use params::{Horizon, Params};
 pub use place::Place;
 pub use rotary::Rotary;
-pub use rows::{Angles, KeyValues, RowBlock, RowEmbedding, RowOutput, Span};
+pub use rows::{Angles, KeyValues, RowBlock, RowEmbedding, RowOutput, RowSetup, Rows, Span};
 pub use store::ParamStore;
 pub use tape::{HeadTape, TrunkTape};
 pub use value::{HeadKind, ValueModel};

@@ -106,6 +106,18 @@ impl ParamStore {
         Self::read(path, &head_shapes(kind, params.dim), dtype, device)
     }
 
+    /// The same parameters on a device.
+    ///
+    /// # Errors
+    /// When the device has no room.
+    pub fn to_device(&self, device: &Device) -> Result<Self> {
+        let there = self.entries.iter().map(|(name, var)| {
+            let tensor = var.as_tensor().to_device(device)?;
+            Ok((name.clone(), tensor))
+        });
+        Self::from_tensors(there.collect::<Result<_>>()?)
+    }
+
     /// Copies tensors into trainable variables, keeping their order.
     pub fn from_tensors(tensors: Vec<(String, Tensor)>) -> Result<Self> {
         let (dtype, device) = match tensors.first() {

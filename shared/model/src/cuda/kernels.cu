@@ -341,6 +341,111 @@ __device__ inline void scatter_rows(const T *grad, const u32 *order, const u32 *
     }
 }
 
+// Decoding: each row belongs to a sequence of its own. `places` has four numbers a row: the addresses of its sequence's
+// keys and values [positions, g, e], its position there, and its number among the rows [(h + 2 g) e].
+
+// Turns queries where they lie; puts keys, turned, and values at their places. One thread per pair.
+template <class T>
+__device__ inline void store_rows(T *qkv, const T *cosines, const T *sines, const u64 *places, int heads, int kv_heads,
+                                  int half, u64 pairs) {
+    u64 index = thread_index();
+    if (index >= pairs) return;
+    int pair = index % half, width = heads + 2 * kv_heads;
+    int head = index / half % width;
+    const u64 *place = places + index / half / width * 4;
+    u64 position = place[2];
+    T *from = qkv + ((place[3] * width + head) * half + pair) * 2;
+    T even = from[0], odd = from[1];
+    if (head < heads + kv_heads) {
+        T c = cosines[position * half + pair], s = sines[position * half + pair], turned = even * c - odd * s;
+        odd = even * s + odd * c;
+        even = turned;
+    }
+    T *to = from;
+    if (head >= heads) {
+        int slot = head - heads;
+        T *cache = (T *)place[slot < kv_heads ? 0 : 1];
+        to = cache + ((position * kv_heads + slot % kv_heads) * half + pair) * 2;
+    }
+    to[0] = even;
+    to[1] = odd;
+}
+
+// Numbers of a head's row that one lane holds at most, warps of a block, and positions whose keys and values a warp
+// loads at once.
+constexpr int HELD = 8, READERS = 8, AHEAD = 4;
+
+// Mixtures [rows, h, e] of the values up to each row's own position, softmax(q k / sqrt e); one block per row and head.
+// Each warp passes over every eighth position with a running maximum; the order of its sums, and that of the warps',
+// depends on the position alone.
+template <class T>
+__device__ inline void attend_rows(const T *qkv, const u64 *places, T *out, int heads, int kv_heads, int width) {
+    __shared__ T tops[READERS], sums[READERS], parts[READERS][HELD * 32];
+    int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, head = blockIdx.x % heads;
+    const u64 *place = places + blockIdx.x / heads * 4;
+    u64 line = (u64)kv_heads * width, own = (u64)(head / (heads / kv_heads)) * width;
+    const T *keys = (const T *)place[0] + own, *values = (const T *)place[1] + own;
+    const T *query = qkv + (place[3] * (heads + 2 * kv_heads) + head) * width;
+    int end = (int)place[2] + 1;
+    T scale = (T)1 / root((T)width), q[HELD], mixed[HELD], top = lowest<T>(), sum = 0;
+#pragma unroll
+    for (int k = 0; k < HELD; k++) {
+        int i = lane + 32 * k;
+        q[k] = i < width ? query[i] * scale : (T)0;
+        mixed[k] = 0;
+    }
+    for (int first = warp; first < end; first += READERS * AHEAD) {
+        T scores[AHEAD], most = top;
+#pragma unroll
+        for (int a = 0; a < AHEAD; a++) {
+            int t = first + a * READERS;
+            T dot = 0;
+#pragma unroll
+            for (int k = 0; k < HELD; k++) {
+                int i = lane + 32 * k;
+                if (t < end && i < width) dot += q[k] * keys[t * line + i];
+            }
+            scores[a] = warp_sum(dot);
+        }
+#pragma unroll
+        for (int a = 0; a < AHEAD; a++) {
+            T x = scores[a];
+            // A NaN stays, and with it the row is not finite.
+            if (first + a * READERS < end && (x > most || x != x)) most = x;
+        }
+        T keep = power(top - most);
+        sum *= keep;
+#pragma unroll
+        for (int k = 0; k < HELD; k++) mixed[k] *= keep;
+#pragma unroll
+        for (int a = 0; a < AHEAD; a++) {
+            int t = first + a * READERS;
+            T share = t < end ? power(scores[a] - most) : (T)0;
+            sum += share;
+#pragma unroll
+            for (int k = 0; k < HELD; k++) {
+                int i = lane + 32 * k;
+                if (t < end && i < width) mixed[k] += share * values[t * line + i];
+            }
+        }
+        top = most;
+    }
+    if (lane == 0) tops[warp] = top, sums[warp] = sum;
+#pragma unroll
+    for (int k = 0; k < HELD; k++) parts[warp][lane + 32 * k] = mixed[k];
+    __syncthreads();
+    int column = threadIdx.x;
+    if (column >= width) return;
+    T most = tops[0], total = 0, mixture = 0;
+    for (int w = 1; w < READERS; w++) most = (tops[w] > most || tops[w] != tops[w]) ? tops[w] : most;
+    for (int w = 0; w < READERS; w++) {
+        T share = power(tops[w] - most);
+        total += sums[w] * share;
+        mixture += parts[w][column] * share;
+    }
+    out[(u64)blockIdx.x * width + column] = mixture / total;
+}
+
 // Factors in their own type.
 template <class T, class F> __device__ inline void cast(const T *x, F *out, u64 count) {
     spread(count, [&](u64 index) { return x[index]; }, [&](u64 index, T x) { out[index] = narrow<F, T>(x); });
@@ -396,6 +501,14 @@ __device__ inline void adamw(T *value, const T *gradient, T *first, T *second, u
     extern "C" __global__ void scatter_rows_##t(const T *grad, const u32 *order, const u32 *starts, const u32 *ids,    \
                                                 T *out, int dim) {                                                     \
         scatter_rows<T>(grad, order, starts, ids, out, dim);                                                           \
+    }                                                                                                                  \
+    extern "C" __global__ void store_rows_##t(T *qkv, const T *cosines, const T *sines, const u64 *places, int heads,  \
+                                              int kv_heads, int half, u64 pairs) {                                     \
+        store_rows<T>(qkv, cosines, sines, places, heads, kv_heads, half, pairs);                                      \
+    }                                                                                                                  \
+    extern "C" __global__ void attend_rows_##t(const T *qkv, const u64 *places, T *out, int heads, int kv_heads,       \
+                                               int width) {                                                            \
+        attend_rows<T>(qkv, places, out, heads, kv_heads, width);                                                      \
     }                                                                                                                  \
     extern "C" __global__ void add_into_##t(T *sum, const T *x, u64 count) { add_into<T>(sum, x, count); }             \
     extern "C" __global__ void sum_of_squares_##t(const T *x, double *parts, u64 count) {                              \

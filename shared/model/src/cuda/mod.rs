@@ -7,6 +7,7 @@ pub(crate) mod attention;
 mod kernels;
 mod optimizer;
 mod product;
+pub(crate) mod rows;
 
 use candle_core::backend::BackendStorage;
 use candle_core::cuda::cudarc::cublas::sys::{cublasComputeType_t, cudaDataType};

@@ -16,19 +16,19 @@ const LANES: usize = 16;
 /// Query rows of one sequence that pass over its keys and values together.
 const TOGETHER: usize = 8;
 
-/// Keys and values of the positions that one block has read of one sequence.
+/// Keys and values on the host.
 ///
 /// Keys lie as the product with a query reads them, `[positions / 64, g, e, 64]`; values as the mixture does,
 /// `[positions, g, e padded to 16]`.
 #[derive(Debug, Clone)]
-pub struct KeyValues {
+pub struct HostCache {
     layout: HeadLayout,
     len: usize,
     keys: Vec<f32>,
     values: Vec<f32>,
 }
 
-impl KeyValues {
+impl HostCache {
     pub(super) fn new(layout: HeadLayout) -> Self {
         Self {
             layout,
@@ -39,18 +39,12 @@ impl KeyValues {
     }
 
     /// Positions read so far.
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether nothing was read yet.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
     /// The first `len` positions, as a cache of their own.
-    #[must_use]
-    pub fn fork(&self, len: usize) -> Self {
+    pub(super) fn fork(&self, len: usize) -> Self {
         let len = len.min(self.len);
         Self {
             layout: self.layout,
@@ -61,7 +55,7 @@ impl KeyValues {
     }
 
     /// Forgets what lies behind the first `len` positions.
-    pub fn truncate(&mut self, len: usize) {
+    pub(super) fn truncate(&mut self, len: usize) {
         self.len = len.min(self.len);
         self.keys.truncate(self.len.div_ceil(PANEL) * self.panel());
         self.values.truncate(self.len * self.line());
@@ -127,7 +121,7 @@ impl KeyValues {
 
 /// Some consecutive rows; the first sees `first_len` positions.
 struct Attend<'a> {
-    cache: &'a KeyValues,
+    cache: &'a HostCache,
     q: &'a [f32],
     stride: usize,
     first_len: usize,

@@ -1,20 +1,143 @@
-//! Blocks of a frozen model that read row by row, with keys and values kept: the forward pass of decoding, in f32 on
-//! one thread.
+//! Blocks of a frozen model that read row by row, with keys and values kept: the forward pass of decoding, in f32 on one
+//! thread of the host or on a device.
 //!
 //! A row is one position of one sequence; the rows of a call may belong to any sequences at any positions. What
 //! comes out for a row is the same to the bit whatever rows are read beside it, and however the positions before it
 //! were cut into calls: batches and speculation cannot change a text.
 
 mod attend;
+#[cfg(feature = "cuda")]
+mod device;
+mod host;
 mod packed;
 
-use candle_core::{DType, Var};
+use candle_core::{DType, Device, Var};
 
-pub use attend::KeyValues;
-use packed::PackedLinear;
+use crate::{Error, ParamStore, Params, Products, Result, Rotary};
+use attend::HostCache;
+#[cfg(feature = "cuda")]
+use device::{DeviceAngles, DeviceBlock, DeviceCache, DeviceEmbedding, DeviceOutput, DeviceRows};
+use host::{HostBlock, HostEmbedding, HostOutput};
 
-use crate::kernels::{HeadLayout, Write, rms_norm, rotate, swiglu};
-use crate::{Error, ParamStore, Params, Result, Rotary};
+/// Where a frozen model reads, and how it multiplies there.
+#[derive(Debug, Clone)]
+pub struct RowSetup {
+    /// The host's processor, or a device.
+    pub device: Device,
+    /// Factors of the products on a device; the host multiplies f32.
+    pub products: Products,
+}
+
+impl RowSetup {
+    /// On one thread of the host.
+    pub const HOST: Self = Self {
+        device: Device::Cpu,
+        products: Products::F32,
+    };
+}
+
+/// Rows of numbers where the model reads.
+#[derive(Debug)]
+pub enum Rows {
+    /// `[rows, width]`, row-major.
+    Host(Vec<f32>),
+    /// The same on a device.
+    #[cfg(feature = "cuda")]
+    Device(DeviceRows),
+}
+
+impl Rows {
+    /// The numbers, row-major.
+    ///
+    /// # Errors
+    /// When the device cannot hand them over.
+    pub fn into_host(self) -> Result<Vec<f32>> {
+        match self {
+            Self::Host(values) => Ok(values),
+            #[cfg(feature = "cuda")]
+            Self::Device(rows) => rows.to_host(),
+        }
+    }
+
+    /// Puts other rows behind these.
+    ///
+    /// # Errors
+    /// When the others lie elsewhere, or the device has no room.
+    pub fn append(&mut self, more: Self) -> Result<()> {
+        match (self, more) {
+            (Self::Host(all), Self::Host(more)) => {
+                all.extend(more);
+                Ok(())
+            }
+            #[cfg(feature = "cuda")]
+            (Self::Device(all), Self::Device(more)) => all.append(&more),
+            #[cfg(feature = "cuda")]
+            _ => Err(elsewhere("rows")),
+        }
+    }
+}
+
+/// Keys and values of the positions that one block has read of one sequence.
+#[derive(Debug)]
+pub enum KeyValues {
+    /// Read by the host.
+    Host(HostCache),
+    /// Read by a device.
+    #[cfg(feature = "cuda")]
+    Device(DeviceCache),
+}
+
+impl KeyValues {
+    /// Positions read so far.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Host(cache) => cache.len(),
+            #[cfg(feature = "cuda")]
+            Self::Device(cache) => cache.len(),
+        }
+    }
+
+    /// Whether nothing was read yet.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The first `len` positions, as a cache of their own.
+    ///
+    /// # Errors
+    /// When the device has no room.
+    pub fn fork(&self, len: usize) -> Result<Self> {
+        Ok(match self {
+            Self::Host(cache) => Self::Host(cache.fork(len)),
+            #[cfg(feature = "cuda")]
+            Self::Device(cache) => Self::Device(cache.fork(len)?),
+        })
+    }
+
+    /// Forgets what lies behind the first `len` positions.
+    pub fn truncate(&mut self, len: usize) {
+        match self {
+            Self::Host(cache) => cache.truncate(len),
+            #[cfg(feature = "cuda")]
+            Self::Device(cache) => cache.truncate(len),
+        }
+    }
+
+    #[cfg_attr(
+        not(feature = "cuda"),
+        expect(
+            clippy::unnecessary_wraps,
+            reason = "without a device there is no other cache"
+        )
+    )]
+    fn host(&mut self) -> Result<&mut HostCache> {
+        match self {
+            Self::Host(cache) => Ok(cache),
+            #[cfg(feature = "cuda")]
+            Self::Device(_) => Err(elsewhere("keys and values")),
+        }
+    }
+}
 
 /// The next positions of one sequence, as a block reads them.
 #[derive(Debug)]
@@ -29,196 +152,180 @@ pub struct Span<'a> {
 
 /// A frozen block.
 #[derive(Debug)]
-pub struct RowBlock {
-    layout: HeadLayout,
-    eps: f64,
-    attention_norm: Vec<f32>,
-    qkv: PackedLinear,
-    wo: PackedLinear,
-    ffn_norm: Vec<f32>,
-    gate_up: PackedLinear,
-    w2: PackedLinear,
+pub enum RowBlock {
+    /// For the host.
+    Host(HostBlock),
+    /// For a device.
+    #[cfg(feature = "cuda")]
+    Device(DeviceBlock),
 }
 
 impl RowBlock {
-    /// Packs the block whose parameters are called `prefix.…`.
+    /// Makes the block ready whose parameters are called `prefix.…`.
     ///
     /// # Errors
-    /// [`Error::MissingTensor`] when the store lacks one of them.
-    pub fn new(params: &Params, store: &ParamStore, prefix: &str) -> Result<Self> {
-        let get = |name: &str| parameter(store, &format!("{prefix}.{name}.weight"));
-        let stacked = |names: &[&str]| -> Result<PackedLinear> {
-            let parts: Vec<_> = names.iter().map(|name| get(name)).collect::<Result<_>>()?;
-            PackedLinear::new(&parts.iter().map(|var| var.as_tensor()).collect::<Vec<_>>())
-        };
-        Ok(Self {
-            layout: HeadLayout {
-                heads: params.n_heads,
-                kv_heads: params.n_kv_heads,
-                head_dim: params.head_dim(),
-            },
-            eps: params.norm_eps,
-            attention_norm: get("attention_norm")?.to_vec1()?,
-            qkv: stacked(&["attention.wq", "attention.wk", "attention.wv"])?,
-            wo: stacked(&["attention.wo"])?,
-            ffn_norm: get("ffn_norm")?.to_vec1()?,
-            gate_up: stacked(&["feed_forward.w1", "feed_forward.w3"])?,
-            w2: stacked(&["feed_forward.w2"])?,
-        })
+    /// [`Error::MissingTensor`] when the store lacks one of them, or when the device has no room.
+    pub fn new(
+        params: &Params,
+        store: &ParamStore,
+        prefix: &str,
+        setup: &RowSetup,
+    ) -> Result<Self> {
+        match &setup.device {
+            Device::Cpu => HostBlock::new(params, store, prefix).map(Self::Host),
+            #[cfg(feature = "cuda")]
+            Device::Cuda(device) => {
+                DeviceBlock::new(params, store, prefix, device, setup.products).map(Self::Device)
+            }
+            other => Err(unknown(other)),
+        }
     }
 
     /// A cache that has read nothing.
-    pub fn empty_cache(&self) -> KeyValues {
-        KeyValues::new(self.layout)
+    ///
+    /// # Errors
+    /// When the device has no room.
+    pub fn empty_cache(&self) -> Result<KeyValues> {
+        Ok(match self {
+            Self::Host(block) => KeyValues::Host(block.empty_cache()),
+            #[cfg(feature = "cuda")]
+            Self::Device(block) => KeyValues::Device(block.empty_cache()?),
+        })
     }
 
     /// Reads `x [rows, d]`, the spans behind each other; returns the outputs `[kept rows, d]`.
     ///
+    /// # Errors
+    /// When rows, caches and block do not lie in one place, or the device fails.
+    ///
     /// # Panics
     /// When the rows of the spans are not those of `x`, or lie behind the end of `angles`.
-    pub fn forward(&self, x: &[f32], spans: &mut [Span<'_>], angles: &Angles) -> Vec<f32> {
-        let dim = self.attention_norm.len();
-        let rows: usize = spans.iter().map(|span| span.rows).sum();
-        assert_eq!(x.len(), rows * dim, "spans of {rows} rows");
-        let normed = normed(x, &self.attention_norm, self.eps);
-        let mut qkv = vec![0.0; rows * self.qkv.width()];
-        self.qkv.apply(&normed, &mut qkv, Write::Replace);
-        let (mixed, mut x) = self.attend(x, &mut qkv, spans, angles);
-        self.wo.apply(&mixed, &mut x, Write::Add);
-        self.feed_forward(&mut x);
-        x
-    }
-
-    /// Turns queries and keys, appends keys and values, and attends where rows are kept. Returns the mixtures
-    /// `[kept, n·e]` and the kept rows of `x`.
-    fn attend(
-        &self,
-        x: &[f32],
-        qkv: &mut [f32],
-        spans: &mut [Span<'_>],
-        angles: &Angles,
-    ) -> (Vec<f32>, Vec<f32>) {
-        let HeadLayout {
-            heads,
-            kv_heads,
-            head_dim,
-        } = self.layout;
-        let (query, key, dim) = (
-            heads * head_dim,
-            kv_heads * head_dim,
-            self.attention_norm.len(),
-        );
-        let kept: usize = spans.iter().map(|span| span.kept).sum();
-        let packed = query + 2 * key;
-        let mut mixed = vec![0.0; kept * query];
-        let mut left = Vec::with_capacity(kept * dim);
-        let (mut x, mut qkv, mut out) = (x, qkv, mixed.as_mut_slice());
-        let mut scores = Vec::new();
-        for span in spans {
-            let (own, rest) = std::mem::take(&mut qkv).split_at_mut(span.rows * packed);
-            qkv = rest;
-            for row in own.chunks_exact_mut(packed) {
-                let (cos, sin) = angles.at(span.cache.len());
-                rotate(row, packed, heads + kv_heads, cos, sin, head_dim / 2, 1.0);
-                let (k, v) = row[query..].split_at(key);
-                span.cache.push(k, v);
+    pub fn forward(&self, x: &Rows, spans: &mut [Span<'_>], angles: &Angles) -> Result<Rows> {
+        match (self, x) {
+            (Self::Host(block), Rows::Host(x)) => block.forward(x, spans, angles).map(Rows::Host),
+            #[cfg(feature = "cuda")]
+            (Self::Device(block), Rows::Device(x)) => {
+                let angles = angles.on_device()?;
+                block.forward(x, spans, angles).map(Rows::Device)
             }
-            let passed = span.rows - span.kept;
-            let (own_out, rest) = std::mem::take(&mut out).split_at_mut(span.kept * query);
-            out = rest;
-            span.cache
-                .attend(&own[passed * packed..], packed, own_out, &mut scores);
-            left.extend_from_slice(&x[passed * dim..span.rows * dim]);
-            x = &x[span.rows * dim..];
+            #[cfg(feature = "cuda")]
+            _ => Err(elsewhere("rows")),
         }
-        (mixed, left)
-    }
-
-    fn feed_forward(&self, x: &mut [f32]) {
-        let normed = normed(x, &self.ffn_norm, self.eps);
-        let rows = x.len() / self.ffn_norm.len();
-        let width = self.gate_up.width() / 2;
-        let mut gate_up = vec![0.0; rows * 2 * width];
-        self.gate_up.apply(&normed, &mut gate_up, Write::Replace);
-        let mut act = vec![0.0; rows * width];
-        swiglu(&gate_up, width, &mut act);
-        self.w2.apply(&act, x, Write::Add);
     }
 }
 
 /// The embeddings of a frozen model.
 #[derive(Debug)]
-pub struct RowEmbedding {
-    dim: usize,
-    table: Vec<f32>,
+pub enum RowEmbedding {
+    /// On the host.
+    Host(HostEmbedding),
+    /// On a device.
+    #[cfg(feature = "cuda")]
+    Device(DeviceEmbedding),
 }
 
 impl RowEmbedding {
     /// Copies `tok_embeddings.weight`.
     ///
     /// # Errors
-    /// [`Error::MissingTensor`] when the store lacks it.
-    pub fn new(store: &ParamStore) -> Result<Self> {
-        let table = parameter(store, "tok_embeddings.weight")?;
-        Ok(Self {
-            dim: table.dim(1)?,
-            table: table.flatten_all()?.to_vec1()?,
-        })
+    /// [`Error::MissingTensor`] when the store lacks it, or when the device has no room.
+    pub fn new(store: &ParamStore, setup: &RowSetup) -> Result<Self> {
+        match &setup.device {
+            Device::Cpu => HostEmbedding::new(store).map(Self::Host),
+            #[cfg(feature = "cuda")]
+            Device::Cuda(device) => DeviceEmbedding::new(store, device).map(Self::Device),
+            other => Err(unknown(other)),
+        }
     }
 
     /// Width d of a row.
     pub fn dim(&self) -> usize {
-        self.dim
+        match self {
+            Self::Host(embedding) => embedding.dim(),
+            #[cfg(feature = "cuda")]
+            Self::Device(embedding) => embedding.dim(),
+        }
     }
 
-    /// Rows `[ids, d]`, appended to `rows`.
+    /// Rows `[ids, d]`.
     ///
     /// # Errors
     /// [`Error::Shape`] for an id outside the vocabulary.
-    pub fn read(&self, ids: &[u32], rows: &mut Vec<f32>) -> Result<()> {
-        for &id in ids {
-            let row = self.table.chunks_exact(self.dim).nth(id as usize);
-            rows.extend_from_slice(row.ok_or_else(|| {
-                let vocab = self.table.len() / self.dim;
-                Error::Shape(format!("id {id} of a vocabulary of {vocab}"))
-            })?);
+    pub fn read(&self, ids: &[u32]) -> Result<Rows> {
+        match self {
+            Self::Host(embedding) => embedding.read(ids).map(Rows::Host),
+            #[cfg(feature = "cuda")]
+            Self::Device(embedding) => embedding.read(ids).map(Rows::Device),
         }
-        Ok(())
+    }
+
+    /// Rows `[.., d]` of the host where the model reads.
+    ///
+    /// # Errors
+    /// When the device has no room.
+    #[cfg_attr(
+        not(feature = "cuda"),
+        expect(
+            clippy::unnecessary_wraps,
+            reason = "without a device nothing is copied"
+        )
+    )]
+    pub fn place(&self, rows: Vec<f32>) -> Result<Rows> {
+        match self {
+            Self::Host(_) => Ok(Rows::Host(rows)),
+            #[cfg(feature = "cuda")]
+            Self::Device(embedding) => embedding.place(rows).map(Rows::Device),
+        }
     }
 }
 
 /// The shared norm and the unembedding.
 #[derive(Debug)]
-pub struct RowOutput {
-    norm: Vec<f32>,
-    eps: f64,
-    output: PackedLinear,
+pub enum RowOutput {
+    /// On the host.
+    Host(HostOutput),
+    /// On a device.
+    #[cfg(feature = "cuda")]
+    Device(DeviceOutput),
 }
 
 impl RowOutput {
-    /// Packs `output.weight`.
+    /// Makes `norm.weight` and `output.weight` ready.
     ///
     /// # Errors
-    /// [`Error::MissingTensor`] when the store lacks a parameter.
-    pub fn new(params: &Params, store: &ParamStore) -> Result<Self> {
-        Ok(Self {
-            norm: parameter(store, "norm.weight")?.to_vec1()?,
-            eps: params.norm_eps,
-            output: PackedLinear::new(&[parameter(store, "output.weight")?.as_tensor()])?,
-        })
+    /// [`Error::MissingTensor`] when the store lacks a parameter, or when the device has no room.
+    pub fn new(params: &Params, store: &ParamStore, setup: &RowSetup) -> Result<Self> {
+        match &setup.device {
+            Device::Cpu => HostOutput::new(params, store).map(Self::Host),
+            #[cfg(feature = "cuda")]
+            Device::Cuda(device) => {
+                DeviceOutput::new(params, store, device, setup.products).map(Self::Device)
+            }
+            other => Err(unknown(other)),
+        }
     }
 
     /// Logits of a row, v.
     pub fn vocab_size(&self) -> usize {
-        self.output.width()
+        match self {
+            Self::Host(output) => output.vocab_size(),
+            #[cfg(feature = "cuda")]
+            Self::Device(output) => output.vocab_size(),
+        }
     }
 
-    /// Logits `[rows, v]` of a head's output `x [rows, d]`.
-    pub fn logits(&self, x: &[f32]) -> Vec<f32> {
-        let normed = normed(x, &self.norm, self.eps);
-        let mut logits = vec![0.0; x.len() / self.norm.len() * self.output.width()];
-        self.output.apply(&normed, &mut logits, Write::Replace);
-        logits
+    /// Logits `[rows, v]`, on the host, of a head's output `x [rows, d]`.
+    ///
+    /// # Errors
+    /// When rows and output do not lie in one place, or the device fails.
+    pub fn logits(&self, x: &Rows) -> Result<Vec<f32>> {
+        match (self, x) {
+            (Self::Host(output), Rows::Host(x)) => Ok(output.logits(x)),
+            #[cfg(feature = "cuda")]
+            (Self::Device(output), Rows::Device(x)) => output.logits(x),
+            #[cfg(feature = "cuda")]
+            _ => Err(elsewhere("rows")),
+        }
     }
 }
 
@@ -228,17 +335,38 @@ pub struct Angles {
     half: usize,
     cos: Vec<f32>,
     sin: Vec<f32>,
+    #[cfg(feature = "cuda")]
+    on_device: Option<DeviceAngles>,
 }
 
 impl Angles {
     /// The table for `positions` positions, computed in f64 and rounded once.
-    pub fn new(params: &Params, positions: usize) -> Self {
+    ///
+    /// # Errors
+    /// When the device has no room.
+    pub fn new(params: &Params, positions: usize, setup: &RowSetup) -> Result<Self> {
         let rotary = Rotary::with_positions(params, positions);
-        let rounded = |table: &[f64]| table.iter().map(|x| *x as f32).collect();
-        Self {
-            half: rotary.half(),
-            cos: rounded(rotary.cos(positions)),
-            sin: rounded(rotary.sin(positions)),
+        let rounded = |table: &[f64]| -> Vec<f32> { table.iter().map(|x| *x as f32).collect() };
+        let (cos, sin) = (
+            rounded(rotary.cos(positions)),
+            rounded(rotary.sin(positions)),
+        );
+        match &setup.device {
+            Device::Cpu => Ok(Self {
+                half: rotary.half(),
+                cos,
+                sin,
+                #[cfg(feature = "cuda")]
+                on_device: None,
+            }),
+            #[cfg(feature = "cuda")]
+            Device::Cuda(device) => Ok(Self {
+                half: rotary.half(),
+                on_device: Some(DeviceAngles::new(device, &cos, &sin)?),
+                cos,
+                sin,
+            }),
+            other => Err(unknown(other)),
         }
     }
 
@@ -251,6 +379,20 @@ impl Angles {
         let own = position * self.half..(position + 1) * self.half;
         (&self.cos[own.clone()], &self.sin[own])
     }
+
+    #[cfg(feature = "cuda")]
+    fn on_device(&self) -> Result<&DeviceAngles> {
+        self.on_device.as_ref().ok_or_else(|| elsewhere("angles"))
+    }
+}
+
+#[cfg(feature = "cuda")]
+fn elsewhere(what: &str) -> Error {
+    Error::Shape(format!("{what} lie in another place than the model"))
+}
+
+fn unknown(device: &Device) -> Error {
+    Error::Shape(format!("decoding knows the CPU and CUDA, not {device:?}"))
 }
 
 fn parameter<'a>(store: &'a ParamStore, name: &str) -> Result<&'a Var> {
@@ -264,11 +406,4 @@ fn parameter<'a>(store: &'a ParamStore, name: &str) -> Result<&'a Var> {
             "decoding reads f32, {name} is {other:?}"
         ))),
     }
-}
-
-fn normed(x: &[f32], weight: &[f32], eps: f64) -> Vec<f32> {
-    let mut out = vec![0.0; x.len()];
-    let mut inverse = vec![0.0; x.len() / weight.len()];
-    rms_norm(x, weight, eps, &mut out, &mut inverse);
-    out
 }

@@ -4,7 +4,7 @@
 use candle_core::{DType, Device, Tensor};
 use serde::Deserialize;
 use wmtp_decoding::{Choice, Generator, InferenceModel, Prompt, Sampling};
-use wmtp_model::{Horizon, MtpModel, ParamStore, Params};
+use wmtp_model::{Horizon, MtpModel, ParamStore, Params, Products, RowSetup};
 
 use super::Run;
 use super::batch::ModelConfig;
@@ -57,7 +57,11 @@ fn record_greedy(run: &mut Run, new_tokens: usize) -> Result<(), Error> {
         .collect();
     for (name, prompt) in prompts {
         let room = prompt.len() + new_tokens;
-        let inference = InferenceModel::new(&params, &single, room)?;
+        let setup = RowSetup {
+            device: run.device.clone(),
+            products: Products::F32,
+        };
+        let inference = InferenceModel::new(&params, &single, room, &setup)?;
         // No token of the vocabulary ends the text.
         let generator = Generator::new(inference, u32::MAX, new_tokens);
         let cached = generator.generate(&Prompt {
