@@ -58,8 +58,8 @@ cuda-build: ## The programs that can use a GPU, on a machine that needs none. PR
 .PHONY: cuda-demo
 cuda-demo: build cuda-build ## The demo with the programs of cuda-build. DEVICE=cpu|cuda DATA, RAW and SEEDS as of demo
 	mkdir -p $(TARGET)/cuda/chain
-	ln -sf $(abspath $(TARGET))/debug/{dev-store,sync-storage,prepare-data,evaluate,build-leaderboard,build-site} $(TARGET)/cuda/chain
-	ln -sf $(abspath $(TARGET))/cuda/bin/{train-stage1,train-stage2} $(TARGET)/cuda/chain
+	ln -sf $(abspath $(TARGET))/debug/{dev-store,sync-storage,prepare-data,build-leaderboard,build-site} $(TARGET)/cuda/chain
+	ln -sf $(abspath $(TARGET))/cuda/bin/{train-stage1,train-stage2,evaluate} $(TARGET)/cuda/chain
 	WMTP_DEVICE=$(DEVICE) WMTP_ROOT=.wmtp/cuda-$(DEVICE) BIN=$(TARGET)/cuda/chain SEEDS=$(SEEDS) \
 		$(if $(filter cuda%,$(DEVICE)),$(TARGET)/cuda/bin/with-cuda) jobs/demo.sh $(DATA) $(RAW)
 

@@ -10,7 +10,7 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 folder=$1 profile=${2:-dev}
 jobs=(train-stage1 train-stage2 evaluate parity)
-benches=(train_rate decode_rate)
+benches=(train_rate)
 mkdir -p "$folder/bin"
 folder=$(cd "$folder" && pwd)
 
@@ -31,7 +31,7 @@ if [ "$(cat "$folder/kernels-from" 2>/dev/null)" != "$kernels" ]; then
   echo "$kernels" >"$folder/kernels-from"
 fi
 with_toolchain build --profile "$profile" --features cuda --bins --examples \
-  -p train-stage1 -p train-stage2 -p evaluate -p parity -p wmtp-training -p wmtp-decoding
+  -p train-stage1 -p train-stage2 -p evaluate -p parity -p wmtp-training
 
 # Copies PROGRAM without symbols, proves that it starts here, and says what it weighs.
 deliver() {

@@ -158,14 +158,6 @@ fn after(steps: &[String]) -> String {
 /// What a reader of a plan should know before paying for it.
 fn notes(ready: &Ready) -> Vec<String> {
     let mut notes = Vec::new();
-    let (key, preset) = ready.profile.preset("evaluate");
-    if preset.gpus > 0 {
-        notes.push(format!(
-            "evaluate computes on the CPU and leaves the GPU of {} idle; `jobs: {{evaluate: …}}` of the profile \
-             moves it from {key} to another preset",
-            preset.name
-        ));
-    }
     if ready.profile.site.is_none() {
         notes.push(format!(
             "the profile has no place for the site: build it here, with `build-site --store {} --leaderboard {}-{} \

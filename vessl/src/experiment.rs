@@ -261,6 +261,7 @@ impl Chain<'_> {
                 &policy.after,
             );
         }
+        let mut beside = Beside::default();
         if let Some(model) = self
             .experiment
             .reference
@@ -273,10 +274,18 @@ impl Chain<'_> {
                 model.name
             );
             self.step("reference", "train-stage1", first, &command, &model.after);
+            beside = Beside {
+                arguments: format!(" --reference-ce {data}"),
+                after: vec!["reference".to_owned()],
+            };
         }
-        let command = format!("--data {data} --base {} --name {data}-base", policy.name);
-        self.step("evaluate-base", "evaluate", first, &command, &policy.after);
-        self.versions(&policy);
+        let command = format!(
+            "--data {data} --base {}{} --name {data}-base",
+            policy.name, beside.arguments
+        );
+        let after = [policy.after.as_slice(), &beside.after].concat();
+        self.step("evaluate-base", "evaluate", first, &command, &after);
+        self.versions(&policy, &beside);
         self.ending(site);
     }
 
@@ -298,7 +307,7 @@ impl Chain<'_> {
     }
 
     /// Trains and evaluates every version with every seed.
-    fn versions(&mut self, policy: &Base) {
+    fn versions(&mut self, policy: &Base, beside: &Beside) {
         let data = &self.experiment.data;
         for seed in &self.experiment.seeds {
             for version in self.versions {
@@ -320,14 +329,16 @@ impl Chain<'_> {
                 let train = format!("train-{run}");
                 self.step(&train, "train-stage2", version, &command, &after);
                 let command = format!(
-                    "--set seed={seed} --data {data} --checkpoint {data}-{run} --name {data}-{run}"
+                    "--set seed={seed} --data {data} --checkpoint {data}-{run}{} --name {data}-{run}",
+                    beside.arguments
                 );
+                let after = [&[train], beside.after.as_slice()].concat();
                 self.step(
                     &format!("evaluate-{run}"),
                     "evaluate",
                     version,
                     &command,
-                    &[train],
+                    &after,
                 );
             }
         }
@@ -398,6 +409,13 @@ impl Chain<'_> {
             hours: self.experiment.hours.get(job).copied(),
         });
     }
+}
+
+/// What evaluation sets a model's losses beside: the tuned reference, where there is one.
+#[derive(Default)]
+struct Beside {
+    arguments: String,
+    after: Vec<String>,
 }
 
 struct Base {

@@ -226,10 +226,13 @@ impl Profile {
     }
 }
 
+/// Preset of the jobs that can compute on a GPU.
+pub(crate) const ONE_GPU: &str = "one_gpu";
+
 /// What a job runs on unless the profile says otherwise.
-fn usual_preset(job: &str) -> &'static str {
+pub(crate) fn usual_preset(job: &str) -> &'static str {
     match job {
-        "train-stage1" | "train-stage2" | "evaluate" => "one_gpu",
+        "train-stage1" | "train-stage2" | "evaluate" => ONE_GPU,
         _ => "cpu",
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::experiment::{Experiment, Step};
 use crate::mistake::Mistake;
-use crate::profile::Profile;
+use crate::profile::{ONE_GPU, Profile, usual_preset};
 use crate::rules::mistakes;
 use crate::spec::{Command, EnvValue, Export, Image, Resources, RunSpec};
 
@@ -101,8 +101,8 @@ fn env(step: &Step, profile: &Profile) -> BTreeMap<String, EnvValue> {
     text.insert("WMTP_STORE".to_owned(), profile.store.clone());
     text.insert("WMTP_SCRATCH".to_owned(), format!("{scratch}/scratch"));
     text.insert("WMTP_CACHE".to_owned(), format!("{scratch}/cache"));
-    if step.job.starts_with("train-") {
-        // Said outright: a program that was built without a GPU in mind would train on the CPU beside an idle one.
+    if usual_preset(step.job) == ONE_GPU {
+        // Said outright: a program that was built without a GPU in mind would compute on the CPU beside an idle one.
         let device = if profile.preset(step.job).1.gpus > 0 {
             "cuda"
         } else {
