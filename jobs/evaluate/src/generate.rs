@@ -119,6 +119,15 @@ struct Open<'a> {
     samples: Vec<Option<u32>>,
 }
 
+/// Threads that generate: all of the host's, or one for a device.
+pub(crate) fn num_workers(generator: &Generator) -> usize {
+    if generator.serves_every_thread() {
+        rayon::current_num_threads()
+    } else {
+        1
+    }
+}
+
 /// Hands each text to `ended` on the thread that generated it, and what that makes of it to `taken` on this thread.
 fn on_every_core(
     open: &[Open<'_>],
@@ -142,12 +151,7 @@ fn on_every_core(
     let ended = &ended;
     std::thread::scope(|scope| {
         let (sender, texts) = mpsc::channel();
-        let num_workers = if generator.serves_every_thread() {
-            rayon::current_num_threads()
-        } else {
-            1
-        };
-        let workers: Vec<_> = (0..num_workers)
+        let workers: Vec<_> = (0..num_workers(generator))
             .map(|_| {
                 let sender = sender.clone();
                 scope.spawn(move || {

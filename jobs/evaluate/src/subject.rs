@@ -1,12 +1,14 @@
 //! What is evaluated: a trained checkpoint, or the untrained base model.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use wmtp_artifacts::Input;
-use wmtp_job_kit::{ArtifactId, JobError, Kind, Manifest, PlanCx};
-use wmtp_model::{DType, Device, ParamStore, Params};
+use wmtp_job_kit::{ArtifactId, JobError, Kind, Manifest, PlanCx, StoreHandle};
+use wmtp_model::{DType, Device, ParamStore, Params, Place, Products};
 use wmtp_recipe::Recipe;
 use wmtp_records::jsonl;
+use wmtp_tokens::Tokenizer;
+use wmtp_training::session::{self, bundle};
 
 /// Role of the evaluated model among the job's inputs.
 pub(crate) const ROLE: &str = "model";
@@ -39,15 +41,18 @@ pub(crate) struct Subject {
 struct Layout {
     params: &'static str,
     weights: &'static str,
+    tokenizer: &'static str,
 }
 
 const CHECKPOINT: Layout = Layout {
     params: "params.json",
     weights: "model.safetensors",
+    tokenizer: "tokenizer.json",
 };
 const BUNDLE: Layout = Layout {
-    params: "configs/params.json",
-    weights: "safetensors/model.safetensors",
+    params: bundle::PARAMS,
+    weights: bundle::WEIGHTS,
+    tokenizer: bundle::TOKENIZER,
 };
 
 impl Subject {
@@ -124,6 +129,47 @@ impl Layout {
         let store = ParamStore::load(&weights, &params, DType::F32, &Device::Cpu)
             .map_err(JobError::bad_input)?;
         Ok((params, store))
+    }
+}
+
+/// A model in the store, with all that generation needs.
+pub(crate) struct Stored {
+    pub(crate) id: ArtifactId,
+    folder: PathBuf,
+    layout: Layout,
+}
+
+/// Fetches a checkpoint or a base model by name or id.
+pub(crate) fn stored(store: &StoreHandle, kind: Kind, reference: &str) -> Result<Stored, JobError> {
+    let id = store.resolve(kind, reference)?;
+    Ok(Stored {
+        folder: store.fetch(&id)?,
+        layout: if kind == Kind::Checkpoint {
+            CHECKPOINT
+        } else {
+            BUNDLE
+        },
+        id,
+    })
+}
+
+impl Stored {
+    pub(crate) fn load(&self) -> Result<(Params, ParamStore), JobError> {
+        self.layout.load(&self.folder)
+    }
+
+    pub(crate) fn tokenizer(&self) -> Result<Tokenizer, JobError> {
+        Tokenizer::load(&self.folder.join(self.layout.tokenizer)).map_err(JobError::bad_input)
+    }
+
+    /// Products of its training, where the place has a choice.
+    pub(crate) fn products(&self, place: Place) -> Result<Products, JobError> {
+        let recipe = self.folder.join("recipe.json");
+        if place == Place::Cpu || !recipe.is_file() {
+            return Ok(Products::F32);
+        }
+        let recipe: Recipe = jsonl::read_json(&recipe)?;
+        Ok(session::products(recipe.model.dtype))
     }
 }
 

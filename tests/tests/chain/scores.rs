@@ -121,6 +121,79 @@ fn a_second_look_at_the_test_set_is_recorded_and_the_same_look_again_is_none() {
 }
 
 #[test]
+fn prompts_of_a_file_are_completed_as_evaluation_does_and_a_killed_run_goes_on() {
+    let place = trained();
+    evaluate(&place, &["--checkpoint=v001", "--name=scored"]).expect(0);
+    let greedy: Vec<Value> = place
+        .texts("here", "scored")
+        .into_iter()
+        .filter(|sample| sample["sample"].is_null())
+        .collect();
+    let problems = place.file("here", "processed-data", "d", "problems/validation.jsonl");
+    let prompts: Vec<String> = problems
+        .iter()
+        .map(|line| {
+            let problem: Value = serde_json::from_str(line).expect("a problem");
+            serde_json::json!({"id": problem["problem_id"], "prompt": problem["prompt"]})
+                .to_string()
+        })
+        .collect();
+    assert!(greedy.len() > 1 && greedy.len() <= prompts.len());
+    let file = |name: &str| place.path(name).to_str().expect("a plain name").to_owned();
+    let lines = |name: &str| -> Vec<Value> {
+        let text = std::fs::read_to_string(place.path(name)).expect("the file");
+        let rows = text.lines().map(serde_json::from_str);
+        rows.collect::<Result<_, _>>().expect("rows")
+    };
+    std::fs::write(file("prompts.jsonl"), prompts.join("\n")).expect("a file");
+    let complete = |out: &str, own: &[&str]| {
+        let (prompts, out) = (file("prompts.jsonl"), file(out));
+        let common = [
+            "complete",
+            "--prompts",
+            &prompts,
+            "--out",
+            &out,
+            "--max-new-tokens=12",
+        ];
+        place.run("here", "evaluate", &[&common, own].concat())
+    };
+    complete("greedy.jsonl", &["--checkpoint=v001"]).expect(0);
+    let done = lines("greedy.jsonl");
+    assert_eq!(done.len(), prompts.len());
+    for (row, sample) in done.iter().zip(&greedy) {
+        assert_eq!(row["id"], sample["problem_id"]);
+        assert_eq!(row["completions"][0]["text"], sample["raw"]);
+        assert_eq!(row["completions"][0]["program"], sample["program"]);
+    }
+
+    // What a killed run left is taken up, with these settings and no others.
+    let drawn = ["--checkpoint=v001", "--num-samples=2", "--temperature=1"];
+    complete("drawn.jsonl", &drawn).expect(0);
+    let whole = std::fs::read_to_string(file("drawn.jsonl")).expect("the file");
+    let torn: String = whole.chars().take(whole.len() / 2).collect();
+    std::fs::write(file("again.jsonl.part"), torn).expect("a file");
+    let again = complete("again.jsonl", &drawn).expect(0);
+    again.says(&["rows already; going on behind them"]);
+    let again = std::fs::read_to_string(file("again.jsonl")).expect("the file");
+    assert_eq!(again, whole);
+    std::fs::write(file("other.jsonl.part"), &whole).expect("a file");
+    complete("other.jsonl", &["--checkpoint=v001"])
+        .expect(65)
+        .says(&["other.jsonl.part, line 1: is of another prompt, model or setting"]);
+
+    std::fs::write(
+        file("prompts.jsonl"),
+        "{\"prompt\": \"a\"}\n{\"text\": \"b\"}\n",
+    )
+    .expect("a file");
+    complete("none.jsonl", &["--base=base"])
+        .expect(65)
+        .says(&["prompts.jsonl, line 2: found neither `prompt` nor `instruction`"]);
+    assert!(!place.path("none.jsonl.part").exists());
+}
+
+#[test]
 fn losses_stand_beside_the_references_and_seen_problems_are_flagged() {
     let place = trained();
     evaluate(
