@@ -74,7 +74,9 @@ pub use manifest::{Content, FileEntry, Input, Manifest, Parts, Provenance};
 pub use mirror::Mirror;
 pub use publish::Draft;
 pub use repair::{RepairReport, Spare};
-pub use run::{CheckpointEntry, RunProgress, RunRequest, RunResult, RunState, RunView, Status};
+pub use run::{
+    CheckpointEntry, RunLife, RunProgress, RunRequest, RunResult, RunState, RunView, Status,
+};
 pub use scan::Crc64;
 pub use store::Store;
 pub use touches::Touch;

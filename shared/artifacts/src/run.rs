@@ -141,6 +141,39 @@ pub struct RunView {
     pub num_bad_lines: u64,
 }
 
+/// How a run stands, all attempts considered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RunLife {
+    /// It has its result.
+    Completed,
+    /// An attempt is at work.
+    Running,
+    /// The last attempt was asked to stop, and can be resumed.
+    Preempted,
+    /// The last attempt ended with an error.
+    Failed,
+    /// The last attempt says that it works, and was not heard of for long.
+    Lost,
+    /// No attempt has begun.
+    Waiting,
+}
+
+impl RunView {
+    /// How the run stands.
+    pub fn life(&self) -> RunLife {
+        match self.status.as_ref().map(|status| status.state) {
+            _ if self.result.is_some() => RunLife::Completed,
+            _ if self.is_lost => RunLife::Lost,
+            None => RunLife::Waiting,
+            Some(RunState::Running) => RunLife::Running,
+            Some(RunState::Completed) => RunLife::Completed,
+            Some(RunState::Failed) => RunLife::Failed,
+            Some(RunState::Preempted) => RunLife::Preempted,
+        }
+    }
+}
+
 impl Store {
     /// All runs.
     pub async fn runs(&self) -> Result<Vec<RunId>> {

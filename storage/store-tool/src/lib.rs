@@ -5,6 +5,7 @@ mod fsck;
 mod gc;
 mod lineage;
 mod repair;
+mod runs;
 mod stop;
 
 pub use carry::{Export, Import};
@@ -12,6 +13,7 @@ pub use fsck::Fsck;
 pub use gc::Gc;
 pub use lineage::Lineage;
 pub use repair::Repair;
+pub use runs::{Log, Runs};
 
 /// `1 file`, `2 files`.
 fn counted(count: u64, noun: &str) -> String {

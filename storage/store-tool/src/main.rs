@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use store_tool::{Export, Fsck, Gc, Import, Lineage, Repair};
+use store_tool::{Export, Fsck, Gc, Import, Lineage, Log, Repair, Runs};
 use wmtp_job_kit::{Mode, main_with_modes};
 
 fn main() -> ExitCode {
@@ -10,6 +10,8 @@ fn main() -> ExitCode {
         "wmtp-store",
         "Looks after a store of artifacts.",
         vec![
+            Mode::store_tool::<Runs>("runs"),
+            Mode::store_tool::<Log>("log"),
             Mode::store_tool::<Lineage>("lineage"),
             Mode::store_tool::<Fsck>("fsck"),
             Mode::store_tool::<Repair>("repair"),

@@ -194,6 +194,44 @@ fn prompts_of_a_file_are_completed_as_evaluation_does_and_a_killed_run_goes_on()
 }
 
 #[test]
+fn runs_are_listed_by_how_they_stand_and_their_logs_are_searched() {
+    let place = trained();
+    let mut killed = place.job(
+        "here",
+        "evaluate",
+        &["--data=d", "--recipe=tiny.yaml", "--checkpoint=v001"],
+    );
+    killed.env("WMTP_FAULT_POINT", "evaluate:text:2");
+    assert!(!killed.status().expect("the job starts").success());
+    let tool = |arguments: &[&str]| place.run("here", "wmtp-store", arguments).expect(0).stdout;
+    let found = |arguments: &[&str]| -> Value {
+        serde_json::from_str(&tool(&[arguments, &["--json"]].concat())).expect("JSON")
+    };
+    let all = found(&["runs"]);
+    let of_job = found(&["runs", "--job", "evaluate", "--state", "running,lost"]);
+    assert_eq!(of_job["runs"].as_array().map(Vec::len), Some(1));
+    assert_eq!(of_job["total"], all["total"]);
+    let trainings = found(&["runs", "--job=train-stage2", "--state=completed"]);
+    let run = trainings["runs"][0]["run_id"].as_str().expect("a run");
+    assert!(trainings["runs"][0]["outputs"].is_object());
+    let lines = |arguments: &[&str]| {
+        let lines = found(&[&["log", &run[..run.len() - 6]], arguments].concat())["lines"].clone();
+        lines.as_array().expect("lines").clone()
+    };
+    assert!(!lines(&[]).is_empty());
+    let started = lines(&["--events", "started"]);
+    assert_eq!(started.len(), 1);
+    assert_eq!(started[0]["type"], "started");
+    assert_eq!(lines(&["--events", "--last", "2"]).len(), 2);
+    assert!(lines(&["--contains", "no line says this"]).is_empty());
+    assert!(tool(&["log", run, "--events", "completed"]).contains("checkpoint-"));
+    place
+        .run("here", "wmtp-store", &["log", "nothing"])
+        .expect(65)
+        .says(&["wmtp-store runs"]);
+}
+
+#[test]
 fn losses_stand_beside_the_references_and_seen_problems_are_flagged() {
     let place = trained();
     evaluate(
