@@ -1,16 +1,23 @@
-//! SIGTERM and Ctrl-C: the first asks the job to stop at its next step, the second ends it.
+//! SIGTERM and Ctrl-C: the first asks the job to stop at its next step, the second ends it. Before there is work to
+//! finish the first ends it, too: a job that waits for a silent store would else be killed at the end of its launcher's
+//! patience, and 137 is not tried again.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::Exit;
+use crate::{Exit, life};
 
-/// Starts to listen; the flag rises with the first signal.
-pub(crate) fn listen(runtime: &tokio::runtime::Runtime) -> Arc<AtomicBool> {
+/// Starts to listen; the flag rises with the first signal. `at_work` says whether a stop has something to finish.
+pub(crate) fn listen(
+    runtime: &tokio::runtime::Runtime,
+    name: &str,
+    at_work: &Arc<AtomicBool>,
+) -> Arc<AtomicBool> {
     let flag = Arc::new(AtomicBool::new(false));
     let raised = Arc::clone(&flag);
+    let (name, at_work) = (name.to_owned(), Arc::clone(at_work));
     runtime.spawn(async move {
         let terminate = signal(SignalKind::terminate());
         let interrupt = signal(SignalKind::interrupt());
@@ -25,15 +32,19 @@ pub(crate) fn listen(runtime: &tokio::runtime::Runtime) -> Arc<AtomicBool> {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
             }
-            if raised.swap(true, Ordering::SeqCst) {
-                stop_now();
+            if raised.swap(true, Ordering::SeqCst) || !at_work.load(Ordering::SeqCst) {
+                stop_now(&name);
             }
         }
     });
     flag
 }
 
-#[expect(clippy::exit, reason = "a second signal asks for exactly this")]
-fn stop_now() -> ! {
+#[expect(
+    clippy::exit,
+    reason = "the main thread waits for something that may never come"
+)]
+fn stop_now(name: &str) -> ! {
+    life::print_exit(name, Exit::Preempted);
     std::process::exit(i32::from(Exit::Preempted.code()))
 }
