@@ -58,11 +58,15 @@ if [ ! -s "$folder/base.tar" ]; then
 fi
 for name in CUDA_BASE CPU_BASE; do
   base=$(sed -n "s/^ARG $name=//p" docker/Dockerfile)
-  "${engine[@]}" image exists "$base" || "${engine[@]}" import -q "$folder/base.tar" "$base"
+  "${engine[@]}" image exists "$base" || "${engine[@]}" import -q --change "LABEL wmtp.stand-in=$name" "$folder/base.tar" "$base" >/dev/null
   echo "$base is Debian 12, bootstrapped"
 done
 
-export SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || echo 0)}
+# One time for all commits: layers that an earlier check left behind have it, too.
+export SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-0}
+# Once, so that a commit that comes meanwhile makes no two images differ.
+REVISION=${REVISION:-$(git rev-parse HEAD 2>/dev/null || echo unversioned)}
+export REVISION
 export VERSION=${VERSION:-$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)}
 
 part "programs of this machine"
@@ -87,13 +91,12 @@ part "images"
 cat "$folder/images.txt"
 
 part "the same image from nothing"
-read -r -a again <<<"$("$images" build --dry-run --programs "$programs" --offline build-site-cpu)"
 tag=localhost/wmtp/build-site:$VERSION-cpu
 first=$("${engine[@]}" image inspect --format '{{.Id}}' "$tag")
-for word in "${!again[@]}"; do
-  if [ "${again[$word]}" = --layers ]; then again[word]=--no-cache; fi
-done
-"${again[@]}" >"$folder/again.log" 2>&1 || { tail "$folder/again.log" >&2; exit 70; }
+"$images" build --fresh --programs "$programs" --offline build-site-cpu >"$folder/again.txt" 2>"$folder/again.log" || {
+  tail "$folder/again.log" >&2
+  exit 70
+}
 second=$("${engine[@]}" image inspect --format '{{.Id}}' "$tag")
 if [ "$first" != "$second" ]; then
   echo "error: $tag is $first, and from nothing $second" >&2

@@ -22,6 +22,8 @@ pub struct Target {
     pub stage: String,
     /// Values of its ARGs.
     pub args: BTreeMap<String, String>,
+    /// Labels beside those of the Dockerfile.
+    pub labels: BTreeMap<String, String>,
     /// Names of the image.
     pub tags: Vec<String>,
     /// Machines that it is for.
@@ -67,6 +69,7 @@ struct Block {
     dockerfile: Option<String>,
     target: Option<String>,
     args: BTreeMap<String, String>,
+    labels: BTreeMap<String, String>,
     tags: Vec<String>,
     platforms: Vec<String>,
 }
@@ -214,6 +217,7 @@ impl Bake {
                     "context": target.context,
                     "dockerfile": target.dockerfile,
                     "args": target.args,
+                    "labels": target.labels,
                     "tags": target.tags,
                     "target": target.stage,
                     "platforms": target.platforms,
@@ -248,8 +252,9 @@ fn overlaid(below: Block, above: &Block) -> Block {
             above.clone()
         }
     };
-    let mut args = below.args;
+    let (mut args, mut labels) = (below.args, below.labels);
     args.extend(above.args.clone());
+    labels.extend(above.labels.clone());
     Block {
         inherits: Vec::new(),
         matrix: above.matrix.clone(),
@@ -258,6 +263,7 @@ fn overlaid(below: Block, above: &Block) -> Block {
         dockerfile: above.dockerfile.clone().or(below.dockerfile),
         target: above.target.clone().or(below.target),
         args,
+        labels,
         tags: list(&above.tags, below.tags),
         platforms: list(&above.platforms, below.platforms),
     }
@@ -295,16 +301,19 @@ fn target(name: &str, block: &Block, values: &BTreeMap<String, String>) -> Resul
     let all = |texts: &[String]| -> Result<Vec<String>, String> {
         texts.iter().map(|text| fill(text)).collect()
     };
+    let map = |texts: &BTreeMap<String, String>| {
+        let filled = texts
+            .iter()
+            .map(|(key, text)| Ok((key.clone(), fill(text)?)));
+        filled.collect::<Result<BTreeMap<_, _>, String>>()
+    };
     Ok(Target {
         name: block.name.as_deref().map_or(Ok(name.to_owned()), fill)?,
         context: needed(&block.context, "context")?,
         dockerfile: needed(&block.dockerfile, "dockerfile")?,
         stage: needed(&block.target, "target")?,
-        args: block
-            .args
-            .iter()
-            .map(|(key, text)| Ok((key.clone(), fill(text)?)))
-            .collect::<Result<_, String>>()?,
+        args: map(&block.args)?,
+        labels: map(&block.labels)?,
         tags: all(&block.tags).and_then(|tags| {
             if tags.is_empty() {
                 return Err("tags is missing: an image without a name cannot be found".to_owned());

@@ -91,6 +91,9 @@ pub struct Build {
     /// Take base images as they are on this machine; pull none
     #[arg(long)]
     offline: bool,
+    /// Use no layer of an earlier build: the same sources then give the same image
+    #[arg(long)]
+    fresh: bool,
     /// Targets and groups of the bake file [default: the group `default`]
     #[arg(value_name = "TARGET")]
     targets: Vec<String>,
@@ -100,7 +103,7 @@ impl Tool for Build {
     const ABOUT: &'static str = "Builds images with docker buildx, podman or buildah.";
     const EXAMPLES: &'static str = "wmtp-images build
         wmtp-images build cpu
-        wmtp-images build --programs FOLDER --offline evaluate";
+        wmtp-images build --programs FOLDER --offline --fresh evaluate";
 
     fn run(&self, cx: &mut ToolCx<'_>) -> Result<(), JobError> {
         let variables = variables();
@@ -113,6 +116,7 @@ impl Tool for Build {
             variables: &variables,
             programs: self.programs.as_deref(),
             is_offline: self.offline,
+            is_fresh: self.fresh,
         };
         for mut command in engine.build_commands(&order) {
             if cx.is_dry_run() {

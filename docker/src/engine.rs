@@ -38,6 +38,8 @@ pub(crate) struct Order<'a> {
     pub(crate) programs: Option<&'a Path>,
     /// Take bases as they are on this machine.
     pub(crate) is_offline: bool,
+    /// Use no layer of an earlier build.
+    pub(crate) is_fresh: bool,
 }
 
 /// How an image is started: always on a root that cannot be written, without capabilities, on the host's network.
@@ -158,6 +160,9 @@ impl Engine {
             .args(["buildx", "bake", "--file"])
             .arg(order.file)
             .arg("--load");
+        if order.is_fresh {
+            command.arg("--no-cache");
+        }
         command.envs(order.variables.iter().map(|(name, value)| (name, value)));
         if let Some(programs) = order.programs {
             for stage in STAGES {
@@ -172,9 +177,14 @@ impl Engine {
 
     fn build(&self, target: &Target, order: &Order<'_>) -> Command {
         let mut command = self.command();
+        let layers = if order.is_fresh {
+            "--no-cache"
+        } else {
+            "--layers"
+        };
         command.args([
             "build",
-            "--layers",
+            layers,
             "--file",
             &target.dockerfile,
             "--target",
@@ -186,6 +196,9 @@ impl Engine {
         }
         for (name, value) in &target.args {
             command.arg(format!("--build-arg={name}={value}"));
+        }
+        for (name, value) in &target.labels {
+            command.arg(format!("--label={name}={value}"));
         }
         // Times of files and of the image itself, without which no two builds are the same.
         if let Some(epoch) = target.args.get(EPOCH) {
@@ -326,12 +339,13 @@ mod tests {
             dockerfile: "docker/Dockerfile".to_owned(),
             stage: "evaluate".to_owned(),
             args: BTreeMap::from([("SOURCE_DATE_EPOCH".to_owned(), "7".to_owned())]),
+            labels: BTreeMap::from([("revision".to_owned(), "abc".to_owned())]),
             tags: vec!["wmtp/evaluate:1".to_owned()],
             platforms: Vec::new(),
         }
     }
 
-    fn built_by(engine: &str, is_offline: bool) -> String {
+    fn built_by(engine: &str, is_offline: bool, is_fresh: bool) -> String {
         let target = target();
         let order = Order {
             file: Path::new("docker/bake.json"),
@@ -339,6 +353,7 @@ mod tests {
             variables: &[("REVISION".to_owned(), "abc".to_owned())],
             programs: Some(Path::new("made")),
             is_offline,
+            is_fresh,
         };
         let commands = Engine::named(engine).unwrap().build_commands(&order);
         assert_eq!(commands.len(), 1);
@@ -348,22 +363,28 @@ mod tests {
     #[test]
     fn each_engine_is_told_the_same_in_its_own_words() {
         assert_eq!(
-            built_by("docker", false),
+            built_by("docker", false, false),
             "docker buildx bake --file docker/bake.json --load --set *.contexts.builder=made \
              --set *.contexts.builder-cuda=made evaluate"
         );
         let built = "build --layers --file docker/Dockerfile --target evaluate --ignorefile=docker/Dockerfile.dockerignore \
-                     --tag wmtp/evaluate:1 --build-arg=SOURCE_DATE_EPOCH=7 --timestamp=7 --build-context=builder=made \
+                     --tag wmtp/evaluate:1 --build-arg=SOURCE_DATE_EPOCH=7 --label=revision=abc --timestamp=7 --build-context=builder=made \
                      --build-context=builder-cuda=made";
         assert_eq!(
-            built_by("podman --root here", true),
+            built_by("podman --root here", true, false),
             format!("podman --root here {built} --pull=never .")
         );
         assert_eq!(
-            built_by("/usr/bin/buildah", true),
+            built_by("/usr/bin/buildah", true, false),
             format!("/usr/bin/buildah {built} --pull-never .")
         );
-        assert_eq!(built_by("buildah", false), format!("buildah {built} ."));
+        assert_eq!(
+            built_by("buildah", false, false),
+            format!("buildah {built} .")
+        );
+        let fresh = built.replace("--layers", "--no-cache");
+        assert_eq!(built_by("podman", false, true), format!("podman {fresh} ."));
+        assert!(built_by("docker", false, true).contains(" --no-cache "));
     }
 
     #[test]

@@ -116,6 +116,7 @@ fn of_image(file: &Dockerfile, stage: &Stage, target: &Target, found: &mut Vec<F
         .iter()
         .filter(|one| one.word == "LABEL")
         .flat_map(|one| pairs(&one.rest))
+        .chain(target.labels.clone())
         .collect();
     let label = |name: &str| {
         labels

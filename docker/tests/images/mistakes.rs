@@ -47,9 +47,9 @@ const IN_DOCKERFILE: [(&str, &str, &str); 15] = [
         "no STOPSIGNAL SIGTERM",
     ),
     (
-        "org.opencontainers.image.revision",
-        "org.opencontainers.image.ref",
-        "label org.opencontainers.image.revision is missing",
+        "org.opencontainers.image.base.name",
+        "org.opencontainers.image.base",
+        "label org.opencontainers.image.base.name is missing",
     ),
     (
         "wmtp.artifact/1",
@@ -101,7 +101,7 @@ fn mistakes_in_the_dockerfile_are_found() {
 }
 
 /// The same for the bake file where it can be read.
-const IN_BAKE: [(&str, &str, &str); 3] = [
+const IN_BAKE: [(&str, &str, &str); 4] = [
     (
         "          \"train-stage1\",\n",
         "",
@@ -113,9 +113,14 @@ const IN_BAKE: [(&str, &str, &str); 3] = [
         "the Dockerfile has no stage \"build-site-slim\"",
     ),
     (
-        "\"REVISION\": \"${REVISION}\"",
-        "\"COMMIT\": \"${REVISION}\"",
-        "argument \"COMMIT\", which the Dockerfile does not declare",
+        "\"PROFILE\": \"${PROFILE}\"",
+        "\"OPTIMISE\": \"${PROFILE}\"",
+        "argument \"OPTIMISE\", which the Dockerfile does not declare",
+    ),
+    (
+        "\"org.opencontainers.image.revision\"",
+        "\"org.opencontainers.image.ref\"",
+        "label org.opencontainers.image.revision is missing",
     ),
 ];
 
