@@ -58,7 +58,14 @@ if [ ! -s "$folder/base.tar" ]; then
 fi
 for name in CUDA_BASE CPU_BASE; do
   base=$(sed -n "s/^ARG $name=//p" docker/Dockerfile)
-  "${engine[@]}" image exists "$base" || "${engine[@]}" import -q --change "LABEL wmtp.stand-in=$name" "$folder/base.tar" "$base" >/dev/null
+  if ! "${engine[@]}" image exists "$base"; then
+    # A file of its own in each: of two bases that hold the same, one's layers would be taken for the other's.
+    echo "$base" >"$folder/stand-in"
+    cp "$folder/base.tar" "$folder/base.part"
+    tar --append --file "$folder/base.part" --directory "$folder" --transform 's|^|etc/|' stand-in
+    "${engine[@]}" import -q "$folder/base.part" "$base" >/dev/null
+    rm "$folder/base.part"
+  fi
   echo "$base is Debian 12, bootstrapped"
 done
 

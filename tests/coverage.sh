@@ -39,7 +39,7 @@ find "$CARGO_TARGET_DIR" -name '*.profraw' -delete 2>/dev/null || true
 # With all packages, as everywhere: the same features of everything that they share.
 cargo build --workspace --bins
 tests=$(cargo test --workspace --lib --tests --no-run --message-format json |
-  sed -n 's/.*"reason":"compiler-artifact".*"manifest_path":"\([^"]*\)".*"test":true.*"executable":"\([^"]*\)".*/\1 \2/p')
+  sed -n 's/.*"manifest_path":"\([^"]*\)".*"profile":{[^}]*"test":true}.*"executable":"\([^"]*\)".*/\1 \2/p')
 
 for library in "${libraries[@]}"; do
   manifest=$PWD/shared/$library/Cargo.toml
