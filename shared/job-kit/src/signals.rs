@@ -18,15 +18,19 @@ pub(crate) fn listen(
     let flag = Arc::new(AtomicBool::new(false));
     let raised = Arc::clone(&flag);
     let (name, at_work) = (name.to_owned(), Arc::clone(at_work));
+    // Here and not in the task, which a busy machine may start late: a first process of a container that has said nothing
+    // of a signal never sees it.
+    let entered = runtime.enter();
+    let signals = (
+        signal(SignalKind::terminate()),
+        signal(SignalKind::interrupt()),
+    );
+    drop(entered);
+    let (Ok(mut terminate), Ok(mut interrupt)) = signals else {
+        tracing::warn!("signals cannot be caught: a stopped run starts from its last checkpoint");
+        return flag;
+    };
     runtime.spawn(async move {
-        let terminate = signal(SignalKind::terminate());
-        let interrupt = signal(SignalKind::interrupt());
-        let (Ok(mut terminate), Ok(mut interrupt)) = (terminate, interrupt) else {
-            tracing::warn!(
-                "signals cannot be caught: a stopped run starts from its last checkpoint"
-            );
-            return;
-        };
         loop {
             tokio::select! {
                 _ = terminate.recv() => {}
