@@ -40,6 +40,10 @@ BROWSER := .wmtp/browser
 # Programs of `make cuda-build`, where DEVICE asks for them: a machine with a GPU need not be able to build.
 ON_CUDA := $(if $(filter cuda%,$(DEVICE)),$(TARGET)/cuda/bin)
 VESSL_CLASSES := .wmtp/vessl-classes
+IMAGES := .wmtp/images
+# What writes lists of dependencies. Of the same versions as in docker/Dockerfile.
+CARGO_TOOLS := $(abspath $(TOOLS))/cargo
+CYCLONEDX := $(CARGO_TOOLS)/bin/cargo-cyclonedx
 VESSL_SPECS := baseline verifiable rho1 random-matched shuffled
 VESSL_INPUTS = --experiment vessl/experiments/$(EXPERIMENT).yaml --profile $(VESSL_PROFILE)
 
@@ -87,9 +91,36 @@ test-full: build vessl-check $(PYTORCH)/installed $(MOTO)/installed $(BROWSER)/i
 fuzz: ## Mutations of the kept corpora for the parsers of untrusted bytes. SECS=600, of each target
 	WMTP_FUZZ_SECS=$(or $(SECS),600) cargo test --workspace --lib the_reader_fail -- --test-threads 1
 
+.PHONY: coverage
+coverage: ## Lines of artifacts, data-sets, grading, model, training and weighting that their own tests run. LEAST=80 percent
+	tests/coverage.sh .wmtp/coverage $(LEAST)
+
 .PHONY: test-container
 test-container: ## The attack suite in a container with Docker's capabilities and seccomp profile; needs root and runc
 	cargo test --workspace --test attacks --test launch --no-run --message-format json | python3 tests/container/attacks.py -
+
+.PHONY: images
+images: ## Build the jobs' images by docker buildx, podman or buildah. IMAGE=all|name|cuda|cpu PROFILE=release|dev PROGRAMS=folder
+	cargo build -q --workspace --bin wmtp-images
+	$(TARGET)/debug/wmtp-images build $(if $(PROGRAMS),--programs $(PROGRAMS)) $(filter-out all,$(IMAGE))
+
+.PHONY: images-check
+images-check: build $(CYCLONEDX) ## Build all images without a registry, run the chain in them, hold them against the job contract; needs root and podman
+	PATH=$(CARGO_TOOLS)/bin:$$PATH docker/check.sh $(IMAGES) $(TARGET)/debug
+
+.PHONY: conformance
+conformance: build ## Hold an image on this machine against the job contract. IMAGE=name
+	$(if $(IMAGE),,$(error IMAGE=name is missing: which image?))
+	$(TARGET)/debug/wmtp-images conform $(IMAGE)
+
+.PHONY: release-check
+release-check: $(CYCLONEDX) $(CARGO_TOOLS)/bin/cargo-auditable ## Make what a release holds and look whether it belongs together. PROFILE=dev|release
+	cargo build -q --workspace --bin wmtp-images
+	PATH=$(CARGO_TOOLS)/bin:$$PATH docker/release.sh .wmtp/release $(PROFILE) $(TARGET)/debug/wmtp-images
+
+$(CARGO_TOOLS)/bin/cargo-%: docker/Dockerfile
+	cargo install --locked --root $(CARGO_TOOLS) --target-dir $(abspath $(TARGET))/tools $$(grep -o 'cargo-$*@[0-9.]*' $<)
+	touch $@
 
 .PHONY: vessl-plan
 vessl-plan: ## What would be submitted to VESSL, and its cost. EXPERIMENT=verifiable|… VESSL_PROFILE=file VESSL_PRICES=file

@@ -18,9 +18,10 @@ folder=$(cd "$folder" && pwd)
 # shellcheck disable=SC1091
 . "$folder/toolchain/env"
 with_toolchain() {
-  local command=$1
+  local command
+  read -r -a command <<<"$1"
   shift
-  cargo "$command" --config "$folder/toolchain/cargo.toml" --locked --offline --target-dir "$folder" "$@"
+  cargo "${command[@]}" --config "$folder/toolchain/cargo.toml" --locked --offline --target-dir "$folder" "$@"
 }
 
 cd "$here/../.."
@@ -30,7 +31,10 @@ if [ "$(cat "$folder/kernels-from" 2>/dev/null)" != "$kernels" ]; then
   with_toolchain clean -q --profile "$profile" -p candle-kernels -p wmtp-model
   echo "$kernels" >"$folder/kernels-from"
 fi
-with_toolchain build --profile "$profile" --features cuda --bins --examples \
+# Where the tool is there, programs name what they are made of.
+build=build
+if command -v cargo-auditable >/dev/null; then build='auditable build'; fi
+with_toolchain "$build" --profile "$profile" --features cuda --bins --examples \
   -p train-stage1 -p train-stage2 -p evaluate -p parity -p wmtp-training
 
 # Copies PROGRAM without symbols, proves that it starts here, and says what it weighs.

@@ -70,7 +70,7 @@ pub use fsck::{Fault, Finding, FsckDepth, FsckPhase, FsckReport};
 pub use gc::{Doomed, GcPlan, GcPolicy, GcReport, GcSurvey, LeakedUpload};
 pub use kind::{ArtifactId, Kind, RunId};
 pub use lineage::{Direction, Lineage, Link, Node, NodeState};
-pub use manifest::{Content, FileEntry, Input, Manifest, Parts, Provenance};
+pub use manifest::{Content, FileEntry, Input, Manifest, Parts, Provenance, SCHEMA};
 pub use mirror::Mirror;
 pub use publish::Draft;
 pub use repair::{RepairReport, Spare};

@@ -19,8 +19,8 @@ use crate::{
     ArtifactId, Digest, Error, Kind, Result, RunId, cache_key, canonical_json, decimals_as_strings,
 };
 
-/// Schema of the manifests that this version writes.
-pub(crate) const SCHEMA: &str = "wmtp.artifact/1";
+/// Schema of the manifests that this version writes; images carry it as a label.
+pub const SCHEMA: &str = "wmtp.artifact/1";
 
 /// Largest manifest that is read: 64 MiB.
 pub(crate) const MAX_BYTES: u64 = 64 << 20;

@@ -32,6 +32,8 @@ pub(crate) struct Session {
     pub(crate) reporter: Arc<Reporter>,
     pub(crate) runtime: Arc<Runtime>,
     pub(crate) stop: Arc<AtomicBool>,
+    /// Whether a signal has to wait: there is a claim, or a tool that does something.
+    pub(crate) at_work: Arc<AtomicBool>,
 }
 
 impl Session {
@@ -43,8 +45,10 @@ impl Session {
             .enable_all()
             .build()?;
         let resolved = resolve(&common)?;
+        let at_work = Arc::new(AtomicBool::new(false));
         Ok(Self {
-            stop: signals::listen(&runtime),
+            stop: signals::listen(&runtime, name, &at_work),
+            at_work,
             reporter: Reporter::new(name),
             runtime: Arc::new(runtime),
             resolved,
@@ -289,6 +293,7 @@ fn compute<J: Job>(
     task: &Task<'_, J::Work>,
 ) -> Result<(Outputs, RunId), JobError> {
     store.block_on(store.store().preflight())?;
+    session.at_work.store(true, Ordering::SeqCst);
     let mut run = claim(session, store, task)?;
     fault::point("job:early");
     let data =

@@ -1,39 +1,54 @@
-//! SIGTERM and Ctrl-C: the first asks the job to stop at its next step, the second ends it.
+//! SIGTERM and Ctrl-C: the first asks the job to stop at its next step, the second ends it. Before there is work to
+//! finish the first ends it, too: a job that waits for a silent store would else be killed at the end of its launcher's
+//! patience, and 137 is not tried again.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::Exit;
+use crate::{Exit, life};
 
-/// Starts to listen; the flag rises with the first signal.
-pub(crate) fn listen(runtime: &tokio::runtime::Runtime) -> Arc<AtomicBool> {
+/// Starts to listen; the flag rises with the first signal. `at_work` says whether a stop has something to finish.
+pub(crate) fn listen(
+    runtime: &tokio::runtime::Runtime,
+    name: &str,
+    at_work: &Arc<AtomicBool>,
+) -> Arc<AtomicBool> {
     let flag = Arc::new(AtomicBool::new(false));
     let raised = Arc::clone(&flag);
+    let (name, at_work) = (name.to_owned(), Arc::clone(at_work));
+    // Here and not in the task, which a busy machine may start late: a first process of a container that has said nothing
+    // of a signal never sees it.
+    let entered = runtime.enter();
+    let signals = (
+        signal(SignalKind::terminate()),
+        signal(SignalKind::interrupt()),
+    );
+    drop(entered);
+    let (Ok(mut terminate), Ok(mut interrupt)) = signals else {
+        tracing::warn!("signals cannot be caught: a stopped run starts from its last checkpoint");
+        return flag;
+    };
     runtime.spawn(async move {
-        let terminate = signal(SignalKind::terminate());
-        let interrupt = signal(SignalKind::interrupt());
-        let (Ok(mut terminate), Ok(mut interrupt)) = (terminate, interrupt) else {
-            tracing::warn!(
-                "signals cannot be caught: a stopped run starts from its last checkpoint"
-            );
-            return;
-        };
         loop {
             tokio::select! {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
             }
-            if raised.swap(true, Ordering::SeqCst) {
-                stop_now();
+            if raised.swap(true, Ordering::SeqCst) || !at_work.load(Ordering::SeqCst) {
+                stop_now(&name);
             }
         }
     });
     flag
 }
 
-#[expect(clippy::exit, reason = "a second signal asks for exactly this")]
-fn stop_now() -> ! {
+#[expect(
+    clippy::exit,
+    reason = "the main thread waits for something that may never come"
+)]
+fn stop_now(name: &str) -> ! {
+    life::print_exit(name, Exit::Preempted);
     std::process::exit(i32::from(Exit::Preempted.code()))
 }

@@ -4,7 +4,7 @@ use std::cell::OnceCell;
 use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::Value;
 use wmtp_recipe::Recipe;
@@ -105,6 +105,7 @@ impl<'a> ToolCx<'a> {
             return Ok(store);
         }
         let store = self.session.open_store(false)?;
+        self.session.at_work.store(true, Ordering::SeqCst);
         Ok(self.store.get_or_init(|| store))
     }
 
@@ -118,8 +119,9 @@ impl<'a> ToolCx<'a> {
         jiff::Timestamp::now()
     }
 
-    /// Rises when a signal asks to stop.
+    /// Rises when a signal asks to stop. Who asks for it is not ended by the first signal.
     pub fn stop_flag(&self) -> Arc<AtomicBool> {
+        self.session.at_work.store(true, Ordering::SeqCst);
         Arc::clone(&self.session.stop)
     }
 

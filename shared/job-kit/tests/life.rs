@@ -344,6 +344,33 @@ fn a_stopped_run_goes_on_where_it_was_and_ends_with_the_same_bytes() {
     assert_eq!(elsewhere.run(&["--json"]).id(), resumed.id());
 }
 
+#[test]
+fn a_signal_before_there_is_work_ends_a_job_that_waits_for_a_silent_store() {
+    let place = Place::new();
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("http://{}", silent.local_addr().unwrap());
+    let child = place
+        .command(&[])
+        .env("AWS_ENDPOINT_URL_S3", endpoint)
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // The job is connected and waits for an answer.
+    let (connection, _) = silent.accept().unwrap();
+    let pid = child.id().to_string();
+    let kill = Command::new("kill").args(["-TERM", &pid]).status().unwrap();
+    assert!(kill.success());
+    let ended = Ended::of(child.wait_with_output().unwrap());
+    drop(connection);
+    assert_eq!(ended.code, Some(143), "{}", ended.stderr);
+    assert!(
+        ended.stderr.contains(r#""exit_code":143"#),
+        "{}",
+        ended.stderr
+    );
+}
+
 /// How many states a collection keeps stands in the entry of each.
 #[test]
 fn a_saved_state_says_how_many_are_kept() {

@@ -3,16 +3,7 @@
 use crate::place::Place;
 
 /// A recipe of seconds: few problems, few steps, short programs.
-pub(crate) const TINY: &str = "
-version: {id: v001}
-experiment: {algo: baseline, dataset: micropy}
-model: {base: micro-mtp, reference: micro-ref, value: micro-mtp}
-data: {max_length: 192, vocab_size: 320, num_problems: 30, solutions_per_problem: 2}
-optim: {epochs: 0.45, batch_sequences: 4, micro_batch_sequences: 4, lr: 2e-3, eval_every_steps: 4, checkpoint_every_steps: 2}
-stage1: {epochs: 0.5, batch_sequences: 4, lr_trunk: 1e-3, lr_head: 1e-3}
-reference: {epochs: 0.5, batch_sequences: 4, lr: 2e-3}
-evaluation: {max_problems: 3, num_samples: 2, ks: [1, 2], max_new_tokens: 12, cpu_secs: 20, wall_secs: 120, memory_mib: 512}
-";
+pub(crate) const TINY: &str = include_str!("../../tiny.yaml");
 
 /// The one change of v002 against v001.
 pub(crate) const VERIFIABLE: [&str; 4] = [

@@ -1,0 +1,159 @@
+#!/usr/bin/env bash
+# Builds every image without a registry, runs the whole chain in them and holds each against the job contract.
+#
+#   docker/check.sh FOLDER BIN
+#
+#   FOLDER  everything lies here: storage of images, the chain's store and site; a second call keeps what it can
+#   BIN     folder with the compiled programs of this machine: jobs, wmtp-images, wmtp-store, dev-store
+#
+# The bases are a bootstrapped Debian under the names that the Dockerfile gives them, in a storage of images of their own, so
+# that nothing else on this machine takes them for the real ones. So the images with CUDA's name hold programs for the CPU
+# here: the same targets, other programs. Environment: CHAIN_DATA (micropy), CHAIN_RECIPES (its name): what the chain runs.
+set -euo pipefail
+
+here=$(cd "$(dirname "$0")" && pwd)
+cd "$here/.."
+mkdir -p "$1"
+folder=$(cd "$1" && pwd) bin=$(cd "$2" && pwd)
+data=${CHAIN_DATA:-micropy}
+mapfile -t jobs < <(docker/jobs.sh)
+
+part() {
+  printf '\n== %s\n' "$*"
+}
+
+lacking=()
+[ "$(id -u)" = 0 ] || lacking+=("root, which starts the containers")
+for program in podman runc mmdebstrap strip; do
+  command -v "$program" >/dev/null || lacking+=("$program")
+done
+if [ ${#lacking[@]} -gt 0 ]; then
+  printf 'error: this machine lacks what builds and runs images: %s\n' "$(IFS=,; echo "${lacking[*]}")" \
+    'hint: on Debian, apt-get install podman runc mmdebstrap binutils' >&2
+  exit 69
+fi
+
+# Storage and state of its own. RUN instructions go without a container, which a confined machine may not start as they
+# want it; what is started at the end is started by runc.
+storage=$folder/storage
+export WMTP_ENGINE="podman --root $storage/root --runroot $storage/run --tmpdir $storage/tmp --runtime runc --cgroup-manager cgroupfs"
+export BUILDAH_ISOLATION=chroot
+read -r -a engine <<<"$WMTP_ENGINE"
+images=$bin/wmtp-images
+
+part "Dockerfile and bake file"
+"$images" lint "${jobs[@]}"
+if python3 -m venv "$folder/linters" && "$folder/linters/bin/pip" install -q --disable-pip-version-check \
+  --require-hashes -r docker/requirements.txt; then
+  "$folder/linters/bin/hadolint" docker/Dockerfile
+  echo "hadolint finds nothing"
+else
+  echo "SKIPPED: hadolint could NOT be installed, so it has read nothing" >&2
+fi
+
+part "bases without a registry"
+if [ ! -s "$folder/base.tar" ]; then
+  mmdebstrap --quiet --variant=minbase bookworm "$folder/base.part"
+  mv "$folder/base.part" "$folder/base.tar"
+fi
+for name in CUDA_BASE CPU_BASE; do
+  base=$(sed -n "s/^ARG $name=//p" docker/Dockerfile)
+  if ! "${engine[@]}" image exists "$base"; then
+    # A file of its own in each: of two bases that hold the same, one's layers would be taken for the other's.
+    echo "$base" >"$folder/stand-in"
+    cp "$folder/base.tar" "$folder/base.part"
+    tar --append --file "$folder/base.part" --directory "$folder" --transform 's|^|etc/|' stand-in
+    "${engine[@]}" import -q "$folder/base.part" "$base" >/dev/null
+    rm "$folder/base.part"
+  fi
+  echo "$base is Debian 12, bootstrapped"
+done
+
+# One time for all commits: layers that an earlier check left behind have it, too.
+export SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-0}
+# Once, so that a commit that comes meanwhile makes no two images differ.
+REVISION=${REVISION:-$(git rev-parse HEAD 2>/dev/null || echo unversioned)}
+export REVISION
+export VERSION=${VERSION:-$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)}
+
+part "programs of this machine"
+programs=$folder/programs
+mkdir -p "$programs/bin"
+for job in "${jobs[@]}"; do
+  # Unchanged ones stay as they are, and so do the images that hold them.
+  [ "$programs/bin/$job" -nt "$bin/$job" ] || strip -o "$programs/bin/$job" "$bin/$job"
+done
+sources=$(cat Cargo.lock ./*/*/Cargo.toml | sha256sum)
+if [ "$(cat "$programs/sbom-from" 2>/dev/null)" != "$sources" ]; then
+  docker/sbom.sh "$programs/sbom"
+  echo "$sources" >"$programs/sbom-from"
+fi
+ls -s --block-size=M "$programs/bin"
+
+part "images"
+"$images" build --programs "$programs" --offline >"$folder/images.txt" 2>"$folder/build.log" || {
+  tail -n 40 "$folder/build.log" >&2
+  exit 70
+}
+cat "$folder/images.txt"
+
+part "the same image from nothing"
+tag=localhost/wmtp/build-site:$VERSION-cpu
+first=$("${engine[@]}" image inspect --format '{{.Id}}' "$tag")
+"$images" build --fresh --programs "$programs" --offline build-site-cpu >"$folder/again.txt" 2>"$folder/again.log" || {
+  tail "$folder/again.log" >&2
+  exit 70
+}
+second=$("${engine[@]}" image inspect --format '{{.Id}}' "$tag")
+if [ "$first" != "$second" ]; then
+  echo "error: $tag is $first, and from nothing $second" >&2
+  exit 70
+fi
+echo "$tag is $second both times"
+
+# The image of a job: the one for the CPU where there is one.
+image_of() {
+  local image=localhost/wmtp/$1:$VERSION
+  if "${engine[@]}" image exists "$image-cpu"; then image+=-cpu; fi
+  echo "$image"
+}
+
+part "the chain in the images, against the embedded store of this machine"
+root=$folder/chain
+# Scripts in the place of programs: the chain knows no difference.
+mkdir -p "$folder/bin" "$root"/{scratch,cache,"$data"}
+chmod 0777 "$root"/{scratch,cache,"$data"}
+ln -sf "$bin/dev-store" "$folder/bin/dev-store"
+for job in "${jobs[@]}"; do
+  cat >"$folder/bin/$job" <<END
+#!/bin/sh
+exec "$images" run --mount "$PWD/storage/recipes" --mount "$root/scratch" --mount "$root/cache" --mount "$root/$data" \\
+  "$(image_of "$job")" "\$@"
+END
+  chmod +x "$folder/bin/$job"
+done
+WMTP_ROOT=$root OUT=$root/$data BIN=$folder/bin RECIPES=${CHAIN_RECIPES:-$data} WMTP_DEVICE=cpu jobs/demo.sh "$data"
+site=$root/$data/site
+printf 'site built: %s files, %s, index.html belongs to user %s\n' "$(find "$site" -type f | wc -l)" \
+  "$(du -sh "$site" | cut -f1)" "$(stat -c %u "$site/index.html")"
+
+part "the job contract"
+mapfile -t tags < <(cut -d' ' -f1 "$folder/images.txt")
+"$images" conform --programs "$bin" "${tags[@]}"
+
+part "an image that breaks it"
+bad=localhost/wmtp/bad:check
+"${engine[@]}" build -q --pull=never --tag "$bad" --build-arg "IMAGE=$(image_of prepare-data)" --file docker/tests/bad.Dockerfile \
+  docker/tests >/dev/null
+status=0
+"$images" conform --programs "$bin" "$bad" >"$folder/bad.txt" 2>/dev/null || status=$?
+cat "$folder/bad.txt"
+broken=$(grep -c '^  BROKEN' "$folder/bad.txt" || true)
+if [ "$status" != 77 ] || [ "$broken" -lt 3 ]; then
+  echo "error: expected exit code 77 and at least 3 broken promises, found $status and $broken" >&2
+  exit 70
+fi
+
+part "done"
+printf '%s images built without a registry; the chain ran in them; all keep the job contract; a bad one was refused (%s promises)\n' \
+  "${#tags[@]}" "$broken"

@@ -1,0 +1,627 @@
+//! The job contract, promise by promise, as an image keeps it or breaks it.
+//!
+//! In: the name of an image, and the programs of this machine, which make what its job reads in an embedded store. Out:
+//! one line a promise. Nothing here knows how the image was made.
+
+use std::collections::BTreeSet;
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use dev_store::TestServer;
+use serde_json::Value;
+use tempfile::TempDir;
+use wmtp_artifacts::SCHEMA;
+
+use crate::engine::{Engine, Start, output};
+use crate::error::Error;
+use crate::image::Image;
+
+/// One promise, and whether it was kept.
+#[derive(Debug, Clone, serde::Serialize)]
+pub(crate) struct Verdict {
+    pub(crate) promise: &'static str,
+    pub(crate) is_kept: bool,
+    /// What shows it, or what broke it.
+    pub(crate) said: String,
+}
+
+type Promise = (&'static str, fn(&Trial<'_>) -> Result<String, String>);
+
+/// In the order in which they build on each other.
+const PROMISES: [Promise; 9] = [
+    ("says what it is", described),
+    (
+        "a plain user on a root that nobody writes, with a shell",
+        confined,
+    ),
+    ("help and version", told),
+    ("runs as root, too", as_root),
+    ("a dry run touches nothing", dry),
+    ("exit codes 2, 65 and 69", refusals),
+    ("a signal ends it with 143", stopped),
+    ("work leaves verified artifacts", works),
+    ("the same command again has nothing to do", repeats),
+];
+
+/// A recipe of seconds, the same that the chain's tests use.
+const RECIPE: &str = include_str!("../../tests/tiny.yaml");
+
+/// The user that an image must be able to run as; any folder that it writes is open to all.
+const OPEN: u32 = 0o777;
+
+/// How each job is called, and on what.
+struct Call {
+    job: &'static str,
+    arguments: &'static [&'static str],
+    /// The argument that names an input, in a form that names one that is absent.
+    absent: &'static [&'static str],
+    /// Name of what it makes, for those that come later.
+    name: &'static str,
+}
+
+/// In the order of the chain: what a job reads was made by those before it.
+const CALLS: [Call; 7] = [
+    Call {
+        job: "prepare-data",
+        arguments: &[],
+        absent: &["--set=data.source=mbpp", "--raw=absent"],
+        name: "d",
+    },
+    Call {
+        job: "sync-storage",
+        arguments: &["create", "--model=micro-mtp", "--data=d"],
+        absent: &["create", "--model=micro-mtp", "--data=absent"],
+        name: "base",
+    },
+    Call {
+        job: "train-stage1",
+        arguments: &["--objective=value", "--data=d", "--base=base"],
+        absent: &["--objective=value", "--data=absent", "--base=base"],
+        name: "v",
+    },
+    Call {
+        job: "train-stage2",
+        arguments: &["--data=d", "--base=base"],
+        absent: &["--data=absent", "--base=base"],
+        name: "t",
+    },
+    Call {
+        job: "evaluate",
+        arguments: &["--data=d", "--base=base"],
+        absent: &["--data=absent", "--base=base"],
+        name: "s",
+    },
+    Call {
+        job: "build-leaderboard",
+        arguments: &["--scores=s"],
+        absent: &["--scores=absent"],
+        name: "b",
+    },
+    Call {
+        job: "build-site",
+        arguments: &["--leaderboard=b", "--out=site"],
+        absent: &["--leaderboard=absent", "--out=site"],
+        name: "",
+    },
+];
+
+/// Jobs whose results no later job of the chain needs here.
+const LEAVES: [&str; 2] = ["train-stage1", "train-stage2"];
+
+/// An image on trial.
+struct Trial<'a> {
+    engine: &'a Engine,
+    image: Image,
+    tag: &'a str,
+    call: &'static Call,
+    programs: &'a Path,
+    // Dropped first: it stops before its folder goes.
+    server: TestServer,
+    folder: TempDir,
+}
+
+/// How a container ended.
+struct Ended {
+    code: Option<i32>,
+    stdout: String,
+    stderr: String,
+}
+
+/// Holds an image against every promise. `programs` is a folder with the programs of all jobs and `wmtp-store`.
+///
+/// # Errors
+/// Where the trial itself cannot be held: no such image, no such job, programs that fail.
+pub(crate) fn conform(
+    engine: &Engine,
+    tag: &str,
+    job: Option<&str>,
+    programs: &Path,
+) -> Result<Vec<Verdict>, Error> {
+    let image = Image::of(&engine.inspect(tag)?);
+    let job = job.unwrap_or_else(|| image.label("wmtp.job")).to_owned();
+    let call = CALLS
+        .iter()
+        .find(|call| call.job == job)
+        .ok_or_else(|| Error::Engine {
+            command: format!("{} image inspect {tag}", engine.name()),
+            ended: format!(
+                "names the job {job:?} in label wmtp.job, which is none; say which with --job"
+            ),
+        })?;
+    let trial = Trial::new(engine, image, tag, call, programs)?;
+    trial.prepare()?;
+    Ok(PROMISES
+        .iter()
+        .map(|(promise, keeps)| {
+            let kept = keeps(&trial);
+            Verdict {
+                promise,
+                is_kept: kept.is_ok(),
+                said: kept.unwrap_or_else(|why| why),
+            }
+        })
+        .collect())
+}
+
+impl<'a> Trial<'a> {
+    fn new(
+        engine: &'a Engine,
+        image: Image,
+        tag: &'a str,
+        call: &'static Call,
+        programs: &'a Path,
+    ) -> Result<Self, Error> {
+        let in_file = |path: &Path, source| Error::File {
+            path: path.to_owned(),
+            source,
+        };
+        let folder = tempfile::tempdir().map_err(|error| in_file(&std::env::temp_dir(), error))?;
+        let server = TestServer::start(&folder.path().join("store"));
+        let trial = Self {
+            engine,
+            image,
+            tag,
+            call,
+            programs,
+            server,
+            folder,
+        };
+        let work = trial.work();
+        std::fs::create_dir(&work)
+            .and_then(|()| std::fs::set_permissions(&work, std::fs::Permissions::from_mode(OPEN)))
+            .and_then(|()| std::fs::write(work.join("tiny.yaml"), RECIPE))
+            .map_err(|error| in_file(&work, error))?;
+        Ok(trial)
+    }
+
+    /// The folder that both the image and this machine's programs work in.
+    fn work(&self) -> PathBuf {
+        self.folder.path().join("work")
+    }
+
+    fn variables(&self, endpoint: &str) -> Vec<(String, String)> {
+        [
+            ("AWS_ENDPOINT_URL_S3", endpoint),
+            ("AWS_ACCESS_KEY_ID", self.server.access_key()),
+            ("AWS_SECRET_ACCESS_KEY", self.server.secret_key()),
+            ("AWS_REGION", self.server.region()),
+            ("WMTP_STORE", "s3://wmtp/trial"),
+            // A program built for a GPU computes on the CPU only where it is told to.
+            ("WMTP_DEVICE", "cpu"),
+        ]
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .to_vec()
+    }
+
+    /// Makes what the job reads with the programs of this machine.
+    fn prepare(&self) -> Result<(), Error> {
+        let before = CALLS.iter().take_while(|call| call.job != self.call.job);
+        for call in before.filter(|call| !LEAVES.contains(&call.job)) {
+            let mut arguments: Vec<String> = call
+                .arguments
+                .iter()
+                .map(|word| (*word).to_owned())
+                .collect();
+            arguments.extend([
+                "--recipe=tiny.yaml".to_owned(),
+                format!("--name={}", call.name),
+            ]);
+            self.here(call.job, &arguments)?;
+        }
+        Ok(())
+    }
+
+    /// Runs a program of this machine.
+    fn here(&self, program: &str, arguments: &[String]) -> Result<String, Error> {
+        let mut command = Command::new(self.programs.join(program));
+        command
+            .args(arguments)
+            .current_dir(self.work())
+            .envs(self.variables(self.server.endpoint()))
+            .env("WMTP_SCRATCH", self.folder.path().join("scratch"))
+            .env("WMTP_CACHE", self.folder.path().join("cache"));
+        Ok(String::from_utf8_lossy(&output(&mut command)?.stdout).into_owned())
+    }
+
+    fn start(&self) -> Start {
+        Start {
+            image: self.tag.to_owned(),
+            mounts: vec![self.work()],
+            folder: Some(self.work()),
+            variables: self.variables(self.server.endpoint()),
+            ..Start::default()
+        }
+    }
+
+    fn run(&self, start: &Start, arguments: &[&str]) -> Result<Ended, String> {
+        let arguments: Vec<String> = arguments.iter().map(|word| (*word).to_owned()).collect();
+        let mut command = self.engine.run_command(start, &arguments);
+        let done = command
+            .stdin(Stdio::null())
+            .output()
+            .map_err(|error| error.to_string())?;
+        Ok(Ended {
+            code: done.status.code(),
+            stdout: String::from_utf8_lossy(&done.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&done.stderr).into_owned(),
+        })
+    }
+
+    /// The job's own call with its recipe and more.
+    fn whole<'b>(&'b self, more: &[&'b str]) -> Vec<&'b str> {
+        [self.call.arguments, &["--recipe=tiny.yaml"], more].concat()
+    }
+
+    /// Every object of the store, as its folder names them.
+    fn objects(&self) -> BTreeSet<PathBuf> {
+        let listed = std::fs::read_dir(self.folder.path().join("store/buckets/wmtp"));
+        listed
+            .into_iter()
+            .flatten()
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .collect()
+    }
+
+    fn version(&self) -> &str {
+        self.image.label("org.opencontainers.image.version")
+    }
+}
+
+impl Ended {
+    fn expect(self, code: i32, what: &str) -> Result<Self, String> {
+        if self.code == Some(code) {
+            return Ok(self);
+        }
+        let said = last_lines(&self.stderr);
+        Err(format!(
+            "{what} ended with {:?}, expected {code}: {said}",
+            self.code
+        ))
+    }
+
+    fn says(self, words: &[&str], what: &str) -> Result<Self, String> {
+        match words
+            .iter()
+            .find(|word| !self.stdout.contains(**word) && !self.stderr.contains(**word))
+        {
+            Some(word) => Err(format!(
+                "{what} does not say {word:?}: {}",
+                last_lines(&self.stderr)
+            )),
+            None => Ok(self),
+        }
+    }
+
+    /// The object that ends stdout under `--json`.
+    fn result(&self) -> Result<Value, String> {
+        let line = self.stdout.lines().last().unwrap_or_default();
+        serde_json::from_str(line)
+            .map_err(|error| format!("--json ends stdout with {line:?}: {error}"))
+    }
+}
+
+fn last_lines(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().filter(|line| !line.is_empty()).collect();
+    lines[lines.len().saturating_sub(3)..].join(" | ")
+}
+
+fn described(trial: &Trial<'_>) -> Result<String, String> {
+    let image = &trial.image;
+    let job = trial.call.job;
+    let wrong = |what: &str, found: &dyn std::fmt::Debug, expected: &str| {
+        Err(format!("{what} is {found:?}, expected {expected}"))
+    };
+    let is_plain = image
+        .user
+        .split(':')
+        .all(|part| part.parse::<u32>().is_ok_and(|id| id > 0));
+    if !is_plain {
+        return wrong("the user", &image.user, "numbers that are not root's");
+    }
+    if image.entrypoint != [job] {
+        return wrong("the entry point", &image.entrypoint, &format!("[{job:?}]"));
+    }
+    if !image.arguments.is_empty() {
+        return wrong(
+            "CMD",
+            &image.arguments,
+            "nothing: an image starts no work that nobody asked for",
+        );
+    }
+    if !["SIGTERM", "15"].contains(&image.signal.as_str()) {
+        return wrong("the stop signal", &image.signal, "SIGTERM");
+    }
+    if image.label("wmtp.schema") != SCHEMA {
+        return wrong("label wmtp.schema", &image.label("wmtp.schema"), SCHEMA);
+    }
+    let revision = image.label("org.opencontainers.image.revision");
+    if ["", "unknown"].contains(&revision) {
+        return wrong(
+            "the revision",
+            &revision,
+            "the commit that it was built from",
+        );
+    }
+    if let Some(name) = image
+        .variables
+        .keys()
+        .find(|name| name.starts_with("AWS_") || name.contains("TOKEN"))
+    {
+        return Err(format!(
+            "the image carries the variable {name}: credentials come with the run"
+        ));
+    }
+    Ok(format!(
+        "{job} {}, revision {}, {SCHEMA}",
+        trial.version(),
+        revision.get(..12).unwrap_or(revision)
+    ))
+}
+
+fn confined(trial: &Trial<'_>) -> Result<String, String> {
+    let script = "id -u; command -v \"$0\"; touch /probe /usr/probe 2>&1; test -r \"$SSL_CERT_FILE\" && echo certificates; \
+                  ls /usr/share/wmtp/sbom; touch \"/tmp/probe\" && echo scratch";
+    let start = Start {
+        entrypoint: Some("/bin/sh".to_owned()),
+        ..trial.start()
+    };
+    let ended = trial
+        .run(&start, &["-c", script, trial.call.job])?
+        .expect(0, "a shell")?;
+    let user = trial.image.user.split(':').next().unwrap_or_default();
+    let sbom = format!("{}.cdx.json", trial.call.job);
+    let lines: Vec<&str> = ended.stdout.lines().collect();
+    for wanted in [user, "certificates", &sbom, "scratch"] {
+        if !lines.contains(&wanted) {
+            return Err(format!(
+                "a shell in it did not say {wanted:?}: {}",
+                lines.join(" | ")
+            ));
+        }
+    }
+    let refused = lines
+        .iter()
+        .filter(|line| line.contains("Read-only file system"))
+        .count();
+    if refused != 2 {
+        return Err(format!("its root can be written: {}", lines.join(" | ")));
+    }
+    Ok(format!(
+        "user {user}, / and /usr read-only, {sbom} and CA bundle there"
+    ))
+}
+
+fn told(trial: &Trial<'_>) -> Result<String, String> {
+    trial
+        .run(&trial.start(), &["--help"])?
+        .expect(0, "--help")?
+        .says(&["Usage:", "Examples:", "--recipe"], "--help")?;
+    let expected = format!("{} {}", trial.call.job, trial.version());
+    let version = trial
+        .run(&trial.start(), &["--version"])?
+        .expect(0, "--version")?;
+    if version.stdout.trim() != expected {
+        return Err(format!(
+            "--version says {:?}, its label {expected:?}",
+            version.stdout.trim()
+        ));
+    }
+    Ok(expected)
+}
+
+fn as_root(trial: &Trial<'_>) -> Result<String, String> {
+    let start = Start {
+        user: Some("0:0".to_owned()),
+        ..trial.start()
+    };
+    trial
+        .run(&start, &["--version"])?
+        .expect(0, "--version as root")?;
+    Ok("user 0:0".to_owned())
+}
+
+fn dry(trial: &Trial<'_>) -> Result<String, String> {
+    let before = trial.objects();
+    trial
+        .run(&trial.start(), &trial.whole(&["--dry-run"]))?
+        .expect(0, "--dry-run")?;
+    let after = trial.objects();
+    if before != after {
+        return Err(format!(
+            "the store had {} objects and has {}",
+            before.len(),
+            after.len()
+        ));
+    }
+    if trial.work().join("site").exists() {
+        return Err("--dry-run wrote the site".to_owned());
+    }
+    Ok(format!("{} objects before and after", after.len()))
+}
+
+fn refusals(trial: &Trial<'_>) -> Result<String, String> {
+    let start = trial.start();
+    trial
+        .run(&start, &trial.whole(&["--wrong-flag"]))?
+        .expect(2, "a wrong flag")?
+        .says(&["--wrong-flag"], "a wrong flag")?;
+    trial
+        .run(&start, &trial.whole(&["--set=optim.lrr=1"]))?
+        .expect(2, "an unknown setting")?
+        .says(
+            &["optim.lrr", "did you mean `optim.lr`"],
+            "an unknown setting",
+        )?;
+    let absent = [trial.call.absent, &["--recipe=tiny.yaml"]].concat();
+    trial
+        .run(&start, &absent)?
+        .expect(65, "an absent input")?
+        .says(&["absent"], "an absent input")?;
+    // A port that nobody listens on: it was bound and is free again.
+    let port = TcpListener::bind("127.0.0.1:0")
+        .and_then(|free| free.local_addr())
+        .map_err(|error| error.to_string())?;
+    let nobody = Start {
+        variables: trial.variables(&format!("http://{port}")),
+        ..start
+    };
+    trial
+        .run(&nobody, &trial.whole(&[]))?
+        .expect(69, "a store that is not there")?;
+    Ok("2 (flag), 2 (setting), 65 (input), 69 (store)".to_owned())
+}
+
+/// The job waits for a store that takes the connection and never answers; then it is told to stop.
+fn stopped(trial: &Trial<'_>) -> Result<String, String> {
+    let silent = TcpListener::bind("127.0.0.1:0").map_err(|error| error.to_string())?;
+    let endpoint = silent.local_addr().map_err(|error| error.to_string())?;
+    let name = format!("wmtp-trial-{}-{}", std::process::id(), trial.call.job);
+    let start = Start {
+        name: Some(name.clone()),
+        variables: trial.variables(&format!("http://{endpoint}")),
+        ..trial.start()
+    };
+    let arguments: Vec<String> = trial
+        .whole(&[])
+        .iter()
+        .map(|word| (*word).to_owned())
+        .collect();
+    let mut command = trial.engine.run_command(&start, &arguments);
+    let child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|error| error.to_string())?;
+    let waiter = std::thread::spawn(move || child.wait_with_output());
+    silent
+        .set_nonblocking(true)
+        .map_err(|error| error.to_string())?;
+    // Either it connects, or it has ended without: both end the wait.
+    let connection = loop {
+        match silent.accept() {
+            Ok((connection, _)) => break Some(connection),
+            Err(_) if waiter.is_finished() => break None,
+            Err(_) => std::thread::sleep(std::time::Duration::from_millis(20)),
+        }
+    };
+    if connection.is_some() {
+        trial
+            .engine
+            .terminate(&name)
+            .map_err(|error| error.to_string())?;
+    }
+    let done = waiter
+        .join()
+        .map_err(|_| "the wait for it failed".to_owned())?
+        .map_err(|error| error.to_string())?;
+    let ended = Ended {
+        code: done.status.code(),
+        stdout: String::from_utf8_lossy(&done.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&done.stderr).into_owned(),
+    };
+    ended
+        .expect(143, "SIGTERM to its first process")?
+        .says(&["\"exit_code\":143"], "its last event")?;
+    Ok("143, as process 1, while it waited for a silent store".to_owned())
+}
+
+fn works(trial: &Trial<'_>) -> Result<String, String> {
+    let name = format!("--name={}", trial.call.name);
+    let more = if trial.call.name.is_empty() {
+        vec!["--json"]
+    } else {
+        vec!["--json", &name]
+    };
+    let ended = trial
+        .run(&trial.start(), &trial.whole(&more))?
+        .expect(0, "its work")?;
+    let result = ended.result()?;
+    if trial.call.job == "build-site" {
+        return site(trial);
+    }
+    if result["cached"] != Value::Bool(false) {
+        return Err(format!("it says that it had nothing to do: {result}"));
+    }
+    let outputs: Vec<&str> = result["outputs"]
+        .as_object()
+        .into_iter()
+        .flatten()
+        .filter_map(|(_, id)| id.as_str())
+        .collect();
+    if outputs.is_empty() {
+        return Err(format!("it names no artifact: {result}"));
+    }
+    for id in &outputs {
+        trial
+            .here("wmtp-store", &["lineage".to_owned(), (*id).to_owned()])
+            .map_err(|error| error.to_string())?;
+    }
+    let checked = trial
+        .here("wmtp-store", &["fsck".to_owned(), "--full".to_owned()])
+        .map_err(|error| error.to_string())?;
+    Ok(format!(
+        "{}; fsck --full: {}",
+        outputs.join(", "),
+        checked.lines().last().unwrap_or_default()
+    ))
+}
+
+/// The pages, and the list of files with their digests.
+fn site(trial: &Trial<'_>) -> Result<String, String> {
+    let folder = trial.work().join("site");
+    for file in ["index.html", "data/manifest.json"] {
+        let size = std::fs::metadata(folder.join(file))
+            .map_err(|error| format!("site/{file}: {error}"))?
+            .len();
+        if size == 0 {
+            return Err(format!("site/{file} is empty"));
+        }
+    }
+    Ok("site/index.html and site/data/manifest.json".to_owned())
+}
+
+fn repeats(trial: &Trial<'_>) -> Result<String, String> {
+    let run = || {
+        trial
+            .run(&trial.start(), &trial.whole(&["--json"]))?
+            .expect(0, "the second run")?
+            .result()
+    };
+    let (second, third) = (run()?, run()?);
+    if trial.call.job == "build-site" {
+        if third["written"] != Value::from(0) {
+            return Err(format!("it wrote files anew: {third}"));
+        }
+        return Ok("0 files written".to_owned());
+    }
+    if second["cached"] != Value::Bool(true) {
+        return Err(format!("it worked again: {second}"));
+    }
+    if second["outputs"] != third["outputs"] {
+        return Err(format!("ids changed: {second} and {third}"));
+    }
+    Ok("already done, the same ids".to_owned())
+}

@@ -1,0 +1,140 @@
+//! A release in which something does not belong to the rest is found out. Its one program is the one under test.
+
+use std::io::Write as _;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use tempfile::TempDir;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_wmtp-images");
+const NOTES: &str = "# wmtp 0.1.0\n\n### Added\n\n### Upgrade notes\n\n### Known issues\n";
+const PACKAGES: &str =
+    r#"{"packages":[{"name":"job-images","version":"0.1.0"},{"name":"serde","version":"1.0.0"}]}"#;
+const LIST: &str = r#"{"metadata":{"component":{"name":"job-images","version":"0.1.0"}},"components":[{"name":"serde","version":"1.0.0"}]}"#;
+
+/// What goes wrong with a release's folder.
+type Change = Box<dyn Fn(&Path)>;
+
+fn done(command: &mut Command) -> Output {
+    let output = command.output().unwrap();
+    assert!(
+        output.status.success(),
+        "{command:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    output
+}
+
+/// A release as it should be, but for what `change` does to it before checksums are taken.
+fn release(change: impl Fn(&Path)) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    std::fs::create_dir(path.join("bin")).unwrap();
+    std::fs::create_dir(path.join("sbom")).unwrap();
+    std::fs::write(path.join("NOTES.md"), NOTES).unwrap();
+    std::fs::write(path.join("sbom/wmtp-images.cdx.json"), LIST).unwrap();
+    let section = path.join("section");
+    let mut packed = flate2::write::ZlibEncoder::new(
+        std::fs::File::create(&section).unwrap(),
+        flate2::Compression::fast(),
+    );
+    packed.write_all(PACKAGES.as_bytes()).unwrap();
+    packed.finish().unwrap();
+    done(
+        Command::new("objcopy")
+            .arg(format!("--add-section=.dep-v0={}", section.display()))
+            .arg(PROGRAM)
+            .arg(path.join("bin/wmtp-images")),
+    );
+    std::fs::remove_file(section).unwrap();
+    change(path);
+    let sums = done(
+        Command::new("sh")
+            .current_dir(path)
+            .args(["-c", "find * -type f ! -name SHA256SUMS | xargs sha256sum"]),
+    );
+    std::fs::write(path.join("SHA256SUMS"), sums.stdout).unwrap();
+    folder
+}
+
+fn verdict(folder: &TempDir) -> (Option<i32>, String) {
+    let ended = Command::new(PROGRAM)
+        .arg("release")
+        .arg(folder.path())
+        .arg("wmtp-images")
+        .output()
+        .unwrap();
+    let said = [ended.stdout, ended.stderr].concat();
+    (ended.status.code(), String::from_utf8(said).unwrap())
+}
+
+#[test]
+fn a_release_that_belongs_together_is_told_so() {
+    let (code, said) = verdict(&release(nothing));
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!(said, "3 files of 1 programs belong together\n");
+}
+
+fn nothing(_: &Path) {}
+
+#[test]
+fn what_does_not_belong_to_the_rest_is_found() {
+    let write = |name: &'static str, text: &'static str| {
+        move |path: &Path| std::fs::write(path.join(name), text).unwrap()
+    };
+    let plain = |path: &Path| {
+        std::fs::copy(PROGRAM, path.join("bin/wmtp-images"))
+            .map(drop)
+            .unwrap()
+    };
+    let cases: [(Change, Change, &str); 7] = [
+        (
+            Box::new(write("NOTES.md", "# wmtp 0.2.0\n")),
+            Box::new(nothing),
+            r##"NOTES.md: does not begin with "# wmtp 0.1.0""##,
+        ),
+        (
+            Box::new(write(
+                "NOTES.md",
+                "# wmtp 0.1.0\n### Added\n### Upgrade notes\n",
+            )),
+            Box::new(nothing),
+            "has no \"### Known issues\"",
+        ),
+        (
+            Box::new(plain),
+            Box::new(nothing),
+            "bin/wmtp-images: names no dependencies",
+        ),
+        (
+            Box::new(write(
+                "sbom/wmtp-images.cdx.json",
+                r#"{"metadata":{"component":{"name":"job-images","version":"0.1.0"}}}"#,
+            )),
+            Box::new(nothing),
+            "lacks what the program is made of: serde 1.0.0",
+        ),
+        (
+            Box::new(nothing),
+            Box::new(write("sbom/wmtp-images.cdx.json", "{}")),
+            "sbom/wmtp-images.cdx.json: is not what SHA256SUMS has recorded",
+        ),
+        (
+            Box::new(nothing),
+            Box::new(write("more", "")),
+            "more: is not in SHA256SUMS",
+        ),
+        (
+            Box::new(write("more", "")),
+            Box::new(|path| std::fs::remove_file(path.join("more")).unwrap()),
+            "more: stands in SHA256SUMS and is not there",
+        ),
+    ];
+    for (before, after, message) in cases {
+        let folder = release(before);
+        after(folder.path());
+        let (code, said) = verdict(&folder);
+        assert_eq!(code, Some(76), "{message:?}: {said}");
+        assert!(said.contains(message), "{message:?} is not in {said}");
+    }
+}
