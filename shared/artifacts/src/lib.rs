@@ -55,6 +55,7 @@ mod scan;
 mod store;
 mod touches;
 mod transfer;
+mod tree;
 mod upload;
 mod uri;
 
@@ -78,4 +79,5 @@ pub use run::{CheckpointEntry, RunProgress, RunRequest, RunResult, RunState, Run
 pub use scan::Crc64;
 pub use store::Store;
 pub use touches::Touch;
+pub use tree::{Tree, TreeFile};
 pub use uri::StoreUri;
