@@ -1,4 +1,5 @@
-//! `download`: a revision of the Hugging Face hub becomes a folder, to be converted or pushed.
+//! `download`: a revision of the Hugging Face hub, or objects of another S3 store, become a folder, to be converted or
+//! pushed.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -6,10 +7,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde_json::json;
+use wmtp_artifacts::StoreOptions;
 use wmtp_job_kit::{JobError, Progress, Tool, ToolCx, bytes};
 
-use crate::folder;
-use crate::hub::{Hub, HubFile, Repo, Snapshot};
+use crate::folder::{self, SUMS};
+use crate::source::{File, Found, Source};
 
 /// Time between two looks at whether a signal asks to stop.
 const PERIOD: Duration = Duration::from_millis(100);
@@ -17,55 +19,65 @@ const PERIOD: Duration = Duration::from_millis(100);
 /// Flags of `download`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Download {
-    /// hf://OWNER/REPO@REVISION, or hf://datasets/OWNER/REPO@REVISION
-    #[arg(value_name = "HF_URI")]
-    from: Repo,
+    /// hf://OWNER/REPO@REVISION, hf://datasets/OWNER/REPO@REVISION, or s3://BUCKET/PREFIX
+    #[arg(value_name = "URI")]
+    from: Source,
     /// Folder to make
     #[arg(long, value_name = "DIR")]
     to: PathBuf,
     /// Only files whose path begins so; again for more
     #[arg(long, value_name = "PATH")]
     only: Vec<String>,
+    /// Server of an s3:// source; that of AWS is https://s3.REGION.amazonaws.com. The AWS variables by default
+    #[arg(long, value_name = "URL")]
+    endpoint: Option<String>,
+    /// Profile of the AWS configuration files with the credentials for an s3:// source; the AWS variables by default
+    #[arg(long, value_name = "NAME", requires = "endpoint")]
+    profile: Option<String>,
 }
 
 impl Tool for Download {
-    const ABOUT: &'static str = "Fetches a revision of the Hugging Face hub into a folder, every file verified; goes on where it was cut off.";
+    const ABOUT: &'static str = "Fetches a revision of the Hugging Face hub or objects of an S3 store into a folder, every file checked; goes on where it was cut off.";
     const EXAMPLES: &'static str = "
         sync-storage download hf://facebook/multi-token-prediction@main --only 7B_1T_4/ --to hub/7b
-        HF_TOKEN=… sync-storage download hf://datasets/google-research-datasets/mbpp@main --to hub/mbpp --dry-run";
+        HF_TOKEN=… sync-storage download hf://datasets/google-research-datasets/mbpp@main --to hub/mbpp --dry-run
+        sync-storage download s3://lab-models/7b --endpoint https://s3.example.org --profile lab --to models/7b";
 
     fn run(&self, cx: &mut ToolCx<'_>) -> Result<(), JobError> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_all()
             .build()?;
         let stop = cx.stop_flag();
-        let hub = Hub::from_environment()?;
-        let mut snapshot =
-            runtime.block_on(unless_stopped(Arc::clone(&stop), hub.snapshot(&self.from)))?;
-        self.select(&mut snapshot)?;
-        let total = snapshot.files.iter().map(|file| file.size).sum();
+        let options = StoreOptions {
+            endpoint: self.endpoint.clone(),
+            profile: self.profile.clone(),
+            ..StoreOptions::default()
+        };
+        let opened = unless_stopped(Arc::clone(&stop), self.from.open(options));
+        let mut found = runtime.block_on(opened)?;
+        self.select(&mut found)?;
+        let total = found.size();
         let what = format!(
-            "{} files, {} of {} at commit {}",
-            snapshot.files.len(),
+            "{} files, {} of {}",
+            found.files.len(),
             bytes(total),
-            self.from.name(),
-            snapshot.commit
+            found.name
         );
         if cx.is_dry_run() {
             cx.print(format!("would fetch {what}; nothing was touched"));
-            for file in &snapshot.files {
-                cx.print(format!("  {}  {}", bytes(file.size), file.path));
+            for file in &found.files {
+                cx.print(format!("  {}  {}", bytes(file.size()), file.path()));
             }
             return Ok(());
         }
-        if is_there(&self.to, &snapshot.files)? {
+        if runtime.block_on(is_there(&self.to, &found))? {
             cx.print(format!("already there: {what} in {}", self.to.display()));
         } else {
-            let part = part_folder(&self.to, &snapshot.commit);
+            let part = part_folder(&self.to, &found.version);
             let progress = cx.progress("fetching", "bytes", total);
-            let work = fetch(&hub, &self.from, &snapshot, &part, &progress);
-            runtime.block_on(unless_stopped(stop, work))?;
+            runtime.block_on(unless_stopped(stop, fetch(&found, &part, &progress)))?;
             progress.finish();
+            check_sums(&part)?;
             let _ = std::fs::remove_dir(&self.to);
             std::fs::rename(&part, &self.to).map_err(|error| {
                 JobError::from(error).context(format!("renaming to {}", self.to.display()))
@@ -74,9 +86,9 @@ impl Tool for Download {
         }
         cx.json_result(json!({
             "job": "sync-storage-download",
-            "repo": self.from.name(),
-            "commit": snapshot.commit,
-            "files": snapshot.files.len(),
+            "source": found.name,
+            "version": found.version,
+            "files": found.files.len(),
             "bytes": total,
             "folder": self.to.display().to_string(),
         }));
@@ -85,67 +97,68 @@ impl Tool for Download {
 }
 
 impl Download {
-    fn select(&self, snapshot: &mut Snapshot) -> Result<(), JobError> {
+    fn select(&self, found: &mut Found) -> Result<(), JobError> {
         if !self.only.is_empty() {
-            let is_wanted = |file: &HubFile| {
+            let is_wanted = |file: &File| {
                 self.only
                     .iter()
-                    .any(|start| file.path.starts_with(start.as_str()))
+                    .any(|start| file.path().starts_with(start.as_str()))
             };
-            snapshot.files.retain(is_wanted);
+            found.files.retain(is_wanted);
         }
-        if snapshot.files.is_empty() {
-            let what = format!(
-                "{} at {} has no such file",
-                self.from.name(),
-                snapshot.commit
+        if found.files.is_empty() {
+            return Err(
+                JobError::bad_input(format!("{} has no such file", found.name))
+                    .hint("leave --only out with --dry-run to see what it has"),
             );
-            return Err(JobError::bad_input(what)
-                .hint("leave --only out with --dry-run to see what it has"));
         }
         Ok(())
     }
 }
 
 /// Fetches what is not in the folder yet.
-async fn fetch(
-    hub: &Hub,
-    repo: &Repo,
-    snapshot: &Snapshot,
-    folder: &Path,
-    progress: &Progress,
-) -> Result<(), JobError> {
-    for file in &snapshot.files {
-        let path = folder.join(&file.path);
+async fn fetch(found: &Found, folder: &Path, progress: &Progress) -> Result<(), JobError> {
+    for file in &found.files {
+        let path = folder.join(file.path());
         folder::create_parent(&path)?;
         let here = std::fs::metadata(&path).map_or(0, |found| found.len());
-        progress.inc(here.min(file.size));
+        progress.inc(here.min(file.size()));
         let arrived = |bytes| progress.inc(bytes);
-        hub.fetch(repo, &snapshot.commit, file, &path, &arrived)
-            .await?;
+        found.fetch(file, &path, &arrived).await?;
     }
     Ok(())
 }
 
-/// Beside the folder, and of one commit: what another commit left is not gone on with.
-fn part_folder(target: &Path, commit: &str) -> PathBuf {
+/// Checks what was fetched against the checksum file that came with it, if one did. It may list files that were not asked
+/// for.
+fn check_sums(folder: &Path) -> Result<(), JobError> {
+    let path = folder.join(SUMS);
+    if !path.exists() {
+        return Ok(());
+    }
+    let listing = folder::digests(folder, &folder::files(folder)?)?;
+    folder::check_present(&path, &listing)
+}
+
+/// Beside the folder, and of one version: what another version left is not gone on with.
+fn part_folder(target: &Path, version: &str) -> PathBuf {
     let name = target.file_name().unwrap_or_default().to_string_lossy();
-    target.with_file_name(format!(".{name}.{}.part", &commit[..12]))
+    target.with_file_name(format!(".{name}.{}.part", &version[..12]))
 }
 
 /// Whether the folder holds exactly these files. An empty one may be replaced.
 ///
 /// # Errors
 /// 65 when it holds anything else.
-fn is_there(target: &Path, files: &[HubFile]) -> Result<bool, JobError> {
+async fn is_there(target: &Path, found: &Found) -> Result<bool, JobError> {
     let is_empty =
         |dir: &Path| std::fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_none());
     if !target.exists() || is_empty(target) {
         return Ok(false);
     }
-    let mut is_same = folder::files(target)?.len() == files.len();
-    for file in files {
-        is_same = is_same && file.is_at(&target.join(&file.path))?;
+    let mut is_same = folder::files(target)?.len() == found.files.len();
+    for file in &found.files {
+        is_same = is_same && found.is_at(file, &target.join(file.path())).await?;
     }
     if is_same {
         return Ok(true);

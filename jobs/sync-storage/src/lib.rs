@@ -6,7 +6,7 @@
 //! | `create` | a data set's tokenizer | a base-model artifact, seeded |
 //! | `pull` | any artifact | a folder |
 //! | `export` | a checkpoint or base-model artifact | a folder for Hugging Face's transformers |
-//! | `download` | a revision of the Hugging Face hub | a folder |
+//! | `download` | a revision of the Hugging Face hub, objects of another S3 store | a folder |
 //! | `convert` | PyTorch checkpoints or safetensors shards | one safetensors file |
 //!
 //! The layout of a base-model bundle is that of storage v2 (specification 2.1 to 2.4); [`bundle`] knows it.
@@ -21,6 +21,7 @@ mod header;
 mod hub;
 mod pull;
 mod push;
+mod source;
 
 use wmtp_job_kit::Mode;
 

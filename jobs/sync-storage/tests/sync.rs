@@ -44,6 +44,10 @@ impl Place {
     }
 
     fn run(&self, args: &[&str]) -> Ended {
+        self.run_with(args, &[])
+    }
+
+    fn run_with(&self, args: &[&str], variables: &[(&str, &Path)]) -> Ended {
         let output = Command::new(env!("CARGO_BIN_EXE_sync-storage"))
             .args(args)
             .current_dir(self.folder.path())
@@ -53,6 +57,7 @@ impl Place {
             .env("AWS_SECRET_ACCESS_KEY", self.server.secret_key())
             .env("AWS_REGION", self.server.region())
             .env("WMTP_STORE", STORE)
+            .envs(variables.iter().copied())
             .stdin(Stdio::null())
             .output()
             .unwrap();
@@ -387,4 +392,91 @@ fn transformers_gives_the_logits_of_head_1() {
         assert!(largest > 0.1, "{name}: logits that say nothing");
         assert!(gap <= 1e-4, "{name}: {gap}");
     }
+}
+
+/// Puts files into a server under `plain/`, as another program would.
+fn put_plain(server: &TestServer, files: &[(&str, &[u8])]) {
+    let options = StoreOptions {
+        endpoint: Some(server.endpoint().to_owned()),
+        region: Some(server.region().to_owned()),
+        credentials: Some(Credentials::new(server.access_key(), server.secret_key())),
+        ..StoreOptions::default()
+    };
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let uri = "s3://wmtp/plain".parse().unwrap();
+        let store = Store::connect(&uri, options).await.unwrap();
+        for (path, bytes) in files {
+            let sent = store.put_page(path, bytes.to_vec().into(), "text/plain", "no-store");
+            sent.await.unwrap();
+        }
+    });
+}
+
+/// The source has an endpoint and a key of its own; the variables are those of our store.
+#[test]
+fn objects_of_another_store_become_a_folder() {
+    let place = Place::new();
+    let other = TestServer::start(&place.path("other"));
+    let large = vec![7; (16 << 20) + 1];
+    let sums = format!("{}  a/large.bin\n", wmtp_artifacts::Digest::of(&large));
+    put_plain(
+        &other,
+        &[
+            ("a/large.bin", &large),
+            ("b.txt", b"text"),
+            ("SHA256SUMS", sums.as_bytes()),
+        ],
+    );
+    let keys = format!(
+        "[other]\naws_access_key_id = {}\naws_secret_access_key = {}\n",
+        other.access_key(),
+        other.secret_key()
+    );
+    place.file("credentials", &keys);
+    let (credentials, config) = (place.path("credentials"), place.path("config"));
+    let variables = [
+        ("AWS_SHARED_CREDENTIALS_FILE", credentials.as_path()),
+        ("AWS_CONFIG_FILE", config.as_path()),
+    ];
+    place.file("config", "");
+    let endpoint = other.endpoint();
+    let args = [
+        "download",
+        "s3://wmtp/plain",
+        "--to",
+        "got",
+        "--endpoint",
+        endpoint,
+    ];
+    let with_keys = [&args[..], &["--profile", "other"]].concat();
+    let dry = place.run_with(&[&with_keys[..], &["--dry-run"]].concat(), &variables);
+    assert_eq!(dry.code, Some(0), "{}", dry.stderr);
+    assert!(!place.path("got").exists());
+    for answer in ["is in got", "already there"] {
+        let ended = place.run_with(&with_keys, &variables);
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+        let said = ended.stdout + &ended.stderr;
+        assert!(said.contains(answer), "{said}");
+    }
+    assert!(std::fs::read(place.path("got/a/large.bin")).unwrap() == large);
+    assert_eq!(std::fs::read(place.path("got/b.txt")).unwrap(), b"text");
+    // With the keys of our store the other does not let us in, and says whose keys it were.
+    std::fs::remove_dir_all(place.path("got")).unwrap();
+    let refused = place.run(&args);
+    assert_eq!(refused.code, Some(69), "{}", refused.stderr);
+    assert!(!refused.stderr.contains(place.server.secret_key()));
+    // What does not have the digest that its checksum file states never becomes the folder.
+    put_plain(&other, &[("a/large.bin", b"altered")]);
+    let altered = place.run_with(&with_keys, &variables);
+    assert_eq!(altered.code, Some(76), "{}", altered.stderr);
+    assert!(!place.path("got").exists());
+}
+
+#[test]
+fn a_profile_needs_the_endpoint_that_it_is_for() {
+    let place = Place::new();
+    let ended = place.run(&["download", "s3://wmtp/x", "--to", "got", "--profile", "p"]);
+    assert_eq!(ended.code, Some(2), "{}", ended.stderr);
+    assert!(ended.stderr.contains("--endpoint"), "{}", ended.stderr);
 }

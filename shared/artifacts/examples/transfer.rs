@@ -12,9 +12,13 @@ use std::time::Instant;
 use sha2::{Digest as _, Sha256};
 use wmtp_artifacts::{Draft, Kind, Mirror, Provenance, RunId, Store, StoreOptions, cache_key};
 
-/// Bytes that the limits are measured with, and how many at a time.
+/// As in every job.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Bytes that the limits are measured with, and how many at a time: as fetched contents are written.
 const BYTES: usize = 512 << 20;
-const BLOCK: usize = 1 << 20;
+const BLOCK: usize = 128 << 10;
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -32,16 +32,8 @@ impl Source {
         let bytes = match self {
             Self::Store(bucket) => read_part(bucket, entry, index).await?,
             Self::File(path) => {
-                let (start, length) = part_bounds(entry, index);
-                let bytes = read_file(path.clone(), start, length).await?;
-                if !is_right(entry, index, &bytes) {
-                    let what = path.display().to_string();
-                    return Err(Error::bad_input(
-                        what,
-                        "the file changed while it was being published",
-                    ));
-                }
-                bytes
+                let (path, entry) = (path.clone(), entry.clone());
+                blocking(move || read_scanned(&path, &entry, index)).await?
             }
         };
         Ok(Part::new(index, bytes, room))
@@ -81,18 +73,41 @@ pub(crate) fn is_right(entry: &FileEntry, index: usize, bytes: &[u8]) -> bool {
     }
 }
 
-async fn read_file(path: PathBuf, start: u64, length: u64) -> Result<Bytes> {
-    let read = move || {
-        let read = || {
-            let mut file = File::open(&path)?;
-            file.seek(SeekFrom::Start(start))?;
-            let mut bytes = Vec::with_capacity(length as usize);
-            file.take(length).read_to_end(&mut bytes)?;
-            Ok(Bytes::from(bytes))
-        };
-        read().map_err(|source| Error::io(&path, source))
+/// Some bytes of a local file.
+fn read_file(path: &Path, start: u64, length: u64) -> Result<Bytes> {
+    let read = || {
+        let mut file = File::open(path)?;
+        file.seek(SeekFrom::Start(start))?;
+        let mut bytes = Vec::with_capacity(length as usize);
+        file.take(length).read_to_end(&mut bytes)?;
+        Ok(Bytes::from(bytes))
     };
-    blocking(read).await
+    read().map_err(|source| Error::io(path, source))
+}
+
+/// A part of a local file that was scanned before, checked against the entry.
+fn read_scanned(path: &Path, entry: &FileEntry, index: usize) -> Result<Bytes> {
+    let (start, length) = part_bounds(entry, index);
+    let bytes = read_file(path, start, length)?;
+    if is_right(entry, index, &bytes) {
+        return Ok(bytes);
+    }
+    Err(Error::bad_input(
+        path.display().to_string(),
+        "the file changed while it was being published",
+    ))
+}
+
+/// Local files of one part each, read in one go: to small ones, going to another thread and back costs more than being
+/// read.
+pub(crate) async fn read_few(files: Vec<(FileEntry, PathBuf)>) -> Result<Vec<(Digest, Bytes)>> {
+    blocking(move || {
+        let read = files
+            .iter()
+            .map(|(entry, path)| Ok((entry.sha256, read_scanned(path, entry, 0)?)));
+        read.collect()
+    })
+    .await
 }
 
 /// Runs file work where it may block.
@@ -116,6 +131,7 @@ async fn read_part(bucket: &Bucket, entry: &FileEntry, index: usize) -> Result<B
             detail,
         )
     };
+    let _slot = bucket.slot().await;
     for _ in 0..=MAX_MISMATCHES {
         let found = if length == 0 {
             bucket.head(&key).await?.map(|_| Bytes::new())
@@ -182,6 +198,7 @@ pub(crate) async fn missing(
         .map(|file| {
             let bucket = Arc::clone(bucket);
             Task::spawn(async move {
+                let _slot = bucket.slot().await;
                 let head = bucket.head(&layout::blob(&file.sha256)).await?;
                 let is_there = head.is_some_and(|head| head.size == file.size);
                 Ok::<_, Error>((!is_there).then_some(file))

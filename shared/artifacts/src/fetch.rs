@@ -88,16 +88,20 @@ impl Store {
         std::fs::create_dir_all(folder).map_err(|source| Error::io(folder, source))?;
         let files = manifest.content.files.iter();
         let files: Vec<FileEntry> = files.filter(|file| wanted(file)).cloned().collect();
-        let (near, held, coming) = (mirror.clone(), manifest.clone(), files.clone());
-        blocking(move || near.hold(&held, &coming)).await?;
+        let (near, held) = (mirror.clone(), manifest.clone());
+        let files = blocking(move || {
+            near.hold(&held, &files)?;
+            Ok(files)
+        })
+        .await?;
         stream::iter(files)
             .map(|entry| {
-                let (bucket, mirror) = (Arc::clone(&self.bucket), mirror.clone());
-                let folder = folder.to_owned();
-                Task::spawn(async move {
-                    ensure(&bucket, &mirror, &entry).await?;
-                    blocking(move || mirror.place(&entry, &folder)).await
-                })
+                let place = Place {
+                    mirror: mirror.clone(),
+                    folder: folder.to_owned(),
+                };
+                let bucket = Arc::clone(&self.bucket);
+                Task::spawn(async move { place.bring(&bucket, entry).await })
             })
             .buffer_unordered(FILES_IN_FLIGHT)
             .try_collect::<()>()
@@ -106,13 +110,36 @@ impl Store {
     }
 }
 
-/// Makes sure that the mirror holds a content.
-async fn ensure(bucket: &Arc<Bucket>, mirror: &Mirror, entry: &FileEntry) -> Result<()> {
-    let (near, wanted) = (mirror.clone(), entry.clone());
-    if blocking(move || near.has(&wanted)).await? {
-        return Ok(());
+/// Where fetched files go: into a mirror, and from there into a folder.
+struct Place {
+    mirror: Mirror,
+    folder: PathBuf,
+}
+
+impl Place {
+    /// Brings one file. Each change of thread costs a small file as much as its request, so there are few of them.
+    async fn bring(self, bucket: &Arc<Bucket>, entry: FileEntry) -> Result<()> {
+        let (here, wanted) = (self.mirror.clone(), entry.clone());
+        // A look at a name, not at a content: short enough not to need a thread of its own.
+        let may_be_here = here.blob(&entry.sha256).exists();
+        if may_be_here && blocking(move || here.has(&wanted)).await? {
+            return blocking(move || self.mirror.place(&entry, &self.folder)).await;
+        }
+        let target = self.mirror.blob(&entry.sha256);
+        if entry.parts.is_some() {
+            download(bucket, &entry, target).await?;
+            return blocking(move || self.mirror.place(&entry, &self.folder)).await;
+        }
+        let content = Source::Store(Arc::clone(bucket)).whole(&entry).await?;
+        blocking(move || {
+            if let Some(partial) = PartialFile::open(target)? {
+                partial.fill(&content)?;
+            }
+            fault::point("fetch:after-part");
+            self.mirror.place(&entry, &self.folder)
+        })
+        .await
     }
-    download(bucket, entry, mirror.blob(&entry.sha256)).await
 }
 
 /// Fetches a content to its place, where it appears when it is whole and its SHA-256 is right. What an earlier attempt

@@ -55,6 +55,7 @@ mod scan;
 mod store;
 mod touches;
 mod transfer;
+mod tree;
 mod upload;
 mod uri;
 
@@ -80,4 +81,5 @@ pub use run::{
 pub use scan::Crc64;
 pub use store::Store;
 pub use touches::Touch;
+pub use tree::{Tree, TreeFile};
 pub use uri::StoreUri;

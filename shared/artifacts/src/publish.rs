@@ -11,14 +11,19 @@ use crate::client::Bucket;
 use crate::commit::create_only;
 use crate::scan::{ScannedFile, scan_folder};
 use crate::transfer::Task;
-use crate::upload::upload;
+use crate::upload::{upload, upload_few};
 use crate::{
     Content, Digest, Error, FileEntry, Kind, Manifest, Outcome, Provenance, Result, Store, fault,
     gc, layout,
 };
 
-/// Files of one part uploaded at a time, each by a task of its own.
-const FILES_IN_FLIGHT: usize = 64;
+/// Contents of another store copied at a time, each by a task of its own.
+const COPIES_IN_FLIGHT: usize = 64;
+/// Local files of one part that are read together: at most so many, of at most so many bytes.
+const FEW: usize = 8;
+const FEW_BYTES: u64 = 1 << 20;
+/// Groups of them under way at a time. How many of their requests are, the store's pace tells.
+const GROUPS_IN_FLIGHT: usize = 16;
 
 /// Where the contents of an artifact come from.
 pub(crate) enum Sources {
@@ -163,25 +168,47 @@ impl Store {
         entries.dedup_by_key(|entry| entry.sha256);
         let (large, small): (Vec<_>, Vec<_>) =
             entries.into_iter().partition(|entry| entry.parts.is_some());
-        let uploads = stream::iter(small).map(|entry| {
-            let (bucket, source) = (Arc::clone(&self.bucket), sources.of(&entry));
-            async move {
-                let source = source?;
-                Task::spawn(async move { upload(&bucket, &entry, source).await }).await
-            }
-        });
-        uploads
-            .buffer_unordered(FILES_IN_FLIGHT)
-            .try_for_each(|()| async {
-                fault::point("publish:after-blob");
-                Ok(())
-            })
-            .await?;
+        self.upload_small(small, sources).await?;
         for entry in large {
             upload(&self.bucket, &entry, sources.of(&entry)?).await?;
             fault::point("publish:after-blob");
         }
         Ok(())
+    }
+
+    async fn upload_small(&self, entries: Vec<FileEntry>, sources: &Sources) -> Result<()> {
+        if let Sources::Store(from) = sources {
+            let copies = stream::iter(entries).map(|entry| {
+                let (bucket, from) = (Arc::clone(&self.bucket), Source::Store(Arc::clone(from)));
+                Task::spawn(async move {
+                    upload(&bucket, &entry, from).await?;
+                    fault::point("publish:after-blob");
+                    Ok(())
+                })
+            });
+            return copies
+                .buffer_unordered(COPIES_IN_FLIGHT)
+                .try_collect()
+                .await;
+        }
+        let groups = groups(entries)
+            .into_iter()
+            .map(|group| {
+                let located = group.into_iter().map(|entry| match sources.of(&entry)? {
+                    Source::File(path) => Ok((entry, path)),
+                    Source::Store(_) => Err(Error::bad_input(&entry.path, "it is no local file")),
+                });
+                located.collect::<Result<Vec<_>>>()
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let sending = stream::iter(groups).map(|group| {
+            let bucket = Arc::clone(&self.bucket);
+            Task::spawn(async move { upload_few(&bucket, group).await })
+        });
+        sending
+            .buffer_unordered(GROUPS_IN_FLIGHT)
+            .try_collect()
+            .await
     }
 
     /// Writes the manifest. This is the moment at which the artifact comes to exist.
@@ -201,6 +228,23 @@ impl Store {
             )),
         }
     }
+}
+
+/// Contents in groups that are read together; a large one is alone.
+fn groups(entries: Vec<FileEntry>) -> Vec<Vec<FileEntry>> {
+    let mut groups: Vec<Vec<FileEntry>> = Vec::new();
+    let mut bytes = 0;
+    for entry in entries {
+        bytes += entry.size;
+        match groups.last_mut() {
+            Some(last) if last.len() < FEW && bytes <= FEW_BYTES => last.push(entry),
+            _ => {
+                bytes = entry.size;
+                groups.push(vec![entry]);
+            }
+        }
+    }
+    groups
 }
 
 #[cfg(test)]
@@ -236,6 +280,31 @@ mod tests {
             created_at: "2026-11-21T02:22:02Z".parse().unwrap(),
         };
         Manifest::new(Kind::Scores, Content::default(), provenance).unwrap()
+    }
+
+    #[test]
+    fn small_files_are_grouped_and_large_ones_alone() {
+        let entries = |sizes: &[u64]| -> Vec<FileEntry> {
+            let entry = |size: &u64| FileEntry {
+                path: "f".to_owned(),
+                size: *size,
+                sha256: Digest::of(b""),
+                parts: None,
+            };
+            sizes.iter().map(entry).collect()
+        };
+        let sizes = |groups: Vec<Vec<FileEntry>>| -> Vec<Vec<u64>> {
+            let of = |group: Vec<FileEntry>| group.iter().map(|entry| entry.size).collect();
+            groups.into_iter().map(of).collect()
+        };
+        let (mib, half) = (FEW_BYTES, FEW_BYTES / 2);
+        assert_eq!(
+            sizes(groups(entries(&[half, half, 1, 16 * mib, 2, 3]))),
+            [vec![half, half], vec![1], vec![16 * mib], vec![2, 3]]
+        );
+        let many = sizes(groups(entries(&[1; 2 * FEW + 1])));
+        assert_eq!(many, [vec![1; FEW], vec![1; FEW], vec![1]]);
+        assert_eq!(groups(Vec::new()), Vec::<Vec<FileEntry>>::new());
     }
 
     /// After a lost reply the same write is sent again and meets itself; that is no conflict.

@@ -41,6 +41,11 @@ impl Crc64 {
         Self(crc_fast::checksum(Crc64Nvme, bytes))
     }
 
+    /// A checksum that was computed piece by piece.
+    pub(crate) fn from_value(value: u64) -> Self {
+        Self(value)
+    }
+
     /// Checksum of a file from those of its parts.
     pub(crate) fn of_parts(file_size: u64, parts: &Parts) -> Self {
         let mut whole = 0;

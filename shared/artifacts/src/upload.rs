@@ -6,6 +6,7 @@
 //! both.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
@@ -14,9 +15,9 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use sha2::{Digest as _, Sha256};
 
-use crate::blob::{Source, num_parts, part_bounds};
+use crate::blob::{Source, num_parts, part_bounds, read_few};
 use crate::client::{Bucket, StoredPart};
-use crate::transfer::{Part, PartReader, Task, Width};
+use crate::transfer::{Part, PartReader, Room, Task, Width};
 use crate::{Crc64, Digest, Error, FileEntry, Result, fault, layout};
 
 /// Times that an upload is taken up; each but the last ended because another writer was at it too.
@@ -26,6 +27,7 @@ const MAX_TURNS: usize = 6;
 pub(crate) async fn upload(target: &Arc<Bucket>, entry: &FileEntry, source: Source) -> Result<()> {
     if entry.parts.is_none() {
         let part = source.whole(entry).await?;
+        let _slot = target.slot().await;
         return target
             .put(&layout::blob(&entry.sha256), part.bytes.clone())
             .await;
@@ -45,6 +47,25 @@ pub(crate) async fn upload(target: &Arc<Bucket>, entry: &FileEntry, source: Sour
         "the upload vanished again and again".to_owned(),
         "look for a rule of the bucket, or another program, that aborts multipart uploads at once",
     ))
+}
+
+/// Puts local contents of one part each into a store, side by side.
+pub(crate) async fn upload_few(
+    target: &Arc<Bucket>,
+    files: Vec<(FileEntry, PathBuf)>,
+) -> Result<()> {
+    let _room = Room::take(files.iter().map(|(entry, _)| entry.size).sum()).await;
+    let contents = read_few(files).await?;
+    let sending = contents.into_iter().map(|(digest, bytes)| async move {
+        let _slot = target.slot().await;
+        target.put(&layout::blob(&digest), bytes).await
+    });
+    let mut sending: FuturesUnordered<_> = sending.collect();
+    while let Some(sent) = sending.next().await {
+        sent?;
+        fault::point("publish:after-blob");
+    }
+    Ok(())
 }
 
 /// Frees what earlier attempts left: the content is there, and whoever is still at one of them will find it so.
@@ -287,7 +308,7 @@ impl Destination {
         let number = number_of(part.index);
         let crc = target.send_checksums.then(|| Crc64::of(&part).base64());
         let request = target
-            .client
+            .sender
             .upload_part()
             .bucket(&target.uri.bucket)
             .key(target.key(&self.key))
@@ -295,7 +316,8 @@ impl Destination {
             .part_number(number)
             .set_checksum_crc64_nvme(crc.clone())
             .body(part.bytes.clone().into());
-        let mut request = request.customize().config_override(target.slow_upload());
+        let _slot = target.slot().await;
+        let mut request = request.customize();
         if !target.sign_payload {
             request = request.disable_payload_signing();
         }

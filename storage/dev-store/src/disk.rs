@@ -8,13 +8,14 @@
 //! ROOT/segments/<random id>        immutable data
 //! ```
 
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::error::{AtPath, Error};
 
@@ -33,6 +34,8 @@ const RESERVE_BYTES: u64 = 4 << 20;
 pub(crate) struct Disk {
     root: PathBuf,
     sync: bool,
+    /// Of the folders that many writers sync at a time.
+    shared_syncs: Mutex<HashMap<PathBuf, Arc<SharedSync>>>,
     _lock: File,
 }
 
@@ -59,6 +62,7 @@ impl Disk {
         let disk = Self {
             root: root.to_owned(),
             sync,
+            shared_syncs: Mutex::default(),
             _lock: lock,
         };
         for folder in [disk.buckets(), disk.uploads(), disk.segments()] {
@@ -139,6 +143,30 @@ impl Disk {
         }
     }
 
+    /// [`Disk::sync_dir`] of a folder that stays and that many writers change: one sync serves all who wait for it.
+    pub(crate) fn sync_shared_dir(&self, path: &Path) -> Result<(), Error> {
+        step();
+        if !self.sync {
+            return Ok(());
+        }
+        self.shared_sync(path)
+            .and_then(|shared| shared.sync())
+            .at(path)
+    }
+
+    fn shared_sync(&self, path: &Path) -> io::Result<Arc<SharedSync>> {
+        let mut known = self
+            .shared_syncs
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(shared) = known.get(path) {
+            return Ok(Arc::clone(shared));
+        }
+        let shared = Arc::new(SharedSync::of(File::open(path)?));
+        known.insert(path.to_owned(), Arc::clone(&shared));
+        Ok(shared)
+    }
+
     /// Removes a file; `false` when there was none.
     pub(crate) fn remove_file(&self, path: &Path) -> Result<bool, Error> {
         let removed = fs::remove_file(path);
@@ -164,6 +192,77 @@ impl Disk {
             })
         } else {
             Ok(())
+        }
+    }
+}
+
+/// The syncs of one folder, one at a time. Whoever comes while one is under way, which may have missed its change, waits
+/// for the next together with all others.
+#[derive(Debug)]
+struct SharedSync {
+    folder: File,
+    turns: Mutex<Turns>,
+    ended: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Turns {
+    begun: u64,
+    ended: u64,
+    is_under_way: bool,
+    /// The last that failed, and why: the system reports a failure once, and it concerns all who waited.
+    failed: Option<(u64, io::ErrorKind)>,
+}
+
+impl SharedSync {
+    fn of(folder: File) -> Self {
+        Self {
+            folder,
+            turns: Mutex::default(),
+            ended: Condvar::new(),
+        }
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.wait_for(self.next())
+    }
+
+    /// The number of the first sync that surely sees what was done before.
+    fn next(&self) -> u64 {
+        self.locked().begun + 1
+    }
+
+    fn locked(&self) -> MutexGuard<'_, Turns> {
+        self.turns.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until that sync has ended, or makes it.
+    fn wait_for(&self, mine: u64) -> io::Result<()> {
+        let mut turns = self.locked();
+        while turns.ended < mine {
+            if turns.is_under_way {
+                turns = self
+                    .ended
+                    .wait(turns)
+                    .unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
+            turns.is_under_way = true;
+            turns.begun += 1;
+            let number = turns.begun;
+            drop(turns);
+            let synced = self.folder.sync_all();
+            turns = self.locked();
+            turns.is_under_way = false;
+            turns.ended = number;
+            if let Err(error) = synced {
+                turns.failed = Some((number, error.kind()));
+            }
+            self.ended.notify_all();
+        }
+        match turns.failed {
+            Some((number, kind)) if number >= mine => Err(kind.into()),
+            _ => Ok(()),
         }
     }
 }
@@ -212,8 +311,9 @@ pub(crate) fn random_name() -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{Disk, entries};
+    use super::{Disk, SharedSync, entries};
     use crate::error::Error;
+    use std::fs::File;
 
     #[test]
     fn a_second_lock_on_the_same_root_is_refused() {
@@ -225,6 +325,39 @@ mod tests {
         ));
         drop(first);
         Disk::open(folder.path(), false).unwrap();
+    }
+
+    #[test]
+    fn one_sync_serves_all_who_wait_for_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let shared = SharedSync::of(File::open(folder.path()).unwrap());
+        // One is under way since before the changes of the eight.
+        shared.locked().begun = 1;
+        let eight: Vec<u64> = (0..8).map(|_| shared.next()).collect();
+        shared.locked().ended = 1;
+        for number in eight {
+            shared.wait_for(number).unwrap();
+        }
+        let turns = shared.locked();
+        assert_eq!((turns.begun, turns.ended), (2, 2));
+    }
+
+    #[test]
+    fn a_failed_sync_fails_for_all_whom_it_concerns_and_no_other() {
+        // A pipe cannot be synced.
+        let (pipe, _other) = std::io::pipe().unwrap();
+        let shared = SharedSync::of(File::from(std::os::fd::OwnedFd::from(pipe)));
+        let both = [shared.next(), shared.next()];
+        for number in both {
+            assert!(shared.wait_for(number).is_err());
+        }
+        assert_eq!(
+            shared.locked().begun,
+            1,
+            "the second learns it from the first"
+        );
+        shared.locked().ended = 2;
+        assert!(shared.wait_for(2).is_ok());
     }
 
     #[test]

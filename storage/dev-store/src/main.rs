@@ -10,6 +10,10 @@ use dev_store::{Error, Options, Server};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
+/// The allocator of the jobs: requests take and give back many small pieces of memory, on all threads.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Internal failure.
 const EXIT_INTERNAL: u8 = 70;
 /// The root or the port cannot be used.

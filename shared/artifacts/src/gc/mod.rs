@@ -28,6 +28,8 @@ const DELETES_IN_FLIGHT: usize = 32;
 const CHUNK: usize = 1_000;
 /// A collector that was not heard of for so long is dead: it stops by itself after half of it.
 const TAKEOVER: Duration = Duration::from_secs(2 * SETTLE.as_secs());
+/// So long is enough where its process is known to have ended: another that goes on in its place gives signs of its own.
+const TAKEOVER_OF_ENDED: Duration = Duration::from_mins(2);
 
 /// How long things are kept that nothing refers to. Ages are those of the store's clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -230,7 +232,7 @@ impl Store {
                 })
             }
             Some(Verdict::Apply { holder })
-                if holder.is_gone() || self.is_silent(number).await? =>
+                if holder.is_gone() || self.is_silent(number, TAKEOVER).await? =>
             {
                 Ok(true)
             }
@@ -246,8 +248,30 @@ impl Store {
         }
     }
 
-    /// Whether a collector was not heard of for so long that it cannot be at work.
-    async fn is_silent(&self, number: u64) -> Result<bool> {
+    /// Ends a collection whose process died, in place of it: true when that was done just now. What it left in the store
+    /// is found by the next one.
+    async fn end_if_abandoned(&self, number: u64) -> Result<bool> {
+        let key = layout::collection(number, "done");
+        if self.bucket.head(&key).await?.is_some() {
+            return Ok(false);
+        }
+        let Some(Verdict::Apply { holder }) = self.verdict(number).await? else {
+            return Ok(false);
+        };
+        let patience = if holder.is_gone() {
+            TAKEOVER_OF_ENDED
+        } else {
+            TAKEOVER
+        };
+        if !self.is_silent(number, patience).await? {
+            return Ok(false);
+        }
+        self.end_collection(number, SETTLE.as_secs()).await?;
+        Ok(true)
+    }
+
+    /// Whether a collector was not heard of for so long.
+    async fn is_silent(&self, number: u64, patience: Duration) -> Result<bool> {
         let status = self
             .bucket
             .head(&layout::collection(number, "status"))
@@ -262,7 +286,7 @@ impl Store {
         };
         Ok(head
             .and_then(|head| head.age)
-            .is_some_and(|age| age >= TAKEOVER))
+            .is_some_and(|age| age >= patience))
     }
 
     async fn end_collection(&self, number: u64, settle_secs: u64) -> Result<()> {
@@ -315,7 +339,16 @@ impl Collector<'_> {
         let status = serde_json::json!({"at": Timestamp::now()}).to_string();
         self.store.bucket.put(&key, Bytes::from(status)).await?;
         self.heard = Instant::now();
-        Ok(())
+        let done = layout::collection(self.number, "done");
+        if self.store.bucket.head(&done).await?.is_none() {
+            return Ok(());
+        }
+        Err(Error::NotYet {
+            what: format!("collection {:04}", self.number),
+            detail: "a writer that needs some of it took this process for dead and ended it"
+                .to_owned(),
+            hint: "announce a new one with `wmtp-store gc --plan`".to_owned(),
+        })
     }
 }
 

@@ -7,7 +7,8 @@
 //! - `plan.json`: what the collector means to delete. It deletes nothing before the plan is as old as the
 //!   [notice](NOTICE), and then only what is in the plan.
 //! - `verdict.json`: `apply` by the collector or `void` by a writer. It is create-only, so exactly one of them wins.
-//! - `done.json`: the collector has sent its last request.
+//! - `done.json`: the collector has sent its last request, or is dead and a writer that waited for it said so. A collector
+//!   looks for it after each sign of life, so one that was taken for dead does not go on.
 //!
 //! A writer looks at the plans **first**, makes a plan void that has something it needs, or waits for the end of one that
 //! is being carried out. Only **then** it looks for its content, sends what is missing and commits, all within half the
@@ -34,8 +35,9 @@ pub(crate) const NOTICE: Duration = Duration::from_hours(1);
 pub(super) const SETTLE: Duration = Duration::from_mins(15);
 /// Time between two looks at a collection that is waited for.
 const LOOK_PERIOD: Duration = Duration::from_millis(500);
-/// How long a writer waits for a collection that has what it needs.
-const MAX_WAIT: Duration = Duration::from_mins(30);
+/// How long a writer waits for a collection that has what it needs: long enough for one whose process died to be known as
+/// dead, and for its last requests.
+const MAX_WAIT: Duration = Duration::from_hours(1);
 /// Turns after which a writer gives up: each was too slow, or met a collection.
 const MAX_TURNS: usize = 20;
 
@@ -225,9 +227,18 @@ impl Store {
             if began.elapsed() >= MAX_WAIT {
                 return Err(Error::NotYet {
                     what: who.to_owned(),
-                    detail: format!("collection {number:04} deletes what this needs and does not end"),
-                    hint: "where its process died, `wmtp-store gc --apply` ends it; then run this again".to_owned(),
+                    detail: format!(
+                        "collection {number:04} deletes what this needs and does not end"
+                    ),
+                    hint: "look whether its process still works, then run this again".to_owned(),
                 });
+            }
+            if self.end_if_abandoned(number).await? {
+                tracing::warn!(
+                    "collection {number:04} was left by a process that died; going on once its last requests cannot \
+                     arrive any more, in {} minutes",
+                    SETTLE.as_secs() / 60
+                );
             }
             tokio::time::sleep(LOOK_PERIOD.min(self.notice())).await;
         }

@@ -36,6 +36,11 @@ impl World {
         key
     }
 
+    async fn is_absent(&self, key: &str) -> bool {
+        let request = self.raw().head_object().bucket(BUCKET);
+        request.key(format!("main/{key}")).send().await.is_err()
+    }
+
     /// A multipart upload that its writer never ended.
     async fn leak_upload(&self) {
         let key = format!("main/v1/blobs/sha256/00/{}", "0".repeat(64));
@@ -275,6 +280,69 @@ async fn a_request_that_may_still_be_under_way_is_waited_for() {
     assert!(!writer.is_finished(), "its last requests may still arrive");
     world.server.advance(Duration::from_secs(901));
     writer.await.unwrap().unwrap();
+}
+
+/// Nobody has to come and end a collection whose process died: who waits for it does.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_writer_ends_a_collection_whose_process_died() {
+    let world = World::new().await;
+    let old = world.publish("old", &[("a", b"content")]).await;
+    world.server.advance(8 * DAY);
+    world.plan().await;
+    let verdict = json!({"verdict": "apply", "holder": {"host": "elsewhere", "process": null}});
+    let verdict = verdict.to_string();
+    world
+        .overwrite("v1/gc/0000/verdict.json", verdict.as_bytes())
+        .await;
+    let (store, folder) = (
+        world.store.clone(),
+        world.folder("again", &[("a", b"content")]),
+    );
+    let writer =
+        tokio::spawn(async move { store.publish(&draft(folder), &provenance(vec![])).await });
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    assert!(
+        world.is_absent("v1/gc/0000/done.json").await,
+        "a collector that was heard of just now is not dead"
+    );
+    world.server.advance(HOUR / 2);
+    while world.is_absent("v1/gc/0000/done.json").await {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    assert!(!writer.is_finished(), "its last requests may still arrive");
+    world.delete(&blob_key(&old, "a")).await;
+    world.server.advance(Duration::from_secs(901));
+    assert_eq!(writer.await.unwrap().unwrap().id, old.id);
+    assert_eq!(fsck(&world, FsckDepth::Full).await.findings, []);
+}
+
+/// A collector that was taken for dead finds that out before it deletes more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_collector_that_was_taken_for_dead_deletes_nothing_more() {
+    let world = World::new().await;
+    let old = world.publish("old", &[("a", b"content")]).await;
+    world.server.advance(8 * DAY);
+    world.plan().await;
+    world.pass_notice();
+    let done = json!({"settle_secs": 900, "ended_at": now()}).to_string();
+    let end = || {
+        let runtime = tokio::runtime::Handle::current();
+        let written = world.overwrite("v1/gc/0000/done.json", done.as_bytes());
+        tokio::task::block_in_place(|| runtime.block_on(written));
+    };
+    let applied = world.store.gc_apply(|deleted, _| {
+        assert_eq!(deleted, 1, "the manifest, and then nothing more");
+        end();
+    });
+    let error = applied.await.unwrap_err();
+    assert_eq!(code(&error), 75);
+    assert!(
+        error.to_string().contains("took this process for dead"),
+        "{error}"
+    );
+    assert!(world.is_absent(&manifest_key(&old.id)).await);
+    assert!(!world.is_absent(&blob_key(&old, "a")).await);
 }
 
 #[tokio::test(flavor = "multi_thread")]

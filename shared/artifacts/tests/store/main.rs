@@ -9,6 +9,7 @@ mod foreign;
 mod model;
 mod pages;
 mod transfer;
+mod tree;
 
 use std::collections::BTreeMap;
 use std::fs;

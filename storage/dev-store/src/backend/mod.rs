@@ -202,7 +202,7 @@ impl Backend {
         self.disk
             .replace_file(&bucket.folder.join(name), &seal(&object.record))?;
         // From the rename on the record may be what a restart finds, so the index follows it even if the sync fails.
-        let synced = self.disk.sync_dir(&bucket.folder);
+        let synced = self.disk.sync_shared_dir(&bucket.folder);
         let object = Arc::new(object);
         object.link();
         bucket.change(|objects| objects.insert(key, Arc::clone(&object)));

@@ -203,9 +203,9 @@ impl S3 for Service {
         conditions.check(&object.record)?;
         let selection = Selection::of(&object.record, input.range, input.part_number)?;
         let spans = object.spans(selection.bytes.start, selection.bytes.end);
-        let spans = blocking(move || segment::check(&spans).map(|()| spans)).await?;
+        let reading = blocking(move || segment::begin(spans)).await?;
         let mut output = GetObjectOutput {
-            body: Some(StreamingBlob::wrap(segment::read(spans))),
+            body: Some(StreamingBlob::wrap(reading.stream())),
             ..GetObjectOutput::default()
         };
         describe!(output, object, &selection, input.checksum_mode.is_some());

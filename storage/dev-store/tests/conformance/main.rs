@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "the helpers belong to tests too")]
 
+mod checks;
 mod conditions;
 mod integrity;
 mod kills;

@@ -1,0 +1,126 @@
+//! The checks on servers that others made: moto, where `WMTP_MOTO` names its program, Ceph RGW, where its programs are
+//! installed, and any server that `WMTP_CHECK_BUCKET` and the AWS variables name.
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use dev_store::BUCKET;
+
+use super::hold_against_the_table;
+use super::target::Server;
+
+/// A process that ends with its test.
+struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // The end of its input tells the script to stop what it started; moto has to be killed.
+        drop(self.0.stdin.take());
+        if self.0.stdout.is_none() {
+            let _ = self.0.kill();
+        }
+        let _ = self.0.wait();
+    }
+}
+
+fn skipped(why: &str) {
+    super::tell(&format!("SKIPPED: {why}"));
+}
+
+/// Starts moto on a port of its own choice.
+fn start_moto(program: &str) -> (Process, Server) {
+    let mut child = Command::new(program)
+        .args(["-H", "127.0.0.1", "-p", "0"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let log = BufReader::new(child.stderr.take().unwrap());
+    let mut lines = log.lines().map(Result::unwrap);
+    let endpoint = lines.find_map(|line| Some(format!("http://{}", line.split_once("http://")?.1)));
+    let endpoint = endpoint.expect("moto says where it listens");
+    // What it has to say must not fill the pipe.
+    std::thread::spawn(move || lines.for_each(drop));
+    let server = Server::at(endpoint.trim_end_matches('/'), "test", "test");
+    (Process(child), server)
+}
+
+/// Starts a cluster of one monitor, one OSD in memory and one gateway; none where the programs are not installed.
+fn start_rgw(folder: &Path) -> Option<(Process, Server)> {
+    let mut child = Command::new("bash")
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/rgw.sh"))
+        .arg(folder)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = String::new();
+    let mut answer = BufReader::new(child.stdout.take().unwrap());
+    answer.read_line(&mut said).unwrap();
+    child.stdout = Some(answer.into_inner());
+    let mut process = Process(child);
+    let words: Vec<_> = said.split_whitespace().collect();
+    let [endpoint, access_key, secret_key] = words[..] else {
+        let ended = process.0.wait().unwrap();
+        assert_eq!(
+            ended.code(),
+            Some(3),
+            "rgw.sh failed: see its messages above"
+        );
+        return None;
+    };
+    let mut server = Server::at(endpoint, access_key, secret_key);
+    server.reads_trailers = false;
+    Some((process, server))
+}
+
+async fn create_bucket(server: &Server) {
+    let created = server.client().create_bucket().bucket(BUCKET).send().await;
+    created.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "it needs moto, which `make test-full` installs"]
+async fn moto_does_what_the_table_says() {
+    let Ok(program) = std::env::var("WMTP_MOTO") else {
+        return skipped("moto; WMTP_MOTO does not name its program");
+    };
+    let (_process, server) = start_moto(&program);
+    create_bucket(&server).await;
+    hold_against_the_table("moto", &server, 1..=44).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "it needs Ceph's radosgw, ceph-mon and ceph-osd, and half a minute to start them"]
+async fn rgw_does_what_the_table_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some((_process, server)) = start_rgw(folder.path()) else {
+        return skipped("Ceph RGW; install radosgw, ceph-mon and ceph-osd");
+    };
+    create_bucket(&server).await;
+    hold_against_the_table("Ceph RGW", &server, 1..=44).await;
+}
+
+/// Everything but 43 and 44, which make buckets of their own and are not needed, has to hold.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "it needs a bucket and its credentials"]
+async fn the_named_bucket_does_what_dev_store_does() {
+    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let Some(named) = variable("WMTP_CHECK_BUCKET") else {
+        return skipped("a bucket of your own; WMTP_CHECK_BUCKET does not name one");
+    };
+    let (bucket, prefix) = named.split_once('/').unwrap_or((&named, ""));
+    let required = |name: &str| variable(name).unwrap_or_else(|| panic!("{name} is not set"));
+    let server = Server {
+        endpoint: variable("AWS_ENDPOINT_URL_S3"),
+        region: variable("AWS_REGION").unwrap_or_else(|| "us-east-1".to_owned()),
+        access_key: required("AWS_ACCESS_KEY_ID"),
+        secret_key: required("AWS_SECRET_ACCESS_KEY"),
+        session_token: variable("AWS_SESSION_TOKEN"),
+        bucket: bucket.to_owned(),
+        prefix: prefix.to_owned(),
+        reads_trailers: variable("AWS_REQUEST_CHECKSUM_CALCULATION").is_none(),
+    };
+    hold_against_the_table("dev-store", &server, 1..=42).await;
+}
