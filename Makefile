@@ -192,6 +192,10 @@ bench-site: build $(SITE_BENCH)/installed ## CPU time of a site of 1,000 version
 	cargo build --workspace --examples
 	$(SITE_BENCH)/bin/python tests/bench/site.py $(TARGET)/debug/build-site $(TARGET)/debug/examples
 
+.PHONY: site-pictures
+site-pictures: build $(BROWSER)/installed ## Take the stored pictures of the site's pages anew; look at the difference before it is committed
+	WMTP_SITE_PICTURES=renew cargo test --workspace --test site every_template_looks -- --ignored
+
 .PHONY: compare-evalplus
 compare-evalplus: build $(GRADERS)/installed ## Our verdicts on EvalPlus's format beside EvalPlus's own. HUMANEVAL=file
 	$(GRADERS)/bin/python tests/bench/verdicts.py $(TARGET)/debug/evaluate $(HUMANEVAL)

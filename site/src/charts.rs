@@ -4,6 +4,7 @@ mod forest;
 mod pareto;
 
 use std::fmt::Write;
+use std::sync::Arc;
 
 use wmtp_stats::Estimate;
 use wmtp_stats::leaderboard::{Leaderboard, LeaderboardRow};
@@ -340,10 +341,6 @@ pub fn histogram(histogram: &Histogram, class: &str, description: &str, words: &
 /// Curves over training steps with the band of raw values.
 #[derive(Debug, Clone)]
 pub struct Curve<'a> {
-    /// Name of the picture.
-    pub title: &'a str,
-    /// What it shows, in words.
-    pub description: &'a str,
     /// One series per seed and version, with the class of its colour.
     pub lines: &'a [(&'a str, &'a [Point])],
     /// Smallest and largest value of the axis; the data's own when `None`.
@@ -364,13 +361,39 @@ pub fn value_range<'a>(series: impl IntoIterator<Item = &'a [Point]>) -> Option<
         })
 }
 
+/// A drawn curve without its words, which is the same in every language.
+#[derive(Debug, Clone)]
+pub struct Plot {
+    /// Grid, lines and the numbers of the y axis.
+    drawn: Arc<str>,
+    /// Last step.
+    last: f64,
+    /// Height in pixels.
+    height: u32,
+}
+
+impl Plot {
+    /// The picture with its words: a title, and what it shows.
+    pub fn named(&self, title: &str, description: &str, words: &Words) -> String {
+        let mut svg = Svg::new(self.height + 40, title, description);
+        svg.open(16, self.height);
+        svg.drawn(&self.drawn);
+        svg.close();
+        svg.open(16 + self.height, 24);
+        svg.line("axis", (0.0, 0.0), (100.0, 0.0));
+        let zero = words.say("step 0", &[]);
+        svg.text("tick", (LABEL_ROOM, 0.0), 16, "middle", &zero);
+        svg.text("tick", (100.0, 0.0), 16, "end", &number(self.last));
+        svg.close();
+        svg.finish()
+    }
+}
+
 impl Curve<'_> {
-    /// Draws the curves; empty without points.
-    pub fn draw(&self, words: &Words) -> String {
+    /// Draws the curves; nothing without points.
+    pub fn plot(&self) -> Option<Plot> {
         let series = self.lines.iter().map(|line| line.1);
-        let Some((low, high)) = self.range.or_else(|| value_range(series.clone())) else {
-            return String::new();
-        };
+        let (low, high) = self.range.or_else(|| value_range(series.clone()))?;
         let pad = ((high - low) * 0.06).max(high.abs() * 1e-3).max(1e-9);
         let y = Scale {
             from: low - pad,
@@ -386,11 +409,10 @@ impl Curve<'_> {
         let x = Scale {
             from: 0.0,
             to: last,
-            start: 0.0,
+            start: LABEL_ROOM,
             end: 100.0,
         };
-        let mut svg = Svg::new(self.height + 40, self.title, self.description);
-        svg.open(16, self.height);
+        let mut svg = Svg::new(self.height, "", "");
         for tick in ticks(y.from, y.to, 3) {
             svg.line("grid", (0.0, y.at(tick)), (100.0, y.at(tick)));
         }
@@ -398,13 +420,11 @@ impl Curve<'_> {
         for tick in ticks(y.from, y.to, 3) {
             svg.text("tick halo", (0.0, y.at(tick)), -4, "start", &number(tick));
         }
-        svg.close();
-        svg.open(16 + self.height, 24);
-        svg.line("axis", (0.0, 0.0), (100.0, 0.0));
-        svg.text("tick", (0.0, 0.0), 16, "start", &words.say("step 0", &[]));
-        svg.text("tick", (100.0, 0.0), 16, "end", &number(last));
-        svg.close();
-        svg.finish()
+        Some(Plot {
+            drawn: svg.into_body().into(),
+            last,
+            height: self.height,
+        })
     }
 
     fn paths(&self, x: Scale, y: Scale, last: f64) -> Vec<(String, String)> {
@@ -498,13 +518,11 @@ mod tests {
     #[test]
     fn a_curve_without_points_is_no_picture() {
         let curve = Curve {
-            title: "t",
-            description: "d",
             lines: &[("a-rho1", &[])],
             range: None,
             height: 90,
         };
-        assert_eq!(curve.draw(&english()), "");
+        assert!(curve.plot().is_none());
     }
 
     #[test]
@@ -513,13 +531,11 @@ mod tests {
             .map(|i| (f64::from(i), f64::from(i % 7)))
             .collect();
         let curve = Curve {
-            title: "t",
-            description: "d",
             lines: &[("a-rho1", &points)],
             range: None,
             height: 90,
         };
-        let drawn = curve.draw(&english());
+        let drawn = curve.plot().unwrap().named("t", "d", &english());
         assert_eq!(drawn.matches("<path").count(), 2);
         assert!(drawn.len() < 16_000, "{}", drawn.len());
     }

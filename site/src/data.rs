@@ -7,20 +7,20 @@ use polars::prelude::{
 };
 use serde_json::json;
 
+use crate::Error;
 use crate::facts::Facts;
 use crate::input::{RunInput, SiteInput};
+use crate::output::Tray;
 use crate::text::visible;
-use crate::{Error, Site};
 
 /// Adds the data files but the manifest.
-pub(crate) fn add(site: &mut Site, input: &SiteInput, facts: &Facts<'_>) -> Result<(), Error> {
+pub(crate) fn add(tray: &mut dyn Tray, input: &SiteInput, facts: &Facts<'_>) -> Result<(), Error> {
     for (name, bytes) in &input.downloads {
-        site.add(format!("data/{name}"), bytes.clone());
+        tray.add(&format!("data/{name}"), bytes)?;
     }
-    site.add("data/weights.json", weights(facts));
-    site.add("data/tasks.parquet", tasks(facts)?);
-    site.add("data/history.parquet", history(facts)?);
-    Ok(())
+    tray.add("data/weights.json", weights(facts).as_bytes())?;
+    tray.add("data/tasks.parquet", &tasks(facts)?)?;
+    tray.add("data/history.parquet", &history(facts)?)
 }
 
 /// Every seed of every version with the name of its version.

@@ -274,6 +274,7 @@ fn pairs<'a>(input: &'a SiteInput, facts: &Facts<'a>) -> Vec<Pair<'a>> {
         )
     });
     let bests = input
+        .board
         .algorithm_bests
         .iter()
         .filter_map(|best| Some((input.version(&best.this)?, &best.comparison, Role::Best)));

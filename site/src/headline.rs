@@ -151,17 +151,18 @@ fn uncertainty(board: &Leaderboard, words: &Words) -> String {
 
 /// Does weighting help? Only the verdicts of the leaderboard speak.
 fn answer(board: &Leaderboard, words: &Words) -> String {
-    told(board, words, measured)
+    told(board, words, "; ", measured)
 }
 
 /// [`Headline::answer`] with nothing but the names of the versions.
 pub fn answer_in_short(board: &Leaderboard, words: &Words) -> String {
-    told(board, words, |row, _, _| row.version_id.clone())
+    told(board, words, ", ", |row, _, _| row.version_id.clone())
 }
 
 fn told(
     board: &Leaderboard,
     words: &Words,
+    between: &str,
     tell: impl Fn(&LeaderboardRow, &Comparison, &Words) -> String,
 ) -> String {
     let weighted: Vec<(&LeaderboardRow, &Comparison)> = board
@@ -176,25 +177,37 @@ fn told(
             &[],
         );
     }
-    let of = |wanted: Verdict| {
+    let of = |wanted: fn(&Comparison) -> bool| {
         weighted
             .iter()
-            .filter(|(_, comparison)| comparison.verdict == wanted)
+            .filter(|(_, comparison)| wanted(comparison))
             .map(|(row, comparison)| tell(row, comparison, words))
             .collect::<Vec<String>>()
     };
     let told = [
-        (of(Verdict::Better), "Weighting tokens helps here: {list}."),
-        (of(Verdict::Worse), "Weighting tokens hurts here: {list}."),
         (
-            of(Verdict::NoDifference),
+            of(|c| c.verdict == Verdict::Better),
+            "Weighting tokens helps here: {list}.",
+        ),
+        (
+            of(|c| c.verdict == Verdict::Worse),
+            "Weighting tokens hurts here: {list}.",
+        ),
+        (
+            of(|c| c.verdict == Verdict::NoDifference && !c.lacks_seeds()),
             "No difference detected between weighted and unweighted training: {list}.",
+        ),
+        (
+            of(Comparison::lacks_seeds),
+            "Too few seeds to tell weighted from unweighted training: {list}.",
         ),
     ];
     let sentences: Vec<String> = told
         .into_iter()
         .filter(|(versions, _)| !versions.is_empty())
-        .map(|(versions, sentence)| words.say(sentence, &[("list", &few(versions, words))]))
+        .map(|(versions, sentence)| {
+            words.say(sentence, &[("list", &few(versions, between, words))])
+        })
         .collect();
     sentences.join(" ")
 }
@@ -202,13 +215,13 @@ fn told(
 /// Versions that a sentence can hold; the table has the rest.
 const IN_ONE_SENTENCE: usize = 4;
 
-fn few(mut versions: Vec<String>, words: &Words) -> String {
+fn few(mut versions: Vec<String>, between: &str, words: &Words) -> String {
     let more = versions.len().saturating_sub(IN_ONE_SENTENCE);
     versions.truncate(IN_ONE_SENTENCE);
     if more > 0 {
         versions.push(words.say("and {n} more in the table", &[("n", &more.to_string())]));
     }
-    versions.join("; ")
+    versions.join(between)
 }
 
 fn measured(row: &LeaderboardRow, comparison: &Comparison, words: &Words) -> String {
@@ -253,7 +266,7 @@ pub fn range(comparison: &Comparison, words: &Words) -> String {
 
 /// Why nothing is claimed although the interval excludes 0, which a reader of the numbers would ask.
 fn caveat(comparison: &Comparison, words: &Words) -> String {
-    if comparison.verdict == Verdict::NoDifference && comparison.difference.is_significant() {
+    if comparison.is_held_back() {
         format!("; {}", reason(comparison, words))
     } else {
         String::new()
@@ -296,7 +309,7 @@ pub fn of_version(board: &Leaderboard, row: &LeaderboardRow, words: &Words) -> S
                 &[
                     ("points", &points(comparison, words)),
                     ("other", &comparison.other),
-                    ("verdict", &words.say(comparison.verdict.words(), &[])),
+                    ("verdict", &words.say(comparison.words(), &[])),
                 ],
             ),
         ),
@@ -316,7 +329,7 @@ pub fn of_pair(this: &LeaderboardRow, comparison: &Comparison, words: &Words) ->
     match comparison.verdict {
         Verdict::Better => say("{this} solves {gap} more than {other}, and the claim holds."),
         Verdict::Worse => say("{this} solves {gap} less than {other}, and the claim holds."),
-        Verdict::NoDifference if comparison.difference.is_significant() => {
+        Verdict::NoDifference if comparison.is_held_back() => {
             say("{this} and {other} lie {gap} apart, but no difference may be claimed.")
         }
         Verdict::NoDifference => say("No difference detected between {this} and {other}."),

@@ -1,6 +1,7 @@
 //! What pages are made of, read from local folders of verified artifacts.
 
 mod runs;
+mod samples;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -14,12 +15,13 @@ use wmtp_records::{
     score_files,
 };
 use wmtp_stats::Estimate;
-use wmtp_stats::leaderboard::{Comparison, Leaderboard, LeaderboardRow, files};
+use wmtp_stats::leaderboard::{Leaderboard, LeaderboardRow, files};
 
 use crate::Error;
 use crate::metrics::Metrics;
 
 pub use runs::{Attempt, Event, LogLine, RunInfo, RunLife, seconds};
+pub use samples::SampleFile;
 
 /// Paths inside a checkpoint artifact that pages show.
 mod checkpoint_files {
@@ -65,8 +67,6 @@ pub struct SiteInput {
     pub leaderboard_id: String,
     /// The table.
     pub board: Leaderboard,
-    /// The best version of each algorithm against the best baseline, where the leaderboard compares them.
-    pub algorithm_bests: Vec<BestPair>,
     /// Files offered for download: name and content, as the leaderboard artifact holds them.
     pub downloads: Vec<(&'static str, Vec<u8>)>,
     /// Problems by id.
@@ -81,23 +81,6 @@ pub struct SiteInput {
     pub stored_bytes: BTreeMap<String, u64>,
     /// What a reader must know besides the leaderboard's own warnings.
     pub warnings: Vec<String>,
-}
-
-/// Two versions that the leaderboard compares because each is the best of its algorithm.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-pub struct BestPair {
-    /// The version.
-    pub this: String,
-    /// Against the other.
-    #[serde(flatten)]
-    pub comparison: Comparison,
-}
-
-/// Fields of `leaderboard.json` beside those of [`Leaderboard`].
-#[derive(Debug, Default, Deserialize)]
-struct Extras {
-    #[serde(default)]
-    algorithm_bests: Vec<BestPair>,
 }
 
 /// Markdown beside the table; each may be absent.
@@ -154,6 +137,8 @@ pub struct RunInput {
     pub num_tokens: u64,
     /// Passes per task.
     pub problems: Vec<ProblemCount>,
+    /// Files of the samples laid out for people that no page can show; of the lowest seed.
+    pub files: Vec<SampleFile>,
     /// What training left; empty for the base.
     pub training: Training,
 }
@@ -245,7 +230,6 @@ impl SiteInput {
     ) -> Result<Self, E> {
         let dir = folder(leaderboard_id)?;
         let board: Leaderboard = json(&dir.join(files::JSON))?;
-        let extras: Extras = json(&dir.join(files::JSON))?;
         let data = folder(&board.data)?;
         let mut versions = Vec::new();
         let mut shown = BTreeSet::new();
@@ -271,7 +255,6 @@ impl SiteInput {
                 .map(|problem| (problem.problem_id.clone(), problem))
                 .collect(),
             board,
-            algorithm_bests: extras.algorithm_bests,
             downloads,
             versions,
             documents: Documents::load(&dir)?,
@@ -297,7 +280,6 @@ impl SiteInput {
         Ok(Self {
             leaderboard_id: leaderboard_id.to_owned(),
             versions: versions.collect(),
-            algorithm_bests: Vec::new(),
             downloads: vec![(files::CSV, read(&dir.join(files::CSV))?)],
             problems: BTreeMap::new(),
             documents: Documents::load(dir)?,
@@ -394,6 +376,11 @@ impl RunInput {
             outcomes: Vec::new(),
             num_tokens: 0,
             problems: rows(&scores.join(score_files::PROBLEMS))?,
+            files: if shown {
+                samples::files(&scores.join(score_files::INFER_SAMPLES))?
+            } else {
+                Vec::new()
+            },
             training,
         };
         let mut kept: BTreeMap<(String, ErrorClass), usize> = BTreeMap::new();

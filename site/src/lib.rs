@@ -33,7 +33,7 @@ use wmtp_artifacts::{ArtifactId, Digest, Kind, Store, StoreOptions, StoreUri};
 use wmtp_job_kit::{JobError, StoreHandle, Tool, ToolCx};
 
 pub use input::SiteInput;
-pub use output::{BuildState, Site, Written};
+pub use output::{BuildState, Folder, Sink, Site, Written};
 pub use pages::Options;
 
 use crate::input::{RunInfo, is_shown};
@@ -280,7 +280,9 @@ fn build(
             }
         }
     }
-    let written = pages::render(&input, options)?.write(out)?;
+    let mut site = Folder::open(out)?;
+    pages::render_to(&input, options, &mut site)?;
+    let written = site.finish()?;
     let mut folders = read.into_inner();
     folders.sort();
     folders.dedup();

@@ -1,4 +1,4 @@
-//! Writing only what changed.
+//! Writing only what changed: files go to a [`Sink`] as they are made, to memory or to a folder.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -20,11 +20,199 @@ pub const MANIFEST: &str = "data/manifest.json";
 pub const SNAPSHOTS: &str = "r/";
 /// What the last build was made from, beside the pages and no part of them.
 const STATE: &str = ".wmtp-build.json";
+/// Folder of files that are on their way to their place.
+const STAGING: &str = ".wmtp-staged";
+
+/// Where the files of a site go as they are made.
+pub trait Sink {
+    /// Takes a file.
+    ///
+    /// # Errors
+    /// It cannot be kept.
+    fn add(&mut self, path: &str, bytes: &[u8]) -> Result<(), Error>;
+
+    /// Takes a second file with the bytes of one that was added before.
+    ///
+    /// # Errors
+    /// It cannot be kept.
+    fn add_copy(&mut self, path: String, of: &str) -> Result<(), Error>;
+}
+
+/// What pages hand their files to.
+pub(crate) trait Tray {
+    /// Adds a file to the site and to its snapshot.
+    fn add(&mut self, path: &str, bytes: &[u8]) -> Result<(), Error>;
+
+    /// Adds a file that says something else in the snapshot.
+    fn add_two(&mut self, path: &str, top: &[u8], copy: &[u8]) -> Result<(), Error>;
+}
+
+/// A site in the making: each file goes on to its sink at once, and what the manifests say of it is kept.
+pub(crate) struct Press<'a> {
+    sink: &'a mut dyn Sink,
+    /// Name of the snapshot that is made beside the site.
+    snapshot: Option<String>,
+    /// Files of the site.
+    top: BTreeMap<String, Listed>,
+    /// Files of the snapshot, by their place in the site.
+    copied: BTreeMap<String, Listed>,
+}
+
+/// What a manifest says of a file.
+#[derive(Debug, Clone)]
+struct Listed {
+    size: usize,
+    sha256: String,
+}
+
+impl Listed {
+    fn of(bytes: &[u8]) -> Self {
+        Self {
+            size: bytes.len(),
+            sha256: Digest::of(bytes).to_string(),
+        }
+    }
+}
+
+impl<'a> Press<'a> {
+    /// An empty site, with the name of its snapshot where it has one.
+    pub(crate) fn new(sink: &'a mut dyn Sink, snapshot: Option<String>) -> Self {
+        Self {
+            sink,
+            snapshot,
+            top: BTreeMap::new(),
+            copied: BTreeMap::new(),
+        }
+    }
+
+    /// Adds `data/manifest.json` of the site and of its snapshot: every other file with size and SHA-256, and the
+    /// artifacts read.
+    pub(crate) fn finish(
+        self,
+        inputs: &[(String, String)],
+        warnings: &[String],
+    ) -> Result<(), Error> {
+        if let Some(name) = &self.snapshot {
+            let text = manifest(&self.copied, inputs, warnings);
+            self.sink
+                .add(&format!("{SNAPSHOTS}{name}/{MANIFEST}"), text.as_bytes())?;
+        }
+        let text = manifest(&self.top, inputs, warnings);
+        self.sink.add(MANIFEST, text.as_bytes())
+    }
+}
+
+impl Tray for Press<'_> {
+    fn add(&mut self, path: &str, bytes: &[u8]) -> Result<(), Error> {
+        self.sink.add(path, bytes)?;
+        let listed = Listed::of(bytes);
+        if let Some(name) = &self.snapshot {
+            let copy = format!("{SNAPSHOTS}{name}/{path}");
+            self.sink.add_copy(copy, path)?;
+            self.copied.insert(path.to_owned(), listed.clone());
+        }
+        self.top.insert(path.to_owned(), listed);
+        Ok(())
+    }
+
+    fn add_two(&mut self, path: &str, top: &[u8], copy: &[u8]) -> Result<(), Error> {
+        self.sink.add(path, top)?;
+        self.top.insert(path.to_owned(), Listed::of(top));
+        if let Some(name) = &self.snapshot {
+            self.sink.add(&format!("{SNAPSHOTS}{name}/{path}"), copy)?;
+            self.copied.insert(path.to_owned(), Listed::of(copy));
+        }
+        Ok(())
+    }
+}
+
+fn manifest(
+    files: &BTreeMap<String, Listed>,
+    inputs: &[(String, String)],
+    warnings: &[String],
+) -> String {
+    let files: Vec<Value> = files
+        .iter()
+        .map(|(path, file)| json!({"path": path, "size": file.size, "sha256": file.sha256}))
+        .collect();
+    let inputs: Vec<Value> = inputs
+        .iter()
+        .map(|(role, id)| json!({"role": role, "artifact": id}))
+        .collect();
+    let generator = json!({"name": env!("CARGO_PKG_NAME"), "version": env!("CARGO_PKG_VERSION")});
+    let manifest =
+        json!({"generator": generator, "inputs": inputs, "warnings": warnings, "files": files});
+    let mut text = format!("{manifest:#}");
+    text.push('\n');
+    text
+}
 
 /// A finished site in memory: relative path to bytes. A snapshot shares the bytes of what it is a copy of.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Site {
-    files: BTreeMap<String, Arc<Vec<u8>>>,
+    files: BTreeMap<String, Arc<[u8]>>,
+}
+
+impl Sink for Site {
+    fn add(&mut self, path: &str, bytes: &[u8]) -> Result<(), Error> {
+        self.files.insert(path.to_owned(), bytes.into());
+        Ok(())
+    }
+
+    fn add_copy(&mut self, path: String, of: &str) -> Result<(), Error> {
+        if let Some(bytes) = self.files.get(of).cloned() {
+            self.files.insert(path, bytes);
+        }
+        Ok(())
+    }
+}
+
+impl Site {
+    /// Brings a folder up to date with the site.
+    ///
+    /// # Errors
+    /// A file cannot be written.
+    pub fn write(&self, root: &Path) -> Result<Written, Error> {
+        let mut folder = Folder::open(root)?;
+        for (path, bytes) in &self.files {
+            match self.original(path, bytes) {
+                Some(original) => folder.add_copy(path.clone(), original)?,
+                None => folder.add(path, bytes)?,
+            }
+        }
+        folder.finish()
+    }
+
+    /// What a file of a snapshot is a copy of.
+    fn original<'a>(&self, path: &'a str, bytes: &Arc<[u8]>) -> Option<&'a str> {
+        let (_, original) = path.strip_prefix(SNAPSHOTS)?.split_once('/')?;
+        let shared = self.files.get(original)?;
+        Arc::ptr_eq(shared, bytes).then_some(original)
+    }
+
+    /// Number of files.
+    pub fn len(&self) -> usize {
+        self.files.len()
+    }
+
+    /// Whether there are no files.
+    pub fn is_empty(&self) -> bool {
+        self.files.is_empty()
+    }
+
+    /// Files in the order of their paths.
+    pub fn files(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        self.files
+            .iter()
+            .map(|(path, bytes)| (path.as_str(), &bytes[..]))
+    }
+
+    /// A file as text.
+    pub fn text(&self, path: &str) -> Option<&str> {
+        self.files
+            .get(path)
+            .and_then(|bytes| std::str::from_utf8(bytes).ok())
+    }
 }
 
 /// What writing did.
@@ -55,212 +243,210 @@ impl fmt::Display for Written {
     }
 }
 
-impl Site {
-    /// Adds a file.
-    pub fn add(&mut self, path: impl Into<String>, bytes: impl Into<Vec<u8>>) {
-        self.files.insert(path.into(), Arc::new(bytes.into()));
-    }
+/// A folder that is brought up to date. What differs from what stands there is staged as it comes, and takes its place
+/// in [`Folder::finish`], when every page has been made: a build that fails or is cut off before leaves the site as it
+/// was.
+pub struct Folder {
+    root: PathBuf,
+    /// Files of the earlier build.
+    before: BTreeSet<String>,
+    /// Files of this build outside of snapshots.
+    wanted: BTreeSet<String>,
+    /// Staged files: number in the staging folder, place in the site.
+    staged: Vec<(usize, String)>,
+    num_staged: usize,
+    /// Files of snapshots that are copies: place, and place of the original.
+    copies: Vec<(String, String)>,
+    /// Whether a snapshot was whole before.
+    whole: BTreeMap<String, bool>,
+    written: Written,
+}
 
-    /// Takes over every file of another site.
-    pub fn join(&mut self, other: Self) {
-        self.files.extend(other.files);
-    }
-
-    /// Adds a copy of everything below `r/NAME/`, with a manifest of its own.
-    pub fn add_snapshot(&mut self, name: &str, inputs: &[(String, String)], warnings: &[String]) {
-        let mut snapshot = self.clone();
-        snapshot
-            .files
-            .retain(|path, _| !path.starts_with(SNAPSHOTS));
-        snapshot.add_manifest(inputs, warnings);
-        let files = snapshot.files.into_iter();
-        self.files
-            .extend(files.map(|(path, bytes)| (format!("{SNAPSHOTS}{name}/{path}"), bytes)));
-    }
-
-    /// Adds `data/manifest.json`: every other file with size and SHA-256, and the artifacts read. Snapshots have their
-    /// own.
-    pub fn add_manifest(&mut self, inputs: &[(String, String)], warnings: &[String]) {
-        let files: Vec<Value> = self
-            .files
-            .iter()
-            .filter(|(path, _)| !path.starts_with(SNAPSHOTS) && *path != MANIFEST)
-            .map(|(path, bytes)| json!({"path": path, "size": bytes.len(), "sha256": Digest::of(bytes).to_string()}))
-            .collect();
-        let inputs: Vec<Value> = inputs
-            .iter()
-            .map(|(role, id)| json!({"role": role, "artifact": id}))
-            .collect();
-        let generator =
-            json!({"name": env!("CARGO_PKG_NAME"), "version": env!("CARGO_PKG_VERSION")});
-        let manifest =
-            json!({"generator": generator, "inputs": inputs, "warnings": warnings, "files": files});
-        let mut text = format!("{manifest:#}");
-        text.push('\n');
-        self.add(MANIFEST, text);
-    }
-
-    /// Number of files.
-    pub fn len(&self) -> usize {
-        self.files.len()
-    }
-
-    /// Whether there are no files.
-    pub fn is_empty(&self) -> bool {
-        self.files.is_empty()
-    }
-
-    /// Files in the order of their paths.
-    pub fn files(&self) -> impl Iterator<Item = (&str, &[u8])> {
-        self.files
-            .iter()
-            .map(|(path, bytes)| (path.as_str(), bytes.as_slice()))
-    }
-
-    /// A file as text.
-    pub fn text(&self, path: &str) -> Option<&str> {
-        self.files
-            .get(path)
-            .and_then(|bytes| std::str::from_utf8(bytes).ok())
-    }
-
-    /// Brings a folder up to date. Files are written to a temporary name and renamed; when all stand, files that only an
-    /// earlier manifest lists are removed; the manifest comes last, so that a build that was cut off is begun anew.
-    pub fn write(&self, root: &Path) -> Result<Written, Error> {
-        let before = listed(root);
-        let mut writer = Writer {
-            root,
-            folders: BTreeSet::new(),
-            written: Written::default(),
-        };
-        let last = |path: &str| path.ends_with(MANIFEST);
-        for (path, bytes) in self
-            .files
-            .iter()
-            .filter(|(path, _)| !path.starts_with(SNAPSHOTS) && !last(path))
-        {
-            writer.put(path, bytes)?;
-        }
-        self.write_snapshots(&mut writer)?;
-        for path in before.iter().filter(|path| !self.files.contains_key(*path)) {
-            if fs::remove_file(root.join(path)).is_ok() {
-                writer.written.removed += 1;
-                remove_empty_parents(root, path);
+impl Sink for Folder {
+    fn add(&mut self, path: &str, bytes: &[u8]) -> Result<(), Error> {
+        if path.starts_with(SNAPSHOTS) {
+            if self.is_whole(path) {
+                self.written.unchanged += 1;
+                return Ok(());
+            }
+        } else {
+            self.wanted.insert(path.to_owned());
+            if self.is_there(path, bytes) {
+                self.written.unchanged += 1;
+                return Ok(());
             }
         }
-        if let Some(manifest) = self.files.get(MANIFEST) {
-            writer.put(MANIFEST, manifest)?;
-        }
-        Ok(writer.written)
+        let place = self.staging(self.num_staged);
+        fs::write(&place, bytes).map_err(|source| Error::Io {
+            path: place,
+            source,
+        })?;
+        self.staged.push((self.num_staged, path.to_owned()));
+        self.num_staged += 1;
+        Ok(())
     }
 
-    /// A snapshot never changes: one that is whole is left alone, whatever it holds.
-    fn write_snapshots(&self, writer: &mut Writer<'_>) -> Result<(), Error> {
-        let mut whole: BTreeMap<&str, bool> = BTreeMap::new();
-        let files = self
-            .files
-            .range(SNAPSHOTS.to_owned()..)
-            .take_while(|(path, _)| path.starts_with(SNAPSHOTS));
-        let mut manifests = Vec::new();
-        for (path, bytes) in files {
-            let rest = &path[SNAPSHOTS.len()..];
-            let Some((name, original)) = rest.split_once('/') else {
-                continue;
-            };
-            let is_whole = whole.entry(name).or_insert_with(|| {
-                writer
-                    .root
-                    .join(SNAPSHOTS)
-                    .join(name)
-                    .join(MANIFEST)
-                    .is_file()
-            });
-            if *is_whole {
-                writer.written.unchanged += 1;
-            } else if original == MANIFEST {
-                manifests.push((path, bytes));
-            } else {
-                let shared = self
-                    .files
-                    .get(original)
-                    .filter(|there| Arc::ptr_eq(there, bytes));
-                writer.copy(path, bytes, shared.map(|_| original))?;
-            }
-        }
-        for (path, bytes) in manifests {
-            writer.put(path, bytes)?;
+    fn add_copy(&mut self, path: String, of: &str) -> Result<(), Error> {
+        if self.is_whole(&path) {
+            self.written.unchanged += 1;
+        } else {
+            self.copies.push((path, of.to_owned()));
         }
         Ok(())
     }
 }
 
-/// Files on their way to a folder.
-struct Writer<'a> {
-    root: &'a Path,
-    /// Folders that are known to be there.
-    folders: BTreeSet<PathBuf>,
-    written: Written,
-}
-
-impl Writer<'_> {
-    fn put(&mut self, path: &str, bytes: &[u8]) -> Result<(), Error> {
-        let target = self.root.join(path);
-        let same_size = fs::metadata(&target).is_ok_and(|found| found.len() == bytes.len() as u64);
-        if same_size && fs::read(&target).is_ok_and(|present| present == *bytes) {
-            self.written.unchanged += 1;
-            return Ok(());
-        }
-        self.replace(&target, |temporary| fs::write(temporary, bytes))
-    }
-
-    /// A file of a snapshot: a second name of the file that it is a copy of, where the disk allows it. What replaces that
-    /// file later is a new one, so the snapshot keeps what it has.
-    fn copy(&mut self, path: &str, bytes: &[u8], original: Option<&str>) -> Result<(), Error> {
-        let target = self.root.join(path);
-        let original = original.map(|original| self.root.join(original));
-        self.replace(&target, |temporary| match &original {
-            Some(original) => {
-                let _ = fs::remove_file(temporary);
-                fs::hard_link(original, temporary).or_else(|_| fs::write(temporary, bytes))
-            }
-            None => fs::write(temporary, bytes),
+impl Folder {
+    /// A folder, which need not be there yet. What a build that was cut off staged in it is removed.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn open(root: &Path) -> Result<Self, Error> {
+        let staging = root.join(STAGING);
+        let _ = fs::remove_dir_all(&staging);
+        fs::create_dir_all(&staging).map_err(|source| Error::Io {
+            path: staging,
+            source,
+        })?;
+        Ok(Self {
+            root: root.to_owned(),
+            before: listed(root),
+            wanted: BTreeSet::new(),
+            staged: Vec::new(),
+            num_staged: 0,
+            copies: Vec::new(),
+            whole: BTreeMap::new(),
+            written: Written::default(),
         })
     }
 
-    fn replace(
+    /// Puts the whole in place: files are renamed to where they belong; when all stand, files that only an earlier
+    /// manifest lists are removed; the manifest comes last, so that this step cut off is begun anew.
+    ///
+    /// # Errors
+    /// A file cannot be put in place.
+    pub fn finish(mut self) -> Result<Written, Error> {
+        let staged = std::mem::take(&mut self.staged);
+        let copies = std::mem::take(&mut self.copies);
+        let is_manifest = |place: &str| place.ends_with(MANIFEST);
+        let mut folders = BTreeSet::new();
+        for (number, place) in staged.iter().filter(|(_, place)| !is_manifest(place)) {
+            self.place(*number, place, &mut folders)?;
+        }
+        for (place, original) in &copies {
+            self.link(place, original, &mut folders)?;
+        }
+        let (own, of_snapshots): (Vec<_>, Vec<_>) = staged
+            .iter()
+            .filter(|(_, place)| is_manifest(place))
+            .partition(|(_, place)| place == MANIFEST);
+        for (number, place) in of_snapshots {
+            self.place(*number, place, &mut folders)?;
+        }
+        self.remove_gone();
+        for (number, place) in own {
+            self.place(*number, place, &mut folders)?;
+        }
+        Ok(std::mem::take(&mut self.written))
+    }
+
+    /// A snapshot never changes: one that was whole before is left alone, whatever it holds.
+    fn is_whole(&mut self, path: &str) -> bool {
+        let Some((name, _)) = path[SNAPSHOTS.len()..].split_once('/') else {
+            return false;
+        };
+        if let Some(whole) = self.whole.get(name) {
+            return *whole;
+        }
+        let whole = self
+            .root
+            .join(SNAPSHOTS)
+            .join(name)
+            .join(MANIFEST)
+            .is_file();
+        self.whole.insert(name.to_owned(), whole);
+        whole
+    }
+
+    fn is_there(&self, path: &str, bytes: &[u8]) -> bool {
+        let target = self.root.join(path);
+        fs::metadata(&target).is_ok_and(|found| found.len() == bytes.len() as u64)
+            && fs::read(&target).is_ok_and(|present| present == bytes)
+    }
+
+    fn staging(&self, number: usize) -> PathBuf {
+        self.root.join(STAGING).join(number.to_string())
+    }
+
+    fn place(
         &mut self,
-        target: &Path,
-        write: impl FnOnce(&Path) -> io::Result<()>,
+        number: usize,
+        place: &str,
+        folders: &mut BTreeSet<PathBuf>,
     ) -> Result<(), Error> {
-        self.place(target, write).map_err(|source| Error::Io {
-            path: target.to_owned(),
+        let target = self.root.join(place);
+        with_parent(&target, folders)
+            .and_then(|()| fs::rename(self.staging(number), &target))
+            .map_err(|source| Error::Io {
+                path: target,
+                source,
+            })?;
+        self.written.changed += 1;
+        Ok(())
+    }
+
+    /// A file of a snapshot that is not whole yet: a second name of the file that it is a copy of, where the disk allows
+    /// it. What replaces that file later is a new one, so the snapshot keeps what it has.
+    fn link(
+        &mut self,
+        place: &str,
+        original: &str,
+        folders: &mut BTreeSet<PathBuf>,
+    ) -> Result<(), Error> {
+        let (target, original) = (self.root.join(place), self.root.join(original));
+        let mut link = || {
+            with_parent(&target, folders)?;
+            match fs::hard_link(&original, &target) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                    fs::remove_file(&target)?;
+                    fs::hard_link(&original, &target)
+                }
+                linked => linked,
+            }
+            .or_else(|_| fs::copy(&original, &target).map(drop))
+        };
+        link().map_err(|source| Error::Io {
+            path: target.clone(),
             source,
         })?;
         self.written.changed += 1;
         Ok(())
     }
 
-    fn place(
-        &mut self,
-        target: &Path,
-        write: impl FnOnce(&Path) -> io::Result<()>,
-    ) -> io::Result<()> {
-        if let Some(parent) = target
-            .parent()
-            .filter(|parent| !self.folders.contains(*parent))
-        {
-            fs::create_dir_all(parent)?;
-            self.folders.insert(parent.to_owned());
-        }
-        let temporary = target.with_extension("partial");
-        write(&temporary)?;
-        fs::rename(&temporary, target)?;
-        // Of two names of one file, a rename leaves both.
-        match fs::remove_file(&temporary) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
+    /// Removes what only the earlier manifest lists.
+    fn remove_gone(&mut self) {
+        for path in std::mem::take(&mut self.before) {
+            if !self.wanted.contains(&path) && fs::remove_file(self.root.join(&path)).is_ok() {
+                self.written.removed += 1;
+                remove_empty_parents(&self.root, &path);
+            }
         }
     }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(self.root.join(STAGING));
+    }
+}
+
+fn with_parent(target: &Path, folders: &mut BTreeSet<PathBuf>) -> io::Result<()> {
+    let Some(parent) = target.parent().filter(|parent| !folders.contains(*parent)) else {
+        return Ok(());
+    };
+    fs::create_dir_all(parent)?;
+    folders.insert(parent.to_owned());
+    Ok(())
 }
 
 /// Folders that a removed file leaves empty.
@@ -423,15 +609,26 @@ fn stamp(folders: &[PathBuf]) -> Result<(String, usize), Error> {
 mod tests {
     use super::*;
 
+    fn site(files: &[(&str, &str)], snapshot: Option<&str>) -> Site {
+        let mut site = Site::default();
+        let mut press = Press::new(&mut site, snapshot.map(str::to_owned));
+        for (path, text) in files {
+            press.add(path, text.as_bytes()).unwrap();
+        }
+        press.finish(&[], &[]).unwrap();
+        site
+    }
+
+    fn with_snapshot(text: &str) -> Site {
+        site(&[("index.html", text)], Some("2026-11-21_12-05"))
+    }
+
     #[test]
     fn a_second_build_changes_nothing_and_a_smaller_one_cleans_up() {
         let dir = tempfile::tempdir().unwrap();
-        let mut site = Site::default();
-        site.add("index.html", "a");
-        site.add("v/v001/index.html", "b");
-        site.add_manifest(&[], &[]);
-        assert_eq!(site.write(dir.path()).unwrap().changed, 3);
-        let again = site.write(dir.path()).unwrap();
+        let whole = site(&[("index.html", "a"), ("v/v001/index.html", "b")], None);
+        assert_eq!(whole.write(dir.path()).unwrap().changed, 3);
+        let again = whole.write(dir.path()).unwrap();
         assert_eq!(
             again,
             Written {
@@ -443,9 +640,7 @@ mod tests {
         assert_eq!(again.to_string(), "nothing changed, 3 files are up to date");
 
         std::fs::write(dir.path().join("theirs.txt"), "kept").unwrap();
-        let mut smaller = Site::default();
-        smaller.add("index.html", "a");
-        smaller.add_manifest(&[], &[]);
+        let smaller = site(&[("index.html", "a")], None);
         assert_eq!(
             smaller.write(dir.path()).unwrap(),
             Written {
@@ -455,6 +650,36 @@ mod tests {
             }
         );
         assert!(dir.path().join("theirs.txt").exists());
+        assert!(!dir.path().join("v").exists(), "empty folders go too");
+    }
+
+    #[test]
+    fn a_build_that_fails_half_way_leaves_the_site_as_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let read = |path: &str| fs::read_to_string(dir.path().join(path)).ok();
+        let files = [("index.html", "old"), ("gone.html", "old")];
+        site(&files, None).write(dir.path()).unwrap();
+        let listed = read(MANIFEST);
+        let mut folder = Folder::open(dir.path()).unwrap();
+        folder.add("index.html", b"new").unwrap();
+        folder.add("new/index.html", b"new").unwrap();
+        drop(folder);
+        assert_eq!(read("index.html").as_deref(), Some("old"));
+        assert_eq!(read("gone.html").as_deref(), Some("old"));
+        assert_eq!(read(MANIFEST), listed);
+        assert!(!dir.path().join("new").exists() && !dir.path().join(STAGING).exists());
+    }
+
+    #[test]
+    fn what_a_killed_build_staged_is_no_part_of_the_next() {
+        let dir = tempfile::tempdir().unwrap();
+        let staged = dir.path().join(STAGING);
+        fs::create_dir_all(&staged).unwrap();
+        fs::write(staged.join("0"), "of a page that is gone").unwrap();
+        assert_eq!(with_snapshot("a").write(dir.path()).unwrap().changed, 4);
+        assert!(!staged.exists());
+        let text = fs::read_to_string(dir.path().join("index.html")).unwrap();
+        assert_eq!(text, "a");
     }
 
     #[test]
@@ -470,14 +695,6 @@ mod tests {
         fs::write(root.join("r/old/index.html"), "kept").unwrap();
         Site::default().write(&root).unwrap();
         assert!(outside.exists() && root.join("r/old/index.html").exists());
-    }
-
-    fn with_snapshot(text: &str) -> Site {
-        let mut site = Site::default();
-        site.add("index.html", text);
-        site.add_snapshot("2026-11-21_12-05", &[], &[]);
-        site.add_manifest(&[], &[]);
-        site
     }
 
     #[test]

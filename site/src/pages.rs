@@ -19,6 +19,7 @@ mod sweeps;
 mod task;
 mod version;
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use minijinja::syntax::SyntaxConfig;
@@ -26,9 +27,11 @@ use minijinja::value::{Kwargs, Value};
 use minijinja::{AutoEscape, Environment, UndefinedBehavior, context};
 use std::sync::Arc;
 
+use crate::charts::Plot;
 use crate::cost::{Cost, Totals};
 use crate::facts::Facts;
 use crate::input::{SiteInput, VersionInput};
+use crate::output::{Press, Sink, Tray};
 use crate::words::{Language, Words};
 use crate::{Error, Site, data, text};
 
@@ -53,55 +56,106 @@ impl Default for Options {
     }
 }
 
-/// Renders every file of the site.
+/// Renders every file of the site into memory.
+///
+/// # Errors
+/// As [`render_to`].
 pub fn render(input: &SiteInput, options: &Options) -> Result<Site, Error> {
-    let facts = Facts::of(input);
     let mut site = Site::default();
-    site.add(
-        "style.css",
-        squeezed_style(include_str!("../templates/style.css")),
-    );
-    site.add(
-        "pages.css",
-        squeezed_style(include_str!("../templates/pages.css")),
-    );
-    site.add("site.js", squeezed(include_str!("../templates/site.js")));
-    data::add(&mut site, input, &facts)?;
+    render_to(input, options, &mut site)?;
+    Ok(site)
+}
+
+/// Renders every file of the site and hands each on as it is made, so that no more than one is in memory.
+///
+/// # Errors
+/// A template or table fails, which is a defect; what the sink says.
+pub fn render_to(input: &SiteInput, options: &Options, sink: &mut dyn Sink) -> Result<(), Error> {
+    let facts = Facts::of(input);
     let shared = Shared::of(input, &facts);
     let snapshot = options
         .snapshot
         .then(|| snapshot_name(&input.board.created_at));
+    let mut press = Press::new(sink, snapshot);
+    for (name, style) in [
+        ("style.css", include_str!("../templates/style.css")),
+        ("pages.css", include_str!("../templates/pages.css")),
+    ] {
+        press.add(name, squeezed_style(style).as_bytes())?;
+    }
+    let script = squeezed(include_str!("../templates/site.js"));
+    press.add("site.js", script.as_bytes())?;
+    data::add(&mut press, input, &facts)?;
+    press.add("feed.atom", changes::feed(input, &facts).as_bytes())?;
+    let press = RefCell::new(press);
+    let mut books = Vec::new();
     for language in &options.languages {
-        let mut book = Book::open(input, &facts, &shared, *language, options)?;
-        book.write_all()?;
-        search::add_index(&mut book);
-        site.join(book.site);
+        books.push(Book::open(
+            input, &facts, &shared, *language, options, &press,
+        )?);
     }
-    changes::add_feed(&mut site, input, &facts);
-    if let Some(name) = snapshot {
-        site.add_snapshot(&name, &inputs(input), &warnings(input));
-        let mut names = options.snapshots.clone();
-        names.push(name);
-        names.sort();
-        names.dedup();
-        for language in &options.languages {
-            let mut book = Book::open(input, &facts, &shared, *language, options)?;
-            changes::write(&mut book, &names)?;
-            site.join(book.site);
-        }
-    }
-    site.add_manifest(&inputs(input), &warnings(input));
-    Ok(site)
+    write_all(&mut books)?;
+    drop(books);
+    press.into_inner().finish(&inputs(input), &warnings(input))
 }
 
 /// Renders the leaderboard's page alone, in English.
+///
+/// # Errors
+/// As [`render_to`].
 pub fn leaderboard(input: &SiteInput) -> Result<Site, Error> {
     let facts = Facts::of(input);
     let shared = Shared::of(input, &facts);
     let options = Options::default();
-    let mut book = Book::open(input, &facts, &shared, Language::English, &options)?;
+    let mut site = Site::default();
+    let press = RefCell::new(Press::new(&mut site, None));
+    let mut book = Book::open(input, &facts, &shared, Language::English, &options, &press)?;
     index::write(&mut book)?;
-    Ok(book.site)
+    drop(book);
+    drop(press);
+    Ok(site)
+}
+
+/// Writes every page. The languages take turns page by page, because they share what has no words in it.
+fn write_all(books: &mut [Book<'_>]) -> Result<(), Error> {
+    type Write = fn(&mut Book<'_>) -> Result<(), Error>;
+    fn each(books: &mut [Book<'_>], write: Write) -> Result<(), Error> {
+        books.iter_mut().try_for_each(write)
+    }
+    const OF_THE_WHOLE: [Write; 10] = [
+        algorithms::write,
+        lineage::write,
+        sweeps::write,
+        cost::write,
+        method::write,
+        documents::write,
+        present::write,
+        runs::write,
+        changes::write,
+        search::write,
+    ];
+    each(books, index::write)?;
+    let Some(facts) = books.first().map(|book| book.facts) else {
+        return Ok(());
+    };
+    for version in &facts.lineage {
+        for book in books.iter_mut() {
+            version::write(book, version)?;
+            analysis::write(book, version)?;
+            samples::write(book, version)?;
+            log::write(book, version)?;
+        }
+    }
+    each(books, task::write)?;
+    each(books, compare::overview)?;
+    for pair in &facts.pairs {
+        for book in books.iter_mut() {
+            compare::one(book, pair)?;
+        }
+    }
+    OF_THE_WHOLE
+        .into_iter()
+        .try_for_each(|write| each(books, write))
 }
 
 /// English sentences of the interface that a site of this input shows in Korean for want of a translation.
@@ -109,9 +163,18 @@ pub fn untranslated(input: &SiteInput) -> Result<Vec<String>, Error> {
     let facts = Facts::of(input);
     let shared = Shared::of(input, &facts);
     let options = Options::default();
-    let mut book = Book::open(input, &facts, &shared, Language::Korean, &options)?;
-    book.write_all()?;
-    Ok(book.words.missing())
+    let mut site = Site::default();
+    let press = RefCell::new(Press::new(&mut site, None));
+    let mut books = [Book::open(
+        input,
+        &facts,
+        &shared,
+        Language::Korean,
+        &options,
+        &press,
+    )?];
+    write_all(&mut books)?;
+    Ok(books[0].words.missing())
 }
 
 /// `2026-11-21_12-05` of the newest score: snapshots are named as report folders are.
@@ -132,8 +195,38 @@ fn snapshot_name(created_at: &str) -> String {
     }
 }
 
+/// What was made for the pages of one version or pair and has no words in it; forgotten when another's is asked for.
+struct Memo<T> {
+    owner: String,
+    made: BTreeMap<String, T>,
+}
+
+impl<T> Default for Memo<T> {
+    fn default() -> Self {
+        Self {
+            owner: String::new(),
+            made: BTreeMap::new(),
+        }
+    }
+}
+
+impl<T: Clone> Memo<T> {
+    fn get(&mut self, owner: &str, key: &str, make: impl FnOnce() -> T) -> T {
+        if self.owner != owner {
+            owner.clone_into(&mut self.owner);
+            self.made.clear();
+        }
+        match self.made.get(key) {
+            Some(made) => made.clone(),
+            None => self.made.entry(key.to_owned()).or_insert(make()).clone(),
+        }
+    }
+}
+
 /// What is the same in every language.
 struct Shared<'a> {
+    plots: RefCell<Memo<Option<Plot>>>,
+    analyses: RefCell<Memo<Value>>,
     costs: BTreeMap<&'a str, Cost>,
     /// Highest rate of the common scale.
     top: f64,
@@ -158,11 +251,25 @@ impl<'a> Shared<'a> {
             Some((version.row.version_id.clone(), action))
         });
         Self {
+            plots: RefCell::default(),
+            analyses: RefCell::default(),
             costs,
             top: crate::charts::rate_top(&input.board),
             actions: actions.collect(),
             sweeps,
         }
+    }
+
+    /// A curve of a version or of two.
+    fn plot(&self, owner: &str, key: &str, make: impl FnOnce() -> Option<Plot>) -> Option<Plot> {
+        self.plots.borrow_mut().get(owner, key, make)
+    }
+
+    /// The analysis of a version.
+    fn analysis(&self, version: &VersionInput) -> Value {
+        let make = || markup(text::markdown(&version.analysis));
+        let mut made = self.analyses.borrow_mut();
+        made.get(&version.row.version_id, "analysis", make)
     }
 
     /// The action that made a version.
@@ -181,7 +288,11 @@ struct Book<'a> {
     words: Arc<Words>,
     options: &'a Options,
     templates: Environment<'static>,
-    site: Site,
+    tray: &'a RefCell<dyn Tray + 'a>,
+    /// The page in the making; kept, because fresh memory costs more than what is written into it.
+    page: Vec<u8>,
+    /// Links to other pages, by the one of them that is marked and how.
+    links: BTreeMap<(&'static str, &'static str), (Value, Value)>,
     entries: Vec<search::Entry>,
 }
 
@@ -214,6 +325,7 @@ impl<'a> Book<'a> {
         shared: &'a Shared<'a>,
         language: Language,
         options: &'a Options,
+        tray: &'a RefCell<dyn Tray + 'a>,
     ) -> Result<Self, Error> {
         let words = Arc::new(Words::of(language));
         Ok(Self {
@@ -223,32 +335,11 @@ impl<'a> Book<'a> {
             templates: environment(&words)?,
             words,
             options,
-            site: Site::default(),
+            tray,
+            page: Vec::new(),
+            links: BTreeMap::new(),
             entries: Vec::new(),
         })
-    }
-
-    fn write_all(&mut self) -> Result<(), Error> {
-        index::write(self)?;
-        let versions = self.facts.lineage.clone();
-        for version in versions {
-            version::write(self, version)?;
-            analysis::write(self, version)?;
-            samples::write(self, version)?;
-            log::write(self, version)?;
-        }
-        task::write(self)?;
-        compare::write(self)?;
-        algorithms::write(self)?;
-        lineage::write(self)?;
-        sweeps::write(self)?;
-        cost::write(self)?;
-        method::write(self)?;
-        documents::write(self)?;
-        present::write(self)?;
-        runs::write(self)?;
-        changes::write(self, &[])?;
-        search::write(self)
     }
 
     /// A sentence of the interface.
@@ -264,22 +355,40 @@ impl<'a> Book<'a> {
         title: &str,
         values: Value,
     ) -> Result<(), Error> {
+        self.rendered(path, template, title, values)?;
+        let path = format!("{}{path}", self.words.language().folder());
+        self.tray.borrow_mut().add(&path, &self.page)
+    }
+
+    /// Renders a page that says something else in a snapshot.
+    fn page_of_two(
+        &mut self,
+        path: &str,
+        template: &str,
+        title: &str,
+        top: Value,
+        copy: Value,
+    ) -> Result<(), Error> {
+        self.rendered(path, template, title, copy)?;
+        let copy = std::mem::take(&mut self.page);
+        self.rendered(path, template, title, top)?;
+        let path = format!("{}{path}", self.words.language().folder());
+        self.tray.borrow_mut().add_two(&path, &self.page, &copy)
+    }
+
+    /// Renders a page into the buffer.
+    fn rendered(
+        &mut self,
+        path: &str,
+        template: &str,
+        title: &str,
+        values: Value,
+    ) -> Result<(), Error> {
         let language = self.words.language();
         let root = "../".repeat(path.matches('/').count());
         let top = root.clone() + &"../".repeat(language.folder().matches('/').count());
         let other = language.other();
-        let here = |entry: &str| match entry {
-            _ if entry == path => "page",
-            "lineage.html" if path.starts_with("v/") => "true",
-            "compare/index.html" if path.starts_with("compare/") => "true",
-            _ => "",
-        };
-        let entries = |list: &[(&'static str, &'static str)]| -> Vec<Value> {
-            list.iter()
-                .filter(|(_, path)| *path != "card.html" || self.input.documents.model_card.is_some())
-                .map(|(name, path)| context! { name => *name, path => markup(*path), here => here(path) })
-                .collect()
-        };
+        let (nav, more) = self.links(path);
         // Parts of logs exist once; the other language has the page of their run.
         let twin = match (template, path.rsplit_once('/')) {
             ("logpart.html", Some((folder, _))) => format!("{folder}/index.html"),
@@ -295,8 +404,8 @@ impl<'a> Book<'a> {
             root => markup(root.clone()),
             top => markup(top),
             title => title,
-            nav => entries(&NAVIGATION),
-            more => entries(&MORE),
+            nav => nav,
+            more => more,
             other_language => context! {
                 code => other.code(),
                 name => other.name(),
@@ -310,9 +419,39 @@ impl<'a> Book<'a> {
             moment => moment(&self.input.board.created_at),
         };
         let template = self.templates.get_template(template)?;
-        let html = template.render(context! { ..values, ..page })?;
-        self.site.add(format!("{}{path}", language.folder()), html);
+        self.page.clear();
+        template.render_captured_to(context! { ..values, ..page }, &mut self.page)?;
         Ok(())
+    }
+
+    /// Links of the first line and of the foot of a page; the one that the page belongs to is marked.
+    fn links(&mut self, path: &str) -> (Value, Value) {
+        let here = match (path, path.split_once('/')) {
+            (_, Some(("v", _))) => ("lineage.html", "true"),
+            ("compare/index.html", _) => ("compare/index.html", "page"),
+            (_, Some(("compare", _))) => ("compare/index.html", "true"),
+            _ => NAVIGATION
+                .iter()
+                .find(|(_, entry)| *entry == path)
+                .map_or(("", ""), |(_, entry)| (*entry, "page")),
+        };
+        if let Some(links) = self.links.get(&here) {
+            return links.clone();
+        }
+        let of = |list: &[(&str, &'static str)]| -> Vec<Value> {
+            list.iter()
+                .filter(|(_, path)| {
+                    *path != "card.html" || self.input.documents.model_card.is_some()
+                })
+                .map(|(name, path)| {
+                    let mark = if *path == here.0 { here.1 } else { "" };
+                    context! { name => self.say(name, &[]), path => markup(*path), here => mark }
+                })
+                .collect()
+        };
+        let links = (Value::from(of(&NAVIGATION)), Value::from(of(&MORE)));
+        self.links.insert(here, links.clone());
+        links
     }
 
     fn totals(&self) -> Totals {

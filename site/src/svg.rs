@@ -166,6 +166,16 @@ impl Svg {
         self.body.push_str("</svg>");
     }
 
+    /// Marks that were drawn before.
+    pub fn drawn(&mut self, marks: &str) {
+        self.body.push_str(marks);
+    }
+
+    /// The marks alone, without the picture around them.
+    pub fn into_body(self) -> String {
+        self.body
+    }
+
     /// The finished picture.
     pub fn finish(self) -> String {
         let description = if self.description.is_empty() {

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use minijinja::value::Value;
 
-use crate::text::{escape, inert};
+use crate::text::{breaking, escape, inert};
 
 /// One cell.
 #[derive(Debug, Clone)]
@@ -17,7 +17,7 @@ pub(crate) struct Cell {
 impl Cell {
     /// Untrusted text.
     pub(crate) fn text(text: impl AsRef<str>) -> Self {
-        Self::markup(inert(text.as_ref()))
+        Self::markup(breaking(&inert(text.as_ref())))
     }
 
     /// A number, set to the right.
@@ -30,12 +30,22 @@ impl Cell {
 
     /// Untrusted text in the face of programs.
     pub(crate) fn code(text: impl AsRef<str>) -> Self {
-        Self::markup(format!("<code>{}</code>", inert(text.as_ref())))
+        Self::markup(format!("<code>{}</code>", breaking(&inert(text.as_ref()))))
     }
 
     /// A link of this site behind untrusted text.
     pub(crate) fn link(href: &str, text: &str) -> Self {
-        Self::markup(format!("<a href=\"{}\">{}</a>", escape(href), inert(text)))
+        let text = breaking(&inert(text));
+        Self::markup(format!("<a href=\"{}\">{text}</a>", escape(href)))
+    }
+
+    /// A file of this site that is saved, not opened.
+    pub(crate) fn download(href: &str, name: &str) -> Self {
+        let (file, text) = (escape(name), breaking(&inert(name)));
+        Self::markup(format!(
+            "<a href=\"{}\" download=\"{file}\">{text}</a>",
+            escape(href)
+        ))
     }
 
     /// Nothing known.

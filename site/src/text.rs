@@ -70,6 +70,11 @@ pub fn inert(text: &str) -> String {
     escape(&visible(text))
 }
 
+/// Lets a line break behind the underscores of escaped text, so that names with no blank in them fit into a narrow column.
+pub fn breaking(html: &str) -> String {
+    html.replace('_', "_<wbr>")
+}
+
 /// Markdown as HTML below a heading of the page: raw HTML is shown as text, links keep only safe targets, images become
 /// their text, and headings sink by one level. The first heading of level 1 is left out, because the page has its own
 /// title.
@@ -85,7 +90,7 @@ pub fn document(text: &str) -> String {
 fn rendered(text: &str, place: fn(HeadingLevel) -> HeadingLevel) -> String {
     let options = Options::ENABLE_TABLES | Options::ENABLE_STRIKETHROUGH;
     let source = visible(text);
-    let mut in_title = false;
+    let (mut in_title, mut in_cell) = (false, false);
     let mut dropped_links = Vec::new();
     let events = Parser::new_ext(&source, options).filter_map(|event| {
         let event = match event {
@@ -129,6 +134,17 @@ fn rendered(text: &str, place: fn(HeadingLevel) -> HeadingLevel) -> String {
                 event
             }
             Event::Start(Tag::Image { .. }) | Event::End(TagEnd::Image) => return None,
+            Event::Start(Tag::TableCell) => {
+                in_cell = true;
+                event
+            }
+            Event::End(TagEnd::TableCell) => {
+                in_cell = false;
+                event
+            }
+            Event::Text(ref text) if in_cell && text.contains('_') => {
+                Event::InlineHtml(breaking(&escape(text)).into())
+            }
             _ => event,
         };
         Some(event)
@@ -206,6 +222,17 @@ mod tests {
             rendered.contains("<td class=\"right\">1</td>"),
             "{rendered}"
         );
+    }
+
+    #[test]
+    fn names_break_behind_their_underscores_in_tables_alone() {
+        let rendered = markdown("a_b\n\n| pass_at_1 | <x_y> |\n|---|---|\n| `c_d` | e |\n");
+        assert!(rendered.contains("<p>a_b</p>"), "{rendered}");
+        assert!(
+            rendered.contains("<th>pass_<wbr>at_<wbr>1</th>"),
+            "{rendered}"
+        );
+        assert!(!rendered.contains("<x_"), "{rendered}");
     }
 
     #[test]

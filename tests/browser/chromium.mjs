@@ -11,10 +11,11 @@ const FLAGS = [
   '--font-render-hinting=none', '--disable-font-subpixel-positioning', '--force-device-scale-factor=1',
 ];
 
-export async function open(binary) {
+export async function open(binary, variables = {}) {
   const profile = mkdtempSync(join(tmpdir(), 'browser-'));
   const child = spawn(binary, [...FLAGS, `--user-data-dir=${profile}`, 'about:blank'], {
     stdio: ['ignore', 'ignore', 'ignore', 'pipe', 'pipe'],
+    env: { ...process.env, ...variables },
   });
   const waiting = new Map();
   const listeners = [];
@@ -78,9 +79,9 @@ async function tab(send, listeners) {
       if (reply.exceptionDetails) throw new Error(reply.exceptionDetails.exception?.description ?? reply.exceptionDetails.text);
       return reply.result.value;
     },
-    async picture({ whole = true } = {}) {
+    async picture({ whole = true, height = 12000 } = {}) {
       const { cssContentSize } = await call('Page.getLayoutMetrics');
-      const clip = { x: 0, y: 0, width: cssContentSize.width, height: Math.min(cssContentSize.height, 12000), scale: 1 };
+      const clip = { x: 0, y: 0, width: cssContentSize.width, height: Math.min(cssContentSize.height, height), scale: 1 };
       const reply = await call('Page.captureScreenshot', whole ? { captureBeyondViewport: true, clip } : {});
       return Buffer.from(reply.data, 'base64');
     },

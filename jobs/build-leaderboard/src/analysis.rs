@@ -6,6 +6,8 @@
 mod hypotheses;
 mod tables;
 
+pub(crate) use tables::plain_number;
+
 use std::fmt::Write;
 
 use wmtp_stats::leaderboard::{Comparison, Leaderboard, LeaderboardRow};
@@ -48,7 +50,7 @@ fn summary(board: &Leaderboard, row: &LeaderboardRow) -> String {
         Some(estimate) => {
             let joint = if row.is_base() { "; it" } else { "" };
             format!(
-                "{who}{joint} solves {} of {} with one try (95 % interval over tasks {}).",
+                "{who}{joint} solves {} of {} with one try (95% interval over tasks {}).",
                 percent(estimate.mean),
                 count(board.num_tasks, "task"),
                 level_range(&estimate.interval)
@@ -88,7 +90,7 @@ fn difference(comparison: &Comparison, role: &str) -> String {
         inert(&comparison.other),
         points(comparison.difference.difference),
         signed_range(&comparison.difference.interval),
-        comparison.verdict.words(),
+        comparison.words(),
         inert(&comparison.reason)
     )
 }

@@ -5,6 +5,7 @@ use std::fmt::Write;
 use wmtp_stats::leaderboard::{HeldOut, LeaderboardRow};
 use wmtp_stats::wording::{count, level_range, percent};
 
+use crate::analysis::plain_number;
 use crate::report::Report;
 use crate::text::{inert, list};
 use crate::training::TrainingFacts;
@@ -54,7 +55,8 @@ fn model(row: &LeaderboardRow, facts: &TrainingFacts) -> String {
     ) {
         let _ = writeln!(
             text,
-            "\n{parameters} parameters, {heads} prediction heads; head 1 alone generates."
+            "\n{} parameters, {heads} prediction heads; head 1 alone generates.",
+            grouped(parameters)
         );
     }
     if let Some(recipe) = &facts.recipe {
@@ -92,7 +94,7 @@ fn protocol(report: &Report) -> String {
 
 fn results(report: &Report, row: &LeaderboardRow) -> String {
     let mut table =
-        "| metric | value | 95 % interval over tasks and seeds |\n|---|---:|---:|\n".to_owned();
+        "| metric | value | 95% interval over tasks and seeds |\n|---|---:|---:|\n".to_owned();
     for metric in &row.metrics {
         let interval = row
             .estimate
@@ -103,9 +105,9 @@ fn results(report: &Report, row: &LeaderboardRow) -> String {
             });
         let _ = writeln!(
             table,
-            "| {} | {:.4} | {interval} |",
+            "| {} | {} | {interval} |",
             inert(&metric.name),
-            metric.value
+            plain_number(metric.value)
         );
     }
     if let Some(held_out) = held_out_of(report, row) {
@@ -145,7 +147,7 @@ fn limits(report: &Report, row: &LeaderboardRow) -> String {
         limits.push(format!(
             "Against the baseline {}: {}; {}.",
             inert(&against.other),
-            against.verdict.words(),
+            against.words(),
             inert(&against.reason)
         ));
     }
@@ -163,10 +165,10 @@ fn cost(row: &LeaderboardRow, facts: &TrainingFacts) -> String {
         return "Not recorded in this store. Energy was not measured.".to_owned();
     }
     format!(
-        "Training took {:.3} hours of {} in all for {}, attempts that did not finish not counted; a value model or a tuned \
+        "Training took {} of {} in all for {}, attempts that did not finish not counted; a value model or a tuned \
          reference, the evaluation and the other versions come on top. A sample takes {:.0} ms to generate. Energy was not \
          measured.",
-        facts.train_secs as f64 / 3600.0,
+        duration(facts.train_secs),
         inert(facts.device.as_deref().unwrap_or("an unnamed device")),
         count(row.seeds.len(), "seed"),
         row.latency_ms
@@ -179,13 +181,58 @@ fn files(facts: &TrainingFacts) -> String {
     };
     let mut table = "Of the first seed.\n\n| file | bytes | SHA-256 |\n|---|---:|---|\n".to_owned();
     for (path, size, digest) in &checkpoint.files {
-        let _ = writeln!(table, "| {} | {size} | {digest} |", inert(path));
+        let _ = writeln!(
+            table,
+            "| {} | {} | `{digest}` |",
+            inert(path),
+            grouped(&size.to_string())
+        );
     }
     table
+}
+
+/// `641,472` for `641472`; anything but digits stays as it is.
+fn grouped(number: &str) -> String {
+    if !number.bytes().all(|byte| byte.is_ascii_digit()) {
+        return inert(number);
+    }
+    let mut grouped = String::new();
+    for (index, digit) in number.chars().enumerate() {
+        if index > 0 && (number.len() - index).is_multiple_of(3) {
+            grouped.push(',');
+        }
+        grouped.push(digit);
+    }
+    grouped
+}
+
+/// Seconds in the unit that a reader thinks in.
+fn duration(secs: u64) -> String {
+    match secs {
+        0..120 => format!("{secs} s"),
+        120..7200 => format!("{} min", secs.div_ceil(60)),
+        _ => format!("{:.1} hours", secs as f64 / 3600.0),
+    }
 }
 
 fn promotion() -> String {
     "`build-leaderboard promote` moves a version from staging to production through a gate and appends what it found to \
      `promotions.jsonl`."
         .to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_written_as_people_read_them() {
+        assert_eq!(grouped("641472"), "641,472");
+        assert_eq!(grouped("212"), "212");
+        assert_eq!(grouped("n|a"), "n\\|a");
+        let spans = [119, 120, 7199, 9000].map(duration);
+        assert_eq!(spans, ["119 s", "2 min", "120 min", "2.5 hours"]);
+        let values = [63.0, 1.0, -0.0259, 0.0].map(plain_number);
+        assert_eq!(values, ["63", "1.0000", "\u{2212}0.0259", "0.0000"]);
+    }
 }

@@ -281,7 +281,7 @@ fn resolution(report: &Report) -> String {
         return text;
     }
     text.push_str(
-        "\n| best of | version | against | points | 95 % interval | verdict | greedy: only this, only the other, p |\n\
+        "\n| best of | version | against | points | 95% interval | verdict | greedy: only this, only the other, p |\n\
          |---|---|---|---:|---:|---|---:|\n",
     );
     for best in &board.algorithm_bests {
@@ -305,7 +305,7 @@ fn resolution(report: &Report) -> String {
             inert(&comparison.other),
             signed(comparison.difference.difference),
             signed_range(&comparison.difference.interval),
-            comparison.verdict.words()
+            comparison.words()
         );
     }
     text

@@ -273,7 +273,7 @@ fn warn_of_contamination(runs: &[&ScoredRun], warnings: &mut Vec<String>) {
         return;
     };
     warnings.push(format!(
-        "of {} of {} tasks the training rows hold the statement or a program that solves it; clean_pass_at_1 counts the others",
+        "the training rows hold the statement of {} of {} tasks, or a program that solves them; clean_pass_at_1 counts the others",
         seen(&run),
         run.problems.len()
     ));

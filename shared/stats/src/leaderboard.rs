@@ -239,6 +239,40 @@ pub struct Comparison {
     pub reason: String,
 }
 
+/// What a reason says where only seeds are missing.
+const SEEDS_MISSING: &str = "seeds on both sides";
+
+impl Comparison {
+    /// Why a difference is not claimed although its interval excludes 0: a side has too few seeds.
+    pub fn too_few_seeds(seeds: usize) -> String {
+        format!(
+            "the interval excludes 0, but a claim needs {SEEDS_FOR_A_CLAIM} {SEEDS_MISSING}, not {seeds}"
+        )
+    }
+
+    /// Whether the interval excludes 0 and nothing but the number of seeds keeps it from being claimed.
+    pub fn lacks_seeds(&self) -> bool {
+        self.is_held_back() && self.reason.contains(SEEDS_MISSING)
+    }
+
+    /// Whether the interval excludes 0 and the rule for claims holds it back all the same.
+    pub fn is_held_back(&self) -> bool {
+        self.verdict == Verdict::NoDifference && self.difference.is_significant()
+    }
+
+    /// The verdict in the words of report and site. Beside an interval that excludes 0, "no difference detected" would read
+    /// as a mistake, so the words say what is missing; they claim no more.
+    pub fn words(&self) -> &'static str {
+        if self.lacks_seeds() {
+            "too few seeds to tell"
+        } else if self.is_held_back() && self.reason.contains("control") {
+            "not told from the controls"
+        } else {
+            self.verdict.words()
+        }
+    }
+}
+
 /// Tasks on which two versions disagree.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Discordance {
@@ -270,5 +304,44 @@ impl Verdict {
             Self::Worse => "worse",
             Self::NoDifference => "no difference detected",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Interval;
+
+    fn comparison(high: f64, verdict: Verdict, reason: &str) -> Comparison {
+        Comparison {
+            other: "v001".to_owned(),
+            difference: Difference {
+                difference: -0.249,
+                interval: Interval { low: -0.334, high },
+                p_value: 0.01,
+            },
+            p_holm: None,
+            greedy: None,
+            verdict,
+            reason: reason.to_owned(),
+        }
+    }
+
+    #[test]
+    fn what_is_held_back_says_what_a_claim_lacks() {
+        let seeds = comparison(-0.166, Verdict::NoDifference, &Comparison::too_few_seeds(1));
+        assert_eq!(
+            seeds.reason,
+            "the interval excludes 0, but a claim needs 3 seeds on both sides, not 1"
+        );
+        assert_eq!(seeds.words(), "too few seeds to tell");
+        let controls = "the interval excludes 0, but the control shuffled is missing";
+        let controls = comparison(-0.166, Verdict::NoDifference, controls);
+        assert_eq!(controls.words(), "not told from the controls");
+        let level = comparison(0.03, Verdict::NoDifference, "the interval includes 0");
+        assert_eq!(level.words(), "no difference detected");
+        assert!(!level.is_held_back() && !level.lacks_seeds());
+        let worse = comparison(-0.166, Verdict::Worse, "the interval excludes 0");
+        assert_eq!(worse.words(), "worse");
     }
 }

@@ -42,7 +42,7 @@ pub fn row(comparison: &Comparison, mark: &Mark, reach: f64, words: &Words) -> S
             ("range", &headline::range(comparison, words)),
         ],
     );
-    let mut svg = Svg::new(26, &title, &words.say(comparison.verdict.words(), &[]));
+    let mut svg = Svg::new(26, &title, &words.say(comparison.words(), &[]));
     svg.line("axis", (x.at(0.0), 0.0), (x.at(0.0), 100.0));
     let (low, high) = (
         x.at(difference.interval.low),

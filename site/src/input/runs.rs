@@ -287,7 +287,12 @@ fn facts(data: &Value) -> String {
     let fields = data.as_object().into_iter().flatten();
     let plain = fields.filter_map(|(key, value)| match value {
         Value::String(text) => Some(format!("{key} {text}")),
-        Value::Number(number) => Some(format!("{key} {number}")),
+        Value::Number(number) => match number.as_f64() {
+            Some(value) if value.fract() != 0.0 => {
+                Some(format!("{key} {}", crate::charts::number(value)))
+            }
+            _ => Some(format!("{key} {number}")),
+        },
         Value::Bool(flag) => Some(format!("{key} {flag}")),
         _ => None,
     });

@@ -71,14 +71,12 @@ fn table(book: &Book<'_>) -> Value {
             |version: &VersionInput| version.row.estimate.map(|estimate| percent(estimate.mean));
         let best = scored.first();
         let spread = match (scored.last(), best) {
-            (Some(worst), Some(best)) if scored.len() > 1 => {
-                format!(
-                    "{} \u{2013} {}",
-                    rate(worst).unwrap_or_default(),
-                    rate(best).unwrap_or_default()
-                )
-            }
-            _ => String::new(),
+            (Some(worst), Some(best)) if scored.len() > 1 => Some(format!(
+                "{} \u{2013} {}",
+                rate(worst).unwrap_or_default(),
+                rate(best).unwrap_or_default()
+            )),
+            _ => None,
         };
         let hours: Vec<f64> = versions
             .iter()
@@ -100,16 +98,19 @@ fn table(book: &Book<'_>) -> Value {
                 )
             }),
             Cell::maybe(best.and_then(|best| rate(best))),
-            Cell::number(spread),
-            against.map_or_else(Cell::none, |c| {
-                Cell::text(format!(
-                    "{} ({}): {}",
-                    headline::points(c, &book.words),
-                    headline::range(c, &book.words),
-                    say(c.verdict.words())
-                ))
-                .class(index::verdict_class(c.verdict))
-            }),
+            Cell::maybe(spread),
+            against.map_or_else(
+                || Cell::text("\u{2013}"),
+                |c| {
+                    Cell::text(format!(
+                        "{} ({}): {}",
+                        headline::points(c, &book.words),
+                        headline::range(c, &book.words),
+                        say(c.words())
+                    ))
+                    .class(index::verdict_class(c.verdict))
+                },
+            ),
             Cell::maybe(mean.map(duration)),
             Cell::maybe(gained),
         ]);
@@ -132,7 +133,16 @@ fn pareto(book: &Book<'_>, description: &str) -> (Option<String>, String) {
     };
     let on_gpu = book.shared.costs.values().any(|cost| cost.on_gpu);
     let hours = by(|cost| cost.train_secs.map(|secs| secs / 3600.0));
-    let (dots, unit) = if hours.len() > 1 {
+    let (dots, unit) = if hours.len() > 1 && hours.iter().all(|dot| dot.cost < 1.0) {
+        (
+            by(|cost| cost.train_secs.map(|secs| secs / 60.0)),
+            if on_gpu {
+                "GPU minutes of training, all seeds"
+            } else {
+                "machine minutes of training, all seeds"
+            },
+        )
+    } else if hours.len() > 1 {
         (
             hours,
             if on_gpu {
@@ -154,7 +164,7 @@ fn pareto(book: &Book<'_>, description: &str) -> (Option<String>, String) {
 
 /// The best of each algorithm against the best baseline, where the leaderboard compares them.
 fn bests(book: &Book<'_>) -> Vec<Value> {
-    let bests = book.input.algorithm_bests.iter().filter_map(|best| {
+    let bests = book.input.board.algorithm_bests.iter().filter_map(|best| {
         let version = book.facts.version(&best.this)?;
         Some((best, version))
     });

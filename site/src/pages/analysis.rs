@@ -16,7 +16,7 @@ pub(super) fn write(book: &mut Book<'_>, version: &VersionInput) -> Result<(), E
     let values = context! {
         crumbs => super::version::crumbs(book, version, "analysis"),
         heading => title.as_str(),
-        analysis => (!version.analysis.trim().is_empty()).then(|| markup(text::markdown(&version.analysis))),
+        analysis => (!version.analysis.trim().is_empty()).then(|| book.shared.analysis(version)),
         action => document(&version.action),
         retry => document(&version.retry_report),
     };

@@ -10,7 +10,7 @@ use crate::facts::Facts;
 use crate::input::{SiteInput, VersionInput};
 use crate::text::{escape, visible};
 use crate::words::{Language, Words};
-use crate::{Error, Site, headline};
+use crate::{Error, headline};
 
 /// Entries on the page and in the feed; a table of a thousand versions is on the leaderboard.
 const SHOWN: usize = 100;
@@ -24,7 +24,8 @@ fn newest<'a>(facts: &Facts<'a>) -> Vec<&'a VersionInput> {
     versions
 }
 
-pub(super) fn write(book: &mut Book<'_>, snapshots: &[String]) -> Result<(), Error> {
+/// The page of a snapshot lists no snapshots: it knows of no later ones, and never changes.
+pub(super) fn write(book: &mut Book<'_>) -> Result<(), Error> {
     let title = book.say("What is new?", &[]);
     let entries: Vec<Value> = newest(book.facts)
         .into_iter()
@@ -37,23 +38,35 @@ pub(super) fn write(book: &mut Book<'_>, snapshots: &[String]) -> Result<(), Err
             }
         })
         .collect();
-    let mut names = snapshots.to_vec();
-    names.sort();
-    names.reverse();
-    let values = context! {
-        heading => title.as_str(),
-        leaderboard => context! {
-            moment => moment(&book.input.board.created_at),
-            finding => headline::of_board(&book.input.board, &book.words).finding,
-        },
-        entries => entries,
-        snapshots => names,
+    let values = |snapshots: Vec<String>| {
+        context! {
+            heading => title.as_str(),
+            leaderboard => context! {
+                moment => moment(&book.input.board.created_at),
+                finding => headline::of_board(&book.input.board, &book.words).finding,
+            },
+            entries => entries.clone(),
+            snapshots => snapshots,
+        }
     };
-    book.page("changes.html", "changes.html", &title, values)
+    let (top, copy) = (values(snapshots(book)), values(Vec::new()));
+    book.page_of_two("changes.html", "changes.html", &title, top, copy)
+}
+
+/// Names of all snapshots, newest first.
+fn snapshots(book: &Book<'_>) -> Vec<String> {
+    let mut names = book.options.snapshots.clone();
+    if book.options.snapshot {
+        names.push(super::snapshot_name(&book.input.board.created_at));
+    }
+    names.sort();
+    names.dedup();
+    names.reverse();
+    names
 }
 
 /// `feed.atom`: the leaderboard and its versions, newest first.
-pub(super) fn add_feed(site: &mut Site, input: &SiteInput, facts: &Facts<'_>) {
+pub(super) fn feed(input: &SiteInput, facts: &Facts<'_>) -> String {
     let words = Words::of(Language::English);
     let board = &input.board;
     let mut feed = String::from(
@@ -100,7 +113,7 @@ pub(super) fn add_feed(site: &mut Site, input: &SiteInput, facts: &Facts<'_>) {
         );
     }
     feed.push_str("</feed>\n");
-    site.add("feed.atom", feed);
+    feed
 }
 
 /// Untrusted text in XML, which knows no control characters at all.

@@ -17,16 +17,7 @@ use crate::{Error, charts, headline, marks};
 /// Tasks that a list of the page holds; all are in the data files.
 const LISTED: usize = 120;
 
-pub(super) fn write(book: &mut Book<'_>) -> Result<(), Error> {
-    let facts = book.facts;
-    overview(book)?;
-    for pair in &facts.pairs {
-        one(book, pair)?;
-    }
-    Ok(())
-}
-
-fn overview(book: &mut Book<'_>) -> Result<(), Error> {
+pub(super) fn overview(book: &mut Book<'_>) -> Result<(), Error> {
     let title = book.say("Which versions differ, and by how much?", &[]);
     let groups: Vec<Value> = [Role::Parent, Role::Leader, Role::Best]
         .into_iter()
@@ -105,7 +96,7 @@ fn solves<'a>(book: &'a Book<'_>, pair: &Pair<'a>) -> (Solves<'a>, Solves<'a>, b
     (by_rate(pair.this), by_rate(pair.other), false)
 }
 
-fn one(book: &mut Book<'_>, pair: &Pair<'_>) -> Result<(), Error> {
+pub(super) fn one(book: &mut Book<'_>, pair: &Pair<'_>) -> Result<(), Error> {
     let (this, other) = (pair.this, pair.other);
     let (a, b) = (this.row.version_id.as_str(), other.row.version_id.as_str());
     let finding = headline::of_pair(&this.row, pair.comparison, &book.words);
@@ -146,6 +137,7 @@ fn side(book: &Book<'_>, version: &VersionInput) -> Value {
         mark => markup(marks::of(&row.algo).inline()),
         change => book.change(version),
         score => row.estimate.map(|estimate| percent(estimate.mean)),
+        axis => markup(charts::interval_axis(book.shared.top, &book.words)),
         interval => markup(charts::interval(row, book.shared.top)),
     }
 }

@@ -95,7 +95,7 @@ fn table_row(book: &Book<'_>, version: &VersionInput, shared: bool, top: f64) ->
         delta_range => parent.map(|c| headline::range(c, &book.words)),
         parent => parent.map(|c| c.other.clone()),
         pair => pair.map(|pair| markup(text::escape(&pair.path))),
-        verdict => parent.map(|c| book.say(c.verdict.words(), &[])),
+        verdict => parent.map(|c| book.say(c.words(), &[])),
         verdict_class => parent.map(|c| verdict_class(c.verdict)),
         sign => parent.map(|c| verdict_sign(c.verdict)),
         seeds => if row.seeds.is_empty() { "\u{2013}".to_owned() } else { row.seeds.len().to_string() },

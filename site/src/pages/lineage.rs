@@ -140,7 +140,7 @@ fn verdict(book: &Book<'_>, version: &VersionInput) -> String {
         return String::new();
     };
     let points = signed(comparison.difference.difference);
-    let words = escape(&book.say(comparison.verdict.words(), &[]));
+    let words = escape(&book.say(comparison.words(), &[]));
     let text = format!(
         "<span aria-hidden=\"true\">{}</span> {points}",
         verdict_sign(comparison.verdict)

@@ -123,8 +123,9 @@ pub(super) fn write_parts(book: &mut Book<'_>, run: &RunInfo) -> Result<(), Erro
     if run.logs.is_empty() {
         return Ok(());
     }
-    book.site
-        .add(format!("runs/{}/log.txt", run.id), whole(&run.logs));
+    let path = format!("runs/{}/log.txt", run.id);
+    let text = whole(&run.logs);
+    book.tray.borrow_mut().add(&path, text.as_bytes())?;
     if run.logs.len() <= TAIL {
         return Ok(());
     }

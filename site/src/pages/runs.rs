@@ -118,11 +118,11 @@ fn table<'a>(book: &Book<'_>, runs: impl Iterator<Item = &'a RunInfo>) -> Value 
                 run.name.as_deref().unwrap_or(&run.id),
             ),
             Cell::text(&run.job),
-            state_cell(book, run),
+            state_cell(book, run).class("whole"),
             Cell::maybe(progress(run)),
             Cell::number(run.attempts.len().max(1).to_string()),
             Cell::number(duration(run.secs() / 3600.0)),
-            Cell::text(moment(&run.last)),
+            Cell::text(moment(&run.last)).class("whole"),
         ]);
     }
     table.finish()
@@ -230,8 +230,8 @@ fn attempts(book: &Book<'_>, run: &RunInfo) -> Value {
             .map_or_else(|| say("no word of its end"), say);
         table.row(vec![
             Cell::text(attempt.number.to_string()),
-            Cell::text(moment(&attempt.began)),
-            Cell::text(moment(&attempt.ended)),
+            Cell::text(moment(&attempt.began)).class("whole"),
+            Cell::text(moment(&attempt.ended)).class("whole"),
             Cell::number(duration(attempt.secs / 3600.0)),
             Cell::text(end),
             attempt
@@ -248,15 +248,16 @@ fn curves(book: &Book<'_>, run: &RunInfo) -> Vec<Value> {
         .iter()
         .filter_map(|name| Some((*name, run.metrics.get(*name)?)))
         .filter(|(_, points)| points.len() > 1)
-        .map(|(name, points)| {
-            let curve = Curve {
-                title: name,
-                description: "",
-                lines: &[("a-baseline", points)],
-                range: None,
-                height: 110,
-            };
-            context! { title => name, chart => markup(curve.draw(&book.words)) }
+        .filter_map(|(name, points)| {
+            let plot = book.shared.plot(&run.id, name, || {
+                Curve {
+                    lines: &[("a-baseline", points)],
+                    range: None,
+                    height: 110,
+                }
+                .plot()
+            })?;
+            Some(context! { title => name, chart => markup(plot.named(name, "", &book.words)) })
         })
         .collect()
 }
@@ -281,7 +282,7 @@ fn events(book: &Book<'_>, run: &RunInfo) -> Value {
     for event in &run.events[skipped..] {
         let time = event.at.get(..19).unwrap_or(&event.at).replace('T', " ");
         table.row(vec![
-            Cell::text(time),
+            Cell::text(time).class("whole"),
             Cell::number(event.attempt.to_string()),
             Cell::text(&event.kind),
             Cell::text(&event.text),

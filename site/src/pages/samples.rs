@@ -34,6 +34,7 @@ pub(super) fn write(book: &mut Book<'_>, version: &VersionInput) -> Result<(), E
         num_shown => samples.len().to_string(),
         num_samples => crate::cost::grouped(row.num_samples),
         samples => samples,
+        files => files(book, version)?,
     };
     book.page(
         &format!("v/{id}/samples.html"),
@@ -41,6 +42,30 @@ pub(super) fn write(book: &mut Book<'_>, version: &VersionInput) -> Result<(), E
         &title,
         values,
     )
+}
+
+/// Links to files that no page shows. They are written once, below the top of the site.
+fn files(book: &Book<'_>, version: &VersionInput) -> Result<Value, Error> {
+    let say = |sentence: &str| book.say(sentence, &[]);
+    let mut table = Table::new(&[&say("sample"), &say("file"), &say("size")]).class("narrow");
+    let language = book.words.language().folder();
+    let top = "../".repeat(2 + language.matches('/').count());
+    let id = &version.row.version_id;
+    for file in version.runs.first().iter().flat_map(|run| &run.files) {
+        let path = format!("v/{id}/{}", file.path());
+        let name = match &file.bytes {
+            Some(bytes) => {
+                if language.is_empty() {
+                    book.tray.borrow_mut().add(&path, bytes)?;
+                }
+                Cell::download(&format!("{top}{path}"), &file.name)
+            }
+            None => Cell::text(book.say("{file}, too large for a site", &[("file", &file.name)])),
+        };
+        let size = crate::cost::bytes(file.size);
+        table.row(vec![Cell::text(&file.sample), name, Cell::number(size)]);
+    }
+    Ok(table.finish())
 }
 
 /// How programs end, as shares of all tries.

@@ -32,12 +32,15 @@ impl Book<'_> {
             .split_whitespace()
             .filter(|word| !word.chars().all(|c| "#|-:*`".contains(c)));
         let mut short = String::new();
+        let mut length = 0;
         for word in words {
-            if short.chars().count() + word.chars().count() >= TEXT {
+            length += word.chars().count();
+            if length >= TEXT {
                 break;
             }
             short.push_str(word);
             short.push(' ');
+            length += 1;
         }
         self.entries.push(Entry {
             path: path.to_owned(),
@@ -63,7 +66,8 @@ pub(super) fn write(book: &mut Book<'_>) -> Result<(), Error> {
         pages => shown,
         left_out => book.entries.len().saturating_sub(LISTED),
     };
-    book.page("search.html", "search.html", &title, values)
+    book.page("search.html", "search.html", &title, values)?;
+    add_index(book)
 }
 
 /// `data/search-index.js`, `data/search-index-2.js`, … with the language in the name where it is not the first.
@@ -81,7 +85,7 @@ fn index_name(book: &Book<'_>, part: usize) -> String {
 }
 
 /// Writes the index: each part says how many there are.
-pub(super) fn add_index(book: &mut Book<'_>) {
+fn add_index(book: &Book<'_>) -> Result<(), Error> {
     let mut parts: Vec<Vec<String>> = vec![Vec::new()];
     let mut size = 0;
     for entry in &book.entries {
@@ -98,22 +102,15 @@ pub(super) fn add_index(book: &mut Book<'_>) {
         parts.last_mut().expect("there is always a part").push(line);
     }
     let count = parts.len();
-    let files: Vec<(String, String)> = parts
-        .iter()
-        .enumerate()
-        .map(|(part, lines)| {
-            // Inside a script file nothing is markup, but two characters end a line there that JSON does not escape.
-            let lines = lines
-                .join(",\n")
-                .replace('\u{2028}', "\\u2028")
-                .replace('\u{2029}', "\\u2029");
-            (
-                index_name(book, part),
-                format!("wmtpSearch({part},{count},[\n{lines}\n]);\n"),
-            )
-        })
-        .collect();
-    for (path, text) in files {
-        book.site.add(path, text);
+    for (part, lines) in parts.iter().enumerate() {
+        // Inside a script file nothing is markup, but two characters end a line there that JSON does not escape.
+        let lines = lines
+            .join(",\n")
+            .replace('\u{2028}', "\\u2028")
+            .replace('\u{2029}', "\\u2029");
+        let script = format!("wmtpSearch({part},{count},[\n{lines}\n]);\n");
+        let mut tray = book.tray.borrow_mut();
+        tray.add(&index_name(book, part), script.as_bytes())?;
     }
+    Ok(())
 }

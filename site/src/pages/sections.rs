@@ -108,7 +108,7 @@ pub(super) fn compared(
         against => against,
         points => headline::points(comparison, words),
         range => headline::range(comparison, words),
-        verdict => book.say(comparison.verdict.words(), &[]),
+        verdict => book.say(comparison.words(), &[]),
         class => verdict_class(comparison.verdict),
         sign => verdict_sign(comparison.verdict),
         reason => headline::reason(comparison, words),
@@ -403,17 +403,22 @@ fn head_curves(book: &Book<'_>, version: &VersionInput) -> Vec<Value> {
             ];
             let values = values.each_ref().map(|(key, value)| (*key, value.as_str()));
             let title = book.say("Head {n}: {target}", &values);
-            let curve = Curve {
-                title: &title,
-                description: &book.say(
-                    "Unweighted cross-entropy during training, same scale for every head.",
-                    &[],
-                ),
-                lines,
-                range,
-                height: 110,
-            };
-            context! { title => title.as_str(), chart => markup(curve.draw(&book.words)) }
+            let plot =
+                book.shared
+                    .plot(&version.row.version_id, &format!("head {horizon}"), || {
+                        Curve {
+                            lines,
+                            range,
+                            height: 110,
+                        }
+                        .plot()
+                    });
+            let description = book.say(
+                "Unweighted cross-entropy during training, same scale for every head.",
+                &[],
+            );
+            let chart = plot.map(|plot| plot.named(&title, &description, &book.words));
+            context! { title => title.as_str(), chart => markup(chart.unwrap_or_default()) }
         })
         .collect()
 }
@@ -449,30 +454,34 @@ pub(super) fn curves(book: &Book<'_>, versions: &[&VersionInput]) -> Vec<Value> 
     let same = |a: &VersionInput, b: &VersionInput| {
         marks::of(&a.row.algo).class == marks::of(&b.row.algo).class
     };
+    let owner: Vec<&str> = versions
+        .iter()
+        .map(|version| version.row.version_id.as_str())
+        .collect();
+    let owner = owner.join(" ");
     WANTED
         .iter()
         .filter_map(|(key, title, caption)| {
-            let title = book.say(title, &[]);
-            let caption = book.say(caption, &[]);
-            let mut all = Vec::new();
-            for (index, version) in versions.iter().enumerate() {
-                // Two versions of one algorithm would share a colour; the second then is drawn in ink.
-                let class = match versions.first() {
-                    Some(first) if index > 0 && same(first, version) => "a-second",
-                    _ => marks::of(&version.row.algo).class,
-                };
-                all.extend(lines(class, version, key));
-            }
-            let curve = Curve {
-                title: &title,
-                description: &caption,
-                lines: &all,
-                range: None,
-                height: 130,
-            };
-            let chart = curve.draw(&book.words);
-            (!chart.is_empty())
-                .then(|| context! { title => title, caption => caption, chart => markup(chart) })
+            let plot = book.shared.plot(&owner, key, || {
+                let mut all = Vec::new();
+                for (index, version) in versions.iter().enumerate() {
+                    // Two versions of one algorithm would share a colour; the second then is drawn in ink.
+                    let class = match versions.first() {
+                        Some(first) if index > 0 && same(first, version) => "a-second",
+                        _ => marks::of(&version.row.algo).class,
+                    };
+                    all.extend(lines(class, version, key));
+                }
+                Curve {
+                    lines: &all,
+                    range: None,
+                    height: 130,
+                }
+                .plot()
+            })?;
+            let (title, caption) = (book.say(title, &[]), book.say(caption, &[]));
+            let chart = markup(plot.named(&title, &caption, &book.words));
+            Some(context! { title => title, caption => caption, chart => chart })
         })
         .collect()
 }

@@ -113,7 +113,15 @@ fn conclusion(book: &Book<'_>, sweep: &Sweep<'_>) -> String {
     let say = |sentence: &str, list: &[String]| {
         book.say(sentence, &both(&values, &[("list", &listed(list))]))
     };
+    let lacks_seeds = sweep.settings.iter().any(|(version, _)| {
+        let against = version.row.against_parent.as_ref();
+        against.is_some_and(Comparison::lacks_seeds)
+    });
     match (better.is_empty(), worse.is_empty()) {
+        (true, true) if lacks_seeds => say(
+            "No other setting of {key} may be claimed to differ from {parent}: where an interval excludes 0, the seeds are too few.",
+            &[],
+        ),
         (true, true) => say(
             "None of the {n} other settings of {key} can be told from {parent}: no difference detected.",
             &[],

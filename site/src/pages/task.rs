@@ -62,8 +62,16 @@ fn overview(book: &mut Book<'_>) -> Result<(), Error> {
                 .all(|rate| rate.is_some_and(|rate| rate >= 1.0))
     };
     let always = facts.tasks.iter().filter(always).count();
+    let sentence = match always {
+        1 => {
+            "Of {n} tasks, one is solved by every trained version every time, and {never} by none."
+        }
+        _ => {
+            "Of {n} tasks, {always} are solved by every trained version every time and {never} by none."
+        }
+    };
     let title = book.say(
-        "Of {n} tasks, {always} are solved by every trained version every time and {never} by none.",
+        sentence,
         &[
             ("n", &facts.tasks.len().to_string()),
             ("always", &always.to_string()),

@@ -46,7 +46,7 @@ pub(super) fn write(book: &mut Book<'_>, version: &VersionInput) -> Result<(), E
         recipe => parent.and_then(|parent| sections::recipe_diff(book, id, &parent.row.version_id)),
         action => book.shared.action_behind(id).map(|action| action_view(book, version, action)),
         next_action => next_action.map(|action| next_view(book, action)),
-        analysis => markup(text::markdown(&version.analysis)),
+        analysis => book.shared.analysis(version),
         has_analysis => !version.analysis.trim().is_empty(),
         strips => sections::strips(book, [Some(version), parent].into_iter().flatten(), 2),
         num_tasks => book.input.board.num_tasks,
@@ -140,7 +140,7 @@ fn action_view(book: &Book<'_>, version: &VersionInput, action: &Action) -> Valu
                 ("points", &headline::points(c, &book.words)),
                 ("range", &headline::range(c, &book.words)),
                 ("other", &c.other),
-                ("verdict", &book.say(c.verdict.words(), &[])),
+                ("verdict", &book.say(c.words(), &[])),
             ],
         )
     });

@@ -39,10 +39,24 @@ const PAGES: [&str; 28] = [
     "r/2026-11-21_12-05/index.html",
 ];
 
-/// Chromium and axe, or the reason why the checks cannot be made.
-fn tools() -> Result<(PathBuf, PathBuf), &'static str> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let axe = root.join(".wmtp/browser/node_modules/axe-core/axe.min.js");
+/// Templates in the stored pictures: one page of every kind that is one of words, tables or charts, in English alone, because
+/// the fonts of the pictures have no Korean.
+fn pictured() -> impl Iterator<Item = &'static str> {
+    PAGES
+        .into_iter()
+        .filter(|page| !page.starts_with("ko/") && !page.starts_with("r/"))
+}
+
+/// What the checks need besides a site.
+struct Tools {
+    chromium: PathBuf,
+    /// Folder of the packages of `tests/browser/package.json`.
+    packages: PathBuf,
+}
+
+/// Chromium, Node and the packages, or the reason why the checks cannot be made.
+fn tools() -> Result<Tools, &'static str> {
+    let packages = rooted(".wmtp/browser/node_modules");
     let path = std::env::var_os("PATH").unwrap_or_default();
     let on_path = |name: &str| {
         std::env::split_paths(&path)
@@ -54,38 +68,46 @@ fn tools() -> Result<(PathBuf, PathBuf), &'static str> {
         .or_else(|| on_path("google-chrome"));
     let chromium = chromium.ok_or("no Chromium is on the path")?;
     on_path("node").ok_or("no Node is on the path")?;
-    if !axe.is_file() {
-        return Err("axe-core is not installed: make .wmtp/browser/installed");
+    if !packages.join("axe-core").is_dir() || !packages.join("dejavu-fonts-ttf").is_dir() {
+        return Err("axe-core and the fonts are not installed: make .wmtp/browser/installed");
     }
-    Ok((chromium, axe))
+    Ok(Tools { chromium, packages })
 }
 
-#[test]
-#[ignore = "minutes, and needs Chromium, Node and axe-core; part of `make test-full`"]
-fn pages_of_every_kind_pass_in_a_browser() {
-    let (chromium, axe) = match tools() {
-        Ok(tools) => tools,
+/// A path of the repository.
+fn rooted(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
+}
+
+/// The tools, or a line that says that a test was skipped and why.
+fn tools_or_skip(test: &str) -> Option<Tools> {
+    match tools() {
+        Ok(tools) => Some(tools),
         Err(reason) => {
-            let _ = writeln!(
-                std::io::stderr(),
-                "SKIPPED pages_of_every_kind_pass_in_a_browser: {reason}"
-            );
-            return;
+            let _ = writeln!(std::io::stderr(), "SKIPPED {test}: {reason}");
+            None
         }
-    };
-    let folder = tempfile::tempdir().unwrap();
-    let site = rendered(&World::typical().input(folder.path()));
-    // Two levels below what is served, as under a bucket's prefix.
-    let out = folder.path().join("bucket/reports");
+    }
+}
+
+/// Writes the site of the typical world below a folder, two levels below what is served, as under a bucket's prefix.
+fn written(folder: &Path, pages: impl Iterator<Item = &'static str>) -> PathBuf {
+    let site = rendered(&World::typical().input(folder));
+    let out = folder.join("bucket/reports");
     site.write(&out).unwrap();
-    for page in PAGES {
+    for page in pages {
         assert!(site.text(page).is_some(), "there is no {page}");
     }
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/browser/check.mjs");
+    out
+}
+
+/// Runs a script of `tests/browser` and asserts that it found nothing.
+fn assert_no_faults(script: &str, arguments: &[&Path], words: &[&str], pages: &[&str], end: &str) {
     let ended = Command::new("node")
-        .arg(script)
-        .args([&chromium, &axe, &out])
-        .args(PAGES)
+        .arg(rooted("tests/browser").join(script))
+        .args(arguments)
+        .args(words)
+        .args(pages)
         .output()
         .unwrap();
     let told = String::from_utf8_lossy(&ended.stdout);
@@ -94,8 +116,47 @@ fn pages_of_every_kind_pass_in_a_browser() {
         "{told}{}",
         String::from_utf8_lossy(&ended.stderr)
     );
-    assert!(
-        told.ends_with(&format!("{} pages, 0 faults\n", PAGES.len())),
-        "{told}"
+    assert!(told.ends_with(end), "{told}");
+}
+
+#[test]
+#[ignore = "minutes, and needs Chromium, Node and axe-core; part of `make test-full`"]
+fn pages_of_every_kind_pass_in_a_browser() {
+    let Some(tools) = tools_or_skip("pages_of_every_kind_pass_in_a_browser") else {
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let out = written(folder.path(), PAGES.into_iter());
+    let axe = tools.packages.join("axe-core/axe.min.js");
+    let end = format!("{} pages, 0 faults\n", PAGES.len());
+    assert_no_faults(
+        "check.mjs",
+        &[&tools.chromium, &axe, &out],
+        &[],
+        &PAGES,
+        &end,
+    );
+}
+
+/// `make site-pictures` sets `WMTP_SITE_PICTURES=renew` and takes them anew; to be looked at before they are committed.
+#[test]
+#[ignore = "minutes, and needs Chromium, Node and pinned fonts; part of `make test-full`"]
+fn every_template_looks_as_its_stored_pictures() {
+    let Some(tools) = tools_or_skip("every_template_looks_as_its_stored_pictures") else {
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let out = written(folder.path(), pictured());
+    let stored = rooted("tests/browser/pictures");
+    let mode = std::env::var("WMTP_SITE_PICTURES").unwrap_or_else(|_| "compare".to_owned());
+    let pages: Vec<&str> = pictured().collect();
+    // Phone, desk, wall and paper.
+    let end = format!("{} pictures, 0 faults\n", 4 * pages.len());
+    assert_no_faults(
+        "pictures.mjs",
+        &[&tools.chromium, &out, &stored],
+        &[&mode],
+        &pages,
+        &end,
     );
 }

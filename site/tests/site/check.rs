@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use build_site::Site;
+use build_site::{Sink as _, Site};
 
 pub(crate) fn is_page(path: &str) -> bool {
     Path::new(path)
@@ -198,11 +198,10 @@ fn link_fault(
 fn the_check_finds_what_it_is_for() {
     let page = |body: &str| {
         let mut site = Site::default();
-        site.add(
-            "v/x/index.html",
-            format!("<html lang=\"en\"><title>t</title><h1>h</h1><p id=\"a\">{body}</p></html>"),
-        );
-        site.add("style.css", "");
+        let html =
+            format!("<html lang=\"en\"><title>t</title><h1>h</h1><p id=\"a\">{body}</p></html>");
+        site.add("v/x/index.html", html.as_bytes()).unwrap();
+        site.add("style.css", b"").unwrap();
         site
     };
     assert_eq!(

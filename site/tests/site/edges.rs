@@ -1,6 +1,6 @@
 //! Input that is unusual and right: shown, not hidden.
 
-use build_site::input::LogLine;
+use build_site::input::{LogLine, SampleFile};
 use build_site::pages;
 use wmtp_records::Metric;
 
@@ -62,6 +62,49 @@ fn a_version_without_the_primary_metric_is_last_with_a_dash_and_a_warning() {
         &["class=\"warnings\"", "has no pass_at_1"],
     );
     has(&site, "final.html", &["has no pass_at_1"]);
+}
+
+#[test]
+fn files_of_samples_that_no_page_shows_are_offered_and_run_nowhere() {
+    let site = changed(|input| {
+        let file = |name: &str, bytes: Option<&[u8]>| SampleFile {
+            sample: "0001".to_owned(),
+            name: name.to_owned(),
+            size: bytes.map_or(9 << 20, |bytes| bytes.len() as u64),
+            bytes: bytes.map(<[u8]>::to_vec),
+        };
+        let version = &mut input.versions[0];
+        version.runs[0].files = vec![
+            file("output.html", Some(b"<script>alert(1)</script>")),
+            file("output.png", Some(b"png")),
+            file("output.wav", None),
+        ];
+        version.row.version_id = "v002".to_owned();
+    });
+    for (page, top) in [
+        ("v/v002/samples.html", "../../"),
+        ("ko/v/v002/samples.html", "../../../"),
+    ] {
+        let link = |path: &str, name: &str| {
+            format!("<a href=\"{top}v/v002/files/0001/{path}\" download=\"{name}\">{name}</a>")
+        };
+        let links = [
+            link("output.html.bin", "output.html"),
+            link("output.png", "output.png"),
+        ];
+        has(&site, page, &links.each_ref().map(String::as_str));
+        assert!(!site.text(page).unwrap().contains("files/0001/output.wav"));
+    }
+    assert_eq!(
+        site.text("v/v002/files/0001/output.html.bin"),
+        Some("<script>alert(1)</script>")
+    );
+    assert!(!site.files().any(|(path, _)| path.ends_with("output.html")));
+    has(
+        &site,
+        "v/v002/samples.html",
+        &["output.wav, too large for a site"],
+    );
 }
 
 #[test]
@@ -309,7 +352,13 @@ fn a_sweep_is_concluded_as_far_as_its_comparisons_go_and_no_further() {
 #[test]
 fn no_sentence_of_the_interface_lacks_its_translation() {
     let root = tempfile::tempdir().unwrap();
-    let input = World::typical().input(root.path());
+    let mut input = World::typical().input(root.path());
+    input.versions[0].runs[0].files = vec![SampleFile {
+        sample: "0001".to_owned(),
+        name: "output.wav".to_owned(),
+        size: 9 << 20,
+        bytes: None,
+    }];
     assert_eq!(pages::untranslated(&input).unwrap(), Vec::<String>::new());
     let mut bare = input;
     bare.runs = None;

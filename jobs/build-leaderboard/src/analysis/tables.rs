@@ -13,7 +13,7 @@ use crate::training::WeightFacts;
 pub(super) fn metrics(figures: &Figures) -> String {
     let Some(parent) = &figures.parent else {
         let mut table = format!(
-            "| metric | {} | 95 % interval |\n|---|---:|---:|\n",
+            "| metric | {} | 95% interval |\n|---|---:|---:|\n",
             inert(&figures.version_id)
         );
         for figure in &figures.metrics {
@@ -22,22 +22,20 @@ pub(super) fn metrics(figures: &Figures) -> String {
             });
             let _ = writeln!(
                 table,
-                "| {} | {:.4} | {interval} |",
+                "| {} | {} | {interval} |",
                 inert(&figure.name),
-                figure.now
+                plain_number(figure.now)
             );
         }
         return table;
     };
     let mut table = format!(
-        "| metric | {} | {} | delta | 95 % interval |\n|---|---:|---:|---:|---:|\n",
+        "| metric | {} | {} | delta | 95% interval |\n|---|---:|---:|---:|---:|\n",
         inert(&figures.version_id),
         inert(parent)
     );
     for figure in &figures.metrics {
-        let before = figure
-            .before
-            .map_or_else(String::new, |before| format!("{before:.4}"));
+        let before = figure.before.map_or_else(String::new, plain_number);
         let delta = figure.delta().map_or_else(String::new, signed_number);
         let interval = figure.difference.map_or_else(String::new, |difference| {
             let interval = difference.interval;
@@ -49,9 +47,9 @@ pub(super) fn metrics(figures: &Figures) -> String {
         });
         let _ = writeln!(
             table,
-            "| {} | {:.4} | {before} | {delta} | {interval} |",
+            "| {} | {} | {before} | {delta} | {interval} |",
             inert(&figure.name),
-            figure.now
+            plain_number(figure.now)
         );
     }
     table
@@ -101,7 +99,7 @@ fn shares(figures: &Figures, rows: &[Figure], what: &str) -> String {
         return table;
     };
     let mut table = format!(
-        "| {what} | tasks | {version} | {} | points | 95 % interval | p (Holm) |\n|---|---:|---:|---:|---:|---:|---:|\n",
+        "| {what} | tasks | {version} | {} | points | 95% interval | p (Holm) |\n|---|---:|---:|---:|---:|---:|---:|\n",
         inert(parent)
     );
     let untested = |figure: &Figure| figure.difference.is_some() && !figure.is_tested();
@@ -219,6 +217,17 @@ fn weights(figures: &Figures) -> String {
 
 fn range(low: f64, high: f64) -> String {
     format!("{low:.4} to {high:.4}")
+}
+
+/// Four decimals and a true minus sign; counts, which are whole and more than one, have no decimals.
+pub(crate) fn plain_number(number: f64) -> String {
+    let is_count = number.fract() == 0.0 && number > 1.0;
+    let text = if is_count {
+        format!("{number:.0}")
+    } else {
+        format!("{number:.4}")
+    };
+    text.replace('-', "\u{2212}")
 }
 
 /// Four decimals, a true minus sign, a sign on everything but zero.

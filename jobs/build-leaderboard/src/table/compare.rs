@@ -135,9 +135,7 @@ impl<'a> Comparer<'a> {
         }
         let seeds = this.seeds.len().min(other.seeds.len());
         if seeds < SEEDS_FOR_A_CLAIM {
-            return no(format!(
-                "the interval excludes 0, but a claim needs {SEEDS_FOR_A_CLAIM} seeds on both sides, not {seeds}"
-            ));
+            return no(Comparison::too_few_seeds(seeds));
         }
         let weighted = matches!(this.algo.as_str(), "verifiable" | "rho1");
         if direction == Verdict::Better

@@ -378,23 +378,23 @@ fn an_analysis_says_what_the_numbers_say() {
     let better = "better; the interval excludes 0";
     let expected = format!(
         "# v002\n\n\
-         v002 (verifiable, 3 seeds) solves 70.0% of 40 tasks with one try (95 % interval over tasks 70.0 to 70.0). \
+         v002 (verifiable, 3 seeds) solves 70.0% of 40 tasks with one try (95% interval over tasks 70.0 to 70.0). \
          Its one change: scorer verifiable. \
          Against its parent v001: +20.0 points (+20.0 to +20.0), {better}. \
          Against the control v005: +15.0 points (+15.0 to +15.0), {better}. \
          Against the control v004: +20.0 points (+20.0 to +20.0), {better}.\n\n\
          ## Metric deltas\n\n\
-         | metric | v002 | v001 | delta | 95 % interval |\n\
+         | metric | v002 | v001 | delta | 95% interval |\n\
          |---|---:|---:|---:|---:|\n\
          | pass_at_1 | 0.7000 | 0.5000 | +0.2000 | +0.2000 to +0.2000 |\n\n\
          ## Where the difference sits\n\n\
          ### Task families\n\n\
-         | family | tasks | v002 | v001 | points | 95 % interval | p (Holm) |\n\
+         | family | tasks | v002 | v001 | points | 95% interval | p (Holm) |\n\
          |---|---:|---:|---:|---:|---:|---:|\n\
          | lists | 20 | 70.0% | 50.0% | +20.0 | +20.0 to +20.0 | below 0.001 |\n\
          | strings | 20 | 70.0% | 50.0% | +20.0 | +20.0 to +20.0 | below 0.001 |\n\n\
          ### Error classes\n\n\
-         | outcome | tasks | v002 | v001 | points | 95 % interval | p (Holm) |\n\
+         | outcome | tasks | v002 | v001 | points | 95% interval | p (Holm) |\n\
          |---|---:|---:|---:|---:|---:|---:|\n\
          | passed |  | 70.0% | 50.0% | +20.0 |  |  |\n\
          | syntax |  | 30.0% | 50.0% | \u{2212}20.0 |  |  |\n\n\

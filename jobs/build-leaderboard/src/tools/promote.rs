@@ -218,7 +218,7 @@ fn gate(board: &Standing, row: &LeaderboardRow, to: Stage, from: Option<Stage>) 
 /// A weighted version must be better than its baseline by the rule for claims; a baseline has nothing to claim.
 fn claim(row: &LeaderboardRow) -> Check {
     let condition = "it is a baseline, or better than its own by the rule for claims".to_owned();
-    let found = |against: &Comparison| format!("{}; {}", against.verdict.words(), against.reason);
+    let found = |against: &Comparison| format!("{}; {}", against.words(), against.reason);
     match &row.against_baseline {
         _ if row.algo == "baseline" => Check {
             condition,
