@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use store_tool::{Export, Fsck, Gc, Import, Lineage, Repair};
+use store_tool::{Export, Fsck, Gc, Import, Lineage, Mlflow, Repair};
 use wmtp_job_kit::{Mode, main_with_modes};
 
 fn main() -> ExitCode {
@@ -16,6 +16,7 @@ fn main() -> ExitCode {
             Mode::store_tool::<Gc>("gc"),
             Mode::store_tool::<Export>("export"),
             Mode::store_tool::<Import>("import"),
+            Mode::store_tool::<Mlflow>("mlflow"),
         ],
         None,
     )
