@@ -35,6 +35,7 @@ GRADERS := .wmtp/graders
 STATISTICS := .wmtp/statistics
 SYNCERS := .wmtp/syncers
 MOTO := .wmtp/moto
+MLFLOW := .wmtp/mlflow
 SITE_BENCH := .wmtp/site-bench
 BROWSER := .wmtp/browser
 # Programs of `make cuda-build`, where DEVICE asks for them: a machine with a GPU need not be able to build.
@@ -84,8 +85,8 @@ test: build ## Every fast test; the chain's tests run the binaries
 	cargo test --workspace --lib --tests --no-fail-fast
 
 .PHONY: test-full
-test-full: build vessl-check $(PYTORCH)/installed $(MOTO)/installed $(BROWSER)/installed ## Every test, those of many minutes too
-	WMTP_MOTO=$(abspath $(MOTO))/bin/moto_server cargo test --workspace --lib --tests --no-fail-fast -- --include-ignored
+test-full: build vessl-check $(PYTORCH)/installed $(MOTO)/installed $(MLFLOW)/installed $(BROWSER)/installed ## Every test, those of many minutes too
+	WMTP_MOTO=$(abspath $(MOTO))/bin/moto_server WMTP_MLFLOW=$(abspath $(MLFLOW)) cargo test --workspace --lib --tests --no-fail-fast -- --include-ignored
 
 .PHONY: fuzz
 fuzz: ## Mutations of the kept corpora for the parsers of untrusted bytes. SECS=600, of each target
@@ -196,6 +197,10 @@ bench-site: build $(SITE_BENCH)/installed ## CPU time of a site of 1,000 version
 site-pictures: build $(BROWSER)/installed ## Take the stored pictures of the site's pages anew; look at the difference before it is committed
 	WMTP_SITE_PICTURES=renew cargo test --workspace --test site every_template_looks -- --ignored
 
+.PHONY: bench-tracking
+bench-tracking: build ## What tracking costs a training, its server answering or not. ROUNDS=3 URI=an MLflow server
+	python3 tests/bench/tracking.py $(TARGET)/debug $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(URI),--uri $(URI))
+
 .PHONY: compare-evalplus
 compare-evalplus: build $(GRADERS)/installed ## Our verdicts on EvalPlus's format beside EvalPlus's own. HUMANEVAL=file
 	$(GRADERS)/bin/python tests/bench/verdicts.py $(TARGET)/debug/evaluate $(HUMANEVAL)
@@ -223,6 +228,11 @@ $(SYNCERS)/installed: tests/bench/requirements-syncers.txt
 $(MOTO)/installed: shared/artifacts/tests/requirements-moto.txt
 	python3 -m venv $(MOTO)
 	$(MOTO)/bin/pip install -q -r $<
+	touch $@
+
+$(MLFLOW)/installed: tests/mlflow/requirements.txt
+	python3 -m venv $(MLFLOW)
+	$(MLFLOW)/bin/pip install -q -r $<
 	touch $@
 
 $(SITE_BENCH)/installed: tests/bench/requirements-site.txt

@@ -5,10 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use cargo_metadata::{DependencyKind, Metadata, MetadataCommand};
 
 /// Our libraries from the lowest floor up; an arrow may only point to a lower floor.
-const FLOORS: [&str; 12] = [
+const FLOORS: [&str; 13] = [
     "wmtp-artifacts",
     "wmtp-records",
     "wmtp-recipe",
+    "wmtp-tracking",
     "wmtp-job-kit",
     "wmtp-stats",
     "wmtp-weighting",

@@ -7,7 +7,8 @@ use jiff::Timestamp;
 
 use crate::client::Bucket;
 use crate::{
-    ArtifactId, Error, FileEntry, Kind, Manifest, Result, StoreOptions, StoreUri, blob, layout,
+    ArtifactId, Digest, Error, FileEntry, Kind, Manifest, Result, StoreOptions, StoreUri, blob,
+    layout,
 };
 
 /// A bucket and prefix that hold artifacts, names, cache entries and runs. Clones share their connections.
@@ -37,6 +38,16 @@ impl Store {
     /// Where the store is.
     pub fn uri(&self) -> &StoreUri {
         &self.bucket.uri
+    }
+
+    /// Where an artifact's manifest lies, as `s3://` address.
+    pub fn address(&self, id: &ArtifactId) -> String {
+        format!("{}/{}", self.uri(), layout::manifest(id))
+    }
+
+    /// Where the content with a digest lies, as `s3://` address.
+    pub fn content_address(&self, digest: &Digest) -> String {
+        format!("{}/{}", self.uri(), layout::blob(digest))
     }
 
     /// The manifest of an artifact, checked; not yet that its content is there ([`Store::verify`]).

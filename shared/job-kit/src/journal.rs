@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tokio::runtime::Handle;
 use wmtp_artifacts::{Claim, RunProgress, RunState, Status};
+use wmtp_tracking::{Missing, Sink};
 
 use crate::secrets::redact;
 
@@ -78,12 +79,14 @@ struct Shared {
 /// The sender of one attempt.
 pub(crate) struct Journal {
     shared: Arc<Shared>,
+    /// Is told the events that the store is sent.
+    tracking: Option<Sink>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Journal {
     /// Starts to send; the first heartbeat goes out at once.
-    pub(crate) fn start(claim: Claim, job: &str, runtime: Handle) -> Self {
+    pub(crate) fn start(claim: Claim, job: &str, runtime: Handle, tracking: Option<Sink>) -> Self {
         let status = Status {
             state: RunState::Running,
             phase: "starting".to_owned(),
@@ -112,6 +115,7 @@ impl Journal {
             .ok();
         Self {
             shared,
+            tracking,
             thread: Mutex::new(thread),
         }
     }
@@ -130,7 +134,11 @@ impl Journal {
             "job": self.shared.job,
             "data": data,
         });
-        state.events.push(redact(&line.to_string()));
+        let line = redact(&line.to_string());
+        if let Some(tracking) = &self.tracking {
+            tracking.event(kind, &line);
+        }
+        state.events.push(line);
         state.status.last_event_seq = seq;
         if !matches!(kind, "progress" | "metrics") {
             self.shared.hurry(state);
@@ -169,8 +177,9 @@ impl Journal {
         }
     }
 
-    /// Sends what waits, writes the last status and ends the thread.
-    pub(crate) fn close(&self, end: RunState) {
+    /// Sends what waits, writes the last status and ends the thread. Returns what a tracking server did not take: it is
+    /// asked last, when the store has everything.
+    pub(crate) fn close(&self, end: RunState) -> Option<Missing> {
         {
             let mut state = self.shared.lock();
             state.status.state = end;
@@ -186,6 +195,7 @@ impl Journal {
             // A panic of the sender is no reason to fail a run whose result stands.
             let _ = thread.join();
         }
+        self.tracking.as_ref()?.close()
     }
 }
 

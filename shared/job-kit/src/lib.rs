@@ -32,6 +32,7 @@ pub use run::{Output, Run};
 pub use store::StoreHandle;
 pub use tool::{Tool, ToolCx};
 pub use wmtp_artifacts::{ArtifactId, Kind, Manifest};
+pub use wmtp_tracking as tracking;
 
 /// Jobs make many short-lived tensors of a few sizes, which this allocator keeps at hand.
 #[global_allocator]

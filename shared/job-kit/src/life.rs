@@ -15,6 +15,7 @@ use wmtp_artifacts::{
     Provenance, RunId, RunRequest, RunResult, RunState, fault,
 };
 use wmtp_recipe::{CONFIG_VARIABLE, Resolved, Sources};
+use wmtp_tracking::{Missing, Sink};
 
 use crate::args::Common;
 use crate::journal::Journal;
@@ -343,10 +344,43 @@ fn compute<J: Job>(
             RunState::Failed
         }
     };
-    if let Some(journal) = session.reporter.journal() {
-        journal.close(state);
+    let missing = session
+        .reporter
+        .journal()
+        .and_then(|journal| journal.close(state));
+    if let Some(missing) = missing {
+        tell_missing(session, run.claim.run_id(), &missing);
     }
     Ok((done?, run.claim.run_id().clone()))
+}
+
+/// Tracking never fails a run: what is missing is said, and how to make up for it.
+fn tell_missing(session: &Session, run: &RunId, missing: &Missing) {
+    let message = format!(
+        "tracking: {} events of this run are not on the server ({}); `wmtp-store mlflow replay {run}` sends them",
+        missing.lines, missing.reason
+    );
+    session.reporter.say("warning", &message);
+}
+
+/// The follower of a run on the tracking server of the environment, if there is one.
+fn tracking(session: &Session, store: &StoreHandle, request: &RunRequest) -> Option<Sink> {
+    let reporter = Arc::clone(&session.reporter);
+    let server = match wmtp_tracking::Server::from_environment() {
+        Ok(server) => server?,
+        Err(error) => {
+            reporter.say("warning", &format!("this run is not tracked: {error}"));
+            return None;
+        }
+    };
+    let say = move |level: &str, message: &str| reporter.say(level, message);
+    Sink::start(
+        server,
+        store.store().clone(),
+        session.runtime.handle().clone(),
+        request.clone(),
+        Arc::new(say),
+    )
 }
 
 fn summary(outputs: &Outputs, elapsed: &str) -> String {
@@ -387,7 +421,9 @@ fn claim<W>(session: &Session, store: &StoreHandle, task: &Task<'_, W>) -> Resul
         started_at,
     };
     let claim = store.block_on(Claim::take(store.store(), &request))?;
-    let journal = Journal::start(claim.clone(), task.job, session.runtime.handle().clone());
+    let tracking = tracking(session, store, &request);
+    let runtime = session.runtime.handle().clone();
+    let journal = Journal::start(claim.clone(), task.job, runtime, tracking);
     session.reporter.attach(Arc::new(journal));
     let attempt = format!("attempt-{}", claim.attempt());
     let scratch = scratch_root.join(run_id.as_str()).join(attempt);

@@ -14,6 +14,8 @@ pub struct Mode {
     name: &'static str,
     about: &'static str,
     examples: &'static str,
+    /// Whether its runs go to a tracking server where there is one.
+    is_tracked: bool,
     augment: fn(Command) -> Command,
     /// The kit's own flags: how they are added and read.
     common: (fn(Command) -> Command, CommonReader),
@@ -29,6 +31,7 @@ impl Mode {
             name,
             about: J::ABOUT,
             examples: J::EXAMPLES,
+            is_tracked: true,
             augment: J::augment_args,
             common: (Common::augment_args, Common::from_arg_matches),
             run: |matches, session| {
@@ -44,6 +47,7 @@ impl Mode {
             name,
             about: T::ABOUT,
             examples: T::EXAMPLES,
+            is_tracked: false,
             augment: T::augment_args,
             common: (Common::augment_args, Common::from_arg_matches),
             run: |matches, session| {
@@ -83,15 +87,26 @@ impl Mode {
 
     /// Adds flags and texts. The sentence comes last: each struct of flags brings its own docs as one.
     fn extend(&self, command: Command, about: &'static str) -> Command {
+        let mut after = format!("Examples:\n{}", indent(self.examples));
+        if self.is_tracked {
+            after.push_str("\n\nTracking with MLflow:\n");
+            after.push_str(&tracking_variables());
+        }
         (self.common.0)((self.augment)(command))
             .about(about)
             .long_about(None)
-            .after_help(format!("Examples:\n{}", indent(self.examples)))
+            .after_help(after)
     }
 }
 
 fn parsed<T: FromArgMatches>(matches: &ArgMatches) -> Result<T, JobError> {
     T::from_arg_matches(matches).map_err(JobError::usage)
+}
+
+/// The variables of tracking, one a line.
+fn tracking_variables() -> String {
+    let lines = wmtp_tracking::ENVIRONMENT.map(|(name, doc)| format!("  {name:<25} {doc}"));
+    lines.join("\n")
 }
 
 fn indent(lines: &str) -> String {

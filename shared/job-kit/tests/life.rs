@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
 use dev_store::TestServer;
+use mlflow_double::{Double, Fault};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -431,6 +432,184 @@ fn a_job_killed_anywhere_ends_with_the_same_bytes_when_run_again() {
     }
 }
 
+/// A recipe, without which a run belongs to no experiment.
+const RECIPE: &str = "version: {id: v001}\nexperiment: {algo: rho1, dataset: micropy}\n";
+
+impl Place {
+    /// A job whose runs are tracked.
+    fn tracked(&self, uri: &str, args: &[&str]) -> Command {
+        self.file("r.yaml", RECIPE);
+        let mut command = self.command(&[&["--recipe", "r.yaml", "--json"], args].concat());
+        command.env("MLFLOW_TRACKING_URI", uri);
+        command
+    }
+}
+
+/// The one run that a server holds.
+fn only_run(double: &Double) -> Value {
+    let holds = double.holds();
+    let runs = holds["runs"].as_array().unwrap();
+    assert_eq!(runs.len(), 1, "{holds}");
+    runs[0].clone()
+}
+
+#[test]
+fn a_tracked_run_is_on_the_server_and_its_artifacts_are_the_same() {
+    let (place, double) = (Place::new(), Double::start());
+    let tracked = Ended::of(
+        place
+            .tracked(double.endpoint(), &["--name=ten"])
+            .output()
+            .unwrap(),
+    );
+    assert_eq!(tracked.code, Some(0), "{}", tracked.stderr);
+    assert!(
+        tracked
+            .stderr
+            .contains("tracked in experiment mtp/rho1/micropy"),
+        "{}",
+        tracked.stderr
+    );
+    let run = only_run(&double);
+    assert_eq!(run["info"]["status"], "FINISHED");
+    assert_eq!(run["info"]["run_name"], "ten");
+    let counts: Vec<&Value> = run["history"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|point| &point["value"])
+        .collect();
+    assert_eq!(counts.len(), 10);
+    assert_eq!(run["history"][9]["key"], "train/count");
+    assert_eq!(run["history"][9]["step"], 9);
+
+    let elsewhere = Place::new();
+    elsewhere.file("r.yaml", RECIPE);
+    let untracked = elsewhere.run(&["--recipe", "r.yaml", "--json"]);
+    assert_eq!(untracked.id(), tracked.id());
+    assert_eq!(untracked.result()["run_id"], tracked.result()["run_id"]);
+    // Done already: there is nothing to tell.
+    let before = double.asked().len();
+    let again = Ended::of(place.tracked(double.endpoint(), &[]).output().unwrap());
+    assert_eq!(again.result()["cached"], true);
+    assert_eq!(double.asked().len(), before);
+}
+
+#[test]
+fn no_tracking_server_can_fail_a_run() {
+    let double = Double::start();
+    let nowhere = Double::nowhere();
+    let cases = [
+        (Some(Fault::Hang), double.endpoint(), "no answer within"),
+        (Some(Fault::Status(500)), double.endpoint(), "500"),
+        (Some(Fault::Status(401)), double.endpoint(), "401"),
+        (
+            Some(Fault::Garbage),
+            double.endpoint(),
+            "no reply of MLflow",
+        ),
+        (None, nowhere.as_str(), "refused"),
+    ];
+    let expected = {
+        let place = Place::new();
+        place.file("r.yaml", RECIPE);
+        place.run(&["--recipe", "r.yaml", "--json"]).id()
+    };
+    for (fault, uri, reason) in cases {
+        double.fail_always(fault);
+        let place = Place::new();
+        let mut job = place.tracked(uri, &[]);
+        let ended = Ended::of(
+            job.env("MLFLOW_TRACKING_TOKEN", "planted-token")
+                .output()
+                .unwrap(),
+        );
+        assert_eq!(ended.code, Some(0), "{fault:?}: {}", ended.stderr);
+        assert_eq!(ended.id(), expected, "{fault:?}");
+        let run = ended.result()["run_id"].as_str().unwrap().to_owned();
+        let told = ended
+            .stderr
+            .lines()
+            .filter(|line| line.contains("tracking: "))
+            .collect::<Vec<_>>();
+        let last = told
+            .last()
+            .unwrap_or_else(|| panic!("{fault:?}: {}", ended.stderr));
+        assert!(last.contains(reason), "{fault:?}: {last}");
+        assert!(
+            last.contains(&format!("`wmtp-store mlflow replay {run}`")),
+            "{last}"
+        );
+        assert!(told.len() <= 2, "{told:?}");
+        assert!(!ended.stderr.contains("planted-token"), "{}", ended.stderr);
+    }
+    for uri in [
+        "sqlite:///mlflow.db",
+        "http://mlflow.example.org",
+        "https://me:planted-token@host",
+    ] {
+        let place = Place::new();
+        let mut job = place.tracked(uri, &[]);
+        let ended = Ended::of(
+            job.env("MLFLOW_TRACKING_TOKEN", "planted-token")
+                .output()
+                .unwrap(),
+        );
+        assert_eq!(ended.code, Some(0), "{uri}: {}", ended.stderr);
+        assert!(
+            ended
+                .stderr
+                .contains("this run is not tracked: MLFLOW_TRACKING_URI"),
+            "{}",
+            ended.stderr
+        );
+        assert!(!ended.stderr.contains("planted-token"), "{}", ended.stderr);
+    }
+}
+
+#[test]
+fn a_stopped_and_resumed_run_is_one_run_on_the_server() {
+    let (place, double) = (Place::new(), Double::start());
+    place.file("r.yaml", RECIPE);
+    let mut job = place.tracked(double.endpoint(), &["--end", "wait"]);
+    let mut child = job
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    while !line.contains("waiting for a signal") {
+        line.clear();
+        assert_ne!(
+            stderr.read_line(&mut line).unwrap(),
+            0,
+            "the job ended instead of waiting"
+        );
+    }
+    assert_eq!(terminate(child, stderr), Some(143));
+    assert_eq!(only_run(&double)["info"]["status"], "KILLED");
+
+    // The flag decides the end of an attempt and nothing of the work.
+    let resumed = Ended::of(place.tracked(double.endpoint(), &[]).output().unwrap());
+    assert_eq!(resumed.code, Some(0), "{}", resumed.stderr);
+    let run = only_run(&double);
+    assert_eq!(run["info"]["status"], "FINISHED");
+    let tags = run["data"]["tags"].as_array().unwrap();
+    let attempt = tags
+        .iter()
+        .find(|tag| tag["key"] == "wmtp.attempt")
+        .unwrap();
+    assert_eq!(attempt["value"], "2");
+    let steps: Vec<i64> = run["history"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|point| point["step"].as_i64().unwrap())
+        .collect();
+    assert_eq!(steps, (0..10).collect::<Vec<_>>());
+}
+
 #[test]
 fn help_shows_flags_and_examples() {
     let place = Place::new();
@@ -448,6 +627,7 @@ fn help_shows_flags_and_examples() {
         "--store <s3://BUCKET/PREFIX>",
         "--dry-run",
         "Examples:\n  tiny-job --text hello --store s3://bucket/prefix",
+        "Tracking with MLflow:\n  MLFLOW_TRACKING_URI ",
     ];
     for part in parts {
         assert!(help.stdout.contains(part), "{part}: {}", help.stdout);

@@ -114,6 +114,8 @@ pub struct StepReport {
     pub halved: Vec<Halved>,
     /// Numbers for curves, in a fixed order.
     pub metrics: Vec<(String, f64)>,
+    /// Statistics of the step's token weights, for whoever looks on; the checkpoint has them in a file of their own.
+    pub weights: Vec<(String, f64)>,
 }
 
 impl StepReport {

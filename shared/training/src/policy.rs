@@ -113,6 +113,23 @@ struct WeightLine<'a> {
     stats: &'a WeightStats,
 }
 
+/// Weight statistics of a step as live metrics; where each head has weights of its own, under its number.
+fn live_statistics(head: Option<usize>, stats: &WeightStats) -> [(String, f64); 9] {
+    let suffix = head.map_or_else(String::new, |head| format!("_head_{head}"));
+    [
+        ("mean", stats.mean),
+        ("std", stats.std),
+        ("min", stats.min),
+        ("max", stats.max),
+        ("entropy", stats.entropy),
+        ("clip_ratio_low", stats.clip_low),
+        ("clip_ratio_high", stats.clip_high),
+        ("projection_c", stats.projection_c),
+        ("temperature", stats.temperature),
+    ]
+    .map(|(name, value)| (format!("weight_{name}{suffix}"), value))
+}
+
 /// Resume state beyond the engine's.
 #[derive(Serialize, Deserialize)]
 struct PolicyState {
@@ -400,9 +417,10 @@ impl<'a> PolicyTrainer<'a> {
         Ok((loss, scorer.heard, work))
     }
 
-    fn record_weights(&mut self, heard: StepWeights) {
+    fn record_weights(&mut self, heard: StepWeights) -> Vec<(String, f64)> {
         self.record.histogram.add(&heard.all);
         self.record.shown.extend(heard.by_row);
+        let mut shown = Vec::new();
         for StepStats { head, stats } in self.scorer.end_step() {
             let line = WeightLine {
                 step: self.engine.step(),
@@ -410,7 +428,9 @@ impl<'a> PolicyTrainer<'a> {
                 stats: &stats,
             };
             self.record.lines.push(&line);
+            shown.extend(live_statistics(head, &stats));
         }
+        shown
     }
 
     /// Unweighted cross-entropy of head 1 over the validation rows; `None` when there are none.
@@ -490,11 +510,12 @@ impl Trainer for PolicyTrainer<'_> {
                 metrics.push((format!("ce_head_{}", head + 1), ce));
             }
         }
+        let mut weights = Vec::new();
         match update {
             Update::Applied { lr, grad_norm } => {
                 metrics.push(("lr".to_owned(), lr));
                 metrics.push(("grad_norm".to_owned(), grad_norm));
-                self.record_weights(heard);
+                weights = self.record_weights(heard);
             }
             Update::Skipped { lr_factor, .. } => metrics.push(("lr_factor".to_owned(), lr_factor)),
         }
@@ -514,6 +535,7 @@ impl Trainer for PolicyTrainer<'_> {
             update,
             halved,
             metrics,
+            weights,
         })
     }
 

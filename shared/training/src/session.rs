@@ -187,6 +187,7 @@ pub fn drive(
         let mut metrics: Vec<(&str, f64)> = report
             .metrics
             .iter()
+            .chain(&report.weights)
             .map(|(name, value)| (name.as_str(), *value))
             .collect();
         metrics.push(("tokens_per_second", rate));

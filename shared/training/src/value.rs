@@ -302,6 +302,7 @@ impl Trainer for ValueTrainer<'_> {
             update,
             halved,
             metrics,
+            weights: Vec::new(),
         })
     }
 

@@ -4,6 +4,7 @@ mod carry;
 mod fsck;
 mod gc;
 mod lineage;
+mod mlflow;
 mod repair;
 mod runs;
 mod stop;
@@ -12,6 +13,7 @@ pub use carry::{Export, Import};
 pub use fsck::Fsck;
 pub use gc::Gc;
 pub use lineage::Lineage;
+pub use mlflow::Mlflow;
 pub use repair::Repair;
 pub use runs::{Log, Runs};
 

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use store_tool::{Export, Fsck, Gc, Import, Lineage, Log, Repair, Runs};
+use store_tool::{Export, Fsck, Gc, Import, Lineage, Log, Mlflow, Repair, Runs};
 use wmtp_job_kit::{Mode, main_with_modes};
 
 fn main() -> ExitCode {
@@ -18,6 +18,7 @@ fn main() -> ExitCode {
             Mode::store_tool::<Gc>("gc"),
             Mode::store_tool::<Export>("export"),
             Mode::store_tool::<Import>("import"),
+            Mode::store_tool::<Mlflow>("mlflow"),
         ],
         None,
     )

@@ -9,10 +9,12 @@ use std::time::Duration;
 
 use aws_sdk_s3::config::{BehaviorVersion, Region};
 use dev_store::TestServer;
+use mlflow_double::{Double, Fault};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use wmtp_artifacts::{
-    ArtifactId, Credentials, Draft, Input, Kind, Provenance, Store, StoreOptions,
+    ArtifactId, Claim, Credentials, Digest, Draft, Input, Kind, Provenance, RunId, RunRequest,
+    Store, StoreOptions,
 };
 
 const STORE: &str = "s3://wmtp/test";
@@ -556,4 +558,104 @@ fn a_large_file_travels_in_bounded_memory() {
 #[ignore = "it needs 25 GB of disk"]
 fn a_file_of_large_parts_travels_in_bounded_memory() {
     transfers_in_bounded_memory((8 << 30) + 12_345);
+}
+
+/// Leaves a run in the store that was stopped after two steps.
+fn stopped_run(place: &Place) -> RunId {
+    let key = Digest::of(b"work");
+    let run_id = RunId::for_work("train-stage2", &key);
+    let request = RunRequest {
+        run_id: run_id.clone(),
+        job: "train-stage2".to_owned(),
+        cache_key: key,
+        inputs: Vec::new(),
+        recipe: json!({"experiment": {"algo": "rho1", "dataset": "micropy"}}),
+        code_version: "0.1.0".to_owned(),
+        host: "here".to_owned(),
+        labels: BTreeMap::new(),
+        started_at: "2026-11-21T10:00:00Z".parse().unwrap(),
+    };
+    let event = |second: u32, kind: &str, data: Value| {
+        let ts = format!("2026-11-21T10:00:0{second}Z");
+        json!({"type": kind, "ts": ts, "attempt": 1, "data": data}).to_string()
+    };
+    let step = |step: u32| json!({"step": step, "values": {"train_loss": 0.5}});
+    let lines = [
+        event(0, "started", json!({})),
+        event(1, "metrics", step(1)),
+        event(2, "metrics", step(2)),
+        event(3, "preempted", json!({})),
+    ];
+    place.runtime.block_on(async {
+        let claim = Claim::take(&place.store, &request).await.unwrap();
+        claim.events(0, &lines).await.unwrap();
+    });
+    run_id
+}
+
+#[test]
+fn a_replay_brings_a_server_to_what_the_store_knows() {
+    let (place, double) = (Place::new(), Double::start());
+    let run = stopped_run(&place);
+    let uri = ["--tracking-uri", double.endpoint()];
+    let replay = |more: &[&str]| place.run(&[&["mlflow", "replay"], &uri[..], more].concat());
+    place.name(
+        "loop-staging",
+        &place
+            .runtime
+            .block_on(place.store.resolve(Kind::Checkpoint, "v001"))
+            .unwrap(),
+    );
+
+    let first = replay(&[]);
+    assert_eq!(first.code, Some(0), "{}", first.stderr);
+    insta::assert_snapshot!(first.stdout, @r"
+    1 run new, 0 known before, 2 points
+    staging of model loop is version 1
+    ");
+    let held = double.holds();
+    assert_eq!(held["runs"][0]["info"]["status"], "KILLED");
+    let again = replay(&["--json"]).json();
+    assert_eq!(again["totals"]["found"], 1);
+    assert_eq!(again["runs"][0]["run_id"], run.as_str());
+    assert_eq!(again["aliases"][0]["version"], "1");
+    assert_eq!(double.holds(), held);
+
+    // One run alone, named; a server that is busy for a moment is asked again.
+    double.forget();
+    double.fail([Fault::Status(429), Fault::Status(503)]);
+    let one = replay(&[run.as_str()]);
+    assert_eq!(one.code, Some(0), "{}", one.stderr);
+    assert_eq!(one.stdout, "1 run new, 0 known before, 2 points\n");
+    assert_eq!(double.holds()["models"], json!({}));
+}
+
+#[test]
+fn a_replay_that_cannot_be_made_says_why() {
+    let (place, double) = (Place::new(), Double::start());
+    let run = stopped_run(&place);
+    let missing = place.run(&["mlflow", "replay"]);
+    assert_eq!(missing.code, Some(2), "{}", missing.stderr);
+    insta::assert_snapshot!(missing.error(&place), @r"
+    error: no tracking server given
+
+    hint: add --tracking-uri https://HOST or set MLFLOW_TRACKING_URI
+    ");
+    let to = |uri: &str, more: &[&str]| {
+        let args = [&["mlflow", "replay", "--tracking-uri", uri], more].concat();
+        place.run(&args)
+    };
+    let file = to("sqlite:///mlflow.db", &[]);
+    assert_eq!(file.code, Some(2), "{}", file.stderr);
+    let unknown = to(double.endpoint(), &["train-stage2-0123456789abcdef"]);
+    assert_eq!(unknown.code, Some(65), "{}", unknown.stderr);
+    double.fail_always(Some(Fault::Status(401)));
+    let login = to(double.endpoint(), &[run.as_str()]);
+    assert_eq!(login.code, Some(69), "{}", login.stderr);
+    assert!(
+        login.stderr.contains("set MLFLOW_TRACKING_TOKEN"),
+        "{}",
+        login.stderr
+    );
+    assert_eq!(double.asked().len(), 1, "a refusal is not asked again");
 }

@@ -11,4 +11,5 @@ mod protocols;
 mod repeats;
 mod scores;
 mod steps;
+mod tracking;
 mod vessl;

@@ -1,10 +1,11 @@
 //! A folder, an embedded store, and the job binaries that are run against them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use dev_store::TestServer;
+use wmtp_artifacts::{Credentials, Draft, Kind, Provenance, Store, StoreOptions};
 
 /// A user's machine: everything it writes lies in one folder that goes with it.
 pub(crate) struct Place {
@@ -83,6 +84,46 @@ impl Place {
         let dev_store = binary("dev-store");
         command.env("BIN", dev_store.parent().expect("binaries lie in a folder"));
         command
+    }
+
+    /// A program that is none of ours, with what leads it to the store.
+    pub(crate) fn tool(&self, prefix: &str, program: &Path) -> Command {
+        self.program(prefix, program, &[])
+    }
+
+    /// Stores a folder as a leaderboard that no job made.
+    pub(crate) fn publish_leaderboard(&self, prefix: &str, folder: &Path, name: &str) {
+        let server = self.server.as_ref().expect("the store is up");
+        let options = StoreOptions {
+            endpoint: Some(server.endpoint().to_owned()),
+            region: Some(server.region().to_owned()),
+            credentials: Some(Credentials::new(server.access_key(), server.secret_key())),
+            ..StoreOptions::default()
+        };
+        let draft = Draft {
+            kind: Kind::Leaderboard,
+            root: folder.to_owned(),
+            attributes: BTreeMap::new(),
+        };
+        let provenance = Provenance {
+            job: "by-hand".to_owned(),
+            run_id: "by-hand-0123456789abcdef".parse().expect("a run id"),
+            attempt: 1,
+            code_version: "0".to_owned(),
+            recipe_version: 1,
+            recipe: serde_json::Value::Null,
+            options: serde_json::json!({}),
+            inputs: Vec::new(),
+            created_at: "2026-11-21T10:00:00Z".parse().expect("a time"),
+        };
+        let uri = format!("s3://wmtp/{prefix}").parse().expect("an address");
+        let work = async {
+            let store = Store::connect(&uri, options).await?;
+            let id = store.publish(&draft, &provenance).await?.id;
+            store.set_name(Kind::Leaderboard, name, &id).await
+        };
+        let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+        runtime.block_on(work).expect("the store takes it");
     }
 
     fn program(&self, prefix: &str, program: &Path, arguments: &[&str]) -> Command {

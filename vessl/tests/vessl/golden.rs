@@ -130,6 +130,45 @@ fn the_client_of_vessl_cloud_is_given_what_the_spec_says() {
         .says("cloud.one_gpu: is missing");
 }
 
+/// Runs are tracked where the profile names a server; its token stands nowhere but at VESSL.
+#[test]
+fn a_profile_leads_every_run_to_a_tracking_server() {
+    let place = Place::new();
+    let profile = place
+        .read("example.yaml")
+        .replacen(
+            "env:\n",
+            "env:\n  MLFLOW_TRACKING_URI: https://mlflow.example.org\n",
+            1,
+        )
+        .replacen(
+            "secrets:\n",
+            "secrets:\n  MLFLOW_TRACKING_TOKEN: wmtp-mlflow\n",
+            1,
+        );
+    place.write("tracked.yaml", &profile);
+    place
+        .with("render", "verifiable", "tracked.yaml", &["--out", "specs"])
+        .expect(0);
+    for (name, spec) in files(&place.path("specs")) {
+        assert!(
+            spec.contains("  MLFLOW_TRACKING_URI: https://mlflow.example.org\n"),
+            "{name}: {spec}"
+        );
+        assert!(
+            spec.contains("  MLFLOW_TRACKING_TOKEN:\n    secret: wmtp-mlflow\n"),
+            "{name}: {spec}"
+        );
+    }
+    let written_down =
+        profile.replacen("env:\n", "env:\n  MLFLOW_TRACKING_PASSWORD: anything\n", 1);
+    place.write("bad.yaml", &written_down);
+    place
+        .with("render", "verifiable", "bad.yaml", &["--out", "x"])
+        .expect(2)
+        .says("env.MLFLOW_TRACKING_PASSWORD: a secret must not be written down");
+}
+
 #[test]
 fn names_that_kubernetes_does_not_take_are_refused() {
     let place = Place::new();

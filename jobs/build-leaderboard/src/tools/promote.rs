@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use wmtp_artifacts::ArtifactId;
+use wmtp_job_kit::tracking::{self, Alias, Server};
 use wmtp_job_kit::{JobError, Tool, ToolCx};
 use wmtp_stats::leaderboard::{Comparison, LeaderboardRow, Verdict};
 
@@ -29,6 +30,13 @@ impl Stage {
         match self {
             Self::Staging => "staging",
             Self::Production => "production",
+        }
+    }
+
+    fn alias(self) -> Alias {
+        match self {
+            Self::Staging => Alias::Staging,
+            Self::Production => Alias::Production,
         }
     }
 }
@@ -115,15 +123,45 @@ build-leaderboard promote --leaderboard micropy-loop --to production --name micr
     }
 }
 
-/// `NAME-staging` points to the checkpoint.
+/// `NAME-staging` points to the checkpoint, and so does the alias of model NAME on a tracking server.
 fn name_it(entry: &Entry, cx: &ToolCx<'_>) -> Result<(), JobError> {
-    let Some(name) = cx.name() else {
+    let Some(model) = cx.name() else {
         return Ok(());
     };
     let id: ArtifactId = entry.checkpoint.parse()?;
-    let name = format!("{name}-{}", entry.to.as_str());
+    let name = entry.to.alias().name_in_store(model);
     let store = cx.store()?;
-    Ok(store.block_on(store.store().set_name(id.kind(), &name, &id))?)
+    store.block_on(store.store().set_name(id.kind(), &name, &id))?;
+    register(model, entry.to.alias(), &id, cx)
+}
+
+/// A tracking server is told what the store knows; that it cannot be is no reason to refuse.
+fn register(
+    model: &str,
+    alias: Alias,
+    checkpoint: &ArtifactId,
+    cx: &ToolCx<'_>,
+) -> Result<(), JobError> {
+    let handle = cx.store()?;
+    let told = Server::from_environment().and_then(|server| {
+        let Some(server) = server else {
+            return Ok(None);
+        };
+        let promoted = tracking::promote(&server, handle.store(), model, alias, checkpoint);
+        handle.block_on(promoted).map(Some)
+    });
+    match told {
+        Ok(None) => {}
+        Ok(Some(version)) => cx.log(format!(
+            "{} of model {model} is version {version} on the tracking server",
+            alias.as_str()
+        )),
+        Err(error) => cx.warning(format!(
+            "the tracking server has no {} of model {model}: {error}; `wmtp-store mlflow replay` gives it",
+            alias.as_str()
+        )),
+    }
+    Ok(())
 }
 
 fn tell(entry: &Entry, cx: &mut ToolCx<'_>) -> Result<(), JobError> {
