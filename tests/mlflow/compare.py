@@ -4,7 +4,6 @@
 
 Reads the server through MLflow's own client and the store object by object through boto3, with the AWS variables. What is
 expected is worked out here anew, from run requests, events, manifests and files, and shares no code with what sent it.
-A decimal may be the neighbour of the one that is written: the jobs' JSON reader rounds some so.
 Prints what was compared as one JSON object; ends with 1 and every difference where there is one.
 """
 
@@ -107,17 +106,6 @@ def flat(value, key=""):
         yield key, json.dumps(value, separators=(",", ":"))
 
 
-def equal(one, other):
-    """Equality, but for a unit in the last place of a decimal."""
-    if isinstance(one, set) and isinstance(other, set):
-        one, other = sorted(one), sorted(other)
-    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
-        return len(one) == len(other) and all(equal(*pair) for pair in zip(one, other))
-    if isinstance(one, float) and isinstance(other, float):
-        return abs(one - other) <= math.ulp(one)
-    return one == other
-
-
 class Comparison:
     def __init__(self, tracking, store):
         self.client = MlflowClient(tracking)
@@ -127,7 +115,7 @@ class Comparison:
         self.counted = defaultdict(int)
 
     def same(self, what, found, expected):
-        if equal(found, expected):
+        if found == expected:
             return
         if isinstance(found, dict) and isinstance(expected, dict):
             for key in sorted(set(found) | set(expected)):

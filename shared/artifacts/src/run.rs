@@ -223,6 +223,14 @@ impl Store {
         })
     }
 
+    /// The events of a run as they were written, in order: [`RunView::events`] for whoever needs the text of a number.
+    pub async fn event_lines(&self, id: &RunId) -> Result<Vec<String>> {
+        let attempts = self.attempts(id).await?;
+        let lines = self.texts(id, &attempts, "events").await?;
+        let texts = lines.into_iter().map(String::from_utf8);
+        Ok(texts.filter_map(std::result::Result::ok).collect())
+    }
+
     /// Numbers of a run's attempts, lowest first.
     pub(crate) async fn attempts(&self, id: &RunId) -> Result<Vec<u32>> {
         let folders = self.bucket.list_folders(&layout::attempts(id)).await?;
@@ -262,18 +270,23 @@ impl Store {
         num_bad: &mut u64,
     ) -> Result<Vec<Value>> {
         let mut lines = Vec::new();
+        for line in self.texts(id, attempts, what).await? {
+            match serde_json::from_slice(&line) {
+                Ok(value) => lines.push(value),
+                Err(_) => *num_bad += 1,
+            }
+        }
+        Ok(lines)
+    }
+
+    /// The same lines as they were written.
+    async fn texts(&self, id: &RunId, attempts: &[u32], what: &str) -> Result<Vec<Vec<u8>>> {
+        let mut lines = Vec::new();
         for &attempt in attempts {
             for key in self.bucket.list(&layout::lines(id, attempt, what)).await? {
                 let bytes = self.bucket.get(&key).await?.unwrap_or_default();
-                for line in bytes
-                    .split(|&byte| byte == b'\n')
-                    .filter(|line| !line.is_empty())
-                {
-                    match serde_json::from_slice(line) {
-                        Ok(value) => lines.push(value),
-                        Err(_) => *num_bad += 1,
-                    }
-                }
+                let whole = bytes.split(|&byte| byte == b'\n');
+                lines.extend(whole.filter(|line| !line.is_empty()).map(<[u8]>::to_vec));
             }
         }
         Ok(lines)

@@ -3,10 +3,11 @@
 //! The store is the truth: a run's request, its events and its artifacts say everything that MLflow is told, and each
 //! point keeps the time of its event. What was sent live and what is replayed are therefore the same requests, and a
 //! server stores a point that it has once more only once. A [`Sink`] follows a run that works; it has its own thread and a
-//! bounded queue, so that no server can slow or fail the run. [`replay`] sends what the store knows, whatever arrived.
+//! bounded queue, so that no server can slow or fail the run. [`replay_run`] sends what the store knows, whatever arrived.
 
 mod api;
 mod error;
+mod exact;
 mod line;
 mod names;
 mod recorder;

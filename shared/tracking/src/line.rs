@@ -3,6 +3,8 @@
 use jiff::Timestamp;
 use serde_json::Value;
 
+use crate::exact;
+
 /// Events that MLflow has a place for; all others stay in the store.
 pub(crate) const TOLD: [&str; 5] = ["started", "metrics", "completed", "failed", "preempted"];
 
@@ -25,8 +27,7 @@ pub(crate) struct Line {
 }
 
 impl Line {
-    /// Reads an event; none where it is no event that is told.
-    pub(crate) fn of(event: &Value) -> Option<Self> {
+    fn of(event: &Value) -> Option<Self> {
         let kind = event["type"].as_str().filter(|kind| TOLD.contains(kind))?;
         let at: Timestamp = event["ts"].as_str()?.parse().ok()?;
         Some(Self {
@@ -37,9 +38,9 @@ impl Line {
         })
     }
 
-    /// The event of a line of the log.
+    /// The event of a line of the log; none where it is no event that is told.
     pub(crate) fn parse(text: &str) -> Option<Self> {
-        Self::of(&serde_json::from_str(text).ok()?)
+        Self::of(&exact::parse(text)?)
     }
 
     /// The points of a `metrics` event, and the names of those that were not finite.

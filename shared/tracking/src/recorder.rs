@@ -5,13 +5,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use serde_json::{Value, json};
 use tokio::runtime::Handle;
-use wmtp_artifacts::{ArtifactId, ExitClass, FileEntry, Input, Kind, Manifest, RunRequest, Store};
+use wmtp_artifacts::{
+    ArtifactId, ExitClass, FileEntry, Input, Kind, Manifest, RunRequest, Store, StoreOptions,
+    StoreUri,
+};
 use wmtp_records::EvalScore;
 
 use crate::api::{DataSet, Experiment, State, Tracked};
 use crate::line::{Line, Point};
 use crate::names::{self, plain};
-use crate::{Error, Server};
+use crate::{Error, Server, exact};
 
 /// The file beside the run that names all its artifacts.
 const INDEX: &str = "artifacts.json";
@@ -294,18 +297,15 @@ impl Recorder {
             .collect()
     }
 
-    /// Puts the index where the server looks for artifacts of the run, if that is a place that we reach.
+    /// Puts the index where the server looks for artifacts of the run, if that is a place that we reach. The tags have
+    /// the addresses of the artifacts all the same.
     async fn put_index(&self, server: &Server, run: &Tracked, index: &Value) -> Result<(), Error> {
         let bytes = Bytes::from(format!("{index:#}\n"));
         let own = format!("{}/", self.store.uri());
         if let Some(path) = run.artifact_uri.strip_prefix(&own) {
             let (store, path) = (self.store.clone(), format!("{path}/{INDEX}"));
             return self
-                .on_store(async move {
-                    store
-                        .put_page(&path, bytes, "application/json", "no-cache")
-                        .await
-                })
+                .on_store(async move { put(&store, &path, bytes).await })
                 .await;
         }
         let proxied = run.artifact_uri.strip_prefix(PROXIED);
@@ -313,11 +313,16 @@ impl Recorder {
             let path = format!("{}/{INDEX}", path.trim_start_matches('/'));
             return server.put_artifact(&path, bytes).await;
         }
-        tracing::debug!(
-            "{INDEX} of {} is not written: artifacts of the run lie at {}, elsewhere",
-            self.request.run_id,
-            run.artifact_uri
-        );
+        // The experiment was created for another store.
+        let place = run.artifact_uri.clone();
+        let elsewhere = async move {
+            let uri: StoreUri = place.parse()?;
+            let store = Store::connect(&uri, StoreOptions::default()).await?;
+            put(&store, INDEX, bytes).await
+        };
+        if let Err(error) = self.on_store(elsewhere).await {
+            tracing::warn!("tracking: {INDEX} is not at {}: {error}", run.artifact_uri);
+        }
         Ok(())
     }
 
@@ -389,7 +394,7 @@ impl Recorder {
         let bytes = self
             .on_store(async move { store.read(&manifest, &file).await })
             .await?;
-        Ok(bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
+        Ok(bytes.and_then(|bytes| exact::parse(std::str::from_utf8(&bytes).ok()?)))
     }
 
     /// How the run stands after an event.
@@ -432,6 +437,12 @@ impl Recorder {
     ) -> Result<T, Error> {
         Ok(self.io.spawn(work).await??)
     }
+}
+
+async fn put(store: &Store, path: &str, bytes: Bytes) -> wmtp_artifacts::Result<()> {
+    store
+        .put_page(path, bytes, "application/json", "no-cache")
+        .await
 }
 
 /// What scores are scores of: not the recipe's version where the untrained model was judged.

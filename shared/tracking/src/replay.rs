@@ -86,7 +86,8 @@ pub async fn replay_run(
     let Some(mut recorder) = Recorder::new(store.clone(), io, view.request) else {
         return Ok(None);
     };
-    let lines: Vec<Line> = view.events.iter().filter_map(Line::of).collect();
+    let events = store.event_lines(id).await?;
+    let lines: Vec<Line> = events.iter().filter_map(|line| Line::parse(line)).collect();
     let mut points = 0;
     for lines in lines.chunks(LINES_AT_ONCE) {
         points += recorder.record(server, lines).await?;

@@ -110,13 +110,14 @@ impl Place {
     }
 
     /// Has MLflow's own client and the store's own objects compared.
-    fn compare(&self, environment: &Path, mlflow: &Mlflow) -> Ended {
+    fn compare(&self, environment: &Path, mlflow: &Mlflow, prefix: &str) -> Ended {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("mlflow/compare.py");
-        let mut command = self.tool("here", &environment.join("bin/python"));
+        let mut command = self.tool(prefix, &environment.join("bin/python"));
+        let store = format!("s3://wmtp/{prefix}");
         ended(
             command
                 .arg(script)
-                .args([&mlflow.endpoint, "s3://wmtp/here"])
+                .args([&mlflow.endpoint, &store])
                 .env("PYTHONDONTWRITEBYTECODE", "1"),
         )
     }
@@ -212,7 +213,7 @@ fn mlflow_says_what_the_store_holds_also_after_it_was_killed() {
     for step in others {
         run(&step, &mlflow);
     }
-    place.compare(&environment, &mlflow).expect(0);
+    place.compare(&environment, &mlflow, "here").expect(0);
 
     killed_meanwhile(&place, &last, &mut mlflow);
     mlflow = Mlflow::start(&environment, &place, port);
@@ -222,7 +223,7 @@ fn mlflow_says_what_the_store_holds_also_after_it_was_killed() {
     // The gate refuses, so no alias moves; then it does not.
     place.promote("b", &mlflow).expect(77);
     place
-        .compare(&environment, &mlflow)
+        .compare(&environment, &mlflow, "here")
         .expect(1)
         .says(&["train-stage2-"]);
     place.better_board();
@@ -232,13 +233,13 @@ fn mlflow_says_what_the_store_holds_also_after_it_was_killed() {
         .says(&["staging of model d is version 1"]);
 
     let first = place.replay(&mlflow);
-    let compared = place.compare(&environment, &mlflow).expect(0);
+    let compared = place.compare(&environment, &mlflow, "here").expect(0);
     eprintln!("compared: {}", compared.stdout.trim());
     let second = place.replay(&mlflow);
     assert_eq!(second["totals"]["created"], 0);
     assert_eq!(second["totals"]["points"], first["totals"]["points"]);
     assert_eq!(second["aliases"], first["aliases"]);
-    place.compare(&environment, &mlflow).expect(0);
+    place.compare(&environment, &mlflow, "here").expect(0);
 
     // What was not the last state of a name follows the name.
     let again = [
@@ -249,9 +250,16 @@ fn mlflow_says_what_the_store_holds_also_after_it_was_killed() {
     ];
     place.run("here", "train-stage2", &again).expect(0);
     place
-        .compare(&environment, &mlflow)
+        .compare(&environment, &mlflow, "here")
         .expect(1)
         .says(&["aliases of d"]);
     place.replay(&mlflow);
-    place.compare(&environment, &mlflow).expect(0);
+    place.compare(&environment, &mlflow, "here").expect(0);
+
+    // Another store with a run of the same id is another run of the same experiment.
+    let first = &beginning()[0];
+    let mut there = place.job("there", first.job, &first.arguments);
+    ended(there.env("MLFLOW_TRACKING_URI", &mlflow.endpoint)).expect(0);
+    place.compare(&environment, &mlflow, "there").expect(0);
+    place.compare(&environment, &mlflow, "here").expect(0);
 }
