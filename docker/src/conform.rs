@@ -612,7 +612,7 @@ fn repeats(trial: &Trial<'_>) -> Result<String, String> {
     };
     let (second, third) = (run()?, run()?);
     if trial.call.job == "build-site" {
-        if third["written"] != Value::from(0) {
+        if third["written"] != 0 {
             return Err(format!("it wrote files anew: {third}"));
         }
         return Ok("0 files written".to_owned());
