@@ -96,6 +96,15 @@ part "images"
   exit 70
 }
 cat "$folder/images.txt"
+mapfile -t tags < <(cut -d' ' -f1 "$folder/images.txt")
+for tag in "${tags[@]}"; do
+  revision=$("${engine[@]}" image inspect --format '{{index .Config.Labels "org.opencontainers.image.revision"}}' "$tag")
+  if [ "$revision" != "$REVISION" ]; then
+    echo "error: $tag says that it is of $revision, expected $REVISION" >&2
+    exit 70
+  fi
+done
+echo "all say that they are of $REVISION"
 
 part "the same image twice from nothing"
 tag=localhost/wmtp/build-site:$VERSION-cpu
@@ -140,7 +149,6 @@ printf 'site built: %s files, %s, index.html belongs to user %s\n' "$(find "$sit
   "$(du -sh "$site" | cut -f1)" "$(stat -c %u "$site/index.html")"
 
 part "the job contract"
-mapfile -t tags < <(cut -d' ' -f1 "$folder/images.txt")
 "$images" conform --programs "$bin" "${tags[@]}"
 
 part "an image that breaks it"
