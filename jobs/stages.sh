@@ -73,7 +73,7 @@ lane_end() {
   while
     status=0
     wait -n -p ended || status=$?
-    [ -z "$ended" ]
+    [ -z "${ended-}" ]
   do sleep 1; done
   running=$((running - 1))
   if [ "$status" -ne 0 ]; then

@@ -147,19 +147,16 @@ fn instructions(text: &str) -> Vec<Instruction> {
             Some(part) => (part.trim_end(), true),
             None => (line, false),
         };
-        match found.last_mut().filter(|_| is_open) {
-            Some(open) => {
-                open.rest.push(' ');
-                open.rest.push_str(part);
-            }
-            None => {
-                let (word, rest) = part.split_once(char::is_whitespace).unwrap_or((part, ""));
-                found.push(Instruction {
-                    line: index + 1,
-                    word: word.to_ascii_uppercase(),
-                    rest: rest.trim_start().to_owned(),
-                });
-            }
+        if let Some(open) = found.last_mut().filter(|_| is_open) {
+            open.rest.push(' ');
+            open.rest.push_str(part);
+        } else {
+            let (word, rest) = part.split_once(char::is_whitespace).unwrap_or((part, ""));
+            found.push(Instruction {
+                line: index + 1,
+                word: word.to_ascii_uppercase(),
+                rest: rest.trim_start().to_owned(),
+            });
         }
         is_open = goes_on;
     }

@@ -149,6 +149,9 @@ fn embedded(program: &Path) -> Result<Packages, String> {
         .arg("/dev/null");
     output(&mut command).map_err(|error| error.to_string())?;
     let bytes = std::fs::read(section.path()).map_err(|error| error.to_string())?;
+    if bytes.is_empty() {
+        return Err("it has no section .dep-v0, which `cargo auditable build` writes".to_owned());
+    }
     let mut text = String::new();
     flate2::read::ZlibDecoder::new(bytes.as_slice())
         .read_to_string(&mut text)

@@ -205,10 +205,7 @@ fn of_all(file: &Dockerfile, bake: &Bake, jobs: &[String], found: &mut Vec<Findi
             .map(|target| file.base_image(&target.stage))
             .collect();
         if bases.len() > 1 {
-            let names: Vec<String> = bases
-                .into_iter()
-                .map(|base| base.unwrap_or_default())
-                .collect();
+            let names: Vec<String> = bases.into_iter().map(Option::unwrap_or_default).collect();
             found.push(Finding {
                 place: "Dockerfile".to_owned(),
                 message: format!(

@@ -85,7 +85,7 @@ fn what_does_not_belong_to_the_rest_is_found() {
     let plain = |path: &Path| {
         std::fs::copy(PROGRAM, path.join("bin/wmtp-images"))
             .map(drop)
-            .unwrap()
+            .unwrap();
     };
     let cases: [(Change, Change, &str); 7] = [
         (
