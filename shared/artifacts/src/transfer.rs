@@ -35,9 +35,17 @@ pub(crate) struct Room(#[expect(dead_code, reason = "it is held")] SemaphorePerm
 impl Room {
     /// Waits until some bytes may be held.
     pub(crate) async fn take(bytes: u64) -> Self {
-        let grains = bytes.div_ceil(GRAIN).clamp(1, u64::from(GRAINS)) as u32;
-        let permit = ROOM.acquire_many(grains).await;
+        let permit = ROOM.acquire_many(Self::grains(bytes)).await;
         Self(permit.expect("the semaphore is never closed"))
+    }
+
+    /// Room that is free now.
+    fn try_take(bytes: u64) -> Option<Self> {
+        ROOM.try_acquire_many(Self::grains(bytes)).ok().map(Self)
+    }
+
+    fn grains(bytes: u64) -> u32 {
+        bytes.div_ceil(GRAIN).clamp(1, u64::from(GRAINS)) as u32
     }
 }
 
@@ -181,9 +189,20 @@ impl PartReader {
                 Some(part) = self.arriving.next(), if !self.arriving.is_empty() => {
                     let part = part?;
                     self.width.arrived(part.len() as u64);
+                    self.fill();
                     return Ok(Some(part));
                 }
             }
+        }
+    }
+
+    /// Begins what may be under way while the caller works on the part that it is about to get.
+    fn fill(&mut self) {
+        while self.arriving.len() < self.width.now()
+            && let Some(&index) = self.waiting.front()
+            && let Some(room) = Room::try_take(part_bounds(&self.entry, index).1)
+        {
+            self.start(room);
         }
     }
 
