@@ -46,7 +46,7 @@ impl Source {
                     name: format!("{} at commit {}", repo.name(), snapshot.commit),
                     version: snapshot.commit,
                     files,
-                    from: Opened::Hub(hub, repo.clone()),
+                    from: Opened::Hub(Box::new(hub), repo.clone()),
                 })
             }
             Self::S3(uri) => {
@@ -64,7 +64,7 @@ impl Source {
 }
 
 enum Opened {
-    Hub(Hub, Repo),
+    Hub(Box<Hub>, Repo),
     S3(Tree),
 }
 

@@ -77,7 +77,7 @@ impl Tool for Runs {
         let mut views = unless_stopped(cx, all(&store))?;
         let total = views.len();
         views.retain(|view| self.takes(view));
-        views.sort_by(|a, b| a.request.started_at.cmp(&b.request.started_at));
+        views.sort_by_key(|view| view.request.started_at);
         for view in &views {
             cx.print(line(view));
         }

@@ -508,7 +508,9 @@ fn what_the_models_have_seen_of_the_tasks_is_told() {
         BTreeMap::from([(Contamination::Statement, 1), (Contamination::Program, 2)]);
     let warnings = build(&runs).unwrap().warnings;
     assert_eq!(warnings.len(), 1);
-    assert!(warnings[0].starts_with("of 3 of 40 tasks"), "{warnings:?}");
+    let told =
+        "the training rows hold the statement of 3 of 40 tasks, or a program that solves them; ";
+    assert!(warnings[0].starts_with(told), "{warnings:?}");
 }
 
 #[test]

@@ -263,13 +263,6 @@ impl RowEmbedding {
     ///
     /// # Errors
     /// When the device has no room.
-    #[cfg_attr(
-        not(feature = "cuda"),
-        expect(
-            clippy::unnecessary_wraps,
-            reason = "without a device nothing is copied"
-        )
-    )]
     pub fn place(&self, rows: Vec<f32>) -> Result<Rows> {
         match self {
             Self::Host(_) => Ok(Rows::Host(rows)),

@@ -32,34 +32,47 @@ async fn is_kept(
 }
 
 pub(super) async fn c03_crc32(target: Target) {
-    is_kept(target, ChecksumAlgorithm::Crc32, |head| {
-        head.checksum_crc32()
-    })
+    is_kept(
+        target,
+        ChecksumAlgorithm::Crc32,
+        HeadObjectOutput::checksum_crc32,
+    )
     .await;
 }
 
 pub(super) async fn c04_crc32c(target: Target) {
-    is_kept(target, ChecksumAlgorithm::Crc32C, |head| {
-        head.checksum_crc32_c()
-    })
+    is_kept(
+        target,
+        ChecksumAlgorithm::Crc32C,
+        HeadObjectOutput::checksum_crc32_c,
+    )
     .await;
 }
 
 pub(super) async fn c05_crc64nvme(target: Target) {
-    is_kept(target, ChecksumAlgorithm::Crc64Nvme, |head| {
-        head.checksum_crc64_nvme()
-    })
+    is_kept(
+        target,
+        ChecksumAlgorithm::Crc64Nvme,
+        HeadObjectOutput::checksum_crc64_nvme,
+    )
     .await;
 }
 
 pub(super) async fn c06_sha1(target: Target) {
-    is_kept(target, ChecksumAlgorithm::Sha1, |head| head.checksum_sha1()).await;
+    is_kept(
+        target,
+        ChecksumAlgorithm::Sha1,
+        HeadObjectOutput::checksum_sha1,
+    )
+    .await;
 }
 
 pub(super) async fn c07_sha256(target: Target) {
-    is_kept(target, ChecksumAlgorithm::Sha256, |head| {
-        head.checksum_sha256()
-    })
+    is_kept(
+        target,
+        ChecksumAlgorithm::Sha256,
+        HeadObjectOutput::checksum_sha256,
+    )
     .await;
 }
 
