@@ -53,7 +53,7 @@ fi
 
 part "bases without a registry"
 if [ ! -s "$folder/base.tar" ]; then
-  mmdebstrap --quiet --variant=minbase bookworm "$folder/base.part"
+  mmdebstrap --quiet --variant=minbase --format=tar bookworm "$folder/base.part"
   mv "$folder/base.part" "$folder/base.tar"
 fi
 for name in CUDA_BASE CPU_BASE; do

@@ -9,7 +9,7 @@ use crate::support::{pattern, refusal};
 
 const RACERS: u8 = 24;
 const COUNTERS: usize = 16;
-const INCREMENTS: usize = 8;
+const INCREMENTS: usize = 20;
 const OTHER: &str = "\"0123456789abcdef0123456789abcdef\"";
 
 type Written = Result<PutObjectOutput, SdkError<PutObjectError>>;

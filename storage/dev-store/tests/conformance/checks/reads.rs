@@ -4,8 +4,8 @@ use super::target::{PART_BYTES, Target, refused};
 use crate::support::{pattern, refusal};
 
 /// Reads, and their size, while the object is overwritten.
-const READS: usize = 20;
-const READ_BYTES: usize = 4 << 20;
+const READS: usize = 40;
+const READ_BYTES: usize = 8 << 20;
 /// Each version is one byte over and over, so any tear shows.
 const VERSIONS: u8 = 8;
 
@@ -81,7 +81,7 @@ pub(super) async fn c42_reads_during_overwrites(target: Target) {
     for _ in 0..READS {
         let bytes = target.get(&key).await;
         assert_eq!(bytes.len(), READ_BYTES);
-        assert!(bytes.iter().all(|byte| *byte == bytes[0]), "a torn read");
+        assert!(bytes == vec![bytes[0]; READ_BYTES], "a torn read");
     }
     writer.abort();
     assert!(writer.await.unwrap_err().is_cancelled(), "a write failed");
