@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use serde_json::Value;
-use wmtp_artifacts::{RunState, RunView};
+use wmtp_artifacts::RunView;
 
 /// How a run stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -206,14 +206,13 @@ impl RunInfo {
 }
 
 fn life(view: &RunView) -> RunLife {
-    match view.status.as_ref().map(|status| status.state) {
-        _ if view.result.is_some() => RunLife::Completed,
-        _ if view.is_lost => RunLife::Lost,
-        None => RunLife::Waiting,
-        Some(RunState::Running) => RunLife::Running,
-        Some(RunState::Completed) => RunLife::Completed,
-        Some(RunState::Failed) => RunLife::Failed,
-        Some(RunState::Preempted) => RunLife::Preempted,
+    match view.life() {
+        wmtp_artifacts::RunLife::Completed => RunLife::Completed,
+        wmtp_artifacts::RunLife::Running => RunLife::Running,
+        wmtp_artifacts::RunLife::Preempted => RunLife::Preempted,
+        wmtp_artifacts::RunLife::Failed => RunLife::Failed,
+        wmtp_artifacts::RunLife::Lost => RunLife::Lost,
+        wmtp_artifacts::RunLife::Waiting => RunLife::Waiting,
     }
 }
 
