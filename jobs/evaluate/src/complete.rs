@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 use wmtp_decoding::{
     Choice, DrawKey, Ended, Generator, InferenceModel, Prompt, PromptError, Sampling,
 };
-use wmtp_job_kit::{JobError, Kind, StoreHandle, Tool, ToolCx};
+use wmtp_job_kit::{JobError, Tool, ToolCx};
 use wmtp_model::{ParamStore, Params, Place, RowSetup};
 use wmtp_recipe::seed;
 use wmtp_records::jsonl;
@@ -21,22 +21,14 @@ use wmtp_tokens::{Tokenizer, completion_text, encode_prompt, render_prompt};
 
 use crate::extract;
 use crate::generate::{TEXTS_AT_ONCE, num_workers};
+use crate::inputs::Model;
 use crate::subject::{self, Stored};
 
 /// Completes the prompts of a file.
 #[derive(Debug, clap::Args)]
 pub struct Complete {
-    /// Checkpoint of train-stage2: artifact id or name
-    #[arg(
-        long,
-        value_name = "CHECKPOINT",
-        required_unless_present = "base",
-        conflicts_with = "base"
-    )]
-    checkpoint: Option<String>,
-    /// Untrained base model: artifact id or name
-    #[arg(long, value_name = "MODEL")]
-    base: Option<String>,
+    #[command(flatten)]
+    model: Model,
     /// Prompts, JSON lines, plain or .gz: `prompt` as it is, or `instruction` and, where there is one, `input`, put into the
     /// prompt of training
     #[arg(long, value_name = "FILE")]
@@ -63,9 +55,6 @@ pub struct Complete {
     /// Random numbers are those of the seed, the row and the sample, whatever is generated beside them
     #[arg(long, value_name = "SEED", default_value_t = 42)]
     seed: u64,
-    /// Where the model computes: cpu, cuda, or cuda:1 for the second device
-    #[arg(long, value_name = "DEVICE", env = "WMTP_DEVICE", default_value_t = Place::BUILT_FOR)]
-    device: Place,
 }
 
 fn temperature(text: &str) -> Result<f64, String> {
@@ -112,7 +101,8 @@ impl Tool for Complete {
             .iter()
             .map(|(line, row)| prompt_of(row).map_err(|what| self.bad_row(*line, &what)))
             .collect::<Result<Vec<String>, _>>()?;
-        let stored = self.stored(cx.store()?)?;
+        let (kind, reference) = self.model.reference()?;
+        let stored = subject::stored(cx.store()?, kind, reference)?;
         let made_by = self.made_by(&stored);
         let mut out = Out::open(&self.out, &rows, &made_by)?;
         if out.found > 0 {
@@ -181,15 +171,6 @@ impl Complete {
         }
     }
 
-    fn stored(&self, store: &StoreHandle) -> Result<Stored, JobError> {
-        let (kind, reference) = match (&self.checkpoint, &self.base) {
-            (Some(checkpoint), _) => (Kind::Checkpoint, checkpoint),
-            (None, Some(base)) => (Kind::BaseModel, base),
-            (None, None) => return Err(JobError::usage("give --checkpoint or --base")),
-        };
-        subject::stored(store, kind, reference)
-    }
-
     /// What decides a completion beside its prompt.
     fn made_by(&self, stored: &Stored) -> Value {
         let mut made_by = json!({
@@ -203,7 +184,7 @@ impl Complete {
         if let Some(top_k) = self.top_k {
             made_by["top_k"] = top_k.into();
         }
-        if self.device != Place::Cpu {
+        if self.model.device != Place::Cpu {
             made_by["device"] = "cuda".into();
         }
         made_by
@@ -218,8 +199,8 @@ impl Complete {
         prompts: &[Vec<u32>],
     ) -> Result<Generator, JobError> {
         let setup = RowSetup {
-            device: self.device.open().map_err(JobError::unavailable)?,
-            products: stored.products(self.device)?,
+            device: self.model.device.open().map_err(JobError::unavailable)?,
+            products: stored.products(self.model.device)?,
         };
         let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
         let max_tokens = longest + self.max_new_tokens;

@@ -17,12 +17,9 @@ use crate::subject::Subject;
 /// Role of the data set among the inputs.
 pub(crate) const DATA: &str = "data";
 
-/// A model and problems for it.
+/// A model, and where it computes.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Inputs {
-    /// Processed data set: artifact id or name
-    #[arg(long, value_name = "DATA")]
-    data: String,
+pub(crate) struct Model {
     /// Checkpoint of train-stage2: artifact id or name
     #[arg(
         long,
@@ -36,7 +33,28 @@ pub(crate) struct Inputs {
     base: Option<String>,
     /// Where the model computes: cpu, cuda, or cuda:1 for the second device
     #[arg(long, value_name = "DEVICE", env = "WMTP_DEVICE", default_value_t = Place::BUILT_FOR)]
-    device: Place,
+    pub(crate) device: Place,
+}
+
+impl Model {
+    /// Kind and name or id of the one that was given.
+    pub(crate) fn reference(&self) -> Result<(Kind, &str), JobError> {
+        match (&self.checkpoint, &self.base) {
+            (Some(checkpoint), _) => Ok((Kind::Checkpoint, checkpoint)),
+            (None, Some(base)) => Ok((Kind::BaseModel, base)),
+            (None, None) => Err(JobError::usage("give --checkpoint or --base")),
+        }
+    }
+}
+
+/// A model and problems for it.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Inputs {
+    /// Processed data set: artifact id or name
+    #[arg(long, value_name = "DATA")]
+    data: String,
+    #[command(flatten)]
+    model: Model,
 }
 
 /// Where a model computes, and with what products: those of its training on a device, f32 on the CPU.
@@ -69,8 +87,8 @@ impl Inputs {
     /// Where the model computes.
     pub(crate) fn computing(&self, subject: &Subject) -> Computing {
         Computing {
-            place: self.device,
-            products: match self.device {
+            place: self.model.device,
+            products: match self.model.device {
                 Place::Cpu => Products::F32,
                 Place::Cuda(_) => session::products(subject.recipe.model.dtype),
             },
@@ -80,10 +98,9 @@ impl Inputs {
     /// The data set and the model, which must belong together.
     pub(crate) fn register(&self, cx: &mut PlanCx<'_>) -> Result<(Manifest, Subject), JobError> {
         let data = cx.input(DATA, Kind::ProcessedData, &self.data)?;
-        let subject = match (&self.checkpoint, &self.base) {
-            (Some(checkpoint), _) => Subject::checkpoint(cx, checkpoint)?,
-            (None, Some(base)) => Subject::base(cx, base)?,
-            (None, None) => return Err(JobError::usage("give --checkpoint or --base")),
+        let subject = match self.model.reference()? {
+            (Kind::Checkpoint, checkpoint) => Subject::checkpoint(cx, checkpoint)?,
+            (_, base) => Subject::base(cx, base)?,
         };
         require_same_tokenizer(&data, &subject.manifest)?;
         Ok((data, subject))

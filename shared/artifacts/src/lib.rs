@@ -62,7 +62,7 @@ mod uri;
 pub use cache::{CacheEntry, CacheLookup};
 pub use canonical::{cache_key, canonical_json, decimals_as_strings};
 pub use claim::Claim;
-pub use client::{Credentials, StoreOptions};
+pub use client::{Credentials, StoreOptions, causes};
 pub use commit::Outcome;
 pub use copy::{CopyReport, CopyScope};
 pub use digest::Digest;

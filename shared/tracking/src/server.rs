@@ -248,7 +248,7 @@ impl Server {
             .client
             .request(request)
             .await
-            .map_err(|error| self.unreachable(call, causes(&error)))?;
+            .map_err(|error| self.unreachable(call, wmtp_artifacts::causes(&error)))?;
         let status = response.status();
         let body = Limited::new(response.into_body(), MAX_REPLY)
             .collect()
@@ -354,16 +354,6 @@ fn shortened(text: &str) -> String {
         short.push('…');
     }
     short
-}
-
-fn causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -235,7 +235,7 @@ impl Hub {
                 .map_err(|error| error.to_string())?;
             let response = match tokio::time::timeout(SILENCE, self.client.request(request)).await {
                 Err(_) => return Err("no answer".to_owned()),
-                Ok(Err(error)) => return Err(causes(&error)),
+                Ok(Err(error)) => return Err(wmtp_artifacts::causes(&error)),
                 Ok(Ok(response)) => response,
             };
             if !response.status().is_redirection() {
@@ -310,16 +310,6 @@ fn origin(url: &str) -> &str {
     let host = url.find("://").map_or(0, |at| at + 3);
     let end = url[host..].find('/').map_or(url.len(), |at| host + at);
     &url[..end]
-}
-
-fn causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -105,7 +105,7 @@ where
     E: ProvideErrorMetadata + std::error::Error + 'static,
 {
     let Some(status) = status(error) else {
-        let detail = chain(error);
+        let detail = causes(error);
         let about_credentials = detail.to_lowercase().contains("credential");
         return (
             detail,
@@ -135,7 +135,7 @@ where
 }
 
 /// The messages of an error and its causes.
-pub(super) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+pub fn causes(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

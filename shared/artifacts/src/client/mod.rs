@@ -10,6 +10,7 @@ mod pace;
 
 use aws_sdk_s3::config::SharedCredentialsProvider;
 
+pub use self::failure::causes;
 pub(crate) use self::failure::status;
 pub(crate) use self::listing::{Listed, StoredPart};
 pub(crate) use self::objects::{Headers, MAX_MISMATCHES};

@@ -10,7 +10,7 @@ use aws_smithy_types::byte_stream;
 use bytes::Bytes;
 
 use super::clock::{DateHeader, age};
-use super::failure::{CHECK_NETWORK, chain, is_absent, status};
+use super::failure::{CHECK_NETWORK, causes, is_absent, status};
 use super::{Bucket, Patience};
 use crate::{Crc64, Error, Result};
 
@@ -157,7 +157,7 @@ impl Bucket {
             }
             let detail = match collect(output.body, length).await {
                 Ok(body) => return Ok(Some(body)),
-                Err(error) => chain(&error),
+                Err(error) => causes(&error),
             };
             mismatches += u32::from(detail.contains("checksum"));
             if mismatches > MAX_MISMATCHES {
