@@ -3,10 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -20,7 +17,7 @@ use wmtp_records::jsonl;
 use wmtp_tokens::{Tokenizer, completion_text, encode_prompt, render_prompt};
 
 use crate::extract;
-use crate::generate::{TEXTS_AT_ONCE, num_workers};
+use crate::generate::on_every_core;
 use crate::inputs::Model;
 use crate::subject::{self, Stored};
 
@@ -120,24 +117,39 @@ impl Tool for Complete {
         let generator = self.generator(&params, &store, &tokenizer, &stored, &ids)?;
         let progress = cx.progress("complete", "prompts", rows.len() as u64);
         progress.set(out.found as u64);
-        let (first, stop) = (out.found, cx.stop_flag());
-        let keep_on = || !stop.load(Ordering::Relaxed);
-        self.generate(
+        let first = out.found;
+        let mut open: BTreeMap<usize, BTreeMap<usize, Completed>> = BTreeMap::new();
+        on_every_core(
             &generator,
-            &tokenizer,
-            &ids,
-            first,
-            keep_on,
-            |number, completions| {
-                out.add(number, completions, &rows, &made_by)?;
-                progress.set(out.next as u64);
+            |number| {
+                Some(Prompt {
+                    ids: ids.get(number)?,
+                    choices: self.choices(first + number),
+                    beam: None,
+                })
+            },
+            &cx.stop_flag(),
+            |failed| self.failure(rows[first + failed.number].0, failed),
+            |ended| {
+                let completed = completed(&tokenizer, &ids[ended.prompt], ended);
+                Ok((ended.prompt, ended.sample, completed))
+            },
+            |(number, sample, completed)| {
+                let samples = open.entry(number).or_default();
+                samples.insert(sample, completed);
+                if samples.len() == self.num_samples as usize {
+                    let samples = open.remove(&number).unwrap_or_default();
+                    out.add(
+                        first + number,
+                        samples.into_values().collect(),
+                        &rows,
+                        &made_by,
+                    )?;
+                    progress.set(out.next as u64);
+                }
                 Ok(())
             },
-        )
-        .map_err(|failed| match failed {
-            Failed::Prompt(failed) => self.failure(rows[first + failed.number].0, failed),
-            Failed::Job(error) => error,
-        })?;
+        )?;
         out.flush()?;
         if out.next < rows.len() {
             return Err(JobError::preempted());
@@ -148,12 +160,6 @@ impl Tool for Complete {
         cx.json_result(json!({ "rows": rows.len(), "out": self.out, MADE_BY: made_by }));
         Ok(())
     }
-}
-
-/// Why generation ended early.
-enum Failed {
-    Prompt(PromptError),
-    Job(JobError),
 }
 
 impl Complete {
@@ -226,72 +232,6 @@ impl Complete {
                 }
             })
             .collect()
-    }
-
-    /// Completes the prompts, whose first row is `first`, on every core or on the device; `done` hears of each prompt on
-    /// this thread, in no order.
-    fn generate(
-        &self,
-        generator: &Generator,
-        tokenizer: &Tokenizer,
-        prompts: &[Vec<u32>],
-        first: usize,
-        keep_on: impl Fn() -> bool + Sync,
-        mut done: impl FnMut(usize, Vec<Completed>) -> Result<(), JobError>,
-    ) -> Result<(), Failed> {
-        let waiting = AtomicUsize::new(0);
-        let next = || {
-            let number = waiting.fetch_add(1, Ordering::Relaxed);
-            let ids = prompts.get(number)?;
-            let choices = self.choices(first + number);
-            Some((
-                number,
-                Prompt {
-                    ids,
-                    choices,
-                    beam: None,
-                },
-            ))
-        };
-        let keep_on = &keep_on;
-        std::thread::scope(|scope| {
-            let (sender, texts) = mpsc::channel::<Ended>();
-            let workers: Vec<_> = (0..num_workers(generator))
-                .map(|_| {
-                    let sender = sender.clone();
-                    scope.spawn(move || {
-                        generator.generate_all(TEXTS_AT_ONCE, next, |one| {
-                            if sender.send(one).is_ok() && keep_on() {
-                                ControlFlow::Continue(())
-                            } else {
-                                ControlFlow::Break(())
-                            }
-                        })
-                    })
-                })
-                .collect();
-            drop(sender);
-            let mut open: BTreeMap<usize, BTreeMap<usize, Completed>> = BTreeMap::new();
-            let all_taken = texts.iter().try_for_each(|ended| {
-                let number = ended.prompt;
-                let samples = open.entry(number).or_default();
-                samples.insert(ended.sample, completed(tokenizer, &prompts[number], &ended));
-                if samples.len() < self.num_samples as usize {
-                    return Ok(());
-                }
-                let samples = open.remove(&number).unwrap_or_default();
-                done(first + number, samples.into_values().collect())
-            });
-            // Workers break off when nobody listens.
-            drop(texts);
-            for worker in workers {
-                let joined = worker.join();
-                joined
-                    .map_err(|_| Failed::Job(JobError::internal("a worker panicked")))?
-                    .map_err(Failed::Prompt)?;
-            }
-            all_taken.map_err(Failed::Job)
-        })
     }
 }
 

@@ -63,12 +63,12 @@ pub(crate) fn all(
         .filter(|open| !open.samples.is_empty())
         .collect();
     let tally = on_every_core(
-        &open,
         generator,
-        drawing,
+        |number| Some(open.get(number)?.prompt(drawing)),
         &run.stop_flag(),
-        |open, ended| {
-            let text = open.text(tokenizer, ended);
+        |failed| failure(&open, failed),
+        |ended| {
+            let text = open[ended.prompt].text(tokenizer, ended);
             journal.add(&text).map(|()| text)
         },
         |text| {
@@ -120,7 +120,7 @@ struct Open<'a> {
 }
 
 /// Threads that generate: all of the host's, or one for a device.
-pub(crate) fn num_workers(generator: &Generator) -> usize {
+fn num_workers(generator: &Generator) -> usize {
     if generator.serves_every_thread() {
         rayon::current_num_threads()
     } else {
@@ -128,25 +128,20 @@ pub(crate) fn num_workers(generator: &Generator) -> usize {
     }
 }
 
-/// Hands each text to `ended` on the thread that generated it, and what that makes of it to `taken` on this thread.
-fn on_every_core(
-    open: &[Open<'_>],
+/// Generates for the prompts of all numbers from 0 to the first that has none. Hands each text to `ended` on the thread
+/// that generated it, and what that makes of it to `taken` on this thread; `failure` says which prompt failed.
+pub(crate) fn on_every_core<'a, T: Send>(
     generator: &Generator,
-    drawing: Drawing,
+    prompt: impl Fn(usize) -> Option<Prompt<'a>> + Sync,
     stop: &AtomicBool,
-    ended: impl Fn(&Open<'_>, &Ended) -> Result<Text, JobError> + Sync,
-    mut taken: impl FnMut(Text) -> Result<(), JobError>,
+    failure: impl Fn(PromptError) -> JobError,
+    ended: impl Fn(&Ended) -> Result<T, JobError> + Sync,
+    mut taken: impl FnMut(T) -> Result<(), JobError>,
 ) -> Result<Tally, JobError> {
     let waiting = AtomicUsize::new(0);
     let next = || {
         let number = waiting.fetch_add(1, Ordering::Relaxed);
-        let open = open.get(number)?;
-        let prompt = Prompt {
-            ids: &open.prompt_ids,
-            choices: open.choices(drawing),
-            beam: open.beam(drawing),
-        };
-        Some((number, prompt))
+        Some((number, prompt(number)?))
     };
     let ended = &ended;
     std::thread::scope(|scope| {
@@ -157,7 +152,7 @@ fn on_every_core(
                 scope.spawn(move || {
                     generator.warm_up();
                     generator.generate_all(TEXTS_AT_ONCE, next, |one| {
-                        let heard = sender.send(ended(&open[one.prompt], &one)).is_ok();
+                        let heard = sender.send(ended(&one)).is_ok();
                         if heard && !stop.load(Ordering::Relaxed) {
                             ControlFlow::Continue(())
                         } else {
@@ -176,7 +171,7 @@ fn on_every_core(
             let counted = worker
                 .join()
                 .map_err(|_| JobError::internal("a worker panicked"))?;
-            tally.add(&counted.map_err(|failed| failure(open, failed))?);
+            tally.add(&counted.map_err(&failure)?);
         }
         all_taken.map(|()| tally)
     })
@@ -212,6 +207,14 @@ impl<'a> Open<'a> {
             problem,
             prompt_ids: encode_prompt(tokenizer, &problem.prompt),
             samples: drawing.samples().filter(is_missing).collect(),
+        }
+    }
+
+    fn prompt(&self, drawing: Drawing) -> Prompt<'_> {
+        Prompt {
+            ids: &self.prompt_ids,
+            choices: self.choices(drawing),
+            beam: self.beam(drawing),
         }
     }
 
