@@ -3,14 +3,16 @@
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::Path;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
 use std::thread;
 use std::time::Duration;
 
+use bytes::Bytes;
 use http_body_util::BodyExt as _;
-use hyper::body::{Body as _, Incoming};
+use hyper::body::{Body as _, Frame, Incoming, SizeHint};
 use hyper::header::DATE;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -20,6 +22,7 @@ use jiff::SignedDuration;
 use s3s::Body;
 use s3s::service::{S3Service, S3ServiceBuilder};
 use tokio::net::TcpStream;
+use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 
@@ -199,7 +202,8 @@ impl Answerer {
             let request = Request::from_parts(parts, body);
             faults.answer(&self.service, request).await?
         } else {
-            let answer = self.service.call(request.map(Body::from)).await;
+            let request = request.map(|body| Body::http_body(Drained(Some(body))));
+            let answer = self.service.call(request).await;
             answer.map_err(|error| io::Error::other(format!("{error:?}")))?
         };
         if let Some(date) = self.clock.date().and_then(|date| date.parse().ok()) {
@@ -208,6 +212,58 @@ impl Answerer {
         let length = response.body().size_hint().lower();
         self.traffic.sent.fetch_add(length, Ordering::Relaxed);
         Ok(response)
+    }
+}
+
+/// Bytes of a refused body that are taken all the same; few objects are larger.
+const DRAINED_BYTES: usize = 256 << 20;
+
+/// A request's body. What a refusal leaves of it is taken beside the answer: a client that still sends when the connection
+/// closes does not see the answer.
+struct Drained(Option<Incoming>);
+
+impl hyper::body::Body for Drained {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        match &mut self.0 {
+            Some(body) => Pin::new(body).poll_frame(cx),
+            None => Poll::Ready(None),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.as_ref().is_none_or(Incoming::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.0
+            .as_ref()
+            .map_or_else(SizeHint::default, Incoming::size_hint)
+    }
+}
+
+impl Drop for Drained {
+    fn drop(&mut self) {
+        let body = self.0.take().filter(|body| !body.is_end_stream());
+        if let (Some(body), Ok(runtime)) = (body, Handle::try_current()) {
+            runtime.spawn(drain(body));
+        }
+    }
+}
+
+async fn drain(mut body: Incoming) {
+    let mut left = DRAINED_BYTES;
+    while let Some(Ok(frame)) = body.frame().await {
+        let taken = frame.data_ref().map_or(0, Bytes::len);
+        let Some(less) = left.checked_sub(taken) else {
+            return;
+        };
+        left = less;
     }
 }
 

@@ -9,8 +9,7 @@ mod reads;
 
 use std::sync::Arc;
 
-use bytes::Bytes;
-use futures::{Stream, StreamExt};
+use futures::StreamExt;
 use s3s::dto::{
     AbortMultipartUploadInput, AbortMultipartUploadOutput, Bucket as BucketEntry,
     ChecksumAlgorithm, CommonPrefix, CompleteMultipartUploadInput, CompleteMultipartUploadOutput,
@@ -38,23 +37,9 @@ use crate::backend::multipart::{MAX_PART_NUMBER, NamedPart};
 use crate::backend::record::{Headers, ObjectRecord, SegmentEntry, UploadRecord, new_etag};
 use crate::backend::segment::{self, Received, blocking};
 use crate::backend::{Backend, Condition, Object};
-use crate::checksums::{Algorithm, BodyHasher, Checksums, Expected, Sums};
+use crate::checksums::{Algorithm, Checksums, Expected, Sums};
 use crate::disk::random_name;
 use crate::error::Error;
-
-/// Bytes of a refused body that are taken all the same; few objects are larger.
-const DRAINED_BYTES: usize = 256 << 20;
-
-/// Takes the rest of a refused body: a client that still sends when the connection closes does not see the answer.
-async fn drain<E>(mut body: impl Stream<Item = Result<Bytes, E>> + Unpin) {
-    let mut left = DRAINED_BYTES;
-    while let Some(Ok(block)) = body.next().await {
-        let Some(less) = left.checked_sub(block.len()) else {
-            return;
-        };
-        left = less;
-    }
-}
 
 /// The S3 face of a backend.
 #[derive(Clone, Debug)]
@@ -67,18 +52,6 @@ impl Service {
         Self { backend }
     }
 
-    /// Writes a body to the disk, if there is room for what was announced.
-    async fn stored<E: std::fmt::Display>(
-        &self,
-        body: impl Stream<Item = Result<Bytes, E>> + Unpin,
-        length: Option<i64>,
-        hasher: BodyHasher,
-    ) -> Result<Received, Error> {
-        let disk = &self.backend.disk;
-        disk.require_space(length.unwrap_or_default().unsigned_abs())?;
-        segment::receive(disk.segments(), body, hasher).await
-    }
-
     /// Takes a body in and holds it against everything the client said about it.
     async fn receive(
         &self,
@@ -88,14 +61,12 @@ impl Service {
         also: Option<Algorithm>,
         trailers: Option<TrailingHeaders>,
     ) -> Result<Received, Error> {
-        let mut body = body.map_or_else(|| futures::stream::empty().boxed(), StreamExt::boxed);
-        let received = match self.stored(&mut body, length, expected.hasher(also)).await {
-            Ok(received) => received,
-            Err(error) => {
-                drain(body).await;
-                return Err(error);
-            }
-        };
+        self.backend
+            .disk
+            .require_space(length.unwrap_or_default().unsigned_abs())?;
+        let body = body.map_or_else(|| futures::stream::empty().boxed(), StreamExt::boxed);
+        let received =
+            segment::receive(self.backend.disk.segments(), body, expected.hasher(also)).await?;
         if length.is_some_and(|length| length.unsigned_abs() != received.size) {
             return Err(Error::Body(format!(
                 "{} bytes came, {} were announced",
