@@ -7,18 +7,25 @@
 
 use pulp::{Arch, Simd, WithSimd};
 
-use super::packed::{PANEL, lines, tile};
+use super::packed::{lines, tile};
 use crate::kernels::{HeadLayout, exp_sum, maximum};
 
 /// The widest vector: a head's values are padded to a multiple of it.
 const LANES: usize = 16;
+
+/// Positions whose keys lie side by side, one widest vector: a new position touches no more memory than it has to, and
+/// little is read behind the last one.
+const PANEL: usize = 16;
+
+/// Positions whose values the rows read together, so that they find them in the nearest cache.
+const RUN: usize = 64;
 
 /// Query rows of one sequence that pass over its keys and values together.
 const TOGETHER: usize = 8;
 
 /// Keys and values on the host.
 ///
-/// Keys lie as the product with a query reads them, `[positions / 64, g, e, 64]`; values as the mixture does,
+/// Keys lie as the product with a query reads them, `[positions / 16, g, e, 16]`; values as the mixture does,
 /// `[positions, g, e padded to 16]`.
 #[derive(Debug, Clone)]
 pub struct HostCache {
@@ -61,7 +68,7 @@ impl HostCache {
         self.values.truncate(self.len * self.line());
     }
 
-    /// Values of 64 positions' keys.
+    /// Values of 16 positions' keys.
     fn panel(&self) -> usize {
         self.layout.kv_heads * self.layout.head_dim * PANEL
     }
@@ -137,9 +144,9 @@ impl WithSimd for Attend<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
         match S::F32_LANES {
-            16 => self.score::<S, 4, 4>(simd),
-            8 => self.score::<S, 2, 8>(simd),
-            4 => self.score::<S, 2, 16>(simd),
+            16 => self.score::<S, 1, 1>(simd),
+            8 => self.score::<S, 2, 2>(simd),
+            4 => self.score::<S, 2, 4>(simd),
             _ => self.score::<S, 2, PANEL>(simd),
         }
         let shares = self.weigh();
@@ -148,7 +155,7 @@ impl WithSimd for Attend<'_> {
 }
 
 impl Attend<'_> {
-    /// Panel by panel, so that the rows find each in the nearest cache.
+    /// Panel by panel, in the order in which they lie, so that the rows find each in the nearest cache.
     #[inline(always)]
     fn score<S: Simd, const VECTORS: usize, const LINE: usize>(&mut self, simd: S) {
         let HeadLayout {
@@ -159,9 +166,9 @@ impl Attend<'_> {
         let scale = 1.0 / (e as f32).sqrt();
         let step = VECTORS * S::F32_LANES;
         let lines = lines::<S, LINE>(&self.cache.keys);
-        for head in 0..heads {
-            let kv = head / (heads / kv_heads);
-            for panel in 0..self.room / PANEL {
+        for panel in 0..self.room / PANEL {
+            for head in 0..heads {
+                let kv = head / (heads / kv_heads);
                 let lines = &lines[(panel * kv_heads + kv) * e..][..e];
                 for (row, q) in self.q.chunks(self.stride).enumerate() {
                     let q = q[head * e..][..e].as_chunks::<1>().0;
@@ -236,15 +243,13 @@ impl Attend<'_> {
         for (run, values) in self
             .cache
             .values
-            .chunks(PANEL * self.cache.line())
+            .chunks(RUN * self.cache.line())
             .enumerate()
         {
             for (row, kept) in sums.iter_mut().enumerate().take(rows) {
-                let seen = (self.first_len + row)
-                    .saturating_sub(run * PANEL)
-                    .min(PANEL);
+                let seen = (self.first_len + row).saturating_sub(run * RUN).min(RUN);
                 let scores: [&[f32]; VECTORS] = std::array::from_fn(|v| {
-                    &self.scores[(row * heads + head(v)) * self.room + run * PANEL..][..seen]
+                    &self.scores[(row * heads + head(v)) * self.room + run * RUN..][..seen]
                 });
                 // Sums of their own, that nothing points to: they stay in registers.
                 let mut sums: [S::f32s; VECTORS] = *kept;

@@ -15,10 +15,17 @@ use crate::kernels::Write;
 use crate::{Error, Result};
 
 /// Outputs that lie side by side: four of the widest vectors.
-pub(super) const PANEL: usize = 64;
+const PANEL: usize = 64;
 
 /// Rows that one pass over a panel serves: their sums fill three quarters of the vector registers.
 const TILE_ROWS: usize = 6;
+
+/// The same of passes over half a panel, where vectors have 16 lanes: seven to twelve rows need one pass instead of two.
+const TALL_ROWS: usize = 12;
+
+/// Bytes between the weights that are multiplied and those that are asked for: the processor alone asks too late for a
+/// panel that its nearest cache cannot hold. Between 2 and 16 KiB the distance hardly matters.
+const AHEAD: usize = 4096;
 
 /// A frozen weight `[width, depth]` for `x · wᵀ`, in panels of 64 outputs: `[width / 64, depth, 64]`, zeros behind the
 /// last output.
@@ -91,23 +98,25 @@ impl WithSimd for Product<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
+        let rows = self.x.len() / self.weights.depth;
         match S::F32_LANES {
-            16 => self.run::<S, 4, 4>(simd),
-            8 => self.run::<S, 2, 8>(simd),
-            4 => self.run::<S, 2, 16>(simd),
-            _ => self.run::<S, 2, PANEL>(simd),
+            16 if rows > TILE_ROWS => self.run::<S, 2, 4>(simd, TALL_ROWS),
+            16 => self.run::<S, 4, 4>(simd, TILE_ROWS),
+            8 => self.run::<S, 2, 8>(simd, TILE_ROWS),
+            4 => self.run::<S, 2, 16>(simd, TILE_ROWS),
+            _ => self.run::<S, 2, PANEL>(simd, TILE_ROWS),
         }
     }
 }
 
 impl Product<'_> {
-    /// Panel by panel, so that each is read from memory once, whatever the number of rows.
+    /// Panel by panel, so that each is read from memory once, whatever the number of rows; at most `most` in a pass.
     #[inline(always)]
-    fn run<S: Simd, const VECTORS: usize, const LINE: usize>(self, simd: S) {
+    fn run<S: Simd, const VECTORS: usize, const LINE: usize>(self, simd: S, most: usize) {
         let PackedLinear { width, depth, .. } = *self.weights;
         let rows = self.x.len() / depth;
-        let groups = rows.div_ceil(TILE_ROWS);
-        // As even as possible: 32 rows are two groups of six and four of five.
+        let groups = rows.div_ceil(most);
+        // As even as possible: 32 rows are two groups of eleven and one of ten.
         let bounds = |group: usize| group * rows / groups.max(1);
         let turned = turn_groups(self.x, depth, groups, bounds);
         for (index, panel) in self.weights.panels.chunks_exact(PANEL * depth).enumerate() {
@@ -129,7 +138,13 @@ impl Product<'_> {
                     3 => part.fill::<S, 3, VECTORS, LINE>(simd, panel, x),
                     4 => part.fill::<S, 4, VECTORS, LINE>(simd, panel, x),
                     5 => part.fill::<S, 5, VECTORS, LINE>(simd, panel, x),
-                    _ => part.fill::<S, TILE_ROWS, VECTORS, LINE>(simd, panel, x),
+                    6 => part.fill::<S, 6, VECTORS, LINE>(simd, panel, x),
+                    7 => part.fill::<S, 7, VECTORS, LINE>(simd, panel, x),
+                    8 => part.fill::<S, 8, VECTORS, LINE>(simd, panel, x),
+                    9 => part.fill::<S, 9, VECTORS, LINE>(simd, panel, x),
+                    10 => part.fill::<S, 10, VECTORS, LINE>(simd, panel, x),
+                    11 => part.fill::<S, 11, VECTORS, LINE>(simd, panel, x),
+                    _ => part.fill::<S, TALL_ROWS, VECTORS, LINE>(simd, panel, x),
                 }
             }
         }
@@ -200,7 +215,7 @@ impl Part<'_> {
     }
 }
 
-/// `xᵀ · lines` for one part of each line, `VECTORS` vectors wide: `x [depth, ROWS]`, `lines [depth, 64]`.
+/// `xᵀ · lines` for one part of each line, `VECTORS` vectors wide: `x [depth, ROWS]`, `lines [depth, LINE vectors]`.
 #[inline(always)]
 pub(super) fn tile<S: Simd, const ROWS: usize, const VECTORS: usize, const LINE: usize>(
     simd: S,
@@ -215,6 +230,7 @@ pub(super) fn tile<S: Simd, const ROWS: usize, const VECTORS: usize, const LINE:
         let Some(line) = line.as_chunks::<VECTORS>().0.get(part) else {
             break;
         };
+        fetch_ahead(line);
         for r in 0..ROWS {
             let factor = simd.splat_f32s(x[r]);
             for v in 0..VECTORS {
@@ -229,10 +245,30 @@ pub(super) fn tile<S: Simd, const ROWS: usize, const VECTORS: usize, const LINE:
     }
 }
 
-/// A panel's lines as vectors; `LINE` of them make 64 values.
+/// Asks for what lies [`AHEAD`] of these vectors.
+#[inline(always)]
+fn fetch_ahead<V>(vectors: &[V]) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        const CACHE_LINE: usize = 64;
+        let start = vectors.as_ptr().cast::<i8>().wrapping_add(AHEAD);
+        for offset in (0..size_of_val(vectors)).step_by(CACHE_LINE) {
+            #[expect(unsafe_code, reason = "the intrinsic takes an address")]
+            // SAFETY: every x86-64 processor has the instruction. It is a hint: nothing is read by it, and an address
+            // that is not mapped is passed over.
+            unsafe {
+                _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(offset));
+            }
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = vectors;
+}
+
+/// A panel's lines as vectors, `LINE` of them each.
 #[inline(always)]
 pub(super) fn lines<S: Simd, const LINE: usize>(panel: &[f32]) -> &[[S::f32s; LINE]] {
-    debug_assert_eq!(LINE * S::F32_LANES, PANEL);
     S::as_simd_f32s(panel).0.as_chunks::<LINE>().0
 }
 
