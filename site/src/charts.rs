@@ -8,9 +8,10 @@ use std::sync::Arc;
 
 use wmtp_stats::Estimate;
 use wmtp_stats::leaderboard::{Leaderboard, LeaderboardRow};
-use wmtp_stats::wording::{level_range, percent};
+use wmtp_stats::wording::percent;
 
 use crate::facts;
+use crate::headline::levels;
 use crate::input::Histogram;
 use crate::marks;
 use crate::series::{Point, columns, ema, thinned};
@@ -177,7 +178,7 @@ fn best_so_far(rows: &[(&LeaderboardRow, Estimate)], x: &dyn Fn(usize) -> f64, y
 }
 
 /// The interval of one row on the common scale.
-pub fn interval(row: &LeaderboardRow, top: f64) -> String {
+pub fn interval(row: &LeaderboardRow, top: f64, words: &Words) -> String {
     let Some(estimate) = row.estimate else {
         return String::new();
     };
@@ -187,7 +188,7 @@ pub fn interval(row: &LeaderboardRow, top: f64) -> String {
         "{}: {} ({})",
         row.version_id,
         percent(estimate.mean),
-        level_range(&estimate.interval)
+        levels(&estimate.interval, words)
     );
     let mut svg = Svg::new(24, &title, "");
     for tick in ticks(0.0, top, 4) {

@@ -127,7 +127,8 @@ pub fn points_gained(version: &VersionInput) -> Option<f64> {
 
 /// Hours as a reader says them: `4.2 h`, `13 min`, `48 s`.
 pub fn duration(hours: f64) -> String {
-    let secs = hours * 3600.0;
+    // An empty sum is -0, which would be printed so; with 0 added it is 0.
+    let secs = (hours + 0.0) * 3600.0;
     if secs >= 3600.0 {
         format!("{hours:.1} h")
     } else if secs >= 100.0 {
@@ -139,7 +140,7 @@ pub fn duration(hours: f64) -> String {
 
 /// Bytes in the unit that leaves few digits.
 pub fn bytes(size: u64) -> String {
-    let units = ["bytes", "KB", "MB", "GB", "TB"];
+    let units = ["B", "KB", "MB", "GB", "TB"];
     let mut value = size as f64;
     let mut unit = 0;
     while value >= 1000.0 && unit + 1 < units.len() {

@@ -1,9 +1,10 @@
 //! What may be said: sentences that claim no more than the statistics allow.
 
+use wmtp_stats::Interval;
 use wmtp_stats::leaderboard::{
     Comparison, Leaderboard, LeaderboardRow, SEEDS_FOR_A_CLAIM, Verdict,
 };
-use wmtp_stats::wording::{level_range, percent, signed, signed_range};
+use wmtp_stats::wording::{in_percent, level_range, percent, signed, signed_range};
 
 use crate::input::HeldOut;
 use crate::words::{Words, both};
@@ -255,13 +256,19 @@ pub fn range(comparison: &Comparison, words: &Words) -> String {
     if words.language() == crate::words::Language::English {
         return signed_range(interval);
     }
-    words.say(
-        "{low} to {high}",
-        &[
-            ("low", &signed(interval.low)),
-            ("high", &signed(interval.high)),
-        ],
-    )
+    between(&signed(interval.low), &signed(interval.high), words)
+}
+
+/// An interval of shares in per cent: `37.6 to 46.2`.
+pub fn levels(interval: &Interval, words: &Words) -> String {
+    if words.language() == crate::words::Language::English {
+        return level_range(interval);
+    }
+    between(&in_percent(interval.low), &in_percent(interval.high), words)
+}
+
+fn between(low: &str, high: &str, words: &Words) -> String {
+    words.say("{low} to {high}", &[("low", low), ("high", high)])
 }
 
 /// Why nothing is claimed although the interval excludes 0, which a reader of the numbers would ask.
@@ -344,7 +351,7 @@ pub fn held_out(held_out: &HeldOut, words: &Words) -> String {
             ("n", &held_out.num_tasks.to_string()),
             ("version", &held_out.version_id),
             ("rate", &percent(held_out.estimate.mean)),
-            ("range", &level_range(&held_out.estimate.interval)),
+            ("range", &levels(&held_out.estimate.interval, words)),
         ],
     )
 }

@@ -45,7 +45,8 @@ pub fn count(number: usize, noun: &str) -> String {
     }
 }
 
-fn in_percent(share: f64) -> String {
+/// A share in per cent, without the sign: `43.0`.
+pub fn in_percent(share: f64) -> String {
     format!("{:.1}", share * 100.0)
 }
 

@@ -138,7 +138,7 @@ fn side(book: &Book<'_>, version: &VersionInput) -> Value {
         change => book.change(version),
         score => row.estimate.map(|estimate| percent(estimate.mean)),
         axis => markup(charts::interval_axis(book.shared.top, &book.words)),
-        interval => markup(charts::interval(row, book.shared.top)),
+        interval => markup(charts::interval(row, book.shared.top, &book.words)),
     }
 }
 

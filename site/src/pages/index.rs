@@ -89,7 +89,7 @@ fn table_row(book: &Book<'_>, version: &VersionInput, shared: bool, top: f64) ->
         score => row.estimate.map(|estimate| percent(estimate.mean)),
         sort => row.estimate.map(|estimate| format!("{:.6}", estimate.mean)),
         half => row.estimate.map(|estimate| format!("{:.1}", estimate.interval.half_width() * 100.0)),
-        interval => markup(charts::interval(row, top)),
+        interval => markup(charts::interval(row, top, &book.words)),
         delta => parent.map(|c| signed(c.difference.difference)),
         delta_sort => parent.map(|c| format!("{:.6}", c.difference.difference)),
         delta_range => parent.map(|c| headline::range(c, &book.words)),

@@ -348,7 +348,7 @@ pub(super) fn heads(
         let earlier = before(head.horizon);
         let mut cells = vec![
             Cell::text(head.horizon.to_string()),
-            Cell::text(target(book, head.horizon)),
+            Cell::text(target(book, head.horizon)).class("whole"),
             Cell::number(format!("{:.3}", head.ce_nats)),
         ];
         if parent.is_some() {

@@ -25,7 +25,12 @@ pub(super) fn write(book: &mut Book<'_>) -> Result<(), Error> {
         .sweeps
         .iter()
         .map(|(stem, sweep)| {
-            context! { href => format!("{stem}.html"), key => visible(sweep.key), conclusion => conclusion(book, sweep) }
+            context! {
+                href => format!("{stem}.html"),
+                key => visible(sweep.key),
+                parent => sweep.parent.row.version_id.as_str(),
+                conclusion => conclusion(book, sweep),
+            }
         })
         .collect();
     let values = context! { finding => title.as_str(), sweeps => list };
@@ -62,7 +67,10 @@ fn one(book: &mut Book<'_>, stem: &str, sweep: &Sweep<'_>) -> Result<(), Error> 
         })
         .collect();
     let key = visible(sweep.key);
-    let title = book.say("What {key} does", &[("key", &key)]);
+    let title = book.say(
+        "What {key} does, starting from {parent}",
+        &[("key", &key), ("parent", &sweep.parent.row.version_id)],
+    );
     let values = context! {
         key => key,
         finding => conclusion.as_str(),
@@ -168,7 +176,7 @@ fn table(book: &Book<'_>, sweep: &Sweep<'_>) -> Value {
             Cell::maybe(row.estimate.map(|estimate| percent(estimate.mean))),
             Cell::maybe(
                 row.estimate
-                    .map(|estimate| wmtp_stats::wording::level_range(&estimate.interval)),
+                    .map(|estimate| headline::levels(&estimate.interval, &book.words)),
             ),
             Cell::number(row.seeds.len().to_string()),
             Cell::maybe(trained.map(grouped)),
