@@ -76,7 +76,7 @@ impl World {
                     "verifiable",
                     Some("v001"),
                     Some("weight tokens by the advantage of the value model"),
-                    0.56,
+                    0.53,
                     none,
                 ),
                 version(
@@ -539,8 +539,10 @@ fn counts(version: &Version, seed: Option<u64>) -> Vec<ProblemCount> {
         .map(|task| {
             let ease = 1.0 - task as f64 / TASKS as f64 + 0.25 * (noise(task, 1, 1) - 0.5);
             let wobble = 0.24 * (noise(task, kind, seed.unwrap_or(0) as usize) - 0.5);
-            // What one version is better at than another, with all seeds: so much that their levels tell little.
-            let taste = 0.9 * (noise(task, kind, 7) - 0.5);
+            // What one version is better at than another, with all seeds: so much that their levels tell little. What
+            // a task gains its neighbour loses.
+            let taste = 0.9 * (noise(task / 2, kind, 7) - 0.5);
+            let taste = if task % 2 == 0 { taste } else { -taste };
             let share =
                 ((ease + version.level - 0.75) * 2.2 + 0.3 + taste + wobble).clamp(0.0, 1.0);
             let share = if version.level <= 0.0 { 0.0 } else { share };
