@@ -5,13 +5,13 @@ use std::fs;
 use std::path::Path;
 
 use serde_json::{Value, json};
-use wmtp_artifacts::{ArtifactId, Kind};
+use wmtp_artifacts::Kind;
 use wmtp_job_kit::{JobError, Manifest, StoreHandle};
 use wmtp_records::{EvalScore, jsonl, score_files};
 use wmtp_stats::leaderboard::LeaderboardRow;
 
 use crate::report::{copy, copy_tree};
-use crate::training::present;
+use crate::training::{checkpoints, present};
 
 /// The best weights under their founding name; in the store they are `model.safetensors`.
 const BEST: &str = "best.ckpt";
@@ -48,9 +48,7 @@ pub(crate) fn write(
         }
     }
     let mut checkpoint = None;
-    let runs = row.runs.iter().filter(|_| !row.is_base());
-    for (index, run) in runs.enumerate() {
-        let id: ArtifactId = run.checkpoint.parse()?;
+    for (index, (_, id)) in checkpoints(row)?.into_iter().enumerate() {
         let Some(manifest) = present(store.manifest(&id))? else {
             continue;
         };

@@ -465,11 +465,13 @@ fn scores(found: &Value) -> Vec<(String, f64)> {
         return Vec::new();
     };
     let set = &score.dataset_id;
-    let latency = (plain(&format!("{set}/latency_ms")), score.latency_ms);
+    let latency = score
+        .latency_ms
+        .map(|millis| (plain(&format!("{set}/latency_ms")), millis));
     let metrics = score.metrics.iter();
     metrics
         .map(|metric| (plain(&format!("{set}/{}", metric.name)), metric.value))
-        .chain([latency])
+        .chain(latency)
         .collect()
 }
 

@@ -47,7 +47,7 @@ pub(crate) fn run(
             dataset: "micropy".to_owned(),
             split: Split::Test,
             shared_digest: "d1".to_owned(),
-            checkpoint: format!("checkpoint-{version}-{seed:?}"),
+            checkpoint: Some(format!("checkpoint-{version}-{seed:?}")),
             data: "processed-data-1".to_owned(),
             protocol: BTreeMap::from([("temperature".to_owned(), "0.2".to_owned())]),
             heads: vec![HeadLoss {
@@ -78,7 +78,7 @@ pub(crate) fn run(
                 value: pass_at_1,
                 higher_is_better: true,
             }],
-            latency_ms: 10.0,
+            latency_ms: Some(10.0),
         },
         problems,
         samples: BTreeMap::new(),

@@ -98,7 +98,7 @@ build-leaderboard promote --leaderboard micropy-loop --to production --name micr
         let checkpoint = row
             .runs
             .first()
-            .map(|run| run.checkpoint.clone())
+            .and_then(|run| run.checkpoint.clone())
             .unwrap_or_default();
         let from = stage_of(&self.log, &checkpoint)?;
         let gate = gate(&board, row, self.to, from);
@@ -231,7 +231,7 @@ fn gate(board: &Standing, row: &LeaderboardRow, to: Stage, from: Option<Stage>) 
     let mut gate = vec![
         check(
             "it is trained and ranked",
-            row.rank.is_some() && !row.is_base(),
+            row.rank.is_some() && row.is_trained(),
             level,
         ),
         over_base,
@@ -246,7 +246,13 @@ fn gate(board: &Standing, row: &LeaderboardRow, to: Stage, from: Option<Stage>) 
         let rank = row
             .rank
             .map_or_else(|| "none".to_owned(), |rank| rank.to_string());
-        gate.push(check("it shares the first rank", row.rank == Some(1), rank));
+        let trained = rows.iter().filter(|other| other.is_trained());
+        let first = trained.filter_map(|other| other.rank).min();
+        gate.push(check(
+            "it shares the first rank of the versions trained here",
+            row.rank.is_some() && row.rank == first,
+            rank,
+        ));
         gate.push(claim(row));
         gate.push(held_out(board, row));
     }
