@@ -287,6 +287,10 @@ fn find(
     data: &Path,
     evaluation: &Evaluation,
 ) -> Result<(PathBuf, Source), JobError> {
+    if !folder.is_dir() {
+        let what = format!("{} is no folder", folder.display());
+        return Err(JobError::bad_input(what).hint("a model from outside is a folder of its name"));
+    }
     let samples = SAMPLES.map(|name| folder.join(name));
     if let Some(path) = samples.into_iter().find(|path| path.exists()) {
         let problems = inputs::read_problems(data, evaluation)?;

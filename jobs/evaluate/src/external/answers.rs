@@ -143,7 +143,7 @@ impl Asked {
                 }
                 let what = format!("the {} split has no task {task:?}", self.split);
                 return Err(error(what).hint(
-                    "the tasks are in problems-SPLIT.jsonl of the data set, as `problem_id`; evaluation.split says which",
+                    "the tasks are in problems/SPLIT.jsonl of the data set, as `problem_id`; evaluation.split says which",
                 ));
             };
             for answer in answers {
