@@ -304,6 +304,22 @@ fn a_loop_keeps_to_the_rules_and_to_actions_of_people() {
             .exists()
     );
 
+    // The last state that training saved is named, and can be had.
+    let spec: Value = serde_json::from_str(&read("versions/v002/spec.json")).expect("JSON");
+    let last = &spec["last.ckpt"];
+    assert!(last["step"].as_u64().is_some_and(|step| step > 0), "{last}");
+    let id = last["artifact"].as_str().expect("an id");
+    let pull = ["pull", id, "--kind", "checkpoint", "--to", "last"];
+    place.run("here", "sync-storage", &pull).expect(0);
+    let weights = place
+        .path("last")
+        .join(last["file"].as_str().expect("a file"));
+    let weights = std::fs::read(weights).expect("the weights");
+    assert_eq!(
+        last["sha256"],
+        wmtp_artifacts::Digest::of(&weights).to_string()
+    );
+
     // A second change cannot be put upon a version that is there.
     let action = read("versions/v002/action-extract.md");
     let tool = |arguments: &[&str]| {
