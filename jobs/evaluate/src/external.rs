@@ -221,22 +221,26 @@ impl Work {
             run.log("an earlier attempt has asked the model; going on with what it told");
             return asked.read(&told);
         }
-        let questions = kept.join("questions.jsonl");
+        // In the folder of this attempt: the program of an attempt that was killed may still be writing in that one's.
+        let questions = run.scratch().join("questions.jsonl");
         let rows: Vec<Value> = problems
             .iter()
             .map(|problem| question(problem, evaluation, run.recipe().seed))
             .collect();
         jsonl::write(&questions, &rows)?;
-        let part = kept.join("told.jsonl.part");
+        let answers = run.scratch().join("told.jsonl");
         let asking = Asking {
             program,
             questions: &questions,
-            answers: &part,
+            answers: &answers,
             limit: Duration::from_secs(self.infer_secs),
         };
         let progress = run.progress("infer", "problems", problems.len() as u64);
         asking.wait(&|| run.elapsed(), &|| run.should_stop())?;
         progress.finish();
+        // Where it can be looked at when it is no answer.
+        let part = kept.join("told.jsonl.part");
+        std::fs::rename(&answers, &part)?;
         let answers = asked
             .read(&part)
             .map_err(|error| error.context(format!("what {} wrote", program.display())))?;

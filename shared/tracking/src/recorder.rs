@@ -496,6 +496,10 @@ mod tests {
             scores(&found),
             expected.map(|(name, value)| (name.to_owned(), value))
         );
+        // Of a model from outside the time may not be known.
+        let mut untimed = found;
+        untimed["latency_ms"] = Value::Null;
+        assert_eq!(scores(&untimed), [("mbpp-test/pass_at_1".to_owned(), 0.25)]);
         assert!(scores(&json!({"metrics": "none"})).is_empty());
     }
 }
