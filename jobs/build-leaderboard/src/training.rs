@@ -27,9 +27,9 @@ pub struct TrainingFacts {
     /// The recipe that it was trained with.
     #[serde(skip)]
     pub recipe: Option<Recipe>,
-    /// Wall seconds of the attempts that finished, all seeds.
+    /// Wall seconds of the attempts that finished, all seeds, where the store knows one.
     #[serde(skip)]
-    pub train_secs: u64,
+    pub train_secs: Option<u64>,
     /// Where it computed.
     #[serde(skip)]
     pub device: Option<String>,
@@ -137,7 +137,8 @@ impl TrainingFacts {
     fn add_history(&mut self, seed: Option<u64>, history: &RunView) {
         self.attempts.extend(attempts(seed, history));
         if let Some(result) = &history.result {
-            self.train_secs += result.summary["elapsed_secs"].as_u64().unwrap_or(0);
+            let secs = result.summary["elapsed_secs"].as_u64().unwrap_or(0);
+            *self.train_secs.get_or_insert(0) += secs;
         }
         let mut devices = history
             .events

@@ -82,7 +82,12 @@ fn timeless_table(text: &str) -> String {
 
 /// A report without the lines that tell of attempts and times.
 fn timeless_report(text: &str) -> String {
-    let told = ["was begun more than once or fell back", "Training took "];
+    // A run that was killed behind its cache entry has no result that tells its time.
+    let told = [
+        "was begun more than once or fell back",
+        "Training took ",
+        "Not recorded in this store. ",
+    ];
     let lines = text
         .lines()
         .filter(|line| !told.iter().any(|words| line.contains(words)));

@@ -238,13 +238,18 @@ mod tests {
             assert_eq!(done.unwrap_err().exit(), exit);
             let told = fs::read_to_string(folder.path().join("told.part")).unwrap();
             assert_eq!(told.split_whitespace().count(), 2, "{told}");
-            for process in told.split_whitespace() {
-                // Gone, or dead and not yet collected by the process that took it over.
+            // Gone, or dead and not yet collected by the process that took it over.
+            let lives = |process: &str| {
                 let state = fs::read_to_string(format!("/proc/{process}/stat"));
-                assert!(
-                    state.is_err() || state.is_ok_and(|state| state.contains(") Z ")),
-                    "{process}"
-                );
+                state.is_ok_and(|state| !state.contains(") Z "))
+            };
+            // A signal is there when it was sent, and works when the kernel comes to it.
+            let mut looks = 0..3000;
+            for process in told.split_whitespace() {
+                while lives(process) && looks.next().is_some() {
+                    std::thread::sleep(EVERY);
+                }
+                assert!(!lives(process), "{process}");
             }
         }
     }
