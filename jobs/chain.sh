@@ -9,7 +9,7 @@
 #
 # Environment: WMTP_STORE (s3://bucket/prefix), the usual AWS variables, SEEDS (number of training seeds, 1),
 # LANES (jobs at a time, 1; they share the cores), OUT (folder for reports and site), BIN (folder of the job
-# binaries). Every job is idempotent: run it again and only what is missing is done.
+# binaries), EXTERNAL (folder of models from outside, a folder each; "external"). Every job is idempotent: run it again and only what is missing is done.
 set -euo pipefail
 
 recipes=$1 data=$2 raw=${3:-}
@@ -35,6 +35,7 @@ settle
 
 scores=$data-base
 lane base "$first" --reference-ce "$data"
+outsiders "$first"
 for seed in $(seq 42 $((41 + seeds))); do
   for recipe in "$recipes"/v*.yaml; do
     lane version "$recipe" "$seed"

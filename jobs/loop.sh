@@ -70,9 +70,12 @@ stage 'audit of the baseline' build-leaderboard audit-baseline --recipe "$recipe
 first=$out/recipes/v001.yaml
 seed=$(sed -n 's/^seed: *//p' "$first")
 last_seed=$((${seed:=42} + seeds - 1))
-base "$first"
+scores=$data-base
+lane base "$first"
+outsiders "$first"
+settle
 
-version=v001 scores=$data-base
+version=v001
 while [ -n "$version" ]; do
   recipe=$out/recipes/$version.yaml
   case $(algo_of "$recipe") in

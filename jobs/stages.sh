@@ -1,6 +1,7 @@
 # What jobs/chain.sh and jobs/loop.sh share: how a job is run and shown, and jobs beside each other. Sourced.
 #
-# Wants: bin (folder of the job binaries), data (name of the data set), lanes (jobs at a time).
+# Wants: bin (folder of the job binaries), data (name of the data set), lanes (jobs at a time), scores (names, separated by
+# commas, of all scores so far).
 # shellcheck shell=bash disable=SC2154
 
 if [[ ! $lanes =~ ^[1-9][0-9]*$ ]]; then
@@ -152,4 +153,19 @@ base() {
   local recipe=$1
   shift
   stage 'evaluate base' evaluate --recipe "$recipe" --data "$data" --base "$data-mtp" "$@" --name "$data-base"
+}
+
+outsider() {
+  stage "evaluate $3, from outside" evaluate external --recipe "$1" --data "$data" --folder "$2" --name "$data-external-$3"
+}
+
+# Evaluates the models from outside, each a folder below EXTERNAL (external), and adds their names to the scores.
+outsiders() {
+  local folder name
+  for folder in "${EXTERNAL:-external}"/*/; do
+    if [ ! -d "$folder" ]; then continue; fi
+    name=$(basename "$folder")
+    lane outsider "$1" "$folder" "$name"
+    scores+=,$data-external-$name
+  done
 }

@@ -185,7 +185,7 @@ fn row(number: usize, metrics: usize) -> LeaderboardRow {
         version_id: version(number),
         dataset_id: "bench-validation".to_owned(),
         created_at: "2026-11-21T12:05:31Z".to_owned(),
-        latency_ms: 12.5,
+        latency_ms: Some(12.5),
         artifact_relpath: files::version_dir(&version(number)),
         metrics: std::iter::once(primary).chain(others).collect(),
         rank: Some(1),
@@ -210,7 +210,7 @@ fn row(number: usize, metrics: usize) -> LeaderboardRow {
         runs: vec![RunSource {
             seed: Some(42),
             scores: id("scores", number),
-            checkpoint: id("checkpoint", number),
+            checkpoint: Some(id("checkpoint", number)),
         }],
     }
 }
@@ -295,7 +295,7 @@ fn table(board: &Leaderboard, metrics: usize) -> String {
             row.version_id,
             row.dataset_id,
             row.created_at,
-            row.latency_ms,
+            row.latency_ms.unwrap_or_default(),
             row.artifact_relpath,
             values.join(",")
         );

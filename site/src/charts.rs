@@ -162,7 +162,9 @@ fn rate_grid(svg: &mut Svg, y: Scale, top: f64, words: &Words) {
 fn best_so_far(rows: &[(&LeaderboardRow, Estimate)], x: &dyn Fn(usize) -> f64, y: Scale) -> String {
     let mut points: Vec<(f64, f64)> = Vec::new();
     let mut best = 0.0f64;
-    for (index, (_, estimate)) in rows.iter().enumerate() {
+    // What comes from outside is no step of this line.
+    let ours = rows.iter().enumerate();
+    for (index, (_, estimate)) in ours.filter(|(_, (row, _))| !row.is_external()) {
         if estimate.mean > best || points.is_empty() {
             if let Some(&(_, level)) = points.last() {
                 points.push((x(index), level));

@@ -17,7 +17,7 @@ pub struct Cost {
     pub lost_attempts: usize,
     /// Target tokens that its trainings went over.
     pub trained_tokens: Option<u64>,
-    /// Tokens that its evaluations generated.
+    /// Tokens that its evaluations generated; 0 where that is not known.
     pub generated_tokens: u64,
     /// CPU seconds of running its programs.
     pub program_secs: f64,
@@ -34,7 +34,7 @@ impl Cost {
                 .find(|run| run.outputs.values().any(|id| id == artifact))
         };
         let trainings: Vec<&RunInfo> = sources(version)
-            .filter_map(|source| made(&source.checkpoint))
+            .filter_map(|source| made(source.checkpoint.as_ref()?))
             .collect();
         let evaluations: Vec<&RunInfo> = sources(version)
             .filter_map(|source| made(&source.scores))
@@ -42,7 +42,7 @@ impl Cost {
         let secs = |runs: &[&RunInfo]| -> Option<f64> {
             (!runs.is_empty()).then(|| runs.iter().map(|run| run.secs()).sum())
         };
-        let is_trained = !version.row.is_base();
+        let is_trained = version.row.is_trained();
         Self {
             train_secs: secs(&trainings).filter(|_| is_trained),
             evaluate_secs: secs(&evaluations),
@@ -61,10 +61,15 @@ impl Cost {
                 .map(|one| one.cpu_secs)
                 .sum(),
             stored_bytes: sources(version)
-                .filter_map(|source| input.stored_bytes.get(&source.checkpoint).copied())
+                .filter_map(|source| input.stored_bytes.get(source.checkpoint.as_ref()?).copied())
                 .reduce(|a, b| a + b)
                 .filter(|_| is_trained),
         }
+    }
+
+    /// Tokens that its evaluations generated, where that is known.
+    pub fn generated(&self) -> Option<String> {
+        (self.generated_tokens > 0).then(|| grouped(self.generated_tokens))
     }
 
     /// Hours of machine time of training and evaluation.

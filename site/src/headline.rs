@@ -54,6 +54,9 @@ fn finding(board: &Leaderboard, words: &Words) -> String {
             &[],
         );
     }
+    if leader.is_external() {
+        return outside_leads(&ranked, &of_leader, words);
+    }
     let level: Vec<&str> = ranked[1..]
         .iter()
         .filter(|row| row.rank == Some(1))
@@ -83,7 +86,14 @@ fn finding(board: &Leaderboard, words: &Words) -> String {
             &[("gap", &gap)],
         );
     }
+    let is_external = second.is_external();
     let second = second.version_id.as_str();
+    if is_external {
+        return say(
+            "{version} leads with {rate} of tasks solved, ahead of {second}, a model from outside, by {gap}.",
+            &[("second", second), ("gap", &gap)],
+        );
+    }
     if seeds == 1 {
         return say(
             "{version} leads with {rate} of tasks solved, ahead of {second}; one seed is too little to claim an improvement.",
@@ -100,6 +110,29 @@ fn finding(board: &Leaderboard, words: &Words) -> String {
         "{version} leads with {rate} of tasks solved, ahead of {second} by {gap}.",
         &[("second", second), ("gap", &gap)],
     )
+}
+
+/// A model from outside stands first: what that means for the best version that was trained here.
+fn outside_leads(ranked: &[&LeaderboardRow], of_leader: &[(&str, &str)], words: &Words) -> String {
+    let say = |sentence: &str, more: &[(&str, &str)]| words.say(sentence, &both(of_leader, more));
+    let trained = ranked.iter().find(|row| row.is_trained());
+    let found = trained.and_then(|row| Some((row, row.estimate?, row.against_leader.as_ref()?)));
+    let Some((best, estimate, behind)) = found else {
+        return say(
+            "{version}, a model from outside, leads with {rate} of tasks solved.",
+            &[],
+        );
+    };
+    let (own, gap) = (percent(estimate.mean), gap(behind, words));
+    let sentence = if best.rank == Some(1) {
+        "{version}, a model from outside, leads with {rate} of tasks solved; {best}, the best version trained here, solves {own}, \
+         level with it within the noise."
+    } else {
+        "{version}, a model from outside, leads with {rate} of tasks solved; {best}, the best version trained here, solves {own}, \
+         {gap} less."
+    };
+    let best = best.version_id.as_str();
+    say(sentence, &[("best", best), ("own", &own), ("gap", &gap)])
 }
 
 fn tasks(board: &Leaderboard, words: &Words) -> String {

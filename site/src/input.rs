@@ -133,13 +133,13 @@ pub struct RunInput {
     pub samples: Vec<GradedSample>,
     /// What became of every program.
     pub outcomes: Vec<Outcome>,
-    /// Generated tokens.
+    /// Generated tokens; 0 where samples do not tell them.
     pub num_tokens: u64,
     /// Passes per task.
     pub problems: Vec<ProblemCount>,
     /// Files of the samples laid out for people that no page can show; of the lowest seed.
     pub files: Vec<SampleFile>,
-    /// What training left; empty for the base.
+    /// What training left; empty for models that were not trained here.
     pub training: Training,
 }
 
@@ -321,10 +321,9 @@ impl VersionInput {
         let mut runs = Vec::new();
         for source in &row.runs {
             let scores = folder(&source.scores)?;
-            let training = if row.is_base() || is_external(row) {
-                Training::default()
-            } else {
-                Training::load(&folder(&source.checkpoint)?)?
+            let training = match source.checkpoint.as_ref().filter(|_| row.is_trained()) {
+                Some(checkpoint) => Training::load(&folder(checkpoint)?)?,
+                None => Training::default(),
             };
             runs.push(RunInput::load(
                 source.seed,
@@ -357,11 +356,6 @@ impl VersionInput {
     }
 }
 
-/// Whether a row is a model from outside, without a recipe and a parent.
-pub fn is_external(row: &LeaderboardRow) -> bool {
-    row.algo == "external"
-}
-
 impl RunInput {
     fn load(
         seed: Option<u64>,
@@ -386,7 +380,7 @@ impl RunInput {
         let mut kept: BTreeMap<(String, ErrorClass), usize> = BTreeMap::new();
         for row in jsonl::rows::<GradedSample>(&path)? {
             let (_, sample) = row?;
-            run.num_tokens += u64::from(sample.completion.num_tokens);
+            run.num_tokens += u64::from(sample.completion.num_tokens.unwrap_or(0));
             run.outcomes
                 .push(Outcome::of(&sample.completion, &sample.verdict));
             if shown {

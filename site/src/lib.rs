@@ -275,9 +275,9 @@ fn build(
     input.runs = runs;
     for version in &input.versions {
         for run in &version.row.runs {
-            if let Some(size) = source.stored_bytes(&run.checkpoint) {
-                input.stored_bytes.insert(run.checkpoint.clone(), size);
-            }
+            let checkpoint = run.checkpoint.as_ref();
+            let size = checkpoint.and_then(|id| Some((id.clone(), source.stored_bytes(id)?)));
+            input.stored_bytes.extend(size);
         }
     }
     let mut site = Folder::open(out)?;

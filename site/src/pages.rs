@@ -473,7 +473,7 @@ impl<'a> Book<'a> {
         match row.change.clone().or_else(of_action) {
             Some(change) => text::visible(&change),
             None if row.is_base() => self.say("the model before training", &[]),
-            None if crate::input::is_external(row) => self.say("a model from outside", &[]),
+            None if row.is_external() => self.say("a model from outside", &[]),
             None => self.say("starting point", &[]),
         }
     }
@@ -508,7 +508,8 @@ fn inputs(input: &SiteInput) -> Vec<(String, String)> {
                 None => row.version_id.clone(),
             };
             inputs.push((format!("scores of {name}"), run.scores.clone()));
-            inputs.push((format!("model of {name}"), run.checkpoint.clone()));
+            let model = run.checkpoint.clone();
+            inputs.extend(model.map(|id| (format!("model of {name}"), id)));
         }
     }
     inputs

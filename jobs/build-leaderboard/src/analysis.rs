@@ -38,6 +38,8 @@ fn summary(board: &Leaderboard, row: &LeaderboardRow) -> String {
     let mut sentences = Vec::new();
     let who = if row.is_base() {
         format!("{} is the untrained model", inert(&row.version_id))
+    } else if row.is_external() {
+        format!("{} was not trained here", inert(&row.version_id))
     } else {
         format!(
             "{} ({}, {})",
@@ -48,7 +50,7 @@ fn summary(board: &Leaderboard, row: &LeaderboardRow) -> String {
     };
     sentences.push(match row.estimate {
         Some(estimate) => {
-            let joint = if row.is_base() { "; it" } else { "" };
+            let joint = if row.is_trained() { "" } else { "; it" };
             format!(
                 "{who}{joint} solves {} of {} with one try (95% interval over tasks {}).",
                 percent(estimate.mean),
@@ -80,6 +82,8 @@ fn summary(board: &Leaderboard, row: &LeaderboardRow) -> String {
             .iter()
             .map(|c| difference(c, "the control")),
     );
+    let leader = row.against_leader.iter().filter(|_| row.is_external());
+    sentences.extend(leader.map(|c| difference(c, "the leader")));
     sentences.join(" ")
 }
 

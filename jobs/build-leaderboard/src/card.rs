@@ -138,7 +138,7 @@ fn limits(report: &Report, row: &LeaderboardRow) -> String {
         limits.push(format!(
             "It is the best of {} on the set that is reported, which flatters it a little.",
             count(
-                board.rows.iter().filter(|row| !row.is_base()).count(),
+                board.rows.iter().filter(|row| row.is_trained()).count(),
                 "version"
             )
         ));
@@ -161,17 +161,19 @@ fn licence() -> String {
 }
 
 fn cost(row: &LeaderboardRow, facts: &TrainingFacts) -> String {
-    if facts.train_secs == 0 {
+    let Some(secs) = facts.train_secs else {
         return "Not recorded in this store. Energy was not measured.".to_owned();
-    }
+    };
+    let sample = row.latency_ms.map_or_else(String::new, |millis| {
+        format!("A sample takes {millis:.0} ms to generate. ")
+    });
     format!(
         "Training took {} of {} in all for {}, attempts that did not finish not counted; a value model or a tuned \
-         reference, the evaluation and the other versions come on top. A sample takes {:.0} ms to generate. Energy was not \
-         measured.",
-        duration(facts.train_secs),
+         reference, the evaluation and the other versions come on top. {}Energy was not measured.",
+        duration(secs),
         inert(facts.device.as_deref().unwrap_or("an unnamed device")),
         count(row.seeds.len(), "seed"),
-        row.latency_ms
+        sample
     )
 }
 

@@ -18,11 +18,15 @@ pub(crate) fn render(report: &Report) -> String {
     let sections = [
         ("Warnings", warnings(report)),
         ("Top three", top(report)),
+        ("Models from outside", outsiders(report)),
         ("What the board can resolve", resolution(report)),
         ("What next", next(report)),
     ];
     let mut text = format!("# Final analysis\n\n{}\n", lead(report));
     for (heading, body) in sections {
+        if body.is_empty() {
+            continue;
+        }
         let _ = write!(text, "\n## {heading}\n\n{}\n", body.trim_end());
     }
     text
@@ -31,7 +35,7 @@ pub(crate) fn render(report: &Report) -> String {
 /// The versions that were trained and can be ranked, best first.
 fn ranked(report: &Report) -> impl Iterator<Item = &LeaderboardRow> {
     let rows = report.board.rows.iter();
-    rows.filter(|row| !row.is_base() && row.estimate.is_some())
+    rows.filter(|row| row.is_trained() && row.estimate.is_some())
 }
 
 fn lead(report: &Report) -> String {
@@ -140,16 +144,51 @@ fn top(report: &Report) -> String {
     text
 }
 
+/// Models that were not trained here: where they stand, beside the best version that was.
+fn outsiders(report: &Report) -> String {
+    let best = ranked(report).next();
+    let rows = report.board.rows.iter().filter(|row| row.is_external());
+    let lines: Vec<String> = rows
+        .map(|row| {
+            let mut line = format!("{}: {}", inert(&row.version_id), standing(row).trim_end());
+            // Where it leads, the comparison stands in the row of the version.
+            let behind = best.and_then(|best| Some((best, best.against_leader.as_ref()?)));
+            if let Some((best, against)) = behind.filter(|(_, c)| c.other == row.version_id) {
+                let _ = write!(
+                    line,
+                    " The best version trained here, {}, against it: {} ({}), {}.",
+                    inert(&best.version_id),
+                    points(against.difference.difference),
+                    signed_range(&against.difference.interval),
+                    against.words()
+                );
+            }
+            line
+        })
+        .collect();
+    if lines.is_empty() {
+        return String::new();
+    }
+    format!(
+        "For comparison: they have no recipe here, win nothing and lead to no next version.\n\n{}",
+        list(&lines)
+    )
+}
+
 fn standing(row: &LeaderboardRow) -> String {
     let rank = row
         .rank
         .map_or_else(|| "none".to_owned(), |rank| rank.to_string());
+    let seeds = if row.is_external() {
+        String::new()
+    } else {
+        format!(", {}", count(row.seeds.len(), "seed"))
+    };
     let mut text = format!(
-        "Rank {rank}: {} of tasks solved with one try ({}), {}.",
+        "Rank {rank}: {} of tasks solved with one try ({}){seeds}.",
         row.estimate.map_or_else(String::new, |e| percent(e.mean)),
         row.estimate
-            .map_or_else(String::new, |e| level_range(&e.interval)),
-        count(row.seeds.len(), "seed")
+            .map_or_else(String::new, |e| level_range(&e.interval))
     );
     if let Some(against) = &row.against_leader {
         let p = against

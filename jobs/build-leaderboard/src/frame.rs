@@ -39,7 +39,7 @@ fn founding_columns(board: &Leaderboard) -> Vec<Column> {
         texts(board, "version_id", |row| Some(row.version_id.clone())),
         texts(board, "dataset_id", |row| Some(row.dataset_id.clone())),
         texts(board, "created_at", |row| Some(row.created_at.clone())),
-        numbers(board, "latency_ms", |row| Some(row.latency_ms)),
+        numbers(board, "latency_ms", |row| row.latency_ms),
         texts(board, "artifact_relpath", |row| {
             Some(row.artifact_relpath.clone())
         }),

@@ -147,16 +147,19 @@ pub(crate) fn read_if_any(path: &Path) -> Result<Option<String>, JobError> {
     }
 }
 
-/// Writes a file at once: killed at any instant, the old one or the new one is there.
+/// Writes a file at once: killed at any instant, the old one or the new one is there. What a killed attempt leaves beside it is
+/// taken over by the next.
 pub(crate) fn write_whole(path: &Path, text: &str) -> Result<(), JobError> {
     let told = |error: io::Error| JobError::from(error).context(path.display().to_string());
     let folder = path.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(folder).map_err(told)?;
-    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(told)?;
+    let mut part = path.as_os_str().to_owned();
+    part.push(".part");
+    let mut file = fs::File::create(&part).map_err(told)?;
     io::Write::write_all(&mut file, text.as_bytes()).map_err(told)?;
-    file.as_file().sync_all().map_err(told)?;
+    file.sync_all().map_err(told)?;
     fault::point("file:before-rename");
-    file.persist(path).map_err(|error| told(error.error))?;
+    fs::rename(&part, path).map_err(told)?;
     fault::point("file:after-rename");
     Ok(())
 }

@@ -179,7 +179,7 @@ pub(crate) fn deliver(
 /// The best trained version.
 pub(crate) fn best(board: &Leaderboard) -> Option<&LeaderboardRow> {
     let mut rows = board.rows.iter();
-    rows.find(|row| row.estimate.is_some() && !row.is_base())
+    rows.find(|row| row.estimate.is_some() && row.is_trained())
 }
 
 /// `2026-11-21T12:05:31Z` becomes `2026-11-21_12-05`.

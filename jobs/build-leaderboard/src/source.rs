@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use wmtp_records::{
-    ErrorClass, EvalScore, GradedSample, ProblemCount, ScoreSummary, jsonl, score_files,
+    EXTERNAL, ErrorClass, EvalScore, GradedSample, ProblemCount, ScoreSummary, jsonl, score_files,
 };
 
 /// The scores of one run: one version, one seed.
@@ -29,9 +29,9 @@ pub struct ScoredRun {
 pub struct SampleCounts {
     /// All samples, the greedy one too.
     pub samples: u32,
-    /// Their tokens.
+    /// Their tokens, of those that tell them: where one does not, no metric is made of them.
     pub tokens: u64,
-    /// Those that ended by themselves.
+    /// Those that are known to have ended by themselves.
     pub finished: u32,
     /// Drawn samples.
     pub drawn: u32,
@@ -42,8 +42,8 @@ pub struct SampleCounts {
 impl SampleCounts {
     fn add(&mut self, sample: &GradedSample) {
         self.samples += 1;
-        self.tokens += u64::from(sample.completion.num_tokens);
-        self.finished += u32::from(sample.completion.finished);
+        self.tokens += u64::from(sample.completion.num_tokens.unwrap_or(0));
+        self.finished += u32::from(sample.completion.finished == Some(true));
         if sample.completion.sample.is_some() {
             self.drawn += 1;
             *self.classes.entry(sample.verdict.class).or_default() += 1;
@@ -81,8 +81,13 @@ impl ScoredRun {
         }
     }
 
-    /// Whether the untrained model was evaluated.
-    pub fn is_base(&self) -> bool {
-        self.summary.algo == "base"
+    /// Whether a model that was not trained here was evaluated.
+    pub fn is_external(&self) -> bool {
+        self.summary.algo == EXTERNAL
+    }
+
+    /// Whether a version that was trained here was evaluated: neither the untrained model nor one from outside.
+    pub fn is_trained(&self) -> bool {
+        self.summary.algo != "base" && !self.is_external()
     }
 }

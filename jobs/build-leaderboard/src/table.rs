@@ -4,8 +4,10 @@ mod compare;
 mod pool;
 
 use std::cmp::Ordering;
+use std::collections::BTreeMap;
 
 use wmtp_job_kit::JobError;
+use wmtp_records::EXTERNAL;
 use wmtp_stats::leaderboard::{AlgorithmBest, Leaderboard, LeaderboardRow, PRIMARY_METRIC};
 use wmtp_stats::{Resolution, resolution, shared_ranks};
 
@@ -86,8 +88,8 @@ impl From<Error> for JobError {
 
 /// Ranks versions.
 ///
-/// Runs must share data, tasks, evaluation set, protocol and (except for the untrained base) the shared part
-/// of their recipes. Seeds of a version are pooled: metrics are averaged, and a task's score is its mean pass
+/// Runs must share data, tasks, evaluation set, protocol and (except for the untrained base and models from outside) the
+/// shared part of their recipes. Seeds of a version are pooled: metrics are averaged, and a task's score is its mean pass
 /// rate over seeds. The outcome does not depend on the order of the runs.
 pub fn build(runs: &[ScoredRun]) -> Result<Leaderboard, Error> {
     Ok(judge(runs)?.board)
@@ -110,8 +112,10 @@ pub(crate) fn judge(runs: &[ScoredRun]) -> Result<Judged, Error> {
         ))
     });
     runs.dedup_by(|a, b| a.id == b.id);
-    let first = *runs.first().ok_or(Error::Empty)?;
-    refuse_unlike(&runs)?;
+    // What the board says of its set and protocol is what a model of ours says, if there is one.
+    let ours = runs.iter().find(|run| !run.is_external());
+    let first = *ours.or(runs.first()).ok_or(Error::Empty)?;
+    refuse_unlike(first, &runs)?;
 
     let mut warnings = Vec::new();
     let mut pooled = pool::versions(&runs, &mut warnings)?;
@@ -121,6 +125,7 @@ pub(crate) fn judge(runs: &[ScoredRun]) -> Result<Judged, Error> {
         .is_none_or(|metric| metric.higher_is_better);
     pooled.sort_by(|a, b| best_first(a, b, higher_is_better));
     warn_of_gaps(&pooled, &mut warnings);
+    warn_of_outsiders(&pooled, &mut warnings);
     warn_of_contamination(&runs, &mut warnings);
     warn_of_second_looks(&runs, &mut warnings);
 
@@ -162,7 +167,7 @@ fn algorithm_bests(pooled: &[Pooled], comparer: &Comparer<'_>) -> Vec<AlgorithmB
     else {
         return Vec::new();
     };
-    let mut seen = vec!["base", "baseline"];
+    let mut seen = vec!["base", "baseline", EXTERNAL];
     let mut bests = Vec::new();
     for version in pooled.iter().filter(|version| version.primary().is_some()) {
         if !seen.contains(&version.algo.as_str()) {
@@ -177,24 +182,33 @@ fn algorithm_bests(pooled: &[Pooled], comparer: &Comparer<'_>) -> Vec<AlgorithmB
 }
 
 /// Checks everything that the runs of one leaderboard share.
-fn refuse_unlike(runs: &[&ScoredRun]) -> Result<(), Error> {
+fn refuse_unlike(first: &ScoredRun, runs: &[&ScoredRun]) -> Result<(), Error> {
     type Facet = (&'static str, fn(&ScoredRun) -> String);
-    let facets: [Facet; 5] = [
+    let facets: [Facet; 4] = [
         ("data sets", |run| run.summary.data.clone()),
         ("splits", |run| run.summary.split.to_string()),
         ("evaluation sets", |run| run.score.dataset_id.clone()),
-        ("evaluation protocols", |run| {
-            format!("{:?}", run.summary.protocol)
-        }),
         ("tasks", |run| format!("{:?}", pool::task_ids(run))),
     ];
-    let first = runs[0];
-    for run in &runs[1..] {
-        for (what, value) in facets {
+    for run in runs {
+        // A model from outside states the part of the protocol that it shares.
+        let has_part = |name: &String| {
+            let parts = [first, run].map(|run| &run.summary.protocol);
+            let stated = run.is_external() || first.is_external();
+            !stated || parts.iter().all(|protocol| protocol.contains_key(name))
+        };
+        for (what, value) in &facets[..3] {
             refuse_difference(first, run, what, value)?;
         }
+        refuse_difference(first, run, "evaluation protocols", |run| {
+            let protocol = run.summary.protocol.iter();
+            let shared: BTreeMap<_, _> = protocol.filter(|(name, _)| has_part(name)).collect();
+            format!("{shared:?}")
+        })?;
+        let (what, value) = facets[3];
+        refuse_difference(first, run, what, value)?;
     }
-    let mut trained = runs.iter().filter(|run| !run.is_base());
+    let mut trained = runs.iter().filter(|run| run.is_trained());
     if let Some(first) = trained.next() {
         for run in trained {
             refuse_difference(first, run, "shared recipe parts", |run| {
@@ -209,7 +223,7 @@ fn refuse_difference(
     first: &ScoredRun,
     second: &ScoredRun,
     what: &'static str,
-    value: fn(&ScoredRun) -> String,
+    value: impl Fn(&ScoredRun) -> String,
 ) -> Result<(), Error> {
     let (one, other) = (value(first), value(second));
     if one == other {
@@ -266,6 +280,22 @@ fn warn_of_gaps(pooled: &[Pooled], warnings: &mut Vec<String>) {
     }
 }
 
+/// How a model from outside sampled is not known here.
+fn warn_of_outsiders(pooled: &[Pooled], warnings: &mut Vec<String>) {
+    let names: Vec<&str> = pooled
+        .iter()
+        .filter(|version| version.is_external())
+        .map(|version| version.version_id.as_str())
+        .collect();
+    if !names.is_empty() {
+        warnings.push(format!(
+            "not trained here, for comparison only: {}; number of samples, limits and grader are the protocol's, how they \
+             sampled and what they were trained on is not known",
+            names.join(", ")
+        ));
+    }
+}
+
 /// Problems of which the models have seen something say less about the others.
 fn warn_of_contamination(runs: &[&ScoredRun], warnings: &mut Vec<String>) {
     let seen = |run: &&&ScoredRun| run.summary.contaminated.values().sum::<usize>();
@@ -315,7 +345,7 @@ fn rank(rows: &mut [LeaderboardRow], comparer: &Comparer<'_>) {
 fn resolve(pooled: &[Pooled]) -> Option<Resolution> {
     let mut best = pooled
         .iter()
-        .filter(|v| !v.is_base() && v.primary().is_some());
+        .filter(|v| v.is_trained() && v.primary().is_some());
     let (first, second) = (best.next()?, best.next()?);
     let squares = first
         .task_scores

@@ -7,7 +7,7 @@ use serde_json::Value;
 use wmtp_artifacts::{ArtifactId, RunView};
 use wmtp_job_kit::{Exit, JobError, Manifest, StoreHandle};
 use wmtp_recipe::Recipe;
-use wmtp_stats::leaderboard::LeaderboardRow;
+use wmtp_stats::leaderboard::{LeaderboardRow, RunSource};
 
 /// What is known of a version's training; parts may be missing, as where the checkpoint lies in another store.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -27,9 +27,9 @@ pub struct TrainingFacts {
     /// The recipe that it was trained with.
     #[serde(skip)]
     pub recipe: Option<Recipe>,
-    /// Wall seconds of the attempts that finished, all seeds.
+    /// Wall seconds of the attempts that finished, all seeds, where the store knows one.
     #[serde(skip)]
-    pub train_secs: u64,
+    pub train_secs: Option<u64>,
     /// Where it computed.
     #[serde(skip)]
     pub device: Option<String>,
@@ -110,8 +110,7 @@ impl TrainingFacts {
         let mut facts = Self::default();
         let mut weights = Vec::new();
         let mut best_steps = Vec::new();
-        for run in row.runs.iter().filter(|_| !row.is_base()) {
-            let id: ArtifactId = run.checkpoint.parse()?;
+        for (run, id) in checkpoints(row)? {
             let Some(manifest) = present(store.manifest(&id))? else {
                 continue;
             };
@@ -138,7 +137,8 @@ impl TrainingFacts {
     fn add_history(&mut self, seed: Option<u64>, history: &RunView) {
         self.attempts.extend(attempts(seed, history));
         if let Some(result) = &history.result {
-            self.train_secs += result.summary["elapsed_secs"].as_u64().unwrap_or(0);
+            let secs = result.summary["elapsed_secs"].as_u64().unwrap_or(0);
+            *self.train_secs.get_or_insert(0) += secs;
         }
         let mut devices = history
             .events
@@ -167,6 +167,15 @@ impl CheckpointFacts {
             attributes: manifest.content.attributes.clone(),
         }
     }
+}
+
+/// The checkpoints of a version, one a seed; a model that was not trained here has none.
+pub(crate) fn checkpoints(row: &LeaderboardRow) -> Result<Vec<(&RunSource, ArtifactId)>, JobError> {
+    let trained = row.runs.iter().filter(|_| row.is_trained());
+    trained
+        .filter_map(|run| Some((run, run.checkpoint.as_ref()?)))
+        .map(|(run, id)| Ok((run, id.parse()?)))
+        .collect()
 }
 
 /// What is not there is no error.

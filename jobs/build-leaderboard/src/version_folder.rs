@@ -5,17 +5,20 @@ use std::fs;
 use std::path::Path;
 
 use serde_json::{Value, json};
-use wmtp_artifacts::{ArtifactId, Kind};
+use wmtp_artifacts::Kind;
 use wmtp_job_kit::{JobError, Manifest, StoreHandle};
 use wmtp_records::{EvalScore, jsonl, score_files};
 use wmtp_stats::leaderboard::LeaderboardRow;
 
 use crate::report::{copy, copy_tree};
-use crate::training::present;
+use crate::training::{checkpoints, present};
 
 /// The best weights under their founding name; in the store they are `model.safetensors`.
 const BEST: &str = "best.ckpt";
 const WEIGHTS: &str = "model.safetensors";
+/// The weights of the newest saved state; it stays in the store.
+const LAST: &str = "last.ckpt";
+const LAST_WEIGHTS: &str = "parameters.safetensors";
 /// What a model needs beside its weights.
 const ASSETS: [&str; 2] = ["tokenizer.json", "params.json"];
 
@@ -48,9 +51,7 @@ pub(crate) fn write(
         }
     }
     let mut checkpoint = None;
-    let runs = row.runs.iter().filter(|_| !row.is_base());
-    for (index, run) in runs.enumerate() {
-        let id: ArtifactId = run.checkpoint.parse()?;
+    for (index, (_, id)) in checkpoints(row)?.into_iter().enumerate() {
         let Some(manifest) = present(store.manifest(&id))? else {
             continue;
         };
@@ -67,7 +68,11 @@ pub(crate) fn write(
             copy(&store.fetch(&manifest.id)?.join(WEIGHTS), &dir.join(BEST))?;
         }
     }
-    let spec = spec(row, checkpoint.as_ref(), weights);
+    let last = match &checkpoint {
+        Some(manifest) => last_state(manifest, store)?,
+        None => None,
+    };
+    let spec = spec(row, checkpoint.as_ref(), weights, last);
     Ok(jsonl::write_json(&dir.join("spec.json"), &spec)?)
 }
 
@@ -143,7 +148,43 @@ fn hparams(recipe: &Value) -> String {
     yaml
 }
 
-fn spec(row: &LeaderboardRow, checkpoint: Option<&Manifest>, weights: Weights) -> Value {
+/// The newest state that the training of a checkpoint saved, as long as the store keeps it: its weights are those of a later step
+/// than the best ones, or the same.
+fn last_state(checkpoint: &Manifest, store: &StoreHandle) -> Result<Option<Value>, JobError> {
+    let Some(history) = store.history(&checkpoint.provenance.run_id)? else {
+        return Ok(None);
+    };
+    let states = history.events.iter().filter_map(|event| {
+        let saved = event["type"] == "checkpoint";
+        let data = Some(&event["data"]).filter(|_| saved)?;
+        Some((data["step"].as_u64()?, data["artifact"].as_str()?))
+    });
+    let Some((step, id)) = states.max_by_key(|(step, _)| *step) else {
+        return Ok(None);
+    };
+    let Some(manifest) = present(store.manifest(&id.parse()?))? else {
+        return Ok(None);
+    };
+    let weights = manifest.file(LAST_WEIGHTS).map(|entry| {
+        json!({
+            "artifact": id,
+            "step": step,
+            "file": LAST_WEIGHTS,
+            "bytes": entry.size,
+            "sha256": entry.sha256.to_string(),
+            "format": "safetensors",
+            "here": false,
+        })
+    });
+    Ok(weights)
+}
+
+fn spec(
+    row: &LeaderboardRow,
+    checkpoint: Option<&Manifest>,
+    weights: Weights,
+    last: Option<Value>,
+) -> Value {
     let file = |path: &str| {
         let entry = checkpoint?.file(path)?;
         Some(json!({"file": path, "bytes": entry.size, "sha256": entry.sha256.to_string()}))
@@ -163,9 +204,10 @@ fn spec(row: &LeaderboardRow, checkpoint: Option<&Manifest>, weights: Weights) -
         "checkpoint": checkpoint.map(|manifest| manifest.id.to_string()),
         "attributes": checkpoint.map(|manifest| &manifest.content.attributes),
         BEST: best,
+        LAST: last,
         "additional_assets": ASSETS.map(file),
         "not_kept": {
-            "last.ckpt": "weights are chosen by the smallest validation loss; states to resume from are collected by the store",
+            LAST: "weights are chosen by the smallest validation loss; the last state that training saved is named above as long as the store keeps it",
             "generation_config": "decoding settings are the evaluation's, in hparams and the leaderboard's protocol",
             "optimizer state": "it belongs to states to resume from",
         },

@@ -257,8 +257,8 @@ impl<'a> Open<'a> {
             sample,
             program: extract::program(&raw),
             raw,
-            num_tokens: generated.ids.len() as u32,
-            finished: generated.finished,
+            num_tokens: Some(generated.ids.len() as u32),
+            finished: Some(generated.finished),
         }
     }
 }

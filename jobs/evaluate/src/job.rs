@@ -1,33 +1,27 @@
 //! The job: model and problems in, scores out.
 
-use std::collections::BTreeMap;
-use std::num::NonZeroUsize;
 use std::path::Path;
 
-use serde_json::json;
 use wmtp_data_sets::TokenFile;
 use wmtp_decoding::Tally;
-use wmtp_grading::{Grader, GraderConfig, Limits, Program};
+use wmtp_grading::Grader;
 use wmtp_job_kit::{Exit, Job, JobError, Kind, Manifest, Output, Plan, PlanCx, Run};
 use wmtp_model::{Device, ParamStore, Params};
 use wmtp_recipe::{Evaluation, SandboxTier};
-use wmtp_records::{
-    AuditOutcome, Completion, EvalScore, GradedSample, Latency, Problem, ProblemCount,
-    ScoreSummary, TestTouch, data_files, jsonl, score_files,
-};
+use wmtp_records::{Problem, data_files, jsonl, score_files};
 
 use crate::contamination::{self, Flags};
+use crate::execute::{execute, grader_config};
 use crate::generate::{self, Generation};
 use crate::heads::{self, HeadScore, Weights};
 use crate::infer::{self, Origin};
 use crate::inputs::{self, Computing, DATA, Inputs};
 use crate::looks::Look;
-use crate::matches::{self, Matches};
-use crate::score::Beside;
+use crate::report::{Case, Report, protocol};
 use crate::subject::{self, Subject};
 use crate::texts::Text;
 use crate::usage::{Meter, Rates};
-use crate::{latency, sandbox_error, score};
+use crate::{latency, matches, sandbox_error, score};
 
 /// Role of the output.
 const SCORES: &str = "scores";
@@ -85,6 +79,7 @@ impl Job for Evaluate {
   evaluate --recipe v002.yaml --store s3://wmtp/demo --data micropy --checkpoint v002-s42 --reference-ce micropy --name v002-s42
   evaluate --recipe v002.yaml --store s3://wmtp/demo --data micropy --checkpoint v002-s42 --set evaluation.split=test --dry-run
   evaluate infer --recipe v002.yaml --store s3://wmtp/demo --data micropy --checkpoint v002-s42 --shard 3/8 --name v002-s42-3
+  evaluate external --recipe v001.yaml --store s3://wmtp/demo --data micropy --folder external/big-model --name big-model
   evaluate grade --problems HumanEval.jsonl --samples samples.jsonl --out results.jsonl";
     const VERSION: u32 = 4;
 
@@ -120,7 +115,14 @@ impl Job for Evaluate {
             None => plan,
         };
         let version = (Self::NAME, Self::VERSION);
-        let look = Look::planned(recipe, &data, &subject, version, &judged, &plan.options)?;
+        let look = Look::planned(
+            recipe,
+            &data,
+            subject.stable_name(),
+            version,
+            &judged,
+            &plan.options,
+        )?;
         let plan = match &look {
             Some(look) => plan.note(look.note(cx)?),
             None => plan,
@@ -170,31 +172,34 @@ impl Job for Evaluate {
         let samples = execute(&problems, completions, &flags, &grader, run)?;
         let heads = work.head_scores(&data, (&params, store), &setup.device, run)?;
         let matches = matches::of(&problems, &samples, &grader);
+        let latency = latency::summary(&timings);
         let report = Report {
             counts: score::count(&problems, &samples, &flags),
-            problems,
             touch,
             tally,
             heads,
             matches,
-            latency: latency::summary(&timings),
+            latency_ms: Some(latency.sample_ms.p50),
+            latency: Some(latency),
             samples,
             sandbox: grader.sandbox().to_map(),
+            problems,
+        };
+        let who = work.subject.identity();
+        let case = Case {
+            who: &who,
+            evaluation,
+            protocol: protocol(evaluation, report.problems.len()),
+            data: &work.data_id,
+            reference: work.reference.as_deref(),
+            trained_on: work.trained_on.as_ref().map(|(id, _)| id.as_str()),
         };
         let dir = run.output_dir(SCORES)?;
-        report.write(&dir, work, run)?;
+        report.write(&dir, &case, run)?;
         report.tell(run);
         let usage = meter.usage(&work.rates, run);
         jsonl::write_json(&dir.join(score_files::USAGE), &usage)?;
-        let output = Output::new(SCORES, Kind::Scores, dir)
-            .attribute("version_id", &work.subject.version_id)
-            .attribute("algo", &work.subject.algo)
-            .attribute("split", evaluation.split)
-            .attribute("dataset", &work.subject.recipe.experiment.dataset);
-        Ok(vec![match &report.touch {
-            Some(touch) => output.attribute("test_touch", touch.number),
-            None => output,
-        }])
+        Ok(vec![report.output(SCORES, dir, &case)])
     }
 }
 
@@ -268,242 +273,5 @@ impl Work {
             .as_ref()
             .map(|(params, store)| Weights { params, store });
         heads::score(policy, reference, &rows).map_err(JobError::internal)
-    }
-}
-
-fn grader_config(evaluation: &Evaluation, accept_degraded: bool) -> Result<GraderConfig, JobError> {
-    let whole = |secs: f64| secs.ceil().max(1.0) as u64;
-    Ok(GraderConfig {
-        workers: NonZeroUsize::new(rayon::current_num_threads())
-            .ok_or_else(|| JobError::internal("the thread pool has no thread"))?,
-        limits: Limits {
-            cpu_secs: whole(evaluation.cpu_secs),
-            wall_secs: whole(evaluation.wall_secs),
-            memory_bytes: evaluation.memory_mib << 20,
-            ..Limits::default()
-        },
-        accept_degraded,
-        audit: true,
-        python: None,
-    })
-}
-
-/// Executes every program against the tests of its problem.
-fn execute(
-    problems: &[Problem],
-    completions: Vec<Completion>,
-    flags: &Flags,
-    grader: &Grader,
-    run: &Run,
-) -> Result<Vec<GradedSample>, JobError> {
-    // All programs of a problem share its tests, which can be large.
-    let empty: BTreeMap<&str, Program> = problems
-        .iter()
-        .map(|problem| {
-            let program = Program::from_tests("", &problem.tests);
-            (problem.problem_id.as_str(), program)
-        })
-        .collect();
-    let programs: Vec<Program> = completions
-        .iter()
-        .map(|completion| empty[completion.problem_id.as_str()].with_candidate(&completion.program))
-        .collect();
-    let progress = run.progress("execute", "programs", programs.len() as u64);
-    let verdicts = grader.grade_all(&programs, |_, _| {
-        progress.inc(1);
-        run.flow()
-    });
-    if run.should_stop() {
-        return Err(JobError::preempted());
-    }
-    Ok(completions
-        .into_iter()
-        .zip(verdicts)
-        .map(|(completion, verdict)| GradedSample {
-            contamination: flags.get(&completion.problem_id).copied(),
-            completion,
-            verdict,
-        })
-        .collect())
-}
-
-/// Everything that one run found out.
-struct Report {
-    problems: Vec<Problem>,
-    samples: Vec<GradedSample>,
-    counts: Vec<ProblemCount>,
-    tally: Tally,
-    heads: Vec<HeadScore>,
-    matches: Option<Matches>,
-    latency: Latency,
-    sandbox: BTreeMap<String, String>,
-    touch: Option<TestTouch>,
-}
-
-impl Report {
-    fn write(&self, dir: &Path, work: &Work, run: &Run) -> Result<(), JobError> {
-        let beside = Beside {
-            heads: &self.heads,
-            matches: self.matches,
-            knows_training: work.trained_on.is_some(),
-            touch: self.touch.as_ref(),
-        };
-        let metrics = score::metrics(&self.counts, &self.samples, &beside, &work.evaluation.ks);
-        let score = EvalScore {
-            dataset_id: format!(
-                "{}-{}",
-                work.subject.recipe.experiment.dataset, work.evaluation.split
-            ),
-            created_at: run.now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
-            num_samples: (self.samples.len() - score::num_ungraded(&self.samples)) as u64,
-            metrics,
-            latency_ms: self.latency.sample_ms.p50,
-        };
-        jsonl::write_json(&dir.join(score_files::EVAL_SCORE), &score)?;
-        jsonl::write_json(&dir.join(score_files::SUMMARY), &self.summary(work))?;
-        jsonl::write_json(&dir.join(score_files::LATENCY), &self.latency)?;
-        jsonl::write(&dir.join(score_files::SAMPLES), &self.samples)?;
-        jsonl::write(&dir.join(score_files::PROBLEMS), &self.counts)?;
-        let shown = work.evaluation.infer_samples;
-        self.write_shown(
-            &dir.join(score_files::INFER_SAMPLES),
-            shown,
-            run.recipe().seed,
-        )
-    }
-
-    fn summary(&self, work: &Work) -> ScoreSummary {
-        let subject = &work.subject;
-        ScoreSummary {
-            version_id: subject.version_id.clone(),
-            algo: subject.algo.clone(),
-            parent: subject.parent.clone(),
-            change: subject.change.clone(),
-            seed: subject.seed,
-            dataset: subject.recipe.experiment.dataset.clone(),
-            split: work.evaluation.split,
-            shared_digest: subject.recipe.shared_digest().to_string(),
-            checkpoint: subject.manifest.id.to_string(),
-            data: work.data_id.clone(),
-            protocol: protocol(&work.evaluation, self.problems.len()),
-            heads: self.heads.iter().map(|head| head.loss.clone()).collect(),
-            error_shares: score::error_shares(&self.samples),
-            pass_at_1_spread: score::spread(&self.counts),
-            audits: score::audits(&self.samples),
-            doubtful: score::doubtful(&self.samples),
-            sandbox: self.sandbox.clone(),
-            reference_loss: work
-                .reference
-                .as_ref()
-                .and_then(|id| score::reference_loss(&self.heads, id)),
-            trained_on: work.trained_on.as_ref().map(|(id, _)| id.clone()),
-            contaminated: score::contaminated(&self.counts),
-            test_touch: self.touch.clone(),
-        }
-    }
-
-    /// `0001/{input.txt, output.txt, gt.txt, meta.json}`: a few problems as a person reads them.
-    fn write_shown(&self, folder: &Path, most: usize, seed: u64) -> Result<(), JobError> {
-        for (number, problem) in score::shown(&self.problems, most, seed)
-            .into_iter()
-            .enumerate()
-        {
-            let Some(sample) = self.samples.iter().find(|sample| {
-                sample.completion.problem_id == problem.problem_id
-                    && sample.completion.sample == Some(0)
-            }) else {
-                continue;
-            };
-            let dir = folder.join(format!("{:04}", number + 1));
-            std::fs::create_dir_all(&dir)?;
-            std::fs::write(dir.join("input.txt"), &problem.prompt)?;
-            std::fs::write(dir.join("output.txt"), &sample.completion.program)?;
-            std::fs::write(
-                dir.join("gt.txt"),
-                problem.reference.as_deref().unwrap_or_default(),
-            )?;
-            let meta = json!({
-                "problem_id": problem.problem_id,
-                "family": problem.family,
-                "sample": sample.completion.sample,
-                "passed": sample.verdict.passed,
-                "class": sample.verdict.class,
-                "message": sample.verdict.message,
-                "num_tokens": sample.completion.num_tokens,
-                "contamination": sample.contamination,
-            });
-            jsonl::write_json(&dir.join("meta.json"), &meta)?;
-        }
-        Ok(())
-    }
-
-    fn tell(&self, run: &Run) {
-        latency::tell(&self.latency, run);
-        let proposals: BTreeMap<_, _> = score::proposals(&self.tally).into_iter().collect();
-        if !proposals.is_empty() {
-            run.event("proposals", &serde_json::json!(proposals));
-        }
-        let ungraded = score::num_ungraded(&self.samples);
-        if ungraded > 0 {
-            run.warning(format!(
-                "{ungraded} samples could not be graded and count for nothing"
-            ));
-        }
-        let audits = score::audits(&self.samples);
-        if let Some(refuted) = audits.get(&AuditOutcome::Refuted) {
-            run.warning(format!(
-                "{refuted} samples pass beside their tests and not from a process of their own; summary.json lists them"
-            ));
-        }
-    }
-}
-
-/// The protocol as it stands beside every number.
-fn protocol(evaluation: &Evaluation, num_problems: usize) -> BTreeMap<String, String> {
-    // Left out where they decide nothing, so that scores made before there was a choice compare with those made since.
-    let top_k = evaluation.top_k.map(|most| ("top_k", most.to_string()));
-    let beams = (evaluation.beams > 1).then(|| {
-        let penalty = evaluation.length_penalty.to_string();
-        [
-            ("beams", evaluation.beams.to_string()),
-            ("length_penalty", penalty),
-        ]
-    });
-    [
-        ("temperature", evaluation.temperature.to_string()),
-        ("top_p", evaluation.top_p.to_string()),
-        ("num_samples", evaluation.num_samples.to_string()),
-        ("num_problems", num_problems.to_string()),
-        ("max_new_tokens", evaluation.max_new_tokens.to_string()),
-        ("prompt_style", "template".to_owned()),
-        ("stops", "end token, next header, closing fence".to_owned()),
-        ("cpu_secs", evaluation.cpu_secs.to_string()),
-        ("wall_secs", evaluation.wall_secs.to_string()),
-        ("memory_mib", evaluation.memory_mib.to_string()),
-    ]
-    .into_iter()
-    .chain(top_k)
-    .chain(beams.into_iter().flatten())
-    .map(|(key, value)| (key.to_owned(), value))
-    .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn fractions_of_a_second_are_rounded_up_to_what_the_kernel_counts() {
-        let evaluation = Evaluation {
-            cpu_secs: 0.2,
-            wall_secs: 2.5,
-            memory_mib: 3,
-            ..Evaluation::default()
-        };
-        let limits = grader_config(&evaluation, false).unwrap().limits;
-        assert_eq!(
-            (limits.cpu_secs, limits.wall_secs, limits.memory_bytes),
-            (1, 3, 3 << 20)
-        );
     }
 }

@@ -84,8 +84,8 @@ mod tests {
             sample: Some(sample),
             raw: "a\nb é".to_owned(),
             program: "a\nb é\n".to_owned(),
-            num_tokens: 3,
-            finished: true,
+            num_tokens: Some(3),
+            finished: Some(true),
         };
         let timing = Timing {
             prefill: Duration::from_millis(2),

@@ -10,25 +10,23 @@ use wmtp_job_kit::{JobError, Manifest, PlanCx, Run};
 use wmtp_recipe::Recipe;
 use wmtp_records::{EarlierTouch, Split, TestTouch, data_files};
 
-use crate::subject::Subject;
-
 /// A look that is planned.
 #[derive(Debug)]
 pub(crate) struct Look {
     /// The problems of the test split.
     set: Digest,
-    /// The version with its training seed.
+    /// The version with its training seed, or the name of a model from outside.
     by: String,
     key: Digest,
     protocol: Digest,
 }
 
 impl Look {
-    /// The look that judging by these inputs and options is; `None` where another split is judged.
+    /// The look of somebody that judging by these inputs and options is; `None` where another split is judged.
     pub(crate) fn planned(
         recipe: &Recipe,
         data: &Manifest,
-        subject: &Subject,
+        by: String,
         (job, version): (&str, u32),
         inputs: &[Input],
         options: &serde_json::Value,
@@ -44,7 +42,7 @@ impl Look {
         })?;
         Ok(Some(Self {
             set: file.sha256,
-            by: subject.stable_name(),
+            by,
             key: cache_key(job, version, inputs, options)?,
             protocol: protocol(recipe),
         }))

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use evaluate::{Complete, Evaluate, Grade, Infer};
+use evaluate::{Complete, Evaluate, External, Grade, Infer};
 use wmtp_job_kit::{Job, Mode};
 
 fn main() -> ExitCode {
@@ -14,6 +14,7 @@ fn main() -> ExitCode {
         Evaluate::ABOUT,
         vec![
             Mode::job::<Infer>("infer"),
+            Mode::job::<External>("external"),
             Mode::store_tool::<Complete>("complete"),
             Mode::file_tool::<Grade>("grade"),
         ],

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use sha2::{Digest, Sha256};
 use wmtp_decoding::Tally;
 use wmtp_records::{
-    AuditOutcome, CaseCounts, Contamination, DoubtfulPass, ErrorClass, GradedSample, Metric,
-    Problem, ProblemCount, ReferenceLoss, Spread, TestTouch,
+    AuditOutcome, CaseCounts, Completion, Contamination, DoubtfulPass, ErrorClass, GradedSample,
+    Metric, Problem, ProblemCount, ReferenceLoss, Spread, TestTouch,
 };
 use wmtp_stats::{DRAWS, bootstrap_mean, mean_pass_at_k};
 
@@ -115,16 +115,27 @@ pub(crate) fn metrics(
         metrics.push(metric("test_touch".to_owned(), touch.number as f64, false));
     }
     metrics.extend(of_heads(beside.heads));
-    if let Some(finished) = share(samples.iter().map(|sample| sample.completion.finished)) {
-        metrics.push(metric("finished_share".to_owned(), finished, true));
-        let tokens: u64 = samples
-            .iter()
-            .map(|sample| u64::from(sample.completion.num_tokens))
-            .sum();
-        let mean = tokens as f64 / samples.len() as f64;
+    if let Some(finished) = of_all(samples, |completion| completion.finished) {
+        metrics.extend(
+            share(finished.into_iter())
+                .map(|value| metric("finished_share".to_owned(), value, true)),
+        );
+    }
+    if let Some(tokens) = of_all(samples, |completion| completion.num_tokens) {
+        let sum: u64 = tokens.into_iter().map(u64::from).sum();
+        let mean = sum as f64 / samples.len() as f64;
         metrics.push(metric("mean_tokens".to_owned(), mean, false));
     }
     metrics
+}
+
+/// What is known of every sample; `None` where one of them does not say, or there is none.
+fn of_all<T>(samples: &[GradedSample], value: impl Fn(&Completion) -> Option<T>) -> Option<Vec<T>> {
+    let values: Vec<T> = samples
+        .iter()
+        .map(|sample| value(&sample.completion))
+        .collect::<Option<_>>()?;
+    (!values.is_empty()).then_some(values)
 }
 
 /// pass@k of some problems. A k above the samples of one of them does not exist; it is left out, not guessed.
@@ -394,7 +405,7 @@ pub(crate) fn shown(problems: &[Problem], limit: usize, seed: u64) -> Vec<&Probl
 
 #[cfg(test)]
 mod tests {
-    use wmtp_records::{Audit, Completion, HeadLoss, Tests, Verdict};
+    use wmtp_records::{Audit, HeadLoss, Tests, Verdict};
 
     use super::*;
 
@@ -421,8 +432,8 @@ mod tests {
                 sample,
                 raw: String::new(),
                 program: String::new(),
-                num_tokens: 1,
-                finished: true,
+                num_tokens: Some(1),
+                finished: Some(true),
             },
             verdict: Verdict {
                 passed: class == ErrorClass::Passed,

@@ -10,11 +10,13 @@ use wmtp_records::jsonl;
 use wmtp_tokens::Tokenizer;
 use wmtp_training::session::{self, bundle};
 
+use crate::report::Identity;
+
 /// Role of the evaluated model among the job's inputs.
 pub(crate) const ROLE: &str = "model";
 
 /// Name under which the untrained model stands on the leaderboard.
-const BASE_VERSION: &str = "base";
+pub(crate) const BASE_VERSION: &str = "base";
 
 /// The evaluated model as the plan knows it.
 #[derive(Debug)]
@@ -98,6 +100,20 @@ impl Subject {
             manifest,
             layout: BUNDLE,
         })
+    }
+
+    /// Who it is, as scores say it.
+    pub(crate) fn identity(&self) -> Identity {
+        Identity {
+            version_id: self.version_id.clone(),
+            algo: self.algo.clone(),
+            parent: self.parent.clone(),
+            change: self.change.clone(),
+            seed: self.seed,
+            dataset: self.recipe.experiment.dataset.clone(),
+            shared_digest: self.recipe.shared_digest().to_string(),
+            checkpoint: Some(self.manifest.id.to_string()),
+        }
     }
 
     /// Who looks, whatever the weights: `v001-s42`, or the base model's id.

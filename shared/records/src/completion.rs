@@ -18,10 +18,12 @@ pub struct Completion {
     pub raw: String,
     /// The program that is executed, after the extraction rule.
     pub program: String,
-    /// Number of generated tokens.
-    pub num_tokens: u32,
-    /// Whether generation ended by itself, not by the token limit.
-    pub finished: bool,
+    /// Number of generated tokens; of a model from outside it may not be known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub num_tokens: Option<u32>,
+    /// Whether generation ended by itself, not by the token limit; unknown as the number of tokens may be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finished: Option<bool>,
 }
 
 /// How long the text of a completion took, whatever was generated beside it. Made by evaluate; apart from

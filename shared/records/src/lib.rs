@@ -16,6 +16,6 @@ pub use completion::{
 pub use problem::{Case, Contamination, Problem, Split, Tests};
 pub use record::{DataSchema, Record, RecordMetadata, data_files};
 pub use score::{
-    Cost, DoubtfulPass, EarlierTouch, Energy, EvalScore, HeadLoss, Latency, Metric, Percentiles,
-    ProblemCount, ReferenceLoss, ScoreSummary, Spread, TestTouch, Usage, score_files,
+    Cost, DoubtfulPass, EXTERNAL, EarlierTouch, Energy, EvalScore, HeadLoss, Latency, Metric,
+    Percentiles, ProblemCount, ReferenceLoss, ScoreSummary, Spread, TestTouch, Usage, score_files,
 };

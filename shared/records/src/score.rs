@@ -18,7 +18,8 @@ pub struct EvalScore {
     /// Named values. Names never hold `@`.
     pub metrics: Vec<Metric>,
     /// Median wall time of one sample in milliseconds, from taking up its prompt to its end; [`Latency`] has the rest.
-    pub latency_ms: f64,
+    /// `None` for a model from outside that does not say.
+    pub latency_ms: Option<f64>,
 }
 
 /// `latency.json`: how long generation took, with as many texts beside each other as the job generates at once.
@@ -206,18 +207,21 @@ pub struct DoubtfulPass {
     pub audit: Audit,
 }
 
+/// What stands in place of an algorithm for a model that was not trained here.
+pub const EXTERNAL: &str = "external";
+
 /// `summary.json` of a scores artifact: all that identifies and explains the scores.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ScoreSummary {
-    /// Version that was evaluated: `v001`, or `base` for the untrained model.
+    /// Version that was evaluated: `v001`, `base` for the untrained model, or the name of a model from outside.
     pub version_id: String,
-    /// Algorithm key of the recipe, or `base`.
+    /// Algorithm key of the recipe, or `base`, or [`EXTERNAL`].
     pub algo: String,
     /// Version that this one was derived from.
     pub parent: Option<String>,
     /// The one change against the parent, in words.
     pub change: Option<String>,
-    /// Training seed; `None` for the base.
+    /// Training seed; `None` for the base and for models from outside.
     pub seed: Option<u64>,
     /// Data set name.
     pub dataset: String,
@@ -225,11 +229,12 @@ pub struct ScoreSummary {
     pub split: Split,
     /// Digest of all that runs on one leaderboard must share; see the recipe crate.
     pub shared_digest: String,
-    /// Checkpoint (or base model) artifact that generated the samples.
-    pub checkpoint: String,
+    /// Checkpoint (or base model) artifact that generated the samples; a model from outside has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<String>,
     /// Processed-data artifact that the problems come from.
     pub data: String,
-    /// Sampling settings and limits, as resolved.
+    /// Sampling settings and limits, as resolved; of a model from outside, the part that judging decides.
     pub protocol: BTreeMap<String, String>,
     /// Prediction heads on the reference solutions.
     pub heads: Vec<HeadLoss>,

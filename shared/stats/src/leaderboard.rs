@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use wmtp_records::{ErrorClass, HeadLoss, Metric, Split};
+use wmtp_records::{EXTERNAL, ErrorClass, HeadLoss, Metric, Split};
 
 use crate::{Difference, Estimate, Interval, Resolution};
 
@@ -74,7 +74,7 @@ pub struct Leaderboard {
     pub data: String,
     /// Number of tasks.
     pub num_tasks: usize,
-    /// Sampling settings and limits, the same for every row.
+    /// Sampling settings and limits, the same for every version; models from outside share number of samples and limits.
     pub protocol: BTreeMap<String, String>,
     /// What the sandbox could enforce: layer to state.
     pub sandbox: BTreeMap<String, String>,
@@ -125,27 +125,27 @@ pub struct HeldOut {
 /// One version with its seeds pooled.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LeaderboardRow {
-    /// `v001`, or `base`.
+    /// `v001`, `base`, or the name of a model from outside.
     pub version_id: String,
     /// Evaluation set.
     pub dataset_id: String,
     /// Time of the newest of its scores.
     pub created_at: String,
-    /// Mean wall time of one generated sample in milliseconds.
-    pub latency_ms: f64,
+    /// Mean wall time of one generated sample in milliseconds, where it is known.
+    pub latency_ms: Option<f64>,
     /// Folder of the version beside the table.
     pub artifact_relpath: String,
     /// Means over seeds.
     pub metrics: Vec<Metric>,
     /// Rank that the noise allows; `None` without the primary metric.
     pub rank: Option<u32>,
-    /// Algorithm key of the recipe, or `base`.
+    /// Algorithm key of the recipe, or `base`, or [`EXTERNAL`].
     pub algo: String,
     /// Version that this one was derived from.
     pub parent: Option<String>,
     /// The one change against the parent, in words.
     pub change: Option<String>,
-    /// Training seeds, rising; empty for the base.
+    /// Training seeds, rising; empty for the base and for models from outside.
     pub seeds: Vec<u64>,
     /// Graded samples of all seeds.
     pub num_samples: u64,
@@ -189,6 +189,16 @@ impl LeaderboardRow {
         self.algo == "base"
     }
 
+    /// Whether the row is a model that was not trained here: it is compared like a version, and has neither recipe nor parent.
+    pub fn is_external(&self) -> bool {
+        self.algo == EXTERNAL
+    }
+
+    /// Whether the version was trained here, so that it can win, be promoted and lead to a next one.
+    pub fn is_trained(&self) -> bool {
+        !self.is_base() && !self.is_external()
+    }
+
     /// Whether the version is a control: weights that say nothing about the tokens.
     pub fn is_control(&self) -> bool {
         matches!(self.algo.as_str(), "random_matched" | "shuffled")
@@ -214,12 +224,13 @@ pub struct FamilyScore {
 /// Artifacts behind one seed of a version.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunSource {
-    /// Training seed; `None` for the base.
+    /// Training seed; `None` for the base and for models from outside.
     pub seed: Option<u64>,
     /// Scores artifact.
     pub scores: String,
-    /// Checkpoint (or base model) artifact.
-    pub checkpoint: String,
+    /// Checkpoint (or base model) artifact; a model from outside has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<String>,
 }
 
 /// One version against another, over the same tasks.

@@ -465,11 +465,13 @@ fn scores(found: &Value) -> Vec<(String, f64)> {
         return Vec::new();
     };
     let set = &score.dataset_id;
-    let latency = (plain(&format!("{set}/latency_ms")), score.latency_ms);
+    let latency = score
+        .latency_ms
+        .map(|millis| (plain(&format!("{set}/latency_ms")), millis));
     let metrics = score.metrics.iter();
     metrics
         .map(|metric| (plain(&format!("{set}/{}", metric.name)), metric.value))
-        .chain([latency])
+        .chain(latency)
         .collect()
 }
 
@@ -494,6 +496,10 @@ mod tests {
             scores(&found),
             expected.map(|(name, value)| (name.to_owned(), value))
         );
+        // Of a model from outside the time may not be known.
+        let mut untimed = found;
+        untimed["latency_ms"] = Value::Null;
+        assert_eq!(scores(&untimed), [("mbpp-test/pass_at_1".to_owned(), 0.25)]);
         assert!(scores(&json!({"metrics": "none"})).is_empty());
     }
 }

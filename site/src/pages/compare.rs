@@ -201,7 +201,7 @@ fn costs(book: &Book<'_>, this: &VersionInput, other: &VersionInput) -> Value {
             Cell::text(&version.row.version_id).marked(&marks::of(&version.row.algo).inline()),
             Cell::maybe(cost.hours().map(duration)),
             Cell::maybe(cost.trained_tokens.map(grouped)),
-            Cell::number(grouped(cost.generated_tokens)),
+            Cell::maybe(cost.generated()),
         ]);
     }
     table.finish()

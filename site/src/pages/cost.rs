@@ -124,7 +124,7 @@ fn versions(book: &Book<'_>) -> Value {
             hours(cost.train_secs),
             hours(cost.evaluate_secs),
             Cell::maybe(cost.trained_tokens.map(grouped)),
-            Cell::number(grouped(cost.generated_tokens)),
+            Cell::maybe(cost.generated()),
             Cell::number(duration(cost.program_secs / 3600.0)),
             Cell::number(cost.lost_attempts.to_string()),
             Cell::maybe(cost.stored_bytes.map(bytes)),

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 use minijinja::context;
-use wmtp_stats::leaderboard::Verdict;
+use wmtp_stats::leaderboard::{LeaderboardRow, Verdict};
 use wmtp_stats::wording::{percent, signed};
 
 use super::index::{verdict_class, verdict_sign};
@@ -45,27 +45,23 @@ pub(super) fn write(book: &mut Book<'_>) -> Result<(), Error> {
     };
     let mut html = String::new();
     branch(book, &tree, None, &path, &mut html);
-    let leader = book
-        .input
-        .board
-        .rows
-        .first()
-        .map(|row| row.version_id.clone());
+    let leader = leader(book).map(|row| row.version_id.clone());
     let values = context! { finding => title.as_str(), tree => markup(html), leader => leader, is_chain => path.len() > 1 };
     book.page("lineage.html", "lineage.html", &title, values)?;
     book.entry("lineage.html", &title, "");
     Ok(())
 }
 
+/// The first row of what was made here: models from outside have no lineage.
+fn leader<'a>(book: &Book<'a>) -> Option<&'a LeaderboardRow> {
+    let mut rows = book.input.board.rows.iter();
+    rows.find(|row| !row.is_external())
+}
+
 /// Versions from the first one to the leader.
 fn path_to_leader(book: &Book<'_>) -> BTreeSet<usize> {
     let mut path = BTreeSet::new();
-    let leader = book
-        .input
-        .board
-        .rows
-        .first()
-        .filter(|row| row.rank.is_some());
+    let leader = leader(book).filter(|row| row.rank.is_some());
     let mut next = leader.and_then(|row| book.facts.place(&row.version_id));
     while let Some(place) = next {
         if !path.insert(place) {

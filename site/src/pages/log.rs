@@ -24,7 +24,8 @@ fn runs_of<'a>(book: &Book<'a>, version: &VersionInput) -> Vec<&'a RunInfo> {
         .row
         .runs
         .iter()
-        .flat_map(|source| [source.checkpoint.as_str(), source.scores.as_str()])
+        .flat_map(|source| [source.checkpoint.as_deref(), Some(source.scores.as_str())])
+        .flatten()
         .collect();
     let runs = book.input.runs.as_deref().unwrap_or_default().iter();
     runs.filter(|run| run.outputs.values().any(|id| wanted.contains(&id.as_str())))

@@ -16,6 +16,12 @@ pub(super) fn write(book: &mut Book<'_>) -> Result<(), Error> {
         .rows
         .first()
         .and_then(|row| book.facts.version(&row.version_id));
+    // Its failure says what is to be improved here.
+    let best = book
+        .input
+        .versions
+        .iter()
+        .find(|version| version.row.is_trained());
     let values = context! {
         finding => headline.finding.as_str(),
         uncertainty => headline.uncertainty.as_str(),
@@ -25,7 +31,7 @@ pub(super) fn write(book: &mut Book<'_>) -> Result<(), Error> {
         leader_mark => leader.map(|leader| markup(marks::of(&leader.row.algo).inline())),
         progress => markup(charts::progress(board, &headline.finding, &book.words)),
         help => help(book),
-        failure => leader.and_then(failing).map(|sample| sections::sample(book, sample, 0)),
+        failure => best.or(leader).and_then(failing).map(|sample| sections::sample(book, sample, 0)),
         cost => cost(book),
     };
     let title = book.say("On a wall: five screens", &[]);

@@ -527,11 +527,12 @@ pub(super) fn facts(book: &Book<'_>, version: &VersionInput) -> Vec<Value> {
         facts.push(("stored", bytes(size)));
     }
     facts.push(("programs run", grouped(row.num_samples)));
-    facts.push(("tokens generated", grouped(cost.generated_tokens)));
-    facts.push((
-        "time per generated sample",
-        format!("{:.1} ms", row.latency_ms),
-    ));
+    if let Some(tokens) = cost.generated() {
+        facts.push(("tokens generated", tokens));
+    }
+    if let Some(millis) = row.latency_ms {
+        facts.push(("time per generated sample", format!("{millis:.1} ms")));
+    }
     facts.push((
         "CPU time of running the programs",
         format!("{:.0} s", cost.program_secs),
@@ -566,7 +567,9 @@ pub(super) fn sources(book: &Book<'_>, version: &VersionInput) -> Value {
             None => say(plain),
         };
         add(role("scores", "scores, seed {seed}"), &run.scores);
-        add(role("model", "model, seed {seed}"), &run.checkpoint);
+        if let Some(checkpoint) = &run.checkpoint {
+            add(role("model", "model, seed {seed}"), checkpoint);
+        }
     }
     let folder = say("folder beside the table, copied for the best version only");
     add(folder, &version.row.artifact_relpath);

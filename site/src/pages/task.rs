@@ -51,7 +51,7 @@ fn by_task(version: &VersionInput) -> BTreeMap<&str, Vec<&GradedSample>> {
 fn overview(book: &mut Book<'_>) -> Result<(), Error> {
     let facts = book.facts;
     let trained: Vec<usize> = (0..facts.lineage.len())
-        .filter(|place| !facts.lineage[*place].row.is_base())
+        .filter(|place| facts.lineage[*place].row.is_trained())
         .collect();
     let never = facts.tasks.iter().filter(|task| task.mean() <= 0.0).count();
     let always = |task: &&Task<'_>| {

@@ -39,7 +39,7 @@ pub(super) fn write(book: &mut Book<'_>, version: &VersionInput) -> Result<(), E
         meaning => book.say(mark.meaning, &[]),
         finding => finding.as_str(),
         is_base => row.is_base(),
-        is_external => crate::input::is_external(row),
+        is_external => row.is_external(),
         change => row.change.as_deref().map(text::visible),
         parent => parent.map(|parent| parent.row.version_id.clone()),
         comparisons => comparisons(book, version),

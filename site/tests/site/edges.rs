@@ -3,6 +3,7 @@
 use build_site::input::{LogLine, SampleFile};
 use build_site::pages;
 use wmtp_records::Metric;
+use wmtp_stats::leaderboard::Verdict;
 
 use crate::check::faults;
 use crate::fixture::{self, World};
@@ -136,31 +137,89 @@ fn a_board_whose_metric_is_better_when_lower_says_so() {
     has(&site, "index.html", &["pass@1 ↓</th>"]);
 }
 
-#[test]
-fn a_model_from_outside_has_no_lineage_and_needs_no_checkpoint() {
-    let site = changed(|input| {
-        let mut outside = input.versions[0].clone();
-        outside.row.version_id = "big-model".to_owned();
-        outside.row.algo = "external".to_owned();
-        outside.row.parent = None;
-        outside.row.against_parent = None;
-        outside.row.change = None;
-        outside.row.seeds.clear();
-        for run in &mut outside.runs {
-            run.training = build_site::input::Training::default();
-        }
-        input.versions.push(outside);
+/// A typical world with a model from outside of some level, as it lies on the disk: without a checkpoint, tokens and times.
+fn with_outsider(level: f64) -> build_site::Site {
+    let root = tempfile::tempdir().unwrap();
+    let mut world = World::typical();
+    world.versions.push(fixture::Version {
+        id: "big-model",
+        algo: "external",
+        parent: None,
+        change: None,
+        level,
+        claim: (Verdict::Worse, "the interval excludes 0"),
     });
+    let mut input = world.input(root.path());
+    for row in input.versions.iter_mut().map(|version| &mut version.row) {
+        let leads = row.is_external() && level > 0.6;
+        row.rank = Some(if leads || level < 0.6 && row.is_trained() {
+            1
+        } else {
+            2
+        });
+    }
+    input.board.rows = input
+        .versions
+        .iter()
+        .map(|version| version.row.clone())
+        .collect();
+    let site = rendered(&input);
+    assert_eq!(faults(&site), Vec::<String>::new());
+    site
+}
+
+#[test]
+fn a_model_from_outside_is_a_marked_row_without_lineage_training_or_what_nobody_told() {
+    let site = with_outsider(0.4);
+    let page = "v/big-model/index.html";
     has(
         &site,
-        "v/big-model/index.html",
-        &["comes from outside and has no lineage here"],
+        page,
+        &[
+            "comes from outside and has no lineage here",
+            "a model that was not trained here, for comparison",
+            "against the leader",
+        ],
     );
+    let text = site.text(page).unwrap();
+    for unknown in [
+        "time per generated sample",
+        "tokens generated",
+        "<td>model</td>",
+        "training, machine time",
+        "checkpoint-",
+    ] {
+        assert!(!text.contains(unknown), "{unknown}");
+    }
     has(
         &site,
         "index.html",
-        &["a model from outside", "class=\"f-external\""],
+        &[
+            "a model from outside",
+            "class=\"f-external\"",
+            "<tr class=\"g-external",
+        ],
     );
+    // Its page of comparison with the leader is there, its tasks count, and it is no trained version.
+    assert!(site.text("compare/v002-big-model.html").is_some());
+    has(&site, "t/index.html", &["by every trained version"]);
+    has(&site, "ko/index.html", &["외부 모델"]);
+}
+
+#[test]
+fn a_model_from_outside_that_leads_is_told_beside_the_best_version_trained_here() {
+    let site = with_outsider(0.9);
+    let finding = ", a model from outside, leads with ";
+    has(
+        &site,
+        "index.html",
+        &[finding, "; v002, the best version trained here, solves "],
+    );
+    let text = site.text("index.html").unwrap();
+    assert!(text.contains(" points less."), "{finding}");
+    // The best so far is of versions, and their lineage ends with the best of them.
+    has(&site, "lineage.html", &["big-model"]);
+    has(&site, "present.html", &["big-model"]);
 }
 
 #[test]

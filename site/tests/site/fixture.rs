@@ -124,7 +124,7 @@ impl World {
         for version in &self.versions {
             for seed in self.seeds_of(version) {
                 self.write_scores(version, seed, &root.join(scores_id(version, seed)));
-                if version.algo != "base" {
+                if !matches!(version.algo, "base" | "external") {
                     write_checkpoint(
                         version,
                         seed.unwrap_or(0),
@@ -174,7 +174,7 @@ impl World {
     }
 
     fn seeds_of(&self, version: &Version) -> Vec<Option<u64>> {
-        if version.algo == "base" {
+        if matches!(version.algo, "base" | "external") {
             vec![None]
         } else {
             self.seeds.iter().map(|seed| Some(*seed)).collect()
@@ -238,8 +238,8 @@ impl World {
                 sample: Some(0),
                 raw: program.to_owned(),
                 program: self.hostile.unwrap_or(program).to_owned(),
-                num_tokens: 40,
-                finished: true,
+                num_tokens: (version.algo != "external").then_some(40),
+                finished: (version.algo != "external").then_some(true),
             },
             verdict: Verdict {
                 passed: class == ErrorClass::Passed,
@@ -347,7 +347,7 @@ impl World {
             version_id: version.id.to_owned(),
             dataset_id: "micropy-test".to_owned(),
             created_at: "2026-11-21T12:05:31Z".to_owned(),
-            latency_ms: 12.5,
+            latency_ms: (version.algo != "external").then_some(12.5),
             artifact_relpath: files::version_dir(version.id),
             metrics: vec![metric(1), metric(5), metric(10)],
             rank: Some(if version.algo == "base" {
@@ -366,12 +366,12 @@ impl World {
             against_leader: (version.id != leader.id).then(|| against(leader.id)),
             against_parent: version.parent.map(against),
             against_baseline: weighted.then(|| against("v001")),
-            against_controls: if version.algo == "base" {
+            against_controls: if matches!(version.algo, "base" | "external") {
                 Vec::new()
             } else {
                 controls.map(against).collect()
             },
-            heads: (1..=4)
+            heads: (1..=if version.algo == "external" { 0 } else { 4 })
                 .map(|horizon| HeadLoss {
                     horizon,
                     ce_nats: 0.4 * f64::from(horizon) - version.level * 0.2 + 0.3,
@@ -395,7 +395,7 @@ impl World {
                 .map(|seed| RunSource {
                     seed,
                     scores: scores_id(version, seed),
-                    checkpoint: checkpoint_id(version, seed),
+                    checkpoint: (version.algo != "external").then(|| checkpoint_id(version, seed)),
                 })
                 .collect(),
         }

@@ -6,6 +6,7 @@ mod errors;
 mod fallbacks;
 mod kills;
 mod loops;
+mod outside;
 mod place;
 mod protocols;
 mod repeats;

@@ -81,6 +81,8 @@ impl<'a> Comparer<'a> {
             against_baseline: against(self.baseline_of(version)),
             against_controls: self
                 .controls()
+                // A control says something of how a version was trained.
+                .filter(|_| !version.is_external())
                 .filter(|control| control.version_id != version.version_id)
                 .filter_map(|control| against(Some(control)))
                 .collect(),
@@ -119,7 +121,8 @@ impl<'a> Comparer<'a> {
     }
 
     /// The rule for claims. Against the untrained base the interval alone decides: nothing is claimed there but
-    /// that training works.
+    /// that training works. So it does against a model from outside, which has no seeds to draw from: two given models
+    /// differ on these tasks.
     fn judge(&self, this: &Pooled, other: &Pooled, difference: &Difference) -> (Verdict, String) {
         let no = |reason: String| (Verdict::NoDifference, reason);
         if !difference.is_significant() {
@@ -130,7 +133,7 @@ impl<'a> Comparer<'a> {
         } else {
             Verdict::Worse
         };
-        if this.is_base() || other.is_base() {
+        if !this.is_trained() || !other.is_trained() {
             return (direction, "the interval excludes 0".to_owned());
         }
         let seeds = this.seeds.len().min(other.seeds.len());
@@ -189,7 +192,7 @@ impl<'a> Comparer<'a> {
 
     /// The nearest ancestor with the baseline algorithm, or the first baseline by name.
     fn baseline_of(&self, version: &Pooled) -> Option<&'a Pooled> {
-        if version.algo == "baseline" || version.is_base() {
+        if version.algo == "baseline" || !version.is_trained() {
             return None;
         }
         let mut ancestor = self.named(version.parent.as_deref());

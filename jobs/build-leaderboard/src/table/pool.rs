@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use wmtp_records::{ErrorClass, HeadLoss, Metric, ProblemCount};
+use wmtp_records::{EXTERNAL, ErrorClass, HeadLoss, Metric, ProblemCount};
 use wmtp_stats::leaderboard::{FamilyScore, PRIMARY_METRIC, RunSource};
 
 use super::Error;
@@ -22,7 +22,7 @@ pub(crate) struct Pooled {
     pub(crate) change: Option<String>,
     pub(crate) seeds: Vec<u64>,
     pub(crate) created_at: String,
-    pub(crate) latency_ms: f64,
+    pub(crate) latency_ms: Option<f64>,
     pub(crate) num_samples: u64,
     pub(crate) metrics: Vec<Metric>,
     /// Ids of the tasks, in their order.
@@ -50,9 +50,14 @@ pub(crate) struct Pooled {
 }
 
 impl Pooled {
-    /// Whether the version is the untrained model.
-    pub(crate) fn is_base(&self) -> bool {
-        self.algo == "base"
+    /// Whether the model was not trained here.
+    pub(crate) fn is_external(&self) -> bool {
+        self.algo == EXTERNAL
+    }
+
+    /// Whether the version was trained here: neither the untrained model nor one from outside.
+    pub(crate) fn is_trained(&self) -> bool {
+        self.algo != "base" && !self.is_external()
     }
 
     /// The pass rates as rows of seeds.
@@ -108,7 +113,11 @@ fn version(seeds: &[&ScoredRun], warnings: &mut Vec<String>) -> Result<Pooled, E
             .map(|run| run.score.created_at.clone())
             .max()
             .unwrap_or_default(),
-        latency_ms: mean(seeds.iter().map(|run| run.score.latency_ms)),
+        latency_ms: seeds
+            .iter()
+            .map(|run| run.score.latency_ms)
+            .collect::<Option<Vec<f64>>>()
+            .map(|millis| mean(millis.into_iter())),
         num_samples: seeds.iter().map(|run| run.score.num_samples).sum(),
         metrics: mean_metrics(seeds, warnings),
         families: families(&tasks[0], &task_scores),

@@ -47,7 +47,7 @@ pub(crate) fn run(
             dataset: "micropy".to_owned(),
             split: Split::Test,
             shared_digest: "d1".to_owned(),
-            checkpoint: format!("checkpoint-{version}-{seed:?}"),
+            checkpoint: Some(format!("checkpoint-{version}-{seed:?}")),
             data: "processed-data-1".to_owned(),
             protocol: BTreeMap::from([("temperature".to_owned(), "0.2".to_owned())]),
             heads: vec![HeadLoss {
@@ -78,7 +78,7 @@ pub(crate) fn run(
                 value: pass_at_1,
                 higher_is_better: true,
             }],
-            latency_ms: 10.0,
+            latency_ms: Some(10.0),
         },
         problems,
         samples: BTreeMap::new(),
@@ -285,6 +285,144 @@ fn the_untrained_base_need_not_share_the_recipe_but_must_share_the_data() {
     assert!(build(&runs).is_ok());
     runs[0].summary.data = "other".to_owned();
     assert!(build(&runs).is_err());
+}
+
+/// A model from outside, which says how it is judged and nothing of how it samples.
+fn outsider(level: u32) -> ScoredRun {
+    let mut outside = run("big-model", "external", None, None, &tasks(level));
+    outside.summary.shared_digest = "none".to_owned();
+    outside.summary.checkpoint = None;
+    outside.summary.heads.clear();
+    outside.summary.protocol = BTreeMap::from([("num_samples".to_owned(), "20".to_owned())]);
+    outside.score.latency_ms = None;
+    outside
+}
+
+#[test]
+fn a_model_from_outside_is_ranked_and_compared_and_is_nobodys_version() {
+    let mut runs = board_of(&FULL, 3);
+    for run in &mut runs {
+        let more = [("num_samples", "20"), ("top_p", "0.9")];
+        let more = more.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        run.summary.protocol.extend(more);
+    }
+    let alone = build(&runs).unwrap();
+    runs.push(outsider(16));
+    let board = build(&runs).unwrap();
+    assert_eq!(
+        ids(&board),
+        ["big-model", "v002", "v005", "v001", "v004", "base"]
+    );
+    // What the board says of its protocol is what the versions say, though its first run is another's.
+    assert_eq!(board.protocol, alone.protocol);
+    assert_eq!(board.resolution, alone.resolution);
+    assert_eq!(board.algorithm_bests, alone.algorithm_bests);
+
+    let outside = row(&board, "big-model");
+    assert!(outside.is_external() && !outside.is_trained());
+    assert_eq!((outside.rank, outside.latency_ms), (Some(1), None));
+    assert_eq!(outside.runs[0].checkpoint, None);
+    assert!(outside.against_parent.is_none() && outside.against_baseline.is_none());
+    assert!(outside.against_controls.is_empty());
+    // Others are tested against it as against any leader, and it as any other against them.
+    let best = row(&board, "v002");
+    let behind = best.against_leader.as_ref().unwrap();
+    assert_eq!(
+        (behind.other.as_str(), behind.verdict),
+        ("big-model", Verdict::Worse)
+    );
+    assert!(behind.p_holm.is_some_and(|p| p < 0.05));
+    assert_eq!(best.rank, Some(2));
+    runs.pop();
+    runs.push(outsider(4));
+    let board = build(&runs).unwrap();
+    let outside = row(&board, "big-model").against_leader.as_ref().unwrap();
+    assert_eq!(
+        (outside.other.as_str(), outside.verdict),
+        ("v002", Verdict::Worse)
+    );
+    assert_eq!(
+        verdict_on_parent(&board, "v002"),
+        verdict_on_parent(&alone, "v002")
+    );
+    assert!(board.warnings[0].contains("not trained here, for comparison only: big-model"));
+}
+
+#[test]
+fn a_model_from_outside_shares_data_tasks_and_how_it_is_judged() {
+    type Change = fn(&mut ScoredRun);
+    let changes: [(&str, Change); 3] = [
+        ("data sets", |run| run.summary.data = "other".to_owned()),
+        ("tasks", |run| {
+            run.problems[0].problem_id = "other".to_owned()
+        }),
+        ("evaluation protocols", |run| {
+            let many = ("num_samples".to_owned(), "40".to_owned());
+            run.summary.protocol.extend([many]);
+        }),
+    ];
+    for (what, change) in changes {
+        let mut runs = board_of(&FULL, 1);
+        for run in &mut runs {
+            let same = ("num_samples".to_owned(), "20".to_owned());
+            run.summary.protocol.extend([same]);
+        }
+        runs.push(outsider(4));
+        assert!(build(&runs).is_ok());
+        change(runs.last_mut().unwrap());
+        let error = build(&runs).unwrap_err();
+        assert!(
+            matches!(&error, Error::NotShared { what: found, .. } if *found == what),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn a_final_analysis_tells_of_a_model_from_outside_beside_the_best_version() {
+    let end = |level: u32| {
+        let mut runs = board_of(&FULL, 3);
+        runs.push(outsider(level));
+        let work = crate::Work {
+            inputs: Vec::new(),
+            held_out: Vec::new(),
+            notes: BTreeMap::new(),
+            metrics: Vec::new(),
+        };
+        let judged = judge(&runs).unwrap();
+        let report = crate::report::Report::new(judged, BTreeMap::new(), &[], &work).unwrap();
+        let scratch = tempfile::tempdir().unwrap();
+        report.write(scratch.path()).unwrap();
+        let read = |name: &str| std::fs::read_to_string(scratch.path().join(name)).unwrap();
+        // A time that nobody told is an empty cell.
+        let csv = read(files::CSV);
+        assert!(
+            csv.contains("big-model,micropy-test,2026-11-21T12:00:00Z,,versions/big-model,"),
+            "{csv}"
+        );
+        assert!(read(files::MODEL_CARD).starts_with("# Model card of v002\n"));
+        let analysis = read(&files::analysis("big-model"));
+        assert!(
+            analysis.contains("big-model was not trained here; it solves "),
+            "{analysis}"
+        );
+        read(files::FINAL_ANALYSIS)
+    };
+    let leads = end(16);
+    assert!(
+        leads.starts_with("# Final analysis\n\nv002 has the highest pass_at_1"),
+        "{leads}"
+    );
+    assert!(leads.contains("of 4 trained versions"), "{leads}");
+    assert!(leads.contains("## Models from outside\n"), "{leads}");
+    assert!(leads.contains("- big-model: Rank 1: "), "{leads}");
+    assert!(
+        leads.contains(" The best version trained here, v002, against it: "),
+        "{leads}"
+    );
+    let behind = end(4);
+    assert!(behind.contains("- big-model: Rank "), "{behind}");
+    assert!(behind.contains(" Against the leader v002: "), "{behind}");
 }
 
 #[test]

@@ -98,7 +98,7 @@ build-leaderboard promote --leaderboard micropy-loop --to production --name micr
         let checkpoint = row
             .runs
             .first()
-            .map(|run| run.checkpoint.clone())
+            .and_then(|run| run.checkpoint.clone())
             .unwrap_or_default();
         let from = stage_of(&self.log, &checkpoint)?;
         let gate = gate(&board, row, self.to, from);
@@ -231,7 +231,7 @@ fn gate(board: &Standing, row: &LeaderboardRow, to: Stage, from: Option<Stage>) 
     let mut gate = vec![
         check(
             "it is trained and ranked",
-            row.rank.is_some() && !row.is_base(),
+            row.rank.is_some() && row.is_trained(),
             level,
         ),
         over_base,
@@ -246,7 +246,13 @@ fn gate(board: &Standing, row: &LeaderboardRow, to: Stage, from: Option<Stage>) 
         let rank = row
             .rank
             .map_or_else(|| "none".to_owned(), |rank| rank.to_string());
-        gate.push(check("it shares the first rank", row.rank == Some(1), rank));
+        let trained = rows.iter().filter(|other| other.is_trained());
+        let first = trained.filter_map(|other| other.rank).min();
+        gate.push(check(
+            "it shares the first rank of the versions trained here",
+            row.rank.is_some() && row.rank == first,
+            rank,
+        ));
         gate.push(claim(row));
         gate.push(held_out(board, row));
     }
@@ -345,10 +351,11 @@ mod tests {
     use wmtp_stats::{Estimate, Interval};
 
     use super::*;
+    use crate::source::ScoredRun;
     use crate::table::build;
     use crate::table::tests::{run, tasks};
 
-    fn board() -> Standing {
+    fn runs() -> Vec<ScoredRun> {
         let mut runs = vec![run("base", "base", None, None, &tasks(0))];
         for seed in 1..=3 {
             runs.push(run("v001", "baseline", None, Some(seed), &tasks(8)));
@@ -358,8 +365,12 @@ mod tests {
             runs.push(of("v004", "random_matched", 7));
             runs.push(of("v005", "shuffled", 8));
         }
+        runs
+    }
+
+    fn board() -> Standing {
         Standing {
-            board: build(&runs).unwrap(),
+            board: build(&runs()).unwrap(),
             figures: BTreeMap::new(),
             held_out: None,
             id: "leaderboard-1".to_owned(),
@@ -381,6 +392,31 @@ mod tests {
             mean: f64::midpoint(low, high),
             interval: Interval { low, high },
         }
+    }
+
+    #[test]
+    fn a_model_from_outside_is_never_promoted_and_keeps_no_version_from_it() {
+        let mut board = board();
+        board.held_out = Some(HeldOut {
+            version_id: "v002".to_owned(),
+            dataset_id: "micropy-test".to_owned(),
+            split: Split::Test,
+            num_tasks: 60,
+            seeds: vec![1, 2, 3],
+            primary_metric: "pass_at_1".to_owned(),
+            estimate: estimate(0.6, 0.8),
+            validation: estimate(0.6, 0.8),
+            scores: Vec::new(),
+        });
+        let outside = run("big-model", "external", None, None, &tasks(16));
+        board.board = build(&[runs(), vec![outside]].concat()).unwrap();
+        assert_eq!(board.board.rows[0].version_id, "big-model");
+        assert_eq!(board.board.rows[1].rank, Some(2));
+        assert_eq!(best(&board.board).unwrap().version_id, "v002");
+        let staged = Some(Stage::Staging);
+        assert!(missing(&board, "v002", Stage::Production, staged).is_empty());
+        let outside = missing(&board, "big-model", Stage::Staging, None);
+        assert_eq!(outside, ["it is trained and ranked"]);
     }
 
     #[test]
@@ -412,7 +448,14 @@ mod tests {
         );
         let worse = missing(&board, "v003", Stage::Production, staged);
         let claim = "it is a baseline, or better than its own by the rule for claims";
-        assert_eq!(worse, ["it shares the first rank", claim, held_out]);
+        assert_eq!(
+            worse,
+            [
+                "it shares the first rank of the versions trained here",
+                claim,
+                held_out
+            ]
+        );
         let fallen = board.held_out.as_mut().unwrap();
         fallen.estimate = estimate(0.1, 0.3);
         assert_eq!(
