@@ -12,6 +12,8 @@ const TAKEOVER_OF_ENDED: u64 = 120;
 const SETTLE: u64 = 900;
 /// When the last request arrives, and a writer still has to wait: far from [`SETTLE`], as a slow machine needs.
 const LATEST: u64 = 600;
+/// A writer that waits looks every half second whether it still has to.
+const SEVERAL_LOOKS: Duration = Duration::from_millis(1_200);
 
 /// An object that a collection deletes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -237,6 +239,8 @@ impl Twin {
         }
         let ended = self.model.dead[place].ended.unwrap_or(self.model.now);
         if self.model.now < ended + LATEST {
+            // A writer that goes on too early does it before what it fails to wait for.
+            tokio::time::sleep(SEVERAL_LOOKS).await;
             self.wait_until(ended + LATEST).await;
             assert!(!is_done(), "a late request may yet arrive");
         }
