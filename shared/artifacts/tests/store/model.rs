@@ -87,7 +87,8 @@ fn contents(artifact: usize) -> [usize; 2] {
 /// What a commit relies on.
 fn needs(artifact: usize) -> BTreeSet<Object> {
     let contents = contents(artifact).map(Object::Content);
-    BTreeSet::from_iter([Object::Manifest(artifact)].into_iter().chain(contents))
+    let manifest = [Object::Manifest(artifact)].into_iter();
+    manifest.chain(contents).collect()
 }
 
 impl Model {
@@ -205,9 +206,9 @@ impl Twin {
     async fn publish(&mut self, artifact: usize) {
         let draft = draft(self.world.dir.path().join(format!("draft-{artifact}")));
         let store = self.world.store.clone();
-        let publish = async move { store.publish(&draft, &provenance(vec![])).await.unwrap() };
+        let publish = tokio::spawn(async move { store.publish(&draft, &provenance(vec![])).await });
         self.model.need(&needs(artifact));
-        let manifest = self.relying(&needs(artifact), publish).await;
+        let manifest = self.relying(&needs(artifact), publish).await.unwrap();
         assert_eq!(manifest.id, self.ids[artifact]);
         let model = &mut self.model;
         model.artifacts.entry(artifact).or_insert(model.now);
@@ -218,7 +219,7 @@ impl Twin {
 
     async fn name(&mut self, name: usize, artifact: usize) {
         let (store, id) = (self.world.store.clone(), self.ids[artifact].clone());
-        let set = async move { store.set_name(KIND, &format!("n{name}"), &id).await };
+        let set = tokio::spawn(async move { store.set_name(KIND, &format!("n{name}"), &id).await });
         let needs = BTreeSet::from([Object::Manifest(artifact)]);
         self.model.need(&needs);
         let named = self.relying(&needs, set).await;

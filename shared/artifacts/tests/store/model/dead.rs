@@ -1,6 +1,7 @@
 //! Collections whose process died: what it had deleted by then, and which of its requests arrive late.
 
 use futures::{StreamExt, stream};
+use tokio::task::JoinHandle;
 
 use super::*;
 
@@ -131,11 +132,9 @@ impl Twin {
             return;
         };
         let (artifacts, contents) = self.model.doomed(Some(&plan));
-        let doomed = [
-            Vec::from_iter(artifacts.into_iter().map(Object::Manifest)),
-            Vec::from_iter(contents.into_iter().map(Object::Content)),
-        ]
-        .concat();
+        let artifacts = artifacts.into_iter().map(Object::Manifest);
+        let contents = contents.into_iter().map(Object::Content);
+        let doomed: Vec<_> = artifacts.chain(contents).collect();
         let dead = Dead::new(plan, death, &doomed, self.model.now);
         let process = death.is_known.then(|| {
             json!({
@@ -197,13 +196,8 @@ impl Twin {
         self.wait(until.saturating_sub(self.model.now)).await;
     }
 
-    /// Does what relies on some objects: it waits as long as a collection may yet delete one of them.
-    pub(super) async fn relying<T: Send + 'static>(
-        &mut self,
-        needs: &BTreeSet<Object>,
-        work: impl Future<Output = T> + Send + 'static,
-    ) -> T {
-        let work = tokio::spawn(work);
+    /// Lets a piece of work end that relies on some objects: it waits as long as a collection may yet delete one of them.
+    pub(super) async fn relying<T>(&mut self, needs: &BTreeSet<Object>, work: JoinHandle<T>) -> T {
         for place in 0..self.model.dead.len() {
             if self.model.dead[place].is_in_the_way(needs, self.model.now) {
                 self.settle(place, || work.is_finished()).await;
