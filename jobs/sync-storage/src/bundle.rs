@@ -47,6 +47,60 @@ pub struct Origin {
     pub num_heads: Option<usize>,
 }
 
+/// Where a model comes from that `create` made, and which state of it, but for the seed.
+const SEEDED: (&str, &str) = ("wmtp", "seeded initialisation");
+
+impl Origin {
+    /// That of a model whose weights a seed determines.
+    pub fn seeded(model_name: &str, seed: u64) -> Self {
+        let (repo, revision) = SEEDED;
+        Self {
+            model_name: model_name.to_owned(),
+            repo: repo.to_owned(),
+            revision: format!("{revision} {seed}"),
+            num_heads: None,
+        }
+    }
+}
+
+/// What a folder among the models is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// A bundle, or meant as one.
+    Bundle,
+    /// A bundle that `create` makes again from its seed.
+    Seeded,
+    /// Its `metadata.json` says that the model is optional, and there are no weights.
+    Placeholder,
+}
+
+/// Looks what a folder is, by its `metadata.json`.
+///
+/// # Errors
+/// 65 when that is there and cannot be read.
+pub fn standing(root: &Path) -> Result<Standing, JobError> {
+    let path = root.join(METADATA);
+    if !path.is_file() {
+        return Ok(Standing::Bundle);
+    }
+    let found: Value = jsonl::read_json(&path)?;
+    let (repo, revision) = SEEDED;
+    let source = &found["source"];
+    let is_seeded = source["repo"] == repo
+        && source["revision"]
+            .as_str()
+            .is_some_and(|found| found.starts_with(revision));
+    Ok(
+        if found["status"] == "optional" && !root.join(MODEL).exists() {
+            Standing::Placeholder
+        } else if is_seeded {
+            Standing::Seeded
+        } else {
+            Standing::Bundle
+        },
+    )
+}
+
 /// What readers of the artifact need without fetching it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Summary {

@@ -117,12 +117,7 @@ impl Job for Create {
         folder::create_parent(&model)?;
         weights.save(&model).map_err(JobError::internal)?;
         progress.set(3);
-        let origin = Origin {
-            model_name: work.model.as_str().to_owned(),
-            repo: "wmtp".to_owned(),
-            revision: format!("seeded initialisation {}", work.seed),
-            num_heads: None,
-        };
+        let origin = Origin::seeded(work.model.as_str(), work.seed);
         let summary = bundle::complete(&dir, &origin)?;
         progress.set(4);
         Ok(vec![bundle_output(dir, &summary)])

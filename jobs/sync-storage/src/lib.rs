@@ -3,6 +3,7 @@
 //! | mode | reads | writes |
 //! |---|---|---|
 //! | `push` | a folder | a raw-data or base-model artifact |
+//! | `push-tree` | a storage folder | an artifact for each model bundle and data set in it |
 //! | `create` | a data set's tokenizer | a base-model artifact, seeded |
 //! | `pull` | any artifact | a folder |
 //! | `export` | a checkpoint or base-model artifact | a folder for Hugging Face's transformers |
@@ -22,6 +23,7 @@ mod hub;
 mod pull;
 mod push;
 mod source;
+mod tree;
 
 use wmtp_job_kit::Mode;
 
@@ -35,6 +37,7 @@ pub const ABOUT: &str =
 pub fn modes() -> Vec<Mode> {
     vec![
         Mode::job::<push::Push>("push"),
+        Mode::tool::<tree::PushTree>("push-tree"),
         Mode::job::<create::Create>("create"),
         Mode::tool::<pull::Pull>("pull"),
         Mode::tool::<export::Export>("export"),

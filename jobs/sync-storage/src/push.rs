@@ -1,18 +1,20 @@
 //! `push`: a folder becomes an artifact.
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use serde_json::{Value, json};
-use wmtp_job_kit::{ArtifactId, Job, JobError, Kind, Output, Plan, PlanCx, Run, ToolCx};
+use wmtp_artifacts::FileEntry;
+use wmtp_job_kit::{ArtifactId, Job, JobError, Kind, Output, Plan, PlanCx, Run, ToolCx, bytes};
 
 use crate::bundle::{self, Origin};
 use crate::folder::{self, Listing, SUMS};
 
 /// What a folder holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum PushKind {
+pub(crate) enum PushKind {
     /// Files as they came, any layout
     RawData,
     /// A model bundle in the layout of storage v2
@@ -37,6 +39,9 @@ pub(crate) struct Push {
     /// Read the stored artifact back and hash it
     #[arg(long)]
     verify: bool,
+    /// What the folder was found to hold.
+    #[arg(skip)]
+    listing: OnceCell<Listing>,
 }
 
 /// What a push copies.
@@ -47,7 +52,8 @@ pub(crate) struct PushWork {
     origin: Origin,
 }
 
-const OUTPUT: &str = "artifact";
+/// Role of the artifact.
+pub(crate) const OUTPUT: &str = "artifact";
 
 impl Job for Push {
     type Work = PushWork;
@@ -59,29 +65,28 @@ impl Job for Push {
     const VERSION: u32 = 1;
 
     fn plan(&self, _: &mut PlanCx<'_>) -> Result<Plan<PushWork>, JobError> {
-        let files = folder::files(&self.folder)?;
-        let listing = folder::digests(&self.folder, &files)?;
+        let listing = self.listing()?.clone();
         if self.kind == PushKind::RawData && listing.contains_key(SUMS) {
             folder::check_sums(&self.folder.join(SUMS), &listing)?;
         }
         let origin = self.origin();
         let plan_files: Value = json!(listing);
-        let (name, kind) = match self.kind {
-            PushKind::RawData => ("raw-data", Kind::RawData),
-            PushKind::BaseModel => ("base-model", Kind::BaseModel),
-        };
+        let num_files = listing.len();
+        let kind = self.artifact_kind();
+        let size: u64 = self.contents()?.iter().map(|file| file.size).sum();
         let mut plan = Plan::new(PushWork {
             kind: self.kind,
             folder: self.folder.clone(),
             listing,
             origin: origin.clone(),
         })
-        .option("kind", name)
+        .option("kind", kind.to_string())
         .option("files", plan_files)
         .output(OUTPUT, kind)
         .note(format!(
-            "copy and hash {} files of {}",
-            files.len(),
+            "copy and hash {} files, {}, of {}",
+            num_files,
+            bytes(size),
             self.folder.display()
         ));
         if self.kind == PushKind::BaseModel {
@@ -135,6 +140,56 @@ impl Job for Push {
 }
 
 impl Push {
+    /// A folder of a storage tree, which tells the model's name where the bundle does not.
+    pub(crate) fn of_tree(kind: PushKind, folder: PathBuf, name: &str, verify: bool) -> Self {
+        Self {
+            kind,
+            folder,
+            model_name: Some(name.to_owned()),
+            heads: None,
+            verify,
+            listing: OnceCell::new(),
+        }
+    }
+
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    pub(crate) fn artifact_kind(&self) -> Kind {
+        match self.kind {
+            PushKind::RawData => Kind::RawData,
+            PushKind::BaseModel => Kind::BaseModel,
+        }
+    }
+
+    /// The folder's files, which are read once for all who ask.
+    fn listing(&self) -> Result<&Listing, JobError> {
+        if let Some(listing) = self.listing.get() {
+            return Ok(listing);
+        }
+        let listing = folder::digests(&self.folder, &folder::files(&self.folder)?)?;
+        Ok(self.listing.get_or_init(|| listing))
+    }
+
+    /// The contents that the folder itself has, each once; what a push adds to them is small.
+    pub(crate) fn contents(&self) -> Result<Vec<FileEntry>, JobError> {
+        let mut contents = BTreeMap::new();
+        for (file, digest) in self.listing()? {
+            let path = self.folder.join(file);
+            let found = std::fs::metadata(&path)
+                .map_err(|error| JobError::bad_input(error).context(path.display().to_string()))?;
+            let entry = FileEntry {
+                path: file.clone(),
+                size: found.len(),
+                sha256: *digest,
+                parts: None,
+            };
+            contents.entry(*digest).or_insert(entry);
+        }
+        Ok(contents.into_values().collect())
+    }
+
     fn origin(&self) -> Origin {
         let of_folder = || {
             let folder = self

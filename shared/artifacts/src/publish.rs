@@ -134,8 +134,12 @@ impl Store {
         }
     }
 
-    /// The contents that the store lacks. What a listing does not show is sent without asking: at worst once too often.
-    async fn missing(&self, contents: &[FileEntry]) -> Result<Vec<FileEntry>> {
+    /// Of distinct contents those that the store lacks. What a listing does not show counts as lacking without asking: at
+    /// worst it is sent once too often.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn missing(&self, contents: &[FileEntry]) -> Result<Vec<FileEntry>> {
         let Some(listing) = Listing::of(&self.bucket, contents).await? else {
             return blob::missing(&self.bucket, contents.to_vec()).await;
         };

@@ -178,48 +178,93 @@ pub(crate) struct Task<'a, W> {
     pub(crate) key: Digest,
 }
 
+/// What a job ended with.
+pub(crate) struct Done {
+    pub(crate) outputs: Outputs,
+    pub(crate) run_id: RunId,
+    /// Whether the result was there before.
+    pub(crate) is_cached: bool,
+}
+
 /// Runs a job from its plan to its result.
 pub(crate) fn run_job<J: Job>(job: &J, session: &Session) -> Result<(), JobError> {
-    let mut store = session.open_store(false)?;
+    let store = session.open_store(false)?;
+    if session.is_dry() {
+        return with_task(job, session, &store, |task, lookup| {
+            describe::print(session, task, &lookup);
+            Ok(())
+        });
+    }
+    let done = result_of(job, session, &store, session.common.name.as_deref())?;
+    let mut cx = ToolCx::new(session, Some(store));
+    job.deliver(&done.outputs, &mut cx)?;
+    if session.common.json {
+        let result = json!({
+            "job": J::NAME,
+            "run_id": done.run_id,
+            "cached": done.is_cached,
+            "outputs": done.outputs,
+        });
+        to_stdout(&result.to_string());
+    }
+    Ok(())
+}
+
+/// Plans a job, looks its result up and hands both on.
+fn with_task<J: Job, T>(
+    job: &J,
+    session: &Session,
+    store: &StoreHandle,
+    then: impl FnOnce(&Task<'_, J::Work>, CacheLookup) -> Result<T, JobError>,
+) -> Result<T, JobError> {
     let mut cx = PlanCx {
         resolved: session.resolved.as_ref(),
-        store: &store,
+        store,
         inputs: Vec::new(),
     };
     let mut plan = job.plan(&mut cx)?;
     let registered = std::mem::take(&mut cx.inputs);
-    drop(cx);
-    let task = task::<J>(&mut plan, registered, &store)?;
+    let task = task::<J>(&mut plan, registered, store)?;
     let lookup = store.block_on(store.store().lookup(task.job, &task.key))?;
+    then(&task, lookup)
+}
 
-    if session.is_dry() {
-        describe::print(session, &task, &lookup);
-        return Ok(());
-    }
-    let (outputs, run_id, cached) = match lookup {
+/// The result of a job that the store has, whole.
+pub(crate) fn stored_result_of<J: Job>(
+    job: &J,
+    session: &Session,
+    store: &StoreHandle,
+) -> Result<Option<Outputs>, JobError> {
+    with_task(job, session, store, |_, lookup| match lookup {
+        CacheLookup::Hit(entry) if !session.common.force => Ok(Some(entry.outputs)),
+        _ => Ok(None),
+    })
+}
+
+/// The result of a job, which is made where the store does not have it, under a name.
+pub(crate) fn result_of<J: Job>(
+    job: &J,
+    session: &Session,
+    store: &StoreHandle,
+    name: Option<&str>,
+) -> Result<Done, JobError> {
+    with_task(job, session, store, |task, lookup| match lookup {
         CacheLookup::Hit(entry) if !session.common.force => {
             say_done(session, &entry);
-            name_outputs(session, &store, entry.outputs.values())?;
-            (entry.outputs, entry.run_id, true)
+            name_outputs(name, store, entry.outputs.values())?;
+            Ok(Done {
+                outputs: entry.outputs,
+                run_id: entry.run_id,
+                is_cached: true,
+            })
         }
-        lookup => {
-            if let CacheLookup::Damaged { reason, .. } = &lookup {
-                let message = format!("the stored result is damaged and made again: {reason}");
-                session.reporter.say("warning", &message);
-                store = session.open_store(true)?;
-            }
-            let (outputs, run_id) = compute::<J>(session, &store, &task)?;
-            (outputs, run_id, false)
+        CacheLookup::Damaged { reason, .. } => {
+            let message = format!("the stored result is damaged and made again: {reason}");
+            session.reporter.say("warning", &message);
+            compute::<J>(session, &session.open_store(true)?, task, name)
         }
-    };
-    let mut cx = ToolCx::new(session, Some(store));
-    job.deliver(&outputs, &mut cx)?;
-    if session.common.json {
-        let result =
-            json!({"job": task.job, "run_id": run_id, "cached": cached, "outputs": outputs});
-        to_stdout(&result.to_string());
-    }
-    Ok(())
+        _ => compute::<J>(session, store, task, name),
+    })
 }
 
 fn task<'a, J: Job>(
@@ -268,11 +313,11 @@ fn say_done(session: &Session, entry: &CacheEntry) {
 }
 
 fn name_outputs<'a>(
-    session: &Session,
+    name: Option<&str>,
     store: &StoreHandle,
     ids: impl Iterator<Item = &'a ArtifactId>,
 ) -> Result<(), JobError> {
-    let Some(name) = &session.common.name else {
+    let Some(name) = name else {
         return Ok(());
     };
     for id in ids {
@@ -285,17 +330,19 @@ fn name_outputs<'a>(
     Ok(())
 }
 
-type Outputs = BTreeMap<String, ArtifactId>;
+/// Artifacts by role.
+pub(crate) type Outputs = BTreeMap<String, ArtifactId>;
 
 /// Claims the run, works, publishes.
 fn compute<J: Job>(
     session: &Session,
     store: &StoreHandle,
     task: &Task<'_, J::Work>,
-) -> Result<(Outputs, RunId), JobError> {
+    name: Option<&str>,
+) -> Result<Done, JobError> {
     store.block_on(store.store().preflight())?;
     session.at_work.store(true, Ordering::SeqCst);
-    let mut run = claim(session, store, task)?;
+    let mut run = claim(session, store, task, name)?;
     fault::point("job:early");
     let data =
         json!({"inputs": task.inputs, "attempt": run.claim.attempt(), "cache_key": task.key});
@@ -310,7 +357,7 @@ fn compute<J: Job>(
             JobError::from(error).context(format!("creating {}", run.scratch.display()))
         })?;
         let outputs = J::run(&task.plan.work, &mut run)?;
-        publish(session, task, &run, &outputs)
+        publish(session, task, &run, &outputs, name)
     });
     let cleaned = clean(&run.scratch).and_then(|()| match &done {
         Ok(_) => remove_folder(&run.kept),
@@ -346,12 +393,16 @@ fn compute<J: Job>(
     };
     let missing = session
         .reporter
-        .journal()
+        .detach()
         .and_then(|journal| journal.close(state));
     if let Some(missing) = missing {
         tell_missing(session, run.claim.run_id(), &missing);
     }
-    Ok((done?, run.claim.run_id().clone()))
+    Ok(Done {
+        outputs: done?,
+        run_id: run.claim.run_id().clone(),
+        is_cached: false,
+    })
 }
 
 /// Tracking never fails a run: what is missing is said, and how to make up for it.
@@ -391,7 +442,12 @@ fn summary(outputs: &Outputs, elapsed: &str) -> String {
     format!("done in {elapsed}: {}", made.join(", "))
 }
 
-fn claim<W>(session: &Session, store: &StoreHandle, task: &Task<'_, W>) -> Result<Run, JobError> {
+fn claim<W>(
+    session: &Session,
+    store: &StoreHandle,
+    task: &Task<'_, W>,
+    name: Option<&str>,
+) -> Result<Run, JobError> {
     // Asked before the claim: between it and the first heartbeat nothing of ours may fail.
     let scratch_root = std::path::absolute(&session.common.scratch)?;
     let recipe = session
@@ -403,11 +459,9 @@ fn claim<W>(session: &Session, store: &StoreHandle, task: &Task<'_, W>) -> Resul
         .map_or(Value::Null, wmtp_recipe::Recipe::to_json);
     let run_id = RunId::for_work(task.job, &task.key);
     let started_at = jiff::Timestamp::now();
-    let labels = session
-        .common
-        .name
+    let labels = name
         .iter()
-        .map(|name| ("name".to_owned(), name.clone()))
+        .map(|name| ("name".to_owned(), (*name).to_owned()))
         .collect();
     let request = RunRequest {
         run_id: run_id.clone(),
@@ -470,6 +524,7 @@ fn publish<W>(
     task: &Task<'_, W>,
     run: &Run,
     outputs: &[Output],
+    name: Option<&str>,
 ) -> Result<Outputs, JobError> {
     check_roles(&task.plan.outputs, outputs)?;
     if session.stop.load(Ordering::SeqCst) {
@@ -500,7 +555,7 @@ fn publish<W>(
     };
     run.store
         .block_on(store.record_cache(task.job, &task.key, &entry))?;
-    name_outputs(session, &run.store, published.values())?;
+    name_outputs(name, &run.store, published.values())?;
     let result = RunResult {
         outputs: published.clone(),
         attempt: run.claim.attempt(),

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write as _};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -21,7 +21,8 @@ pub(crate) struct Reporter {
     job: String,
     /// `None` without a terminal.
     bars: Option<MultiProgress>,
-    journal: OnceLock<Arc<Journal>>,
+    /// Of the run that is under way.
+    journal: Mutex<Option<Arc<Journal>>>,
     last_metrics: Mutex<Option<Instant>>,
 }
 
@@ -33,19 +34,27 @@ impl Reporter {
         Arc::new(Self {
             job: job.to_owned(),
             bars,
-            journal: OnceLock::new(),
+            journal: Mutex::default(),
             last_metrics: Mutex::new(None),
         })
     }
 
     /// From now on events and logs go to the store as well.
     pub(crate) fn attach(&self, journal: Arc<Journal>) {
-        // A second attachment cannot happen: a process holds one claim.
-        let _ = self.journal.set(journal);
+        *self.slot() = Some(journal);
     }
 
-    pub(crate) fn journal(&self) -> Option<&Arc<Journal>> {
-        self.journal.get()
+    /// From now on they do not, as before the run that has ended.
+    pub(crate) fn detach(&self) -> Option<Arc<Journal>> {
+        self.slot().take()
+    }
+
+    pub(crate) fn journal(&self) -> Option<Arc<Journal>> {
+        self.slot().clone()
+    }
+
+    fn slot(&self) -> MutexGuard<'_, Option<Arc<Journal>>> {
+        self.journal.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A sentence for people.
@@ -61,7 +70,7 @@ impl Reporter {
             }
             None => self.line("log", &json!({"level": level, "message": message})),
         }
-        if let Some(journal) = self.journal.get() {
+        if let Some(journal) = self.journal() {
             journal.log(level, &message);
         }
     }
@@ -71,7 +80,7 @@ impl Reporter {
         if self.bars.is_none() {
             self.line(kind, data);
         }
-        if let Some(journal) = self.journal.get() {
+        if let Some(journal) = self.journal() {
             journal.event(kind, data);
         }
     }
@@ -88,7 +97,7 @@ impl Reporter {
             })
             .collect();
         let data = json!({"step": step, "values": finite});
-        if let Some(journal) = self.journal.get() {
+        if let Some(journal) = self.journal() {
             journal.metrics(values);
             journal.event("metrics", &data);
         }

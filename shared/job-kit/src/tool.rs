@@ -1,6 +1,7 @@
 //! What a tool works with: no claim, no cache, a store only where it asks for one.
 
 use std::cell::OnceCell;
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
@@ -9,9 +10,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde_json::Value;
 use wmtp_recipe::Recipe;
 
-use crate::life::Session;
+use crate::life::{self, Session};
 use crate::report::Progress;
-use crate::{JobError, StoreHandle};
+use crate::{ArtifactId, Job, JobError, StoreHandle};
 
 /// A mode that needs no claim and leaves no artifact.
 pub trait Tool: clap::Args + Sized {
@@ -107,6 +108,32 @@ impl<'a> ToolCx<'a> {
         let store = self.session.open_store(false)?;
         self.session.at_work.store(true, Ordering::SeqCst);
         Ok(self.store.get_or_init(|| store))
+    }
+
+    /// Runs a job as its own command would, but for the name of its outputs; says what they are, and whether they were
+    /// there before.
+    ///
+    /// # Errors
+    /// As the job's own command.
+    pub fn run_job<J: Job>(
+        &mut self,
+        job: &J,
+        name: &str,
+    ) -> Result<(BTreeMap<String, ArtifactId>, bool), JobError> {
+        let done = life::result_of(job, self.session, self.store()?, Some(name))?;
+        job.deliver(&done.outputs, self)?;
+        Ok((done.outputs, done.is_cached))
+    }
+
+    /// What a job would give without working: the result that the store has, whole.
+    ///
+    /// # Errors
+    /// Those of the job's plan.
+    pub fn stored_result_of<J: Job>(
+        &self,
+        job: &J,
+    ) -> Result<Option<BTreeMap<String, ArtifactId>>, JobError> {
+        life::stored_result_of(job, self.session, self.store()?)
     }
 
     /// Folder for temporary files; the tool creates what it needs below.

@@ -36,11 +36,6 @@ impl World {
         key
     }
 
-    async fn is_absent(&self, key: &str) -> bool {
-        let request = self.raw().head_object().bucket(BUCKET);
-        request.key(format!("main/{key}")).send().await.is_err()
-    }
-
     /// A multipart upload that its writer never ended.
     async fn leak_upload(&self) {
         let key = format!("main/v1/blobs/sha256/00/{}", "0".repeat(64));

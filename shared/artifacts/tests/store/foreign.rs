@@ -1,46 +1,12 @@
 //! The protocol on servers that others made: moto, where `WMTP_MOTO` names its program, and any store that
 //! `WMTP_CONFORMANCE_STORE` names, with the AWS variables. Each run has a prefix of its own and stays there.
 
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Stdio};
+use moto::Moto;
 
 use super::*;
 
-/// A process that ends with its test.
-struct Server(Child);
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-#[expect(clippy::print_stderr, reason = "what is not tested must be seen")]
-fn skipped(why: &str) {
-    eprintln!("SKIPPED: {why}");
-}
-
-/// Starts moto on a port of its own choice and says where it listens.
-fn start_moto(program: &str) -> (Server, String) {
-    let mut child = Command::new(program)
-        .args(["-H", "127.0.0.1", "-p", "0"])
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let log = BufReader::new(child.stderr.take().unwrap());
-    let mut lines = log.lines().map(Result::unwrap);
-    let endpoint = lines.find_map(|line| Some(format!("http://{}", line.split_once("http://")?.1)));
-    let endpoint = endpoint.expect("moto says where it listens");
-    let endpoint = endpoint.trim_end_matches('/').to_owned();
-    // What it has to say must not fill the pipe.
-    std::thread::spawn(move || lines.for_each(drop));
-    (Server(child), endpoint)
-}
-
 async fn create_bucket(endpoint: &str) {
-    let keys = aws_sdk_s3::config::Credentials::new("test", "test", None, None, "test");
+    let keys = aws_sdk_s3::config::Credentials::new(moto::KEY, moto::KEY, None, None, "test");
     let config = aws_sdk_s3::Config::builder()
         .behavior_version(BehaviorVersion::latest())
         .region(Region::new("us-east-1"))
@@ -56,15 +22,14 @@ async fn create_bucket(endpoint: &str) {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "it needs moto, which `make test-full` installs"]
 async fn the_protocol_holds_on_moto() {
-    let Ok(program) = std::env::var("WMTP_MOTO") else {
-        return skipped("moto; WMTP_MOTO does not name its program");
+    let Some(server) = Moto::start_named() else {
+        return;
     };
-    let (_server, endpoint) = start_moto(&program);
-    create_bucket(&endpoint).await;
+    create_bucket(server.endpoint()).await;
     let options = StoreOptions {
-        endpoint: Some(endpoint),
+        endpoint: Some(server.endpoint().to_owned()),
         region: Some("us-east-1".to_owned()),
-        credentials: Some(Credentials::new("test", "test")),
+        credentials: Some(Credentials::new(moto::KEY, moto::KEY)),
         ..StoreOptions::default()
     };
     the_protocol_holds(&format!("s3://{BUCKET}"), options).await;
@@ -74,7 +39,11 @@ async fn the_protocol_holds_on_moto() {
 #[ignore = "it needs a store and its credentials"]
 async fn the_protocol_holds_on_the_named_store() {
     let Ok(store) = std::env::var("WMTP_CONFORMANCE_STORE") else {
-        return skipped("a store of your own; WMTP_CONFORMANCE_STORE does not name one");
+        #[expect(clippy::print_stderr, reason = "what is not tested must be seen")]
+        {
+            eprintln!("SKIPPED: a store of your own; WMTP_CONFORMANCE_STORE does not name one");
+        }
+        return;
     };
     the_protocol_holds(store.trim_end_matches('/'), StoreOptions::default()).await;
 }

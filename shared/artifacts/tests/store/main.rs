@@ -134,6 +134,11 @@ impl World {
             .unwrap();
     }
 
+    async fn is_absent(&self, key: &str) -> bool {
+        let request = self.raw().head_object().bucket(BUCKET);
+        request.key(format!("main/{key}")).send().await.is_err()
+    }
+
     async fn keys(&self) -> Vec<String> {
         let page = self
             .raw()

@@ -6,20 +6,18 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use dev_store::BUCKET;
+use moto::Moto;
 
 use super::hold_against_the_table;
 use super::target::Server;
 
-/// A process that ends with its test.
-struct Process(Child);
+/// A cluster that ends with its test.
+struct Cluster(Child);
 
-impl Drop for Process {
+impl Drop for Cluster {
     fn drop(&mut self) {
-        // The end of its input tells the script to stop what it started; moto has to be killed.
+        // The end of its input tells the script to stop what it started.
         drop(self.0.stdin.take());
-        if self.0.stdout.is_none() {
-            let _ = self.0.kill();
-        }
         let _ = self.0.wait();
     }
 }
@@ -28,26 +26,8 @@ fn skipped(why: &str) {
     super::tell(&format!("SKIPPED: {why}"));
 }
 
-/// Starts moto on a port of its own choice.
-fn start_moto(program: &str) -> (Process, Server) {
-    let mut child = Command::new(program)
-        .args(["-H", "127.0.0.1", "-p", "0"])
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let log = BufReader::new(child.stderr.take().unwrap());
-    let mut lines = log.lines().map(Result::unwrap);
-    let endpoint = lines.find_map(|line| Some(format!("http://{}", line.split_once("http://")?.1)));
-    let endpoint = endpoint.expect("moto says where it listens");
-    // What it has to say must not fill the pipe.
-    std::thread::spawn(move || lines.for_each(drop));
-    let server = Server::at(endpoint.trim_end_matches('/'), "test", "test");
-    (Process(child), server)
-}
-
 /// Starts a cluster of one monitor, one OSD in memory and one gateway; none where the programs are not installed.
-fn start_rgw(folder: &Path) -> Option<(Process, Server)> {
+fn start_rgw(folder: &Path) -> Option<(Cluster, Server)> {
     let mut child = Command::new("bash")
         .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/rgw.sh"))
         .arg(folder)
@@ -59,10 +39,10 @@ fn start_rgw(folder: &Path) -> Option<(Process, Server)> {
     let mut answer = BufReader::new(child.stdout.take().unwrap());
     answer.read_line(&mut said).unwrap();
     child.stdout = Some(answer.into_inner());
-    let mut process = Process(child);
+    let mut cluster = Cluster(child);
     let words: Vec<_> = said.split_whitespace().collect();
     let [endpoint, access_key, secret_key] = words[..] else {
-        let ended = process.0.wait().unwrap();
+        let ended = cluster.0.wait().unwrap();
         assert_eq!(
             ended.code(),
             Some(3),
@@ -72,7 +52,7 @@ fn start_rgw(folder: &Path) -> Option<(Process, Server)> {
     };
     let mut server = Server::at(endpoint, access_key, secret_key);
     server.reads_trailers = false;
-    Some((process, server))
+    Some((cluster, server))
 }
 
 async fn create_bucket(server: &Server) {
@@ -83,10 +63,10 @@ async fn create_bucket(server: &Server) {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "it needs moto, which `make test-full` installs"]
 async fn moto_does_what_the_table_says() {
-    let Ok(program) = std::env::var("WMTP_MOTO") else {
-        return skipped("moto; WMTP_MOTO does not name its program");
+    let Some(moto) = Moto::start_named() else {
+        return;
     };
-    let (_process, server) = start_moto(&program);
+    let server = Server::at(moto.endpoint(), moto::KEY, moto::KEY);
     create_bucket(&server).await;
     hold_against_the_table("moto", &server, 1..=44).await;
 }
@@ -95,7 +75,7 @@ async fn moto_does_what_the_table_says() {
 #[ignore = "it needs Ceph's radosgw, ceph-mon and ceph-osd, and half a minute to start them"]
 async fn rgw_does_what_the_table_says() {
     let folder = tempfile::tempdir().unwrap();
-    let Some((_process, server)) = start_rgw(folder.path()) else {
+    let Some((_cluster, server)) = start_rgw(folder.path()) else {
         return skipped("Ceph RGW; install radosgw, ceph-mon and ceph-osd");
     };
     create_bucket(&server).await;

@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
+mod tree;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -84,15 +86,6 @@ impl Place {
         tokenizer
             .save(&root.join("tokenizer/tokenizer.json"))
             .unwrap();
-        let options = StoreOptions {
-            endpoint: Some(self.server.endpoint().to_owned()),
-            region: Some(self.server.region().to_owned()),
-            credentials: Some(Credentials::new(
-                self.server.access_key(),
-                self.server.secret_key(),
-            )),
-            ..StoreOptions::default()
-        };
         let draft = Draft {
             kind: Kind::ProcessedData,
             root,
@@ -115,9 +108,7 @@ impl Place {
         };
         let runtime = tokio::runtime::Runtime::new().unwrap();
         runtime.block_on(async {
-            let store = Store::connect(&STORE.parse().unwrap(), options)
-                .await
-                .unwrap();
+            let store = connect(&self.server, STORE).await;
             let manifest = store.publish(&draft, &provenance).await.unwrap();
             store
                 .set_name(Kind::ProcessedData, "tiny", &manifest.id)
@@ -125,6 +116,19 @@ impl Place {
                 .unwrap();
         });
     }
+}
+
+/// A store of a server.
+async fn connect(server: &TestServer, uri: &str) -> Store {
+    let options = StoreOptions {
+        endpoint: Some(server.endpoint().to_owned()),
+        region: Some(server.region().to_owned()),
+        credentials: Some(Credentials::new(server.access_key(), server.secret_key())),
+        ..StoreOptions::default()
+    };
+    Store::connect(&uri.parse().unwrap(), options)
+        .await
+        .unwrap()
 }
 
 fn read(path: &Path) -> String {
@@ -216,7 +220,7 @@ fn a_created_model_is_seeded_and_survives_a_round_trip() {
 fn help_shows_modes_and_examples() {
     let place = Place::new();
     let all = place.run(&["--help"]).stdout;
-    for mode in ["push", "create", "pull", "export"] {
+    for mode in ["push", "push-tree", "create", "pull", "export"] {
         assert!(all.contains(mode), "{all}");
         let help = place.run(&[mode, "--help"]).stdout;
         assert!(help.contains(&format!("sync-storage {mode} ")), "{help}");
@@ -396,16 +400,9 @@ fn transformers_gives_the_logits_of_head_1() {
 
 /// Puts files into a server under `plain/`, as another program would.
 fn put_plain(server: &TestServer, files: &[(&str, &[u8])]) {
-    let options = StoreOptions {
-        endpoint: Some(server.endpoint().to_owned()),
-        region: Some(server.region().to_owned()),
-        credentials: Some(Credentials::new(server.access_key(), server.secret_key())),
-        ..StoreOptions::default()
-    };
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
-        let uri = "s3://wmtp/plain".parse().unwrap();
-        let store = Store::connect(&uri, options).await.unwrap();
+        let store = connect(server, "s3://wmtp/plain").await;
         for (path, bytes) in files {
             let sent = store.put_page(path, bytes.to_vec().into(), "text/plain", "no-store");
             sent.await.unwrap();
