@@ -60,7 +60,7 @@ fn a_new_score_of_one_version_leaves_the_pages_of_others_alone() {
     let before = rendered(&input);
     // A version that neither leads nor is a parent or control of another.
     let rescored = |row: &mut wmtp_stats::leaderboard::LeaderboardRow| {
-        row.latency_ms = row.latency_ms.map(|millis| millis + 1.0)
+        row.latency_ms = row.latency_ms.map(|millis| millis + 1.0);
     };
     input
         .versions
