@@ -354,7 +354,7 @@ fn a_model_from_outside_shares_data_tasks_and_how_it_is_judged() {
     let changes: [(&str, Change); 3] = [
         ("data sets", |run| run.summary.data = "other".to_owned()),
         ("tasks", |run| {
-            run.problems[0].problem_id = "other".to_owned()
+            run.problems[0].problem_id = "other".to_owned();
         }),
         ("evaluation protocols", |run| {
             let many = ("num_samples".to_owned(), "40".to_owned());

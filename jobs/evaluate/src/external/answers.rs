@@ -322,7 +322,7 @@ mod tests {
     }
 
     const FENCED: &str = r#"{"task_id":7,"completion":"Here:\n```python\nx = 1\n```\nDone."}"#;
-    const WHOLE: &str = r####"{"task_id":"b","solution":"x = 2\n### Part\ny = 3"}"####;
+    const WHOLE: &str = r#"{"task_id":"b","solution":"x = 2\n### Part\ny = 3"}"#;
     const BOTH: &str = r#"{"task_id":"b","completions":[{"text":"p","num_tokens":3,"finished":true},{"text":"q"}]}"#;
 
     #[test]
