@@ -145,7 +145,7 @@ pub fn duration(hours: f64) -> String {
 
 /// Bytes in the unit that leaves few digits.
 pub fn bytes(size: u64) -> String {
-    let units = ["B", "KB", "MB", "GB", "TB"];
+    let units = ["bytes", "KB", "MB", "GB", "TB"];
     let mut value = size as f64;
     let mut unit = 0;
     while value >= 1000.0 && unit + 1 < units.len() {

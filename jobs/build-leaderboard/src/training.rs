@@ -136,8 +136,8 @@ impl TrainingFacts {
 
     fn add_history(&mut self, seed: Option<u64>, history: &RunView) {
         self.attempts.extend(attempts(seed, history));
-        if let Some(result) = &history.result {
-            let secs = result.summary["elapsed_secs"].as_u64().unwrap_or(0);
+        let result = history.result.as_ref();
+        if let Some(secs) = result.and_then(|result| result.summary["elapsed_secs"].as_u64()) {
             *self.train_secs.get_or_insert(0) += secs;
         }
         let mut devices = history

@@ -5,14 +5,16 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use crate::commit::create_only;
 use crate::holder::Holder;
 use crate::manifest::new_write_id;
 use crate::{
-    ArtifactId, CheckpointEntry, Error, Outcome, Result, RunId, RunRequest, RunResult, Status,
-    Store, fault, layout,
+    ArtifactId, CacheEntry, CheckpointEntry, Error, Outcome, Result, RunId, RunRequest, RunResult,
+    RunView, Status, Store, fault, layout,
 };
 
 /// A holder that was not heard of for so long has lost its claim.
@@ -218,9 +220,54 @@ impl Claim {
 }
 
 impl Store {
+    /// Writes the result of a run that ended between recording what it made and saying so. Returns whether it lacked one.
+    /// A run that is still held, or that this store does not know, is left alone.
+    pub async fn make_up_result(&self, entry: &CacheEntry) -> Result<bool> {
+        let run_id = &entry.run_id;
+        let key = layout::run_result(run_id);
+        if self.bucket.head(&key).await?.is_some() {
+            return Ok(false);
+        }
+        let view = match self.run(run_id).await {
+            Ok(view) if view.attempt > 0 => view,
+            Ok(_) | Err(Error::NotFound { .. }) => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        match refuse_if_held(self, run_id, view.attempt).await {
+            Err(Error::Held { .. }) => return Ok(false),
+            other => other?,
+        }
+        let claim = Claim {
+            store: self.clone(),
+            run_id: run_id.clone(),
+            attempt: view.attempt,
+        };
+        let result = RunResult {
+            outputs: entry.outputs.clone(),
+            attempt: view.attempt,
+            finished_at: entry.created_at,
+            summary: elapsed(&view, entry.created_at),
+        };
+        claim.finish(&result).await?;
+        Ok(true)
+    }
+
     /// How long a silent holder keeps its claim.
     pub(crate) fn heartbeat_ttl(&self) -> Duration {
         self.bucket.options.heartbeat_ttl.unwrap_or(HEARTBEAT_TTL)
+    }
+}
+
+/// What the events tell of the time that the last attempt took until then.
+fn elapsed(view: &RunView, until: Timestamp) -> Value {
+    let begun = view.events.iter().rev();
+    let mut begun = begun.filter(|event| event["type"] == "started");
+    let begun: Option<Timestamp> = begun
+        .next()
+        .and_then(|event| event["ts"].as_str()?.parse().ok());
+    match begun {
+        Some(begun) => json!({"elapsed_secs": until.duration_since(begun).as_secs().max(0)}),
+        None => json!({}),
     }
 }
 

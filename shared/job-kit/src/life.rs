@@ -251,6 +251,7 @@ pub(crate) fn result_of<J: Job>(
     with_task(job, session, store, |task, lookup| match lookup {
         CacheLookup::Hit(entry) if !session.common.force => {
             say_done(session, &entry);
+            make_up_result(session, store, &entry);
             name_outputs(name, store, entry.outputs.values())?;
             Ok(Done {
                 outputs: entry.outputs,
@@ -310,6 +311,20 @@ fn say_done(session: &Session, entry: &CacheEntry) {
         "cache_hit",
         &json!({"run_id": entry.run_id, "outputs": entry.outputs}),
     );
+}
+
+/// A run that was killed right behind its cache entry has no result yet, and no other start of it will write one.
+fn make_up_result(session: &Session, store: &StoreHandle, entry: &CacheEntry) {
+    let missed = store.block_on(store.store().make_up_result(entry));
+    let message = match missed {
+        Ok(false) => return,
+        Ok(true) => format!("run {} had not said how it ended; now it has", entry.run_id),
+        Err(error) => format!(
+            "run {} has no result, and none can be written: {error}",
+            entry.run_id
+        ),
+    };
+    session.reporter.say("info", &message);
 }
 
 fn name_outputs<'a>(

@@ -429,6 +429,12 @@ fn a_job_killed_anywhere_ends_with_the_same_bytes_when_run_again() {
         let again = place.run(&["--json", "--name", "ten"]);
         assert_eq!(again.code, Some(0), "{point}: {}", again.stderr);
         assert_eq!(again.id(), expected, "{point}");
+        // Behind the cache entry nothing is computed again, and the run still gets its result.
+        let is_cached = matches!(point, "publish:after-cache" | "run:before-result");
+        let made_up = |ended: &Ended| ended.stderr.contains("had not said how it ended");
+        assert_eq!(made_up(&again), is_cached, "{point}: {}", again.stderr);
+        let third = place.run(&["--json"]);
+        assert!(!made_up(&third), "{point}: {}", third.stderr);
     }
 }
 

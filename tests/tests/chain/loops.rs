@@ -82,7 +82,7 @@ fn timeless_table(text: &str) -> String {
 
 /// A report without the lines that tell of attempts and times.
 fn timeless_report(text: &str) -> String {
-    // A run that was killed behind its cache entry has no result that tells its time.
+    // The result of a run that was killed behind its cache entry is made up later: its events may not tell the time.
     let told = [
         "was begun more than once or fell back",
         "Training took ",

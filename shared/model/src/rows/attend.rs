@@ -240,12 +240,10 @@ impl Attend<'_> {
         let head = |v: usize| column(v) / padded * (heads / kv_heads) + member;
         let rows = self.out.len() / (heads * e);
         let mut sums = [[simd.splat_f32s(0.0); VECTORS]; TOGETHER];
-        for (run, values) in self
-            .cache
-            .values
-            .chunks(RUN * self.cache.line())
-            .enumerate()
-        {
+        // What only later rows see lies behind.
+        let runs = (self.first_len + rows - 1).div_ceil(RUN);
+        let values = self.cache.values.chunks(RUN * self.cache.line());
+        for (run, values) in values.take(runs).enumerate() {
             for (row, kept) in sums.iter_mut().enumerate().take(rows) {
                 let seen = (self.first_len + row).saturating_sub(run * RUN).min(RUN);
                 let scores: [&[f32]; VECTORS] = std::array::from_fn(|v| {
@@ -274,6 +272,51 @@ impl Attend<'_> {
                     *out = sum * shares[row * heads + head(v)];
                 }
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LAYOUT: HeadLayout = HeadLayout {
+        heads: 4,
+        kv_heads: 2,
+        head_dim: 24,
+    };
+
+    /// Queries, keys and values of a position behind each other.
+    fn position(index: usize) -> Vec<f32> {
+        let width = (LAYOUT.heads + 2 * LAYOUT.kv_heads) * LAYOUT.head_dim;
+        (0..width)
+            .map(|i| ((index * width + i) as f32 * 0.37).sin())
+            .collect()
+    }
+
+    #[test]
+    fn rows_that_are_read_together_see_what_each_sees_alone() {
+        let (query, key) = (
+            LAYOUT.heads * LAYOUT.head_dim,
+            LAYOUT.kv_heads * LAYOUT.head_dim,
+        );
+        let positions: Vec<Vec<f32>> = (0..200).map(position).collect();
+        let mut scores = Vec::new();
+        let mut cache = HostCache::new(LAYOUT);
+        let mut alone = Vec::new();
+        for own in &positions {
+            cache.push(&own[query..query + key], &own[query + key..]);
+            let mut out = vec![0.0; query];
+            cache.attend(own, own.len(), &mut out, &mut scores);
+            alone.extend(out);
+        }
+        for rows in [1, 9, 64, 100, 200] {
+            let first = positions.len() - rows;
+            let mut together = vec![0.0; rows * query];
+            let stride = positions[0].len();
+            let q = positions[first..].concat();
+            cache.attend(&q, stride, &mut together, &mut scores);
+            assert_eq!(together, alone[first * query..], "{rows} rows");
         }
     }
 }
