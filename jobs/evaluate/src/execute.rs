@@ -5,10 +5,30 @@ use std::num::NonZeroUsize;
 
 use wmtp_grading::{Grader, GraderConfig, Limits, Program};
 use wmtp_job_kit::{JobError, Run};
-use wmtp_recipe::Evaluation;
+use wmtp_recipe::{Evaluation, SandboxTier};
 use wmtp_records::{Completion, GradedSample, Problem};
 
 use crate::contamination::Flags;
+
+/// Whether programs may be executed where a layer of the sandbox is missing.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub(crate) struct SandboxConsent {
+    /// Go on where the platform cannot enforce every layer of the sandbox
+    #[arg(long, env = "WMTP_ACCEPT_DEGRADED_SANDBOX", value_parser = clap::builder::BoolishValueParser::new())]
+    pub(crate) accept_degraded_sandbox: bool,
+}
+
+impl SandboxConsent {
+    /// Whether the user or the recipe consents.
+    pub(crate) fn holds_for(self, evaluation: &Evaluation) -> bool {
+        self.accept_degraded_sandbox || evaluation.sandbox == SandboxTier::Degraded
+    }
+
+    /// The lowest tier that is accepted, as it stands in the options of a job.
+    pub(crate) fn tier(accept_degraded: bool) -> &'static str {
+        if accept_degraded { "degraded" } else { "full" }
+    }
+}
 
 /// The grader that a recipe asks for.
 pub(crate) fn grader_config(

@@ -15,11 +15,11 @@ use wmtp_artifacts::Digest;
 use wmtp_decoding::Tally;
 use wmtp_grading::Grader;
 use wmtp_job_kit::{Job, JobError, Kind, Output, Plan, PlanCx, Run};
-use wmtp_recipe::{Evaluation, SandboxTier};
+use wmtp_recipe::Evaluation;
 use wmtp_records::{EXTERNAL, Problem, data_files, jsonl, score_files};
 
 use crate::contamination::Flags;
-use crate::execute::{execute, grader_config};
+use crate::execute::{SandboxConsent, execute, grader_config};
 use crate::external::answers::{Answers, Asked};
 use crate::external::program::Asking;
 use crate::inputs::{self, DATA};
@@ -60,9 +60,8 @@ pub struct External {
     infer_secs: u64,
     #[command(flatten)]
     rates: Rates,
-    /// Go on where the platform cannot enforce every layer of the sandbox
-    #[arg(long, env = "WMTP_ACCEPT_DEGRADED_SANDBOX", value_parser = clap::builder::BoolishValueParser::new())]
-    accept_degraded_sandbox: bool,
+    #[command(flatten)]
+    consent: SandboxConsent,
 }
 
 /// What the plan hands to the run.
@@ -104,8 +103,7 @@ impl Job for External {
         let recipe = cx.recipe()?;
         let evaluation = recipe.evaluation.clone();
         let (file, source) = find(&self.folder, &data_dir, &evaluation)?;
-        let accept_degraded =
-            self.accept_degraded_sandbox || evaluation.sandbox == SandboxTier::Degraded;
+        let accept_degraded = self.consent.holds_for(&evaluation);
         let who = Identity {
             version_id: name,
             algo: EXTERNAL.to_owned(),
@@ -119,7 +117,7 @@ impl Job for External {
         let plan = Plan::new(())
             .options(recipe.section_options(&["evaluation", "seed"]))
             .option("shared", who.shared_digest.as_str())
-            .option("sandbox", if accept_degraded { "degraded" } else { "full" })
+            .option("sandbox", SandboxConsent::tier(accept_degraded))
             .option("model", who.version_id.as_str())
             .option("programs", source.digest().to_string())
             .output(SCORES, Kind::Scores)

@@ -11,6 +11,7 @@ use wmtp_grading::{Grader, GraderConfig, Limits, SandboxReport};
 use wmtp_job_kit::{JobError, Tool, ToolCx};
 use wmtp_stats::mean_pass_at_k;
 
+use crate::execute::SandboxConsent;
 use crate::sandbox_error;
 
 /// Values of k that are printed where every problem has as many samples.
@@ -66,9 +67,8 @@ pub struct Grade {
     /// Interpreter [default: the first python3.11 or python3 found]
     #[arg(long, value_name = "PROGRAM")]
     python: Option<PathBuf>,
-    /// Go on where the platform cannot enforce every layer of the sandbox
-    #[arg(long, env = "WMTP_ACCEPT_DEGRADED_SANDBOX", value_parser = clap::builder::BoolishValueParser::new())]
-    accept_degraded_sandbox: bool,
+    #[command(flatten)]
+    consent: SandboxConsent,
 }
 
 impl Tool for Grade {
@@ -141,7 +141,7 @@ impl Grade {
                 memory_bytes: self.memory_mib << 20,
                 ..Limits::default()
             },
-            accept_degraded: self.accept_degraded_sandbox,
+            accept_degraded: self.consent.accept_degraded_sandbox,
             audit: self.audit,
             python: self.python.clone(),
         }

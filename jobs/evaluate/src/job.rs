@@ -7,11 +7,11 @@ use wmtp_decoding::Tally;
 use wmtp_grading::Grader;
 use wmtp_job_kit::{Exit, Job, JobError, Kind, Manifest, Output, Plan, PlanCx, Run};
 use wmtp_model::{Device, ParamStore, Params};
-use wmtp_recipe::{Evaluation, SandboxTier};
+use wmtp_recipe::Evaluation;
 use wmtp_records::{Problem, data_files, jsonl, score_files};
 
 use crate::contamination::{self, Flags};
-use crate::execute::{execute, grader_config};
+use crate::execute::{SandboxConsent, execute, grader_config};
 use crate::generate::{self, Generation};
 use crate::heads::{self, HeadScore, Weights};
 use crate::infer::{self, Origin};
@@ -43,9 +43,8 @@ pub struct Evaluate {
     reference_ce: Option<String>,
     #[command(flatten)]
     rates: Rates,
-    /// Go on where the platform cannot enforce every layer of the sandbox
-    #[arg(long, env = "WMTP_ACCEPT_DEGRADED_SANDBOX", value_parser = clap::builder::BoolishValueParser::new())]
-    accept_degraded_sandbox: bool,
+    #[command(flatten)]
+    consent: SandboxConsent,
 }
 
 /// What the plan hands to the run.
@@ -94,9 +93,7 @@ impl Job for Evaluate {
         let shards = infer::register_shards(&self.merge, &origin, cx)?;
         let recipe = cx.recipe()?;
         let evaluation = recipe.evaluation.clone();
-        let accept_degraded =
-            self.accept_degraded_sandbox || evaluation.sandbox == SandboxTier::Degraded;
-        let sandbox_option = if accept_degraded { "degraded" } else { "full" };
+        let accept_degraded = self.consent.holds_for(&evaluation);
         let known = trained_on.as_ref().map_or("unknown", |(id, _)| id);
         let note = format!(
             "{} on the {} split, {} samples a problem",
@@ -106,7 +103,7 @@ impl Job for Evaluate {
             .options(recipe.section_options(&["data.max_length", "evaluation", "seed"]))
             // The summary states data set and shared digest, so they decide bytes of the output.
             .option("shared", subject.recipe.shared_digest().to_string())
-            .option("sandbox", sandbox_option)
+            .option("sandbox", SandboxConsent::tier(accept_degraded))
             .option("trained_on", known)
             .output(SCORES, Kind::Scores)
             .note(note);

@@ -316,15 +316,21 @@ fn say_done(session: &Session, entry: &CacheEntry) {
 /// A run that was killed right behind its cache entry has no result yet, and no other start of it will write one.
 fn make_up_result(session: &Session, store: &StoreHandle, entry: &CacheEntry) {
     let missed = store.block_on(store.store().make_up_result(entry));
-    let message = match missed {
+    let (level, message) = match missed {
         Ok(false) => return,
-        Ok(true) => format!("run {} had not said how it ended; now it has", entry.run_id),
-        Err(error) => format!(
-            "run {} has no result, and none can be written: {error}",
-            entry.run_id
+        Ok(true) => (
+            "info",
+            format!("run {} had not said how it ended; now it has", entry.run_id),
+        ),
+        Err(error) => (
+            "warning",
+            format!(
+                "run {} has no result, and none can be written: {error}",
+                entry.run_id
+            ),
         ),
     };
-    session.reporter.say("info", &message);
+    session.reporter.say(level, &message);
 }
 
 fn name_outputs<'a>(

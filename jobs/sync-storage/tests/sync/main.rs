@@ -16,6 +16,8 @@ use wmtp_model::{DType, Device, MtpModel, ParamStore, Params, load_hugging_face,
 use wmtp_tokens::Tokenizer;
 
 const STORE: &str = "s3://wmtp/test";
+/// What makes a model from a seed, up to its name.
+const CREATE: [&str; 6] = ["create", "--model", "micro-ref", "--data", "tiny", "--name"];
 
 struct Place {
     folder: tempfile::TempDir,
@@ -184,15 +186,7 @@ fn folders_that_are_no_data_are_refused() {
 fn a_created_model_is_seeded_and_survives_a_round_trip() {
     let place = Place::new();
     place.data_set();
-    let create = [
-        "create",
-        "--model",
-        "micro-ref",
-        "--data",
-        "tiny",
-        "--name",
-        "ref",
-    ];
+    let create = [&CREATE[..], &["ref"]].concat();
     let id = place.id(&create);
     assert_eq!(place.id(&[&create[..], &["--force"]].concat()), id);
     assert_ne!(place.id(&[&create[..], &["--seed", "43"]].concat()), id);

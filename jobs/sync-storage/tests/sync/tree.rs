@@ -9,16 +9,7 @@ impl Place {
     /// small part for this machine.
     fn storage(&self) {
         self.data_set();
-        let from_seed = [
-            "create",
-            "--model",
-            "micro-ref",
-            "--data",
-            "tiny",
-            "--name",
-            "seeded",
-        ];
-        self.id(&from_seed);
+        self.id(&[&CREATE[..], &["seeded"]].concat());
         let pull = ["pull", "seeded", "--kind", "base-model", "--to"];
         self.id(&[&pull[..], &["storage/models_v2/micro-ref"]].concat());
         self.id(&[&pull[..], &["storage/models_v2/tuned"]].concat());
