@@ -18,10 +18,6 @@ use crate::sandbox_error;
 const KS: [u64; 6] = [1, 5, 10, 20, 50, 100];
 
 /// Grades samples in the formats of OpenAI's human-eval, of MBPP, of EvalPlus and of CodeContests.
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "each is a flag of the command line"
-)]
 #[derive(Debug, clap::Args)]
 pub struct Grade {
     /// Problems, JSON lines, plain or .gz: human-eval (task_id, prompt, entry_point, test), MBPP (task_id, test_list),
