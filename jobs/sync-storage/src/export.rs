@@ -1,12 +1,14 @@
-//! `export`: trunk and head 1 of a model as a folder that `transformers` loads.
+//! `export`: trunk and head 1 of a model as a folder that `transformers` or llama.cpp loads.
 //!
-//! Hugging Face's Llama has no place for further prediction heads: they are left out, and the output says so.
+//! Llama has no place for further prediction heads in either layout: they are left out, and the output says so.
 
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use wmtp_job_kit::{ArtifactId, JobError, Kind, Tool, ToolCx, bytes};
-use wmtp_model::{DType, Device, ParamStore, Params, next_token, save_hugging_face};
+use wmtp_model::{
+    DType, Device, GgufFacts, ParamStore, Params, next_token, save_gguf, save_hugging_face,
+};
 use wmtp_records::jsonl;
 use wmtp_tokens::Tokenizer;
 
@@ -16,9 +18,21 @@ use crate::header::Header;
 
 /// The files of the folder, by the names that `transformers` looks for.
 const WEIGHTS: &str = "model.safetensors";
+const GGUF: &str = "model.gguf";
 const CONFIG: &str = "config.json";
 const TOKENIZER: &str = "tokenizer.json";
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+
+/// What the folder is written for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum Layout {
+    /// model.safetensors and config.json, for transformers
+    HuggingFace,
+    /// model.gguf for llama.cpp, not quantized. It takes token ids alone: GGUF has no name for how our tokenizers cut
+    /// text, so they are in the file and beside it as tokenizer.json, for whoever encodes
+    Gguf,
+}
 
 /// Flags of `export`.
 #[derive(Debug, clap::Args)]
@@ -28,6 +42,9 @@ pub(crate) struct Export {
     /// What a name stands for: checkpoint or base-model; an id says it itself
     #[arg(long, value_name = "KIND", default_value = "checkpoint")]
     kind: Kind,
+    /// What to write
+    #[arg(long = "format", value_name = "FORMAT", default_value = "hugging-face")]
+    layout: Layout,
     /// Folder to make
     #[arg(long, value_name = "DIR")]
     to: PathBuf,
@@ -41,11 +58,11 @@ struct Places {
 }
 
 impl Tool for Export {
-    const ABOUT: &'static str =
-        "Writes trunk and head 1 of a model as a folder that Hugging Face's transformers loads.";
+    const ABOUT: &'static str = "Writes trunk and head 1 of a model as a folder that Hugging Face's transformers or llama.cpp loads.";
     const EXAMPLES: &'static str = "
         sync-storage export micropy-v001-s42 --to exported/v001
-        sync-storage export micropy-mtp --kind base-model --to exported/base";
+        sync-storage export micropy-mtp --kind base-model --to exported/base
+        sync-storage export micropy-v001-s42 --format gguf --to exported/v001-gguf";
 
     fn run(&self, cx: &mut ToolCx<'_>) -> Result<(), JobError> {
         let id: ArtifactId = {
@@ -69,10 +86,16 @@ impl Tool for Export {
             self.to.display(),
             bytes(size)
         ));
+        if self.layout == Layout::Gguf {
+            cx.warning(
+                "model.gguf takes token ids alone: GGUF has no name for how the tokenizer cuts text; encode with tokenizer.json",
+            );
+        }
         cx.json_result(json!({
             "job": "sync-storage-export",
             "artifact": id,
             "folder": self.to.display().to_string(),
+            "format": self.layout,
             "heads_left_out": left_out,
         }));
         Ok(())
@@ -113,13 +136,21 @@ impl Export {
         let (dtype, name) = stored_type(&weights)?;
         let store =
             ParamStore::load(&weights, params, dtype, &Device::Cpu).map_err(JobError::bad_input)?;
-        let target = part.path().join(WEIGHTS);
-        save_hugging_face(&target, params, &store).map_err(JobError::internal)?;
         let tokenizer_file = source.join(places.tokenizer);
         std::fs::copy(&tokenizer_file, part.path().join(TOKENIZER)).map_err(at)?;
         let tokenizer = Tokenizer::load(&tokenizer_file).map_err(JobError::bad_input)?;
-        let config = config(params, &tokenizer, name, id);
-        jsonl::write_json(&part.path().join(CONFIG), &config)?;
+        let model = Model {
+            id,
+            params,
+            store: &store,
+            tokenizer: &tokenizer,
+            tokenizer_file: &tokenizer_file,
+            dtype: name,
+        };
+        let target = match self.layout {
+            Layout::HuggingFace => model.write_hugging_face(part.path())?,
+            Layout::Gguf => model.write_gguf(part.path())?,
+        };
         let special = |id: u32| tokenizer.token_text(id);
         let tokenizer_config = json!({
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -132,6 +163,42 @@ impl Export {
         let size = std::fs::metadata(&target).map_err(at)?.len();
         std::fs::rename(part.keep(), &self.to).map_err(at)?;
         Ok(size)
+    }
+}
+
+/// What is exported, read.
+struct Model<'a> {
+    id: &'a ArtifactId,
+    params: &'a Params,
+    store: &'a ParamStore,
+    tokenizer: &'a Tokenizer,
+    tokenizer_file: &'a Path,
+    /// The stored type's name in `transformers`.
+    dtype: &'static str,
+}
+
+/// Each returns the file of weights that it wrote.
+impl Model<'_> {
+    fn write_hugging_face(&self, folder: &Path) -> Result<PathBuf, JobError> {
+        let config = config(self.params, self.tokenizer, self.dtype, self.id);
+        jsonl::write_json(&folder.join(CONFIG), &config)?;
+        let target = folder.join(WEIGHTS);
+        save_hugging_face(&target, self.params, self.store).map_err(JobError::internal)?;
+        Ok(target)
+    }
+
+    fn write_gguf(&self, folder: &Path) -> Result<PathBuf, JobError> {
+        let facts = GgufFacts {
+            name: &self.id.to_string(),
+            context_length: MAX_POSITIONS,
+            tokenizer_json: &std::fs::read_to_string(self.tokenizer_file)?,
+            bos: self.tokenizer.bos(),
+            eos: self.tokenizer.eos(),
+            pad: self.tokenizer.pad(),
+        };
+        let target = folder.join(GGUF);
+        save_gguf(&target, self.params, self.store, &facts).map_err(JobError::internal)?;
+        Ok(target)
     }
 }
 

@@ -6,7 +6,7 @@
 //! | `push-tree` | a storage folder | an artifact for each model bundle and data set in it |
 //! | `create` | a data set's tokenizer | a base-model artifact, seeded |
 //! | `pull` | any artifact | a folder |
-//! | `export` | a checkpoint or base-model artifact | a folder for Hugging Face's transformers |
+//! | `export` | a checkpoint or base-model artifact | a folder for Hugging Face's transformers, or with a GGUF file for llama.cpp |
 //! | `download` | a revision of the Hugging Face hub, objects of another S3 store | a folder |
 //! | `convert` | PyTorch checkpoints or safetensors shards | one safetensors file |
 //!

@@ -13,6 +13,7 @@
 pub mod cuda;
 mod error;
 mod float;
+mod gguf;
 mod kernels;
 mod layout;
 mod lora;
@@ -37,6 +38,7 @@ mod composed;
 /// Element type and place of tensors, so that jobs need not see candle themselves.
 pub use candle_core::{DType, Device};
 pub use error::{Error, Result};
+pub use gguf::{GgufFacts, save_gguf};
 pub use layout::{load_hugging_face, next_token, save_hugging_face};
 pub use lora::{Adapters, LoraSettings, LoraTarget};
 pub use model::MtpModel;

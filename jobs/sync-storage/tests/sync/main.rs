@@ -320,19 +320,30 @@ fn an_exported_model_reads_back_to_the_bit_and_says_what_is_left_out() {
 }
 
 #[test]
-#[expect(clippy::print_stderr, reason = "a skipped comparison must be seen")]
 fn transformers_gives_the_logits_of_head_1() {
+    compare_with_transformers("hugging-face", &["transformers"]);
+}
+
+#[test]
+fn transformers_gives_the_logits_of_head_1_from_gguf() {
+    compare_with_transformers("gguf", &["transformers", "accelerate", "gguf"]);
+}
+
+/// Holds head 1 of three exported configurations against `transformers`, where Python has the modules for it.
+#[expect(clippy::print_stderr, reason = "a skipped comparison must be seen")]
+fn compare_with_transformers(format: &str, modules: &[&str]) {
     let python = concat!(
         env!("CARGO_MANIFEST_DIR"),
         "/../../.wmtp/pytorch/bin/python"
     );
-    let has_transformers = Command::new(python)
-        .args(["-c", "import transformers"])
+    let has_modules = Command::new(python)
+        .args(["-c", &format!("import {}", modules.join(", "))])
         .stderr(Stdio::null())
         .status()
         .is_ok_and(|status| status.success());
-    if !has_transformers {
-        eprintln!("SKIPPED: transformers is not installed; `make test-full` installs it");
+    if !has_modules {
+        let modules = modules.join(" or ");
+        eprintln!("SKIPPED: {modules} is not installed; `make test-full` installs it");
         return;
     }
     let place = Place::new();
@@ -344,7 +355,8 @@ fn transformers_gives_the_logits_of_head_1() {
     for (name, params) in configurations(tokenizer.vocab_size()) {
         let store = push_model(&place, name, &params);
         let to = format!("exported/{name}");
-        let done = place.run(&["export", name, "--kind", "base-model", "--to", &to]);
+        let export = ["export", name, "--kind", "base-model", "--to", &to];
+        let done = place.run(&[&export[..], &["--format", format]].concat());
         assert_eq!(done.code, Some(0), "{}", done.stderr);
         let output = Command::new(python)
             .arg(concat!(
@@ -366,16 +378,7 @@ fn transformers_gives_the_logits_of_head_1() {
         assert_eq!(found["special"], serde_json::json!(special), "{name}");
         assert_eq!(found["dtype"], "torch.float32");
 
-        let model = MtpModel::frozen(&params, &store).unwrap();
-        let input = Tensor::new(&ids[..], &Device::Cpu)
-            .unwrap()
-            .unsqueeze(0)
-            .unwrap();
-        let trunk = model.trunk(&input).unwrap();
-        let first = params.horizons().next().unwrap();
-        let hidden = model.head_hidden(first, &trunk).unwrap();
-        let ours = model.logits(&hidden).unwrap().flatten_all().unwrap();
-        let ours = ours.to_vec1::<f32>().unwrap();
+        let ours = logits_of_head_1(&params, &store, &ids);
         let theirs = found["logits"].as_array().unwrap();
         assert_eq!(ours.len(), theirs.len(), "{name}");
         let gap = ours
@@ -386,10 +389,58 @@ fn transformers_gives_the_logits_of_head_1() {
         let largest = ours
             .iter()
             .fold(0.0_f32, |most, logit| most.max(logit.abs()));
-        eprintln!("{name}: head-1 logits up to {largest:.2} differ by at most {gap:.1e}");
+        eprintln!("{format} {name}: head-1 logits up to {largest:.2} differ by at most {gap:.1e}");
         assert!(largest > 0.1, "{name}: logits that say nothing");
         assert!(gap <= 1e-4, "{name}: {gap}");
     }
+}
+
+fn logits_of_head_1(params: &Params, store: &ParamStore, ids: &[u32]) -> Vec<f32> {
+    let model = MtpModel::frozen(params, store).unwrap();
+    let input = Tensor::new(ids, &Device::Cpu)
+        .unwrap()
+        .unsqueeze(0)
+        .unwrap();
+    let trunk = model.trunk(&input).unwrap();
+    let first = params.horizons().next().unwrap();
+    let hidden = model.head_hidden(first, &trunk).unwrap();
+    let logits = model.logits(&hidden).unwrap().flatten_all().unwrap();
+    logits.to_vec1().unwrap()
+}
+
+#[test]
+fn a_model_in_gguf_says_what_it_takes_and_is_one_file_beside_its_tokenizer() {
+    let place = Place::new();
+    place.data_set();
+    let (name, params) = configurations(vocab_size(&place))
+        .into_iter()
+        .next()
+        .unwrap();
+    push_model(&place, name, &params);
+    let export = ["export", name, "--kind", "base-model", "--to", "to"];
+    let done = place.run(&[&export[..], &["--format", "gguf", "--json"]].concat());
+    assert_eq!(done.code, Some(0), "{}", done.stderr);
+    assert!(
+        done.stdout.contains("\"format\":\"gguf\""),
+        "{}",
+        done.stdout
+    );
+    assert!(
+        done.stderr.contains("takes token ids alone"),
+        "{}",
+        done.stderr
+    );
+    let mut names: Vec<_> = std::fs::read_dir(place.path("to"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    assert_eq!(
+        names,
+        ["model.gguf", "tokenizer.json", "tokenizer_config.json"]
+    );
+    let wrong = place.run(&[&export[..], &["--format", "onnx"]].concat());
+    assert_eq!(wrong.code, Some(2), "{}", wrong.stderr);
 }
 
 /// Puts files into a server under `plain/`, as another program would.
