@@ -28,13 +28,15 @@ LIVE = {
     "validation_loss": "val/loss",
     "tokens_per_second": "perf/tokens_per_sec",
     "padded_tokens_per_second": "perf/padded_tokens_per_sec",
+    "samples_per_second": "perf/samples_per_sec",
+    "epoch_secs": "perf/epoch_time_sec",
     "step_secs": "perf/step_time_sec",
     "mfu": "perf/mfu",
 }
 FILES = {
     "value-model": ("summary.json", {
         "pairwise_accuracy": "value/pairwise_acc", "same_length_accuracy": "value/same_length_acc",
-        "explained_variance": "value/explained_variance", "auc": "value/auc", "margin": "value/margin",
+        "explained_variance": "value/explained_variance", "mean_value": "value/mean", "std_value": "value/std", "auc": "value/auc", "margin": "value/margin",
         "best_validation_loss": "val/best_loss"}),
     "advantages": ("advantages.json", {"mean": "advantage/mean", "std": "advantage/std"}),
     "reference-ce": ("summary.json", {"mean_train_ce": "rho1/ref_ce", "best_validation_loss": "val/best_loss"}),
@@ -89,7 +91,8 @@ def millis(text):
 def metric_name(name):
     if name in LIVE:
         return LIVE[name]
-    return name.replace("weight_", "weight/", 1) if name.startswith("weight_") else f"train/{name}"
+    group, _, rest = name.partition("_")
+    return f"{group}/{rest}" if group in ("weight", "td", "value", "rho1") else f"train/{name}"
 
 
 class Spelled(str):

@@ -17,7 +17,7 @@ use wmtp_training::{
     Error, Judged, Lines, Objective, OptimSettings, Rows, Trainer, ValueParameters, ValueQuality,
     ValueSettings, ValueTrainer, advantages, balanced_rows,
 };
-use wmtp_weighting::Whitening;
+use wmtp_weighting::{Whitening, td_errors};
 
 /// The reward of a row that passes its tests.
 const REWARD: f64 = 1.0;
@@ -101,7 +101,9 @@ pub(crate) fn run(run: &Run, device: &Device) -> Result<Vec<Output>, JobError> {
     )?;
     drive(&mut trainer, run, device, "value model")?;
     let best_step = trainer.finish()?;
-    let quality = judge(&trainer, &validation)?;
+    let judged = judge(&trainer, &validation)?;
+    let quality = ValueQuality::of(&judged);
+    tell_squared_error(run, trainer.step(), &judged);
     let gate_passed = gate(run, recipe, &quality)?;
 
     let summary = Summary {
@@ -170,19 +172,31 @@ fn settings(recipe: &Recipe) -> Result<ValueSettings, JobError> {
     })
 }
 
-fn judge(trainer: &ValueTrainer<'_>, split: &Labelled) -> Result<ValueQuality, JobError> {
+fn judge(trainer: &ValueTrainer<'_>, split: &Labelled) -> Result<Vec<Judged>, JobError> {
     let rows = split.tokens.labelled_rows();
     let values = trainer.values(&split.tokens, &rows)?;
-    let judged: Vec<Judged> = rows
-        .iter()
-        .zip(values)
+    let judged = rows.iter().zip(values);
+    Ok(judged
         .map(|(&row, values)| Judged {
             problem: split.problems[row].clone(),
             correct: split.tokens.row(row).is_correct == Some(true),
             values,
         })
-        .collect();
-    Ok(ValueQuality::of(&judged))
+        .collect())
+}
+
+/// The held-out mean squared distance of values to the reward, as a live metric: with another objective than that the loss
+/// does not tell it.
+fn tell_squared_error(run: &Run, step: u64, judged: &[Judged]) {
+    let distances = judged.iter().flat_map(|solution| {
+        let reward = if solution.correct { REWARD } else { 0.0 };
+        solution.values.iter().map(move |value| value - reward)
+    });
+    let squares: Vec<f64> = distances.map(|distance| distance * distance).collect();
+    if !squares.is_empty() {
+        let mse = squares.iter().sum::<f64>() / squares.len() as f64;
+        run.metrics(step, &[("value_mse", mse)]);
+    }
 }
 
 /// Whether the value model is good enough; `None` where the data cannot say.
@@ -242,6 +256,25 @@ fn write_model(
         ))
 }
 
+/// The TD errors that the advantages are made of, as live metrics: mean, deviation and ends over all their tokens.
+fn tell_td_errors(run: &Run, step: u64, values: &[Vec<f64>], gamma: f64) {
+    let of_row = |values: &Vec<f64>| td_errors(values, REWARD, gamma);
+    let errors: Vec<f64> = values.iter().flat_map(of_row).collect();
+    if errors.is_empty() {
+        return;
+    }
+    let Whitening { mean, std } = Whitening::of(&errors);
+    let min = errors.iter().copied().fold(f64::INFINITY, f64::min);
+    let max = errors.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let figures = [
+        ("td_mean", mean),
+        ("td_std", std),
+        ("td_min", min),
+        ("td_max", max),
+    ];
+    run.metrics(step, &figures);
+}
+
 fn write_advantages(
     run: &Run,
     trainer: &ValueTrainer<'_>,
@@ -253,6 +286,7 @@ fn write_advantages(
     run.log(format!("advantages of {} correct rows", rows.len()));
     let values = trainer.values(train, &rows)?;
     let scores = advantages(&rows, &values, REWARD, score.gamma, score.lambda_gae);
+    tell_td_errors(run, trainer.step(), &values, score.gamma);
     let flat: Vec<f64> = scores
         .values()
         .iter()

@@ -29,6 +29,9 @@ pub(crate) fn experiment(recipe: &Value) -> Option<String> {
     Some(plain(&format!("mtp/{}/{}", of("algo")?, of("dataset")?)))
 }
 
+/// First words of live metrics that are groups of their own; what has none belongs to training.
+const GROUPS: [&str; 4] = ["weight", "td", "value", "rho1"];
+
 /// A live metric of a job, as MLflow's users call it.
 pub(crate) fn metric(name: &str) -> String {
     let known = match name {
@@ -37,6 +40,8 @@ pub(crate) fn metric(name: &str) -> String {
         "validation_loss" => "val/loss",
         "tokens_per_second" => "perf/tokens_per_sec",
         "padded_tokens_per_second" => "perf/padded_tokens_per_sec",
+        "samples_per_second" => "perf/samples_per_sec",
+        "epoch_secs" => "perf/epoch_time_sec",
         "step_secs" => "perf/step_time_sec",
         "mfu" => "perf/mfu",
         _ => "",
@@ -44,10 +49,11 @@ pub(crate) fn metric(name: &str) -> String {
     if !known.is_empty() {
         return known.to_owned();
     }
-    match name.strip_prefix("weight_") {
-        Some(statistic) => plain(&format!("weight/{statistic}")),
-        None => plain(&format!("train/{name}")),
-    }
+    let group = GROUPS.iter().find_map(|group| {
+        let rest = name.strip_prefix(group)?.strip_prefix('_')?;
+        Some(format!("{group}/{rest}"))
+    });
+    plain(&group.unwrap_or_else(|| format!("train/{name}")))
 }
 
 /// A name that the server takes: `@` becomes `_at_`, other characters that it refuses `_`.
@@ -213,6 +219,14 @@ mod tests {
             ),
             ("weight_projection_c", "weight/projection_c"),
             ("tokens_per_second", "perf/tokens_per_sec"),
+            ("samples_per_second", "perf/samples_per_sec"),
+            ("epoch_secs", "perf/epoch_time_sec"),
+            ("td_mean", "td/mean"),
+            ("value_mse", "value/mse"),
+            ("rho1_excess_mean", "rho1/excess_mean"),
+            ("rho1_ref_ce", "rho1/ref_ce"),
+            ("rho1_selected_ratio_head_4", "rho1/selected_ratio_head_4"),
+            ("tdx", "train/tdx"),
         ] {
             assert_eq!(metric(ours), theirs);
         }

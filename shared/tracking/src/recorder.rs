@@ -338,6 +338,8 @@ impl Recorder {
                     ("pairwise_accuracy", "value/pairwise_acc"),
                     ("same_length_accuracy", "value/same_length_acc"),
                     ("explained_variance", "value/explained_variance"),
+                    ("mean_value", "value/mean"),
+                    ("std_value", "value/std"),
                     ("auc", "value/auc"),
                     ("margin", "value/margin"),
                     ("best_validation_loss", "val/best_loss"),

@@ -114,7 +114,8 @@ pub struct StepReport {
     pub halved: Vec<Halved>,
     /// Numbers for curves, in a fixed order.
     pub metrics: Vec<(String, f64)>,
-    /// Statistics of the step's token weights, for whoever looks on; the checkpoint has them in a file of their own.
+    /// Statistics of the step's token weights and of what they come from, for whoever looks on; the checkpoint has those of
+    /// the weights in a file of their own.
     pub weights: Vec<(String, f64)>,
 }
 
@@ -132,6 +133,8 @@ pub trait Trainer {
     fn step(&self) -> u64;
     /// Steps in all.
     fn total_steps(&self) -> u64;
+    /// Steps that take every training row once.
+    fn steps_per_epoch(&self) -> u64;
     /// Does the next step.
     fn advance(&mut self) -> Result<StepReport>;
     /// Writes everything that continuing needs.

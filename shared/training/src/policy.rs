@@ -18,7 +18,7 @@ use crate::heads::{HeadTargets, Learner, StepLoss, Target, accumulate, target_co
 use crate::inference::{head_cross_entropies, mean};
 use crate::lines::Lines;
 use crate::optimizer::{Gradients, parameters};
-use crate::scorer::{Scorer, StepRow, StepStats};
+use crate::scorer::{ExcessStats, Scorer, StepRow, StepStats};
 use crate::throughput::Work;
 
 /// Bins of the weight histogram.
@@ -82,7 +82,7 @@ pub struct PolicyTrainer<'a> {
     model: MtpModel,
     train: Rows<'a>,
     validation: Rows<'a>,
-    plan: Vec<Vec<usize>>,
+    plan: StepPlan,
     scorer: Box<dyn Scorer>,
     settings: PolicySettings,
     record: WeightRecord,
@@ -128,6 +128,28 @@ fn live_statistics(head: Option<usize>, stats: &WeightStats) -> [(String, f64); 
         ("temperature", stats.temperature),
     ]
     .map(|(name, value)| (format!("weight_{name}{suffix}"), value))
+}
+
+/// What Rho-1 compared in a step as live metrics: means over the targets of all heads, and each head's share of selected
+/// targets where some are selected.
+fn live_excess(heads: &[(usize, ExcessStats)]) -> Vec<(String, f64)> {
+    let targets: usize = heads.iter().map(|(_, excess)| excess.targets).sum();
+    if targets == 0 {
+        return Vec::new();
+    }
+    let mean = |of: fn(&ExcessStats) -> f64| {
+        heads.iter().map(|(_, excess)| of(excess)).sum::<f64>() / targets as f64
+    };
+    let mut live = vec![
+        ("rho1_excess_mean".to_owned(), mean(|excess| excess.score)),
+        ("rho1_policy_ce".to_owned(), mean(|excess| excess.policy_ce)),
+        ("rho1_ref_ce".to_owned(), mean(|excess| excess.reference_ce)),
+    ];
+    live.extend(heads.iter().filter_map(|(head, excess)| {
+        let share = excess.selected? as f64 / excess.targets as f64;
+        Some((format!("rho1_selected_ratio_head_{head}"), share))
+    }));
+    live
 }
 
 /// Resume state beyond the engine's.
@@ -325,7 +347,7 @@ impl<'a> PolicyTrainer<'a> {
             settings.batch_sequences,
             settings.order_seed,
         );
-        let total = plan.len() as u64;
+        let total = plan.steps.len() as u64;
         let trained = adapters.map_or(store, Adapters::store);
         let engine = Engine::new(parameters(trained, settings.lr), &settings.optim, total)?;
         let shown = shown_rows(&train.rows);
@@ -420,8 +442,13 @@ impl<'a> PolicyTrainer<'a> {
     fn record_weights(&mut self, heard: StepWeights) -> Vec<(String, f64)> {
         self.record.histogram.add(&heard.all);
         self.record.shown.extend(heard.by_row);
-        let mut shown = Vec::new();
-        for StepStats { head, stats } in self.scorer.end_step() {
+        let (mut shown, mut compared) = (Vec::new(), Vec::new());
+        for StepStats {
+            head,
+            stats,
+            excess,
+        } in self.scorer.end_step()
+        {
             let line = WeightLine {
                 step: self.engine.step(),
                 head,
@@ -429,7 +456,9 @@ impl<'a> PolicyTrainer<'a> {
             };
             self.record.lines.push(&line);
             shown.extend(live_statistics(head, &stats));
+            compared.extend(head.zip(excess));
         }
+        shown.extend(live_excess(&compared));
         shown
     }
 
@@ -485,9 +514,13 @@ impl Trainer for PolicyTrainer<'_> {
         self.engine.total()
     }
 
+    fn steps_per_epoch(&self) -> u64 {
+        self.plan.per_epoch
+    }
+
     fn advance(&mut self) -> Result<StepReport> {
         let index = self.engine.step() as usize;
-        let Some(rows) = self.plan.get(index).cloned() else {
+        let Some(rows) = self.plan.steps.get(index).cloned() else {
             return Err(Error::BadData(format!("the run has only {index} steps")));
         };
         let mut halved = Vec::new();
@@ -578,11 +611,23 @@ impl Trainer for PolicyTrainer<'_> {
     }
 }
 
+/// What every optimizer step of a run takes.
+pub(crate) struct StepPlan {
+    /// Its rows.
+    pub(crate) steps: Vec<Vec<usize>>,
+    /// Steps that take every row once.
+    pub(crate) per_epoch: u64,
+}
+
 /// Rows of every optimizer step of a run, at least one step.
-pub(crate) fn plan(rows: &Rows<'_>, epochs: f64, batch: usize, seed: u64) -> Vec<Vec<usize>> {
+pub(crate) fn plan(rows: &Rows<'_>, epochs: f64, batch: usize, seed: u64) -> StepPlan {
     let plan = BatchPlan::new(rows.file, rows.rows.clone(), batch, seed);
-    let steps = (epochs * plan.steps_per_epoch() as f64).round() as usize;
-    plan.first_steps(steps.max(1))
+    let per_epoch = plan.steps_per_epoch();
+    let steps = (epochs * per_epoch as f64).round() as usize;
+    StepPlan {
+        steps: plan.first_steps(steps.max(1)),
+        per_epoch: per_epoch as u64,
+    }
 }
 
 /// A few rows spread evenly over those given.

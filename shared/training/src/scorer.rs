@@ -35,6 +35,23 @@ pub struct StepStats {
     pub head: Option<usize>,
     /// The statistics.
     pub stats: WeightStats,
+    /// What the weights come from, where that is an excess over a reference.
+    pub excess: Option<ExcessStats>,
+}
+
+/// Sums over one head's targets in one optimizer step of Rho-1.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct ExcessStats {
+    /// Targets.
+    pub targets: usize,
+    /// Cross-entropies of the policy, nats.
+    pub policy_ce: f64,
+    /// Cross-entropies of the reference, nats.
+    pub reference_ce: f64,
+    /// Scores: differences of the two as the recipe takes them.
+    pub score: f64,
+    /// Targets that were selected, where some are.
+    pub selected: Option<usize>,
 }
 
 /// Gives every response target of an optimizer step its weight.
@@ -215,7 +232,11 @@ impl Scorer for StepScorer {
     fn end_step(&mut self) -> Vec<StepStats> {
         let stats = self.stats.take();
         stats
-            .map(|stats| StepStats { head: None, stats })
+            .map(|stats| StepStats {
+                head: None,
+                stats,
+                excess: None,
+            })
             .into_iter()
             .collect()
     }
@@ -299,6 +320,7 @@ struct HeadStep {
     weights: Vec<f64>,
     c_times_count: f64,
     temperature: f64,
+    excess: ExcessStats,
 }
 
 /// Rho-1: excess of the policy's cross-entropy over a tuned reference's, per head, normalised over each
@@ -375,6 +397,15 @@ impl Scorer for Rho1Scorer {
         head.weights.extend(&made.weights);
         head.c_times_count += made.stats.projection_c * scores.len() as f64;
         head.temperature = head.temperature.max(made.stats.temperature);
+        let excess = &mut head.excess;
+        excess.targets += targets.len();
+        excess.policy_ce += policy_ce.iter().sum::<f64>();
+        excess.reference_ce += reference_ce.iter().sum::<f64>();
+        excess.score += scores.iter().sum::<f64>();
+        if rho1.weighting == Rho1Weighting::Topk {
+            let selected = rho1::num_selected(targets.len(), rho1.ratio);
+            excess.selected = Some(excess.selected.unwrap_or(0) + selected);
+        }
         Ok(made.weights)
     }
 
@@ -388,6 +419,7 @@ impl Scorer for Rho1Scorer {
             StepStats {
                 head: Some(head),
                 stats,
+                excess: Some(step.excess),
             }
         };
         heads.into_iter().map(finish).collect()
@@ -612,6 +644,35 @@ mod tests {
             std: 2.8,
         });
         assert!((running.mean - 1.2).abs() < 1e-12);
+    }
+
+    #[test]
+    fn rho1_tells_what_it_compared_and_how_many_it_selected() {
+        let of = |weighting| {
+            let rho1 = Rho1Settings {
+                mode: ExcessMode::SignedExcess,
+                weighting,
+                ratio: 0.6,
+                min_ce_diff: 0.0,
+            };
+            let mut scorer = Rho1Scorer::new(scores(), rho1, WeightSettings::default());
+            weights(&mut scorer, 0, &ROWS);
+            scorer.end_step()[0].excess.unwrap()
+        };
+        let found = of(Rho1Weighting::Topk);
+        let table = scores();
+        let reference: f64 = table.values().iter().map(|&ce| f64::from(ce)).sum();
+        // The policy's are (index % 5) / 2 of 13 targets: two rounds of 0 to 4, then 0, 1, 2.
+        let policy = (2.0 * 10.0 + 3.0) / 2.0;
+        assert_eq!(found.targets, 13);
+        assert!((found.policy_ce - policy).abs() < 1e-9, "{found:?}");
+        assert!((found.reference_ce - reference).abs() < 1e-6, "{found:?}");
+        assert!(
+            (found.score - (policy - reference)).abs() < 1e-6,
+            "{found:?}"
+        );
+        assert_eq!(found.selected, Some(8));
+        assert_eq!(of(Rho1Weighting::Continuous).selected, None);
     }
 
     #[test]

@@ -16,7 +16,7 @@ use wmtp_records::{Split, data_files, jsonl};
 use crate::engine::{MAX_BAD_STEPS, StepReport, StoppedEarly, Trainer, Update};
 use crate::error::{Error, Result};
 use crate::memory::Halved;
-use crate::throughput::{Throughput, peak_memory_bytes};
+use crate::throughput::{Epochs, Throughput, peak_memory_bytes};
 
 /// Paths inside a model bundle.
 pub mod bundle {
@@ -165,6 +165,7 @@ pub fn drive(
     progress.set(trainer.step());
     let peak = peak_flops(run, device)?;
     let mut throughput = Throughput::default();
+    let mut epochs = Epochs::new(trainer.steps_per_epoch(), trainer.step());
     while !trainer.is_done() {
         if run.should_stop() {
             save(trainer, run)?;
@@ -195,6 +196,12 @@ pub fn drive(
             "padded_tokens_per_second",
             throughput.positions_per_second(),
         ));
+        metrics.push(("samples_per_second", throughput.sequences_per_second()));
+        metrics.extend(
+            epochs
+                .add(report.step, secs)
+                .map(|secs| ("epoch_secs", secs)),
+        );
         metrics.push(("mfu", throughput.flops_per_second() / peak));
         metrics.push(("step_secs", secs));
         run.metrics(report.step, &metrics);

@@ -13,6 +13,8 @@ pub struct Work {
     pub tokens: u64,
     /// Positions that went through the model, padding counted.
     pub positions: u64,
+    /// Sequences that went through the model.
+    pub sequences: u64,
     /// Floating-point operations by formula, forward and backward.
     pub flops: f64,
 }
@@ -27,6 +29,7 @@ impl Work {
         Self {
             tokens: self.tokens + tokens as u64,
             positions: self.positions + (batch.rows * batch.width) as u64,
+            sequences: self.sequences + batch.rows as u64,
             flops: self.flops
                 + Self::TRAINING * blocks as f64 * params.block_flops(batch.rows, batch.width),
         }
@@ -45,6 +48,7 @@ impl Throughput {
     pub fn add(&mut self, work: Work, secs: f64) {
         self.total.tokens += work.tokens;
         self.total.positions += work.positions;
+        self.total.sequences += work.sequences;
         self.total.flops += work.flops;
         self.step_secs.push(secs);
     }
@@ -61,6 +65,11 @@ impl Throughput {
     /// Positions per second, padding counted.
     pub fn positions_per_second(&self) -> f64 {
         self.total.positions as f64 / self.secs()
+    }
+
+    /// Sequences per second.
+    pub fn sequences_per_second(&self) -> f64 {
+        self.total.sequences as f64 / self.secs()
     }
 
     /// Floating-point operations per second.
@@ -93,6 +102,33 @@ impl Throughput {
             millis(0.9),
             millis(0.99),
         )
+    }
+}
+
+/// The time of each whole pass over the training rows.
+#[derive(Debug, Clone)]
+pub(crate) struct Epochs {
+    steps_per_epoch: u64,
+    /// Seconds of the pass under way; none where its beginning was not seen.
+    secs: Option<f64>,
+}
+
+impl Epochs {
+    /// From a step on, which is the first of a pass or is not.
+    pub(crate) fn new(steps_per_epoch: u64, step: u64) -> Self {
+        let steps_per_epoch = steps_per_epoch.max(1);
+        Self {
+            steps_per_epoch,
+            secs: step.is_multiple_of(steps_per_epoch).then_some(0.0),
+        }
+    }
+
+    /// Counts a step; the seconds of the pass that it ends, where all of it was seen.
+    pub(crate) fn add(&mut self, step: u64, secs: f64) -> Option<f64> {
+        let whole = self.secs.map(|before| before + secs);
+        let has_ended = step.is_multiple_of(self.steps_per_epoch);
+        self.secs = if has_ended { Some(0.0) } else { whole };
+        whole.filter(|_| has_ended)
     }
 }
 
@@ -133,6 +169,7 @@ mod tests {
             let work = Work {
                 tokens: 50,
                 positions: 80,
+                sequences: 4,
                 flops: 2e9,
             };
             throughput.add(work, secs);
@@ -145,7 +182,27 @@ mod tests {
         let throughput = counted();
         assert!((throughput.tokens_per_second() - 200.0).abs() < 1e-9);
         assert!((throughput.positions_per_second() - 320.0).abs() < 1e-9);
+        assert!((throughput.sequences_per_second() - 16.0).abs() < 1e-9);
         assert!((throughput.flops_per_second() - 8e9).abs() < 1e-3);
+    }
+
+    #[test]
+    fn the_time_of_a_pass_is_told_when_all_of_it_was_seen() {
+        let told = |mut epochs: Epochs, steps: std::ops::RangeInclusive<u64>| {
+            let secs = steps.map(|step| epochs.add(step, 0.5));
+            secs.collect::<Vec<_>>()
+        };
+        assert_eq!(
+            told(Epochs::new(3, 0), 1..=7),
+            [None, None, Some(1.5), None, None, Some(1.5), None]
+        );
+        // Continued in mid-pass: what was left of it is no pass.
+        assert_eq!(
+            told(Epochs::new(3, 4), 5..=9),
+            [None, None, None, None, Some(1.5)]
+        );
+        assert_eq!(told(Epochs::new(3, 3), 4..=6), [None, None, Some(1.5)]);
+        assert_eq!(told(Epochs::new(1, 0), 1..=2), [Some(0.5), Some(0.5)]);
     }
 
     #[test]

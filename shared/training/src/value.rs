@@ -19,7 +19,7 @@ use crate::heads::ids_tensor;
 use crate::inference::{mean, raw_values};
 use crate::lines::Lines;
 use crate::optimizer::{Gradients, parameters};
-use crate::policy::{Rows, plan};
+use crate::policy::{Rows, StepPlan, plan};
 use crate::scores::TokenScores;
 use crate::throughput::Work;
 
@@ -105,7 +105,7 @@ pub struct ValueTrainer<'a> {
     model: ValueModel,
     train: Rows<'a>,
     validation: Rows<'a>,
-    plan: Vec<Vec<usize>>,
+    plan: StepPlan,
     settings: ValueSettings,
 }
 
@@ -140,7 +140,7 @@ impl<'a> ValueTrainer<'a> {
         };
         let model = model.with_products(settings.products);
         trainable.extend(parameters(&store.head, settings.lr_head));
-        let engine = Engine::new(trainable, &settings.optim, plan.len() as u64)?;
+        let engine = Engine::new(trainable, &settings.optim, plan.steps.len() as u64)?;
         Ok(Self {
             gradients: Gradients::zeros(engine.parameters())?,
             engine,
@@ -264,9 +264,13 @@ impl Trainer for ValueTrainer<'_> {
         self.engine.total()
     }
 
+    fn steps_per_epoch(&self) -> u64 {
+        self.plan.per_epoch
+    }
+
     fn advance(&mut self) -> Result<StepReport> {
         let index = self.engine.step() as usize;
-        let Some(rows) = self.plan.get(index).cloned() else {
+        let Some(rows) = self.plan.steps.get(index).cloned() else {
             return Err(Error::BadData(format!("the run has only {index} steps")));
         };
         let mut halved = Vec::new();

@@ -49,6 +49,11 @@ pub fn excess(
     Ok(scores.collect())
 }
 
+/// How many of `count` targets a `ratio` of them is: one at least, where there are any.
+pub fn num_selected(count: usize, ratio: f64) -> usize {
+    ((ratio * count as f64).round() as usize).clamp(1.min(count), count)
+}
+
 /// Binary weighting: the highest `ratio` of scores are selected, the rest sit at the lower bound unless the
 /// upper bound leaves some mass over; the projection restores mean 1.
 ///
@@ -64,7 +69,7 @@ pub fn topk(scores: &[f64], ratio: f64, settings: &WeightSettings) -> Result<Tok
         });
     }
     let count = scores.len();
-    let selected = ((ratio * count as f64).round() as usize).clamp(1.min(count), count);
+    let selected = num_selected(count, ratio);
     let mut order: Vec<usize> = (0..count).collect();
     order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]).then(a.cmp(&b)));
     let mut weights = vec![settings.eps; count];
