@@ -20,7 +20,7 @@ use wmtp_stats::leaderboard::{Leaderboard, LeaderboardRow, files};
 use crate::Error;
 use crate::metrics::Metrics;
 
-pub use runs::{Attempt, Event, LogLine, RunInfo, RunLife, seconds};
+pub use runs::{Attempt, Event, LogLine, Note, RunInfo, RunLife, seconds};
 pub use samples::SampleFile;
 
 /// Paths inside a checkpoint artifact that pages show.

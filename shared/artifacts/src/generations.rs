@@ -3,6 +3,8 @@
 //! `0000.json, 0001.json, …`: the newest is the highest number. A writer that loses the race for a number
 //! reads the winner and decides again. Stores differ in `If-Match`; create-only they all get right.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use serde_json::Value;
 
@@ -36,10 +38,24 @@ pub(crate) async fn newest(bucket: &Bucket, folder: &str) -> Result<Option<(u64,
 
 /// Every generation in a folder with its number, the oldest first.
 pub(crate) async fn all(bucket: &Bucket, folder: &str) -> Result<Vec<(u64, Bytes)>> {
+    let dated = dated(bucket, folder).await?.into_iter();
+    Ok(dated.map(|(number, bytes, _)| (number, bytes)).collect())
+}
+
+/// Every generation in a folder with its number and when it was written, in seconds by the store's clock; the oldest first.
+pub(crate) async fn dated(bucket: &Bucket, folder: &str) -> Result<Vec<(u64, Bytes, i64)>> {
+    let mut listed = BTreeMap::new();
+    bucket
+        .list_objects(folder, |object| {
+            if let Some(number) = number(&object.key, folder) {
+                listed.insert(number, object.modified);
+            }
+        })
+        .await?;
     let mut found = Vec::new();
-    for number in numbers(bucket, folder).await? {
+    for (number, modified) in listed {
         let bytes = bucket.get(&generation(folder, number)).await?;
-        found.extend(bytes.map(|bytes| (number, bytes)));
+        found.extend(bytes.map(|bytes| (number, bytes, modified)));
     }
     Ok(found)
 }

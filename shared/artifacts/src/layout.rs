@@ -41,19 +41,25 @@ pub(crate) fn cache(job: &str, key: &Digest) -> String {
     format!("v1/cache/{job}/{key}/")
 }
 
+/// Names of all kinds.
+pub(crate) const NAMES: &str = "v1/names/";
+
 /// Names of a kind.
 pub(crate) fn names(kind: Kind) -> String {
-    format!("v1/names/{kind}/")
+    format!("{NAMES}{kind}/")
 }
 
 /// What one name pointed to over time, numbered.
 pub(crate) fn name(kind: Kind, name: &str) -> String {
-    format!("v1/names/{kind}/{name}/")
+    format!("{NAMES}{kind}/{name}/")
 }
+
+/// Looks at all sets.
+pub(crate) const TOUCHES: &str = "v1/touches/";
 
 /// Looks at a set on behalf of somebody, numbered.
 pub(crate) fn touches(set: &Digest, by: &str) -> String {
-    format!("v1/touches/{set}/{by}/")
+    format!("{TOUCHES}{set}/{by}/")
 }
 
 /// Cache entries of all work.
@@ -87,6 +93,11 @@ pub(crate) fn run_request(run: &RunId) -> String {
 /// Terminal result of a run.
 pub(crate) fn run_result(run: &RunId) -> String {
     format!("{RUNS}{run}/result.json")
+}
+
+/// Remarks of people on a run, numbered.
+pub(crate) fn remarks(run: &RunId) -> String {
+    format!("{RUNS}{run}/remarks/")
 }
 
 /// Checkpoint entries of a run.

@@ -47,8 +47,10 @@ mod manifest;
 mod mirror;
 mod names;
 mod pages;
+mod policy;
 mod preflight;
 mod publish;
+mod remarks;
 mod repair;
 mod run;
 mod scan;
@@ -73,7 +75,10 @@ pub use kind::{ArtifactId, Kind, RunId};
 pub use lineage::{Direction, Lineage, Link, Node, NodeState};
 pub use manifest::{Content, FileEntry, Input, Manifest, Parts, Provenance, SCHEMA};
 pub use mirror::Mirror;
+pub use names::Naming;
+pub use policy::{Role, bucket_policy};
 pub use publish::Draft;
+pub use remarks::{Remark, RemarkKind, tags};
 pub use repair::{RepairReport, Spare};
 pub use run::{
     CheckpointEntry, RunLife, RunProgress, RunRequest, RunResult, RunState, RunView, Status,

@@ -4,11 +4,24 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures::{StreamExt, TryStreamExt, stream};
+use jiff::Timestamp;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::kind::check_name;
 use crate::manifest::parse_strict;
 use crate::{ArtifactId, Error, Kind, Result, Store, fault, generations, layout};
+
+/// One artifact that a name pointed to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Naming {
+    /// Its number, from 0.
+    pub number: u64,
+    /// The artifact.
+    pub artifact: ArtifactId,
+    /// Since when, by the store's clock.
+    pub at: Timestamp,
+}
 
 impl Store {
     /// Points a name to an artifact. What it pointed to before stays readable in its older generations.
@@ -52,16 +65,35 @@ impl Store {
         let Some((number, bytes)) = generations::newest(&self.bucket, &folder).await? else {
             return Ok(None);
         };
-        let found = parse_strict(&bytes)?;
+        self.named(&folder, number, &bytes).map(Some)
+    }
+
+    fn named(&self, folder: &str, number: u64, bytes: &[u8]) -> Result<ArtifactId> {
+        let found = parse_strict(bytes)?;
         let id = found["artifact"]
             .as_str()
             .and_then(|text| text.parse().ok());
-        id.map(Some).ok_or_else(|| {
+        id.ok_or_else(|| {
             Error::corrupt(
                 format!("{folder} generation {number} in {}", self.bucket.place()),
                 "it names no artifact",
             )
         })
+    }
+
+    /// All that a name ever pointed to, the oldest first; nothing where it never was one.
+    pub async fn namings(&self, kind: Kind, name: &str) -> Result<Vec<Naming>> {
+        check_name("name", name)?;
+        let folder = layout::name(kind, name);
+        let mut namings = Vec::new();
+        for (number, bytes, written) in generations::dated(&self.bucket, &folder).await? {
+            namings.push(Naming {
+                number,
+                artifact: self.named(&folder, number, &bytes)?,
+                at: Timestamp::from_second(written).unwrap_or_default(),
+            });
+        }
+        Ok(namings)
     }
 
     /// All names of a kind with the artifacts that they point to, sorted by name.

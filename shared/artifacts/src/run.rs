@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::claim::Stored;
 use crate::manifest::parse_strict;
-use crate::{ArtifactId, Digest, Error, Input, Result, RunId, Store, layout};
+use crate::{ArtifactId, Digest, Error, Input, Remark, Result, RunId, Store, layout};
 
 /// `run.json`: what a run was asked to do.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -137,7 +137,9 @@ pub struct RunView {
     pub events: Vec<Value>,
     /// Log lines of all attempts in order.
     pub logs: Vec<Value>,
-    /// Lines that were no JSON and were left out.
+    /// What people noted, the oldest first.
+    pub remarks: Vec<Remark>,
+    /// Lines that were no JSON, and remarks that are none; they were left out.
     pub num_bad_lines: u64,
 }
 
@@ -190,11 +192,7 @@ impl Store {
     /// [`Error::NotFound`] when there is no such run.
     pub async fn run(&self, id: &RunId) -> Result<RunView> {
         let request = self.read_json(&layout::run_request(id)).await?;
-        let request = request.ok_or_else(|| Error::NotFound {
-            what: format!("run {id}"),
-            store: self.bucket.place(),
-            hint: None,
-        })?;
+        let request = request.ok_or_else(|| self.no_run(id))?;
         let attempts = self.attempts(id).await?;
         let attempt = attempts.last().copied().unwrap_or(0);
         let key = layout::status(id, attempt);
@@ -204,7 +202,7 @@ impl Store {
             .is_some_and(|status| !status.state.is_terminal());
         let age = self.bucket.head(&key).await?.and_then(|head| head.age);
         let is_lost = is_running && age.is_some_and(|age| age >= self.heartbeat_ttl());
-        let mut num_bad_lines = 0;
+        let (remarks, mut num_bad_lines) = self.remarks(id).await?;
         let events = self
             .lines(id, &attempts, "events", &mut num_bad_lines)
             .await?;
@@ -219,8 +217,17 @@ impl Store {
             result: self.read_json(&layout::run_result(id)).await?,
             events,
             logs,
+            remarks,
             num_bad_lines,
         })
+    }
+
+    pub(crate) fn no_run(&self, id: &RunId) -> Error {
+        Error::NotFound {
+            what: format!("run {id}"),
+            store: self.bucket.place(),
+            hint: None,
+        }
     }
 
     /// The events of a run as they were written, in order: [`RunView::events`] for whoever needs the text of a number.

@@ -58,11 +58,16 @@ impl Session {
     }
 
     /// Connects to the store of the arguments.
-    pub(crate) fn open_store(&self, reupload: bool) -> Result<StoreHandle, JobError> {
-        let uri = self.common.store.as_deref().ok_or_else(|| {
+    /// The address that `--store` gives.
+    pub(crate) fn store_address(&self) -> Result<&str, JobError> {
+        self.common.store.as_deref().ok_or_else(|| {
             JobError::usage("no store given")
                 .hint("add --store s3://BUCKET/PREFIX or set WMTP_STORE")
-        })?;
+        })
+    }
+
+    pub(crate) fn open_store(&self, reupload: bool) -> Result<StoreHandle, JobError> {
+        let uri = self.store_address()?;
         let data_store = self.common.data_store.as_deref();
         StoreHandle::open(
             &self.runtime,

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::Value;
+use wmtp_artifacts::StoreUri;
 use wmtp_recipe::Recipe;
 
 use crate::life::{self, Session};
@@ -95,6 +96,14 @@ impl<'a> ToolCx<'a> {
     /// Exit code 2 when there is no `--recipe`.
     pub fn recipe(&self) -> Result<&Recipe, JobError> {
         crate::plan::recipe(self.session.resolved.as_ref())
+    }
+
+    /// Where the store is, which nobody asks.
+    ///
+    /// # Errors
+    /// Exit code 2 without `--store`, or where it is no address.
+    pub fn store_uri(&self) -> Result<StoreUri, JobError> {
+        Ok(self.session.store_address()?.parse()?)
     }
 
     /// The store, connected with the first call.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use serde_json::Value;
-use wmtp_artifacts::RunView;
+use wmtp_artifacts::{Remark, RemarkKind, RunView, tags};
 
 /// How a run stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -99,6 +99,17 @@ pub struct LogLine {
     pub message: String,
 }
 
+/// What somebody noted on a run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Note {
+    /// When.
+    pub at: String,
+    /// Who, by their own word.
+    pub author: String,
+    /// What.
+    pub text: String,
+}
+
 /// One run of a job.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RunInfo {
@@ -134,7 +145,11 @@ pub struct RunInfo {
     pub metrics: BTreeMap<String, Vec<(f64, f64)>>,
     /// Its log.
     pub logs: Vec<LogLine>,
-    /// Lines in the store that are no JSON.
+    /// Words by which people find it again.
+    pub tags: Vec<String>,
+    /// What people noted on it, the oldest first.
+    pub notes: Vec<Note>,
+    /// Lines in the store that are no JSON, and remarks that are none.
     pub num_bad_lines: u64,
 }
 
@@ -182,6 +197,8 @@ impl RunInfo {
             events: view.events.iter().filter_map(event).collect(),
             metrics: metrics(&view.events),
             logs: view.logs.iter().map(log_line).collect(),
+            tags: tags(&view.remarks).into_iter().map(str::to_owned).collect(),
+            notes: view.remarks.iter().filter_map(note).collect(),
             num_bad_lines: view.num_bad_lines,
         }
     }
@@ -316,6 +333,14 @@ fn metrics(events: &[Value]) -> BTreeMap<String, Vec<(f64, f64)>> {
     series
 }
 
+fn note(remark: &Remark) -> Option<Note> {
+    (remark.kind == RemarkKind::Note).then(|| Note {
+        at: remark.at.to_string(),
+        author: remark.author.clone(),
+        text: remark.text.clone(),
+    })
+}
+
 fn log_line(line: &Value) -> LogLine {
     LogLine {
         at: text(line, "ts").to_owned(),
@@ -349,6 +374,7 @@ mod tests {
             logs: vec![
                 json!({"seq": 0, "ts": "2026-11-21T10:00:01Z", "level": "INFO", "message": "hello"}),
             ],
+            remarks: Vec::new(),
             num_bad_lines: 1,
         }
     }
@@ -405,6 +431,29 @@ mod tests {
             "{checkpoint:?}"
         );
         assert_eq!(run.logs[0].level, "info");
+    }
+
+    #[test]
+    fn notes_are_told_as_they_were_left_and_tags_as_they_stand() {
+        let mut view = view(Vec::new(), None, false);
+        for (kind, text) in [
+            (RemarkKind::Tag, "paper"),
+            (RemarkKind::Note, "died with its node"),
+            (RemarkKind::Tag, "keep"),
+            (RemarkKind::Untag, "paper"),
+        ] {
+            view.remarks.push(Remark {
+                kind,
+                text: text.to_owned(),
+                author: "ada".to_owned(),
+                at: "2026-11-21T11:00:00Z".parse().unwrap(),
+            });
+        }
+        let run = RunInfo::of(&view);
+        assert_eq!(run.tags, ["keep"]);
+        assert_eq!(run.notes.len(), 1);
+        assert_eq!(run.notes[0].text, "died with its node");
+        assert_eq!(run.notes[0].author, "ada");
     }
 
     #[test]

@@ -102,17 +102,31 @@ fn progress(run: &RunInfo) -> Option<String> {
 
 fn table<'a>(book: &Book<'_>, runs: impl Iterator<Item = &'a RunInfo>) -> Value {
     let say = |sentence: &str| book.say(sentence, &[]);
-    let mut table = Table::new(&[
-        &say("run"),
-        &say("job"),
-        &say("state"),
-        &say("progress"),
-        &say("attempts"),
-        &say("time"),
-        &say("last sign of life"),
-    ]);
+    // Where nobody tags, the table has no column of nothing.
+    let is_tagged = book
+        .input
+        .runs
+        .iter()
+        .flatten()
+        .any(|run| !run.tags.is_empty());
+    let mut heads = [
+        "run",
+        "job",
+        "state",
+        "progress",
+        "attempts",
+        "time",
+        "last sign of life",
+    ]
+    .map(say)
+    .to_vec();
+    if is_tagged {
+        heads.push(say("tags"));
+    }
+    let heads: Vec<&str> = heads.iter().map(String::as_str).collect();
+    let mut table = Table::new(&heads);
     for run in runs {
-        table.row(vec![
+        let mut cells = vec![
             Cell::link(
                 &format!("{}/index.html", run.id),
                 run.name.as_deref().unwrap_or(&run.id),
@@ -123,7 +137,11 @@ fn table<'a>(book: &Book<'_>, runs: impl Iterator<Item = &'a RunInfo>) -> Value 
             Cell::number(run.attempts.len().max(1).to_string()),
             Cell::number(duration(run.secs() / 3600.0)),
             Cell::text(moment(&run.last)).class("whole"),
-        ]);
+        ];
+        if is_tagged {
+            cells.push(Cell::text(run.tags.join(", ")));
+        }
+        table.row(cells);
     }
     table.finish()
 }
@@ -137,6 +155,7 @@ fn one(book: &mut Book<'_>, run: &RunInfo) -> Result<(), Error> {
         sign => run.life.sign(),
         finding => finding.as_str(),
         facts => facts(book, run),
+        notes => notes(book, run),
         attempts => attempts(book, run),
         curves => curves(book, run),
         events => events(book, run),
@@ -145,7 +164,8 @@ fn one(book: &mut Book<'_>, run: &RunInfo) -> Result<(), Error> {
     };
     let path = format!("runs/{}/index.html", run.id);
     book.page(&path, "run.html", &finding, values)?;
-    book.entry(&path, &finding, &run.phase);
+    let found_by = format!("{} {}", run.phase, run.tags.join(" "));
+    book.entry(&path, &finding, found_by.trim());
     Ok(())
 }
 
@@ -207,10 +227,26 @@ fn facts(book: &Book<'_>, run: &RunInfo) -> Vec<Value> {
             .map(|device| ("computed on", visible(device))),
     );
     facts.push(("machine", visible(&run.host)));
+    if !run.tags.is_empty() {
+        facts.push(("tags", visible(&run.tags.join(", "))));
+    }
     facts
         .into_iter()
         .map(|(name, value)| context! { name => book.say(name, &[]), value => value })
         .collect()
+}
+
+fn notes(book: &Book<'_>, run: &RunInfo) -> Option<Value> {
+    let say = |sentence: &str| book.say(sentence, &[]);
+    let mut table = Table::new(&[&say("time"), &say("author"), &say("note")]);
+    for note in &run.notes {
+        table.row(vec![
+            Cell::text(moment(&note.at)).class("whole"),
+            Cell::text(&note.author),
+            Cell::text(&note.text),
+        ]);
+    }
+    (!run.notes.is_empty()).then(|| table.finish())
 }
 
 fn attempts(book: &Book<'_>, run: &RunInfo) -> Value {

@@ -321,7 +321,17 @@ fn every_life_of_a_run_has_a_page_that_says_what_it_means() {
         "runs/train-lost/index.html",
         &["its machine is gone or cut off"],
     );
-    has(&site, "runs/train-failed/index.html", &["out of memory"]);
+    has(
+        &site,
+        "runs/train-failed/index.html",
+        &[
+            "out of memory",
+            "The card of node 7",
+            "ada",
+            "ablation, node-7",
+        ],
+    );
+    has(&site, "runs/index.html", &["ablation, node-7"]);
     has(
         &site,
         "runs/train-preempted/index.html",

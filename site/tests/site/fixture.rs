@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use build_site::SiteInput;
-use build_site::input::{Attempt, Event, LogLine, RunInfo, RunLife};
+use build_site::input::{Attempt, Event, LogLine, Note, RunInfo, RunLife};
 use serde_json::{Value, json};
 use wmtp_records::{
     Completion, ErrorClass, GradedSample, HeadLoss, Metric, Problem, ProblemCount, Split, Tests,
@@ -469,6 +469,8 @@ fn runs() -> Vec<RunInfo> {
                 message: format!("a message of level {level}"),
             })
             .collect(),
+        tags: Vec::new(),
+        notes: Vec::new(),
         num_bad_lines: 0,
         attempts,
     };
@@ -493,11 +495,19 @@ fn runs() -> Vec<RunInfo> {
             vec![attempt(1, None, None)],
         ),
         run("train-lost", RunLife::Lost, vec![attempt(1, None, None)]),
-        run(
-            "train-failed",
-            RunLife::Failed,
-            vec![attempt(1, Some("failed"), Some("out of memory"))],
-        ),
+        RunInfo {
+            tags: vec!["ablation".to_owned(), "node-7".to_owned()],
+            notes: vec![Note {
+                at: "2026-11-21T11:00:00Z".to_owned(),
+                author: "ada".to_owned(),
+                text: "The card of node 7 has half the memory of the others.".to_owned(),
+            }],
+            ..run(
+                "train-failed",
+                RunLife::Failed,
+                vec![attempt(1, Some("failed"), Some("out of memory"))],
+            )
+        },
         run(
             "train-preempted",
             RunLife::Preempted,

@@ -49,6 +49,12 @@ fn site() -> (build_site::SiteInput, build_site::Site) {
             level: HOSTILE.to_owned(),
             message: HOSTILE.to_owned(),
         });
+        run.tags.push(HOSTILE.to_owned());
+        run.notes.push(build_site::input::Note {
+            at: HOSTILE.to_owned(),
+            author: HOSTILE.to_owned(),
+            text: HOSTILE.to_owned(),
+        });
         for event in &mut run.events {
             HOSTILE.clone_into(&mut event.text);
         }

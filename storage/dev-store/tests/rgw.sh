@@ -2,9 +2,9 @@
 # Starts Ceph RGW on loopback, from Debian's packages, without root: one monitor, one OSD in memory, one gateway, all
 # below the folder DIR. Prints "ENDPOINT ACCESS_KEY SECRET_KEY", and stops everything when its input ends.
 #
-#     rgw.sh DIR
+#     rgw.sh DIR [USER...]
 #
-# Ends with 3 where a program is missing. Its keys are no secret: the server is gone with the test.
+# Each further user owns nothing and has the keys wmtp-USER-key and wmtp-USER-secret. Ends with 3 where a program is missing. Its keys are no secret: the server is gone with the test.
 set -euo pipefail
 for program in ceph ceph-mon ceph-osd ceph-authtool monmaptool radosgw radosgw-admin curl; do
     command -v "$program" > /dev/null || exit 3
@@ -94,6 +94,9 @@ until_holds osd_is_up
 radosgw -f -n client.rgw 3>&- 4>&- &
 until_holds gateway_answers
 radosgw-admin user create --uid wmtp --display-name wmtp --access-key wmtp-test-key --secret-key wmtp-test-secret
+for user in "${@:2}"; do
+    radosgw-admin user create --uid "$user" --display-name "$user" --access-key "wmtp-$user-key" --secret-key "wmtp-$user-secret"
+done
 
 has_started=1
 echo "http://127.0.0.1:$gateway wmtp-test-key wmtp-test-secret" >&3

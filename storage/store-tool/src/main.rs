@@ -2,7 +2,10 @@
 
 use std::process::ExitCode;
 
-use store_tool::{Export, Fsck, Gc, Import, Lineage, Log, Mlflow, Repair, Runs};
+use store_tool::{
+    Export, Fsck, Gc, Import, Lineage, Log, Mlflow, Name, Names, NoteRun, Policy, Repair, Runs,
+    TagRun,
+};
 use wmtp_job_kit::{Mode, main_with_modes};
 
 fn main() -> ExitCode {
@@ -12,12 +15,17 @@ fn main() -> ExitCode {
         vec![
             Mode::store_tool::<Runs>("runs"),
             Mode::store_tool::<Log>("log"),
+            Mode::store_tool::<NoteRun>("note"),
+            Mode::store_tool::<TagRun>("tag"),
+            Mode::store_tool::<Names>("names"),
+            Mode::store_tool::<Name>("name"),
             Mode::store_tool::<Lineage>("lineage"),
             Mode::store_tool::<Fsck>("fsck"),
             Mode::store_tool::<Repair>("repair"),
             Mode::store_tool::<Gc>("gc"),
             Mode::store_tool::<Export>("export"),
             Mode::store_tool::<Import>("import"),
+            Mode::store_tool::<Policy>("policy"),
             Mode::store_tool::<Mlflow>("mlflow"),
         ],
         None,

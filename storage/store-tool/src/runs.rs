@@ -3,7 +3,7 @@
 use std::str::FromStr;
 
 use serde_json::{Value, json};
-use wmtp_artifacts::{RunId, RunLife, RunView, Store};
+use wmtp_artifacts::{RemarkKind, RunId, RunLife, RunView, Store, tags};
 use wmtp_job_kit::{JobError, Tool, ToolCx};
 
 use crate::counted;
@@ -18,6 +18,9 @@ pub struct Runs {
     /// Only runs of this job
     #[arg(long, value_name = "JOB")]
     job: Option<String>,
+    /// Only runs that have all of these tags
+    #[arg(long, value_name = "TAG", value_delimiter = ',')]
+    tag: Vec<String>,
 }
 
 /// Command line of `log`.
@@ -70,7 +73,7 @@ impl Tool for Runs {
         "Lists runs: how each stands, since when, and what it says of itself.";
     const EXAMPLES: &'static str = "wmtp-store runs --store s3://wmtp/demo
         wmtp-store runs --store s3://wmtp/demo --state failed,lost --json
-        wmtp-store runs --store s3://wmtp/demo --job train-stage2";
+        wmtp-store runs --store s3://wmtp/demo --job train-stage2 --tag paper";
 
     fn run(&self, cx: &mut ToolCx<'_>) -> Result<(), JobError> {
         let store = cx.store()?.store().clone();
@@ -95,8 +98,10 @@ impl Tool for Runs {
 impl Runs {
     fn takes(&self, view: &RunView) -> bool {
         let job = self.job.as_ref();
+        let tags = tags(&view.remarks);
         (self.state.is_empty() || self.state.contains(&view.life()))
             && job.is_none_or(|job| *job == view.request.job)
+            && self.tag.iter().all(|tag| tags.contains(tag.as_str()))
     }
 }
 
@@ -134,8 +139,10 @@ fn line(view: &RunView) -> String {
     } else {
         format!("  {said}")
     };
+    let tags = tags(&view.remarks).into_iter();
+    let tags: String = tags.map(|tag| format!("  #{tag}")).collect();
     format!(
-        "{:<9}  {:<17}  {}  {}  {}{said}",
+        "{:<9}  {:<17}  {}  {}  {}{tags}{said}",
         word(view.life()),
         request.job,
         request.started_at.strftime("%Y-%m-%d %H:%M UTC"),
@@ -157,6 +164,8 @@ fn row(view: &RunView) -> Value {
         "host": request.host,
         "labels": request.labels,
         "said": said(view),
+        "tags": tags(&view.remarks),
+        "notes": view.remarks.iter().filter(|remark| remark.kind == RemarkKind::Note).collect::<Vec<_>>(),
         "outputs": view.result.as_ref().map(|result| &result.outputs),
     })
 }
@@ -170,7 +179,7 @@ impl Tool for Log {
     fn run(&self, cx: &mut ToolCx<'_>) -> Result<(), JobError> {
         let store = cx.store()?.store().clone();
         let runs = unless_stopped(cx, store.runs())?;
-        let id = self.chosen(&runs)?;
+        let id = chosen(&runs, &self.run)?;
         let view = unless_stopped(cx, store.run(id))?;
         let lines = match &self.events {
             Some(_) => &view.events,
@@ -191,24 +200,25 @@ impl Tool for Log {
     }
 }
 
-impl Log {
-    fn chosen<'a>(&self, runs: &'a [RunId]) -> Result<&'a RunId, JobError> {
-        let mut fitting = runs
-            .iter()
-            .filter(|id| id.to_string().starts_with(&self.run));
-        match (fitting.next(), fitting.next()) {
-            (Some(id), None) => Ok(id),
-            (Some(_), Some(_)) => {
-                let error = format!("several runs begin with {:?}", self.run);
-                Err(JobError::usage(error).hint("give more of the id"))
-            }
-            (None, _) => {
-                let error = format!("no run of this store begins with {:?}", self.run);
-                Err(JobError::bad_input(error).hint("`wmtp-store runs` lists them"))
-            }
+/// The run whose id begins so; there must be one alone.
+pub(crate) fn chosen<'a>(runs: &'a [RunId], beginning: &str) -> Result<&'a RunId, JobError> {
+    let mut fitting = runs
+        .iter()
+        .filter(|id| id.to_string().starts_with(beginning));
+    match (fitting.next(), fitting.next()) {
+        (Some(id), None) => Ok(id),
+        (Some(_), Some(_)) => {
+            let error = format!("several runs begin with {beginning:?}");
+            Err(JobError::usage(error).hint("give more of the id"))
+        }
+        (None, _) => {
+            let error = format!("no run of this store begins with {beginning:?}");
+            Err(JobError::bad_input(error).hint("`wmtp-store runs` lists them"))
         }
     }
+}
 
+impl Log {
     fn keeps(&self, line: &Value) -> bool {
         let is = |key: &str, words: &[String]| {
             let found = line[key].as_str().unwrap_or_default();

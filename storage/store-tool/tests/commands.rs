@@ -594,6 +594,209 @@ fn stopped_run(place: &Place) -> RunId {
 }
 
 #[test]
+fn people_note_and_tag_runs_and_find_them_by_it() {
+    let place = Place::new();
+    let run = stopped_run(&place);
+    let before = place.runtime.block_on(place.store.run(&run)).unwrap();
+    let by = |args: &[&str]| place.run(&[args, &["--author", "ada"]].concat());
+    let noted = by(&["note", &run.as_str()[..14], "died with its node"]);
+    assert_eq!(noted.code, Some(0), "{}", noted.stderr);
+    assert_eq!(noted.stdout, format!("noted on {run}\n"));
+    let tagged = by(&["tag", run.as_str(), "paper", "table-2", "paper"]);
+    assert_eq!(tagged.stdout, format!("tags of {run}: paper, table-2\n"));
+    let taken = by(&[
+        "tag",
+        run.as_str(),
+        "paper",
+        "never-there",
+        "--remove",
+        "--json",
+    ])
+    .json();
+    assert_eq!(taken["tags"], json!(["table-2"]));
+
+    let listed = place.run(&["runs", "--tag", "table-2", "--json"]).json();
+    assert_eq!(listed["runs"][0]["run_id"], run.as_str());
+    assert_eq!(listed["runs"][0]["tags"], json!(["table-2"]));
+    let note = &listed["runs"][0]["notes"][0];
+    assert_eq!(
+        (&note["text"], &note["author"]),
+        (&json!("died with its node"), &json!("ada"))
+    );
+    assert!(place.run(&["runs"]).stdout.contains("  #table-2"));
+    let none = place
+        .run(&["runs", "--tag", "table-2,paper", "--json"])
+        .json();
+    assert_eq!((&none["runs"], &none["total"]), (&json!([]), &json!(1)));
+
+    // What the run wrote, its cache key with it, is as it was; every word is its own record.
+    let after = place.runtime.block_on(place.store.run(&run)).unwrap();
+    assert_eq!(after.remarks.len(), 4, "{:?}", after.remarks);
+    assert_eq!(
+        wmtp_artifacts::RunView {
+            remarks: Vec::new(),
+            ..after
+        },
+        before
+    );
+    assert_eq!(place.run(&["fsck", "--full"]).code, Some(0));
+}
+
+#[test]
+fn a_remark_that_nobody_could_use_is_refused() {
+    let place = Place::new();
+    let run = stopped_run(&place);
+    let nameless = place.run(&["note", run.as_str(), "text"]);
+    assert_eq!(nameless.code, Some(2));
+    assert!(nameless.stderr.contains("--author"), "{}", nameless.stderr);
+    let two_words = place.run(&["tag", run.as_str(), "two words", "--author", "ada"]);
+    assert_eq!(two_words.code, Some(2));
+    insta::assert_snapshot!(two_words.error(&place), @r#"error: tag "two words": expected 1 to 128 letters, digits, '-', '_' or '.', beginning with a letter or digit"#);
+    let empty = place.run(&["note", run.as_str(), " ", "--author", "ada"]);
+    assert_eq!(empty.code, Some(2), "{}", empty.stderr);
+    let unknown = place.run(&["tag", "train-stage9", "x", "--author", "ada"]);
+    assert_eq!(unknown.code, Some(65));
+    assert!(unknown.stderr.contains("no run of this store begins with"));
+}
+
+#[test]
+fn names_are_listed_given_and_remembered() {
+    let place = Place::new();
+    let id = |name: &str| {
+        let resolved = place.store.resolve_any(name);
+        place.runtime.block_on(resolved).unwrap().to_string()
+    };
+    let (model, data) = (id("v001"), id("raw-data/micropy"));
+    let other = place.publish(Kind::RawData, "other", &[]).to_string();
+    let named = place.run(&["name", "v001", "paper-model"]);
+    assert_eq!(named.code, Some(0), "{}", named.stderr);
+    assert_eq!(
+        named.stdout,
+        format!("checkpoint/paper-model is {model} now\n")
+    );
+    let listed = place.run(&["names", "--kind", "checkpoint"]);
+    assert_eq!(
+        listed.stdout,
+        format!("checkpoint/paper-model  {model}\ncheckpoint/v001  {model}\n2 names\n")
+    );
+    assert!(place.run(&["names"]).stdout.contains("raw-data/micropy"));
+
+    // A name moves, and what it was stays on record.
+    let moved = place.run(&["name", &data, "set"]);
+    assert_eq!(moved.code, Some(0), "{}", moved.stderr);
+    let again = place.run(&["name", &other, "set", "--json"]).json();
+    assert_eq!(again["before"], data);
+    let history = place.run(&["names", "set", "--json"]).json();
+    let artifacts = history["namings"].as_array().unwrap().iter();
+    let artifacts: Vec<_> = artifacts.map(|naming| naming["artifact"].clone()).collect();
+    assert_eq!(artifacts, [json!(data), json!(other)]);
+
+    let unknown = place.run(&["names", "nothing"]);
+    assert_eq!(unknown.code, Some(65), "{}", unknown.stderr);
+    let absent = place.run(&["name", "v009", "x"]);
+    assert_eq!(absent.code, Some(65), "{}", absent.stderr);
+    let like_an_id = place.run(&["name", "v001", &model]);
+    assert_eq!(like_an_id.code, Some(2), "{}", like_an_id.stderr);
+}
+
+#[test]
+fn an_alias_moves_by_hand_only_back_to_where_it_was() {
+    let place = Place::new();
+    let resolve = |name: &str| {
+        place
+            .runtime
+            .block_on(place.store.resolve_any(name))
+            .unwrap()
+    };
+    let refused = place.run(&["name", "v001", "loop-production"]);
+    assert_eq!(refused.code, Some(77), "{}", refused.stderr);
+    assert!(
+        refused.stderr.contains("promote --name"),
+        "{}",
+        refused.stderr
+    );
+    // As `build-leaderboard promote` moves it.
+    place.name("loop-production", &resolve("v001"));
+    let newer = place.publish(Kind::Checkpoint, "newer", &[]);
+    place.name("loop-production", &newer);
+    let back = place.run(&["name", "v001", "loop-production"]);
+    assert_eq!(back.code, Some(0), "{}", back.stderr);
+    assert!(back.stdout.contains("before it was"), "{}", back.stdout);
+    assert!(back.stdout.contains("mlflow replay"), "{}", back.stdout);
+    assert_eq!(resolve("checkpoint/loop-production"), resolve("v001"));
+}
+
+#[test]
+fn policies_are_the_committed_ones_and_name_whoever_has_them() {
+    let place = Place::new();
+    let policy =
+        |args: &[&str]| place.run_on("s3://example-bucket/wmtp", &[&["policy"], args].concat());
+    for role in ["reader", "trainer", "admin"] {
+        let printed = policy(&[role]);
+        assert_eq!(printed.code, Some(0), "{}", printed.stderr);
+        let path = format!("{}/../policies/{role}.json", env!("CARGO_MANIFEST_DIR"));
+        let committed = std::fs::read_to_string(&path).unwrap_or_default();
+        assert_eq!(
+            printed.stdout, committed,
+            "{path} is what `wmtp-store policy {role} --store s3://example-bucket/wmtp` prints"
+        );
+    }
+    let arn = "reader=arn:aws:iam::123456789012:role/site";
+    let of_bucket = policy(&[
+        arn,
+        "trainer=arn:aws:iam::123456789012:role/training",
+        "--json",
+    ])
+    .json();
+    let statements = of_bucket["Statement"].as_array().unwrap();
+    let of = |name: &str| {
+        let arn = format!("arn:aws:iam::123456789012:role/{name}");
+        let mine = statements
+            .iter()
+            .filter(|one| one["Principal"]["AWS"] == arn);
+        mine.count()
+    };
+    assert_eq!((of("site"), of("training")), (2, 5));
+    for wrong in [
+        &["reader", "trainer"] as &[&str],
+        &["reader=*"],
+        &["owner"],
+        &[arn, "admin"],
+        &[],
+    ] {
+        assert_eq!(policy(wrong).code, Some(2), "{wrong:?}");
+    }
+}
+
+/// Twelve at a time on one run: every remark has a number of its own.
+#[test]
+fn remarks_of_many_at_once_all_stay() {
+    let place = Place::new();
+    let run = stopped_run(&place);
+    let remark = |number: u32| wmtp_artifacts::Remark {
+        kind: wmtp_artifacts::RemarkKind::Note,
+        text: format!("note {number}"),
+        author: "ada".to_owned(),
+        at: "2026-11-21T10:00:00Z".parse().unwrap(),
+    };
+    place.runtime.block_on(async {
+        let writers = (0..12).map(|number| {
+            let (store, run) = (place.store.clone(), run.clone());
+            tokio::spawn(async move { store.remark(&run, &remark(number)).await })
+        });
+        for writer in Vec::from_iter(writers) {
+            writer.await.unwrap().unwrap();
+        }
+    });
+    let (remarks, num_bad) = place.runtime.block_on(place.store.remarks(&run)).unwrap();
+    let mut texts: Vec<_> = remarks.into_iter().map(|remark| remark.text).collect();
+    texts.sort();
+    let mut expected: Vec<_> = (0..12).map(|number| format!("note {number}")).collect();
+    expected.sort();
+    assert_eq!((texts, num_bad), (expected, 0));
+}
+
+#[test]
 fn a_replay_brings_a_server_to_what_the_store_knows() {
     let (place, double) = (Place::new(), Double::start());
     let run = stopped_run(&place);

@@ -17,6 +17,8 @@ pub(super) const CHECK_NETWORK: &str =
     "check that the server runs and that AWS_ENDPOINT_URL_S3 names it";
 const CHECK_CREDENTIALS: &str = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE: \
      they must belong to this endpoint and may read, write and list this bucket";
+const CHECK_RIGHTS: &str = "the store does not let this access key do that: use one that may, or ask for the \
+     right; `wmtp-store policy reader|trainer|admin` prints what each needs";
 const CHECK_BUCKET: &str = "check the bucket in --store; it is not created for you";
 const CHECK_STORE: &str = "try again; if it stays, look at the store's own log";
 
@@ -128,6 +130,7 @@ where
     }
     let check = match (status, code) {
         (_, Some("NoSuchBucket")) => CHECK_BUCKET,
+        (403, Some("AccessDenied")) => CHECK_RIGHTS,
         (401 | 403, _) => CHECK_CREDENTIALS,
         _ => CHECK_STORE,
     };
