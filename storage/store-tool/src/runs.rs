@@ -140,7 +140,8 @@ fn line(view: &RunView) -> String {
         format!("  {said}")
     };
     let tags = tags(&view.remarks).into_iter();
-    let tags: String = tags.map(|tag| format!("  #{tag}")).collect();
+    let tags = tags.map(|tag| format!("  #{tag}")).collect::<Vec<_>>();
+    let tags = tags.concat();
     format!(
         "{:<9}  {:<17}  {}  {}  {}{tags}{said}",
         word(view.life()),
