@@ -115,8 +115,7 @@ fn written_by_jobs() -> Vec<String> {
     keys
 }
 
-/// The policy of a bucket that lets identities of other accounts, or of none but the bucket's own, be what they are
-/// there for: each grant is a role and the ARN of who has it.
+/// The policy of a bucket: each grant is a role and the ARN of the user or assumed role that has it.
 ///
 /// # Errors
 /// [`Error::Usage`] for an ARN that is none; `*` is none, so that nothing is opened to everybody.

@@ -146,8 +146,8 @@ mod tests {
             of(RemarkKind::Untag, "never-set"),
             of(RemarkKind::Tag, "again"),
         ];
-        assert_eq!(Vec::from_iter(tags(&remarks)), ["again", "paper"]);
-        assert_eq!(Vec::from_iter(tags(&remarks[..2])), ["keep", "paper"]);
+        assert_eq!(tags(&remarks), BTreeSet::from(["again", "paper"]));
+        assert_eq!(tags(&remarks[..2]), BTreeSet::from(["keep", "paper"]));
     }
 
     #[test]

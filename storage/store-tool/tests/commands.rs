@@ -784,7 +784,7 @@ fn remarks_of_many_at_once_all_stay() {
             let (store, run) = (place.store.clone(), run.clone());
             tokio::spawn(async move { store.remark(&run, &remark(number)).await })
         });
-        for writer in Vec::from_iter(writers) {
+        for writer in writers.collect::<Vec<_>>() {
             writer.await.unwrap().unwrap();
         }
     });
