@@ -663,7 +663,7 @@ mod tests {
         let table = scores();
         let reference: f64 = table.values().iter().map(|&ce| f64::from(ce)).sum();
         // The policy's are (index % 5) / 2 of 13 targets: two rounds of 0 to 4, then 0, 1, 2.
-        let policy = (2.0 * 10.0 + 3.0) / 2.0;
+        let policy = 0.5 * f64::from(2 * (1 + 2 + 3 + 4) + (1 + 2));
         assert_eq!(found.targets, 13);
         assert!((found.policy_ce - policy).abs() < 1e-9, "{found:?}");
         assert!((found.reference_ce - reference).abs() < 1e-6, "{found:?}");
