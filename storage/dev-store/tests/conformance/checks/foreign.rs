@@ -1,59 +1,11 @@
 //! The checks on servers that others made: moto, where `WMTP_MOTO` names its program, Ceph RGW, where its programs are
 //! installed, and any server that `WMTP_CHECK_BUCKET` and the AWS variables name.
 
-use std::io::{BufRead, BufReader};
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
-
 use dev_store::BUCKET;
-use moto::Moto;
+use foreign_servers::{Moto, Rgw};
 
 use super::hold_against_the_table;
 use super::target::Server;
-
-/// A cluster that ends with its test.
-struct Cluster(Child);
-
-impl Drop for Cluster {
-    fn drop(&mut self) {
-        // The end of its input tells the script to stop what it started.
-        drop(self.0.stdin.take());
-        let _ = self.0.wait();
-    }
-}
-
-fn skipped(why: &str) {
-    super::tell(&format!("SKIPPED: {why}"));
-}
-
-/// Starts a cluster of one monitor, one OSD in memory and one gateway; none where the programs are not installed.
-fn start_rgw(folder: &Path) -> Option<(Cluster, Server)> {
-    let mut child = Command::new("bash")
-        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/rgw.sh"))
-        .arg(folder)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut said = String::new();
-    let mut answer = BufReader::new(child.stdout.take().unwrap());
-    answer.read_line(&mut said).unwrap();
-    child.stdout = Some(answer.into_inner());
-    let mut cluster = Cluster(child);
-    let words: Vec<_> = said.split_whitespace().collect();
-    let [endpoint, access_key, secret_key] = words[..] else {
-        let ended = cluster.0.wait().unwrap();
-        assert_eq!(
-            ended.code(),
-            Some(3),
-            "rgw.sh failed: see its messages above"
-        );
-        return None;
-    };
-    let mut server = Server::at(endpoint, access_key, secret_key);
-    server.reads_trailers = false;
-    Some((cluster, server))
-}
 
 async fn create_bucket(server: &Server) {
     let created = server.client().create_bucket().bucket(BUCKET).send().await;
@@ -66,7 +18,7 @@ async fn moto_does_what_the_table_says() {
     let Some(moto) = Moto::start_named() else {
         return;
     };
-    let server = Server::at(moto.endpoint(), moto::KEY, moto::KEY);
+    let server = Server::at(moto.endpoint(), moto.key(), moto.key());
     create_bucket(&server).await;
     hold_against_the_table("moto", &server, 1..=44).await;
 }
@@ -75,9 +27,11 @@ async fn moto_does_what_the_table_says() {
 #[ignore = "it needs Ceph's radosgw, ceph-mon and ceph-osd, and half a minute to start them"]
 async fn rgw_does_what_the_table_says() {
     let folder = tempfile::tempdir().unwrap();
-    let Some((_cluster, server)) = start_rgw(folder.path()) else {
-        return skipped("Ceph RGW; install radosgw, ceph-mon and ceph-osd");
+    let Some(rgw) = Rgw::start(folder.path()) else {
+        return;
     };
+    let mut server = Server::at(rgw.endpoint(), rgw.access_key(), rgw.secret_key());
+    server.reads_trailers = false;
     create_bucket(&server).await;
     hold_against_the_table("Ceph RGW", &server, 1..=44).await;
 }
@@ -88,7 +42,8 @@ async fn rgw_does_what_the_table_says() {
 async fn the_named_bucket_does_what_dev_store_does() {
     let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
     let Some(named) = variable("WMTP_CHECK_BUCKET") else {
-        return skipped("a bucket of your own; WMTP_CHECK_BUCKET does not name one");
+        super::tell("SKIPPED: a bucket of your own; WMTP_CHECK_BUCKET does not name one");
+        return;
     };
     let (bucket, prefix) = named.split_once('/').unwrap_or((&named, ""));
     let required = |name: &str| variable(name).unwrap_or_else(|| panic!("{name} is not set"));
