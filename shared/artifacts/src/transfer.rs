@@ -28,6 +28,16 @@ const MAX_WIDTH: usize = 16;
 /// One more request at a time must raise the rate by this factor to be kept.
 const WORTHWHILE: f64 = 1.1;
 
+/// Keeps the kernel from backing this process with pages of 2 MiB, which its allocator asks for: for programs that move
+/// bytes and compute nothing, whose threads would each have some cleared for the few KiB that they need. Call it first of
+/// all; where the kernel declines, all works as well.
+pub fn without_huge_pages() {
+    let (on, zero): (libc::c_ulong, libc::c_ulong) = (1, 0);
+    #[expect(unsafe_code, reason = "prctl has no safe form among our dependencies")]
+    // SAFETY: PR_SET_THP_DISABLE takes a flag and three zeros, and touches no memory of ours.
+    let _ = unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, on, zero, zero, zero) };
+}
+
 /// Memory that was set aside; given back when dropped.
 #[derive(Debug)]
 pub(crate) struct Room(#[expect(dead_code, reason = "it is held")] SemaphorePermit<'static>);

@@ -6,6 +6,7 @@ use store_tool::{Export, Fsck, Gc, Import, Lineage, Log, Mlflow, Repair, Runs};
 use wmtp_job_kit::{Mode, main_with_modes};
 
 fn main() -> ExitCode {
+    wmtp_artifacts::without_huge_pages();
     main_with_modes(
         "wmtp-store",
         "Looks after a store of artifacts.",
