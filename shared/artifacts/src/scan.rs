@@ -328,13 +328,12 @@ mod tests {
             assert_eq!(file.entry.sha256, Digest::of(&bytes));
             assert_eq!((file.entry.size, &file.entry.parts), (size, &None));
             fs::write(&path, other).unwrap();
-            match file.local.bytes {
-                Some(kept) => assert!(is_kept && kept == bytes),
-                None => {
-                    let read = read_few(vec![(file.entry, file.local.path)]).await;
-                    assert!(!is_kept);
-                    assert_eq!(read.unwrap_err().exit_class().code(), 65, "it changed");
-                }
+            assert_eq!(file.local.bytes.is_some(), is_kept);
+            if let Some(kept) = file.local.bytes {
+                assert!(kept == bytes);
+            } else {
+                let read = read_few(vec![(file.entry, file.local.path)]).await;
+                assert_eq!(read.unwrap_err().exit_class().code(), 65, "it changed");
             }
         }
     }

@@ -54,7 +54,7 @@ impl Inline {
     /// Keeps the bytes for those who still read them; call it before the file is replaced or removed.
     pub(crate) fn take_along(&self, path: &Path, record: &ObjectRecord) {
         match self.read(path, record) {
-            // Whoever holds the lock of the key is alone here, so it is not set yet.
+            // They are there already where an earlier write failed behind this.
             Ok(bytes) => drop(self.taken_along.set(bytes)),
             Err(error) => tracing::warn!(%error, "an object is replaced that could not be read"),
         }

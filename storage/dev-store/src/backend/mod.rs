@@ -96,6 +96,13 @@ impl Object {
         spans
     }
 
+    /// Gets ready for the end of its file.
+    fn let_go(&self, path: &Path) {
+        if let Data::Inline(inline) = &self.data {
+            inline.take_along(path, &self.record);
+        }
+    }
+
     fn link(&self) {
         for segment in self.segments() {
             segment.link();
@@ -190,15 +197,6 @@ impl Bucket {
         }
     }
 
-    /// Gets ready for the end of an object's file.
-    fn let_go(&self, path: &Path, object: Option<&Arc<Object>>) {
-        if let Some(object) = object
-            && let Data::Inline(inline) = &object.data
-        {
-            inline.take_along(path, &object.record);
-        }
-    }
-
     pub(crate) fn list(&self, query: &Query) -> Page<Arc<Object>> {
         listing::page(
             &self.objects.read().unwrap_or_else(PoisonError::into_inner),
@@ -282,7 +280,9 @@ impl Backend {
             Body::Small(bytes) => inline::file_of(&record, bytes),
             Body::Segments(_) => seal(&record),
         };
-        bucket.let_go(&path, current.as_ref());
+        if let Some(old) = &current {
+            old.let_go(&path);
+        }
         self.disk.replace_file(&path, &file)?;
         // From the rename on the record may be what a restart finds, so the index follows it even if the sync fails.
         let synced = self.disk.sync_shared_dir(&bucket.folder);
@@ -309,7 +309,9 @@ impl Backend {
         let _guard = self.lock_key(&name);
         let current = bucket.find(key);
         condition.check(key, current.as_ref().map(|object| &object.record))?;
-        bucket.let_go(&path, current.as_ref());
+        if let Some(old) = &current {
+            old.let_go(&path);
+        }
         self.disk.remove_file(&path)?;
         if let Some(old) = bucket.change(|objects| objects.remove(key)) {
             old.unlink();
