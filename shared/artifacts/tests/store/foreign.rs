@@ -148,7 +148,7 @@ async fn collection(store: &Store, named: &ArtifactId, dir: &Path) {
     let report = applied.unwrap();
     assert_eq!((report.artifacts, report.contents), (1, 1), "{report:?}");
     let left = store.artifacts(Kind::ProcessedData).await.unwrap();
-    assert_eq!(left, [named.clone()]);
+    assert_eq!(left, std::slice::from_ref(named));
     let report = store.fsck(FsckDepth::Full, |_, _, _| {}).await.unwrap();
     assert!(report.is_sound(), "{report:?}");
     let mirror = Mirror::open(&dir.join("another mirror")).unwrap();
