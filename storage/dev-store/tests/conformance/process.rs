@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use aws_sdk_s3::Client;
 use aws_sdk_s3::primitives::ByteStream;
+use aws_sdk_s3::types::Object;
 use dev_store::{BUCKET, TestServer};
 
 use crate::support::{INLINE, client, pattern};
@@ -153,7 +154,7 @@ async fn a_kill_loses_no_acknowledged_object_and_leaves_nothing_half_done() {
         );
     }
     let listed = store.list_objects_v2().bucket(BUCKET).send().await.unwrap();
-    let sizes = listed.contents().iter().filter_map(|object| object.size());
+    let sizes = listed.contents().iter().filter_map(Object::size);
     let large = sizes.filter(|size| *size > INLINE as i64).count();
     assert!((1..listed.contents().len()).contains(&large));
     let files = |place: &str| fs::read_dir(folder.path().join(place)).unwrap().count();
