@@ -12,7 +12,7 @@ use aws_sdk_s3::Client;
 use aws_sdk_s3::config::retry::RetryConfig;
 use aws_sdk_s3::config::{BehaviorVersion, Region};
 use aws_sdk_s3::error::SdkError;
-use rgw::Rgw;
+use foreign_servers::Rgw;
 use wmtp_artifacts::{Credentials, Draft, GcPolicy, Kind, Provenance, Role, Store, StoreOptions};
 
 const BUCKET: &str = "wmtp";
@@ -276,7 +276,6 @@ async fn collection(place: &Place) {
 
 #[test]
 #[ignore = "it needs Ceph's radosgw, ceph-mon and ceph-osd, and half a minute to start them"]
-#[expect(clippy::print_stderr, reason = "what is not tested must be seen")]
 fn each_role_can_do_its_work_on_rgw_and_nothing_else() {
     const NAME: &str = "each_role_can_do_its_work_on_rgw_and_nothing_else";
     // The library takes this from the environment of its process, and a process should not change its own.
@@ -292,7 +291,6 @@ fn each_role_can_do_its_work_on_rgw_and_nothing_else() {
     let folder = tempfile::tempdir().unwrap();
     let users = Role::ALL.map(Role::name);
     let Some(rgw) = Rgw::start(&folder.path().join("rgw"), &users) else {
-        eprintln!("SKIPPED: Ceph RGW; install radosgw, ceph-mon and ceph-osd");
         return;
     };
     let place = Place {

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    wmtp_artifacts::without_huge_pages();
     wmtp_job_kit::main_with_modes(
         sync_storage::NAME,
         sync_storage::ABOUT,

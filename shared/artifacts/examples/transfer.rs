@@ -10,7 +10,9 @@ use std::path::Path;
 use std::time::Instant;
 
 use sha2::{Digest as _, Sha256};
-use wmtp_artifacts::{Draft, Kind, Mirror, Provenance, RunId, Store, StoreOptions, cache_key};
+use wmtp_artifacts::{
+    Draft, Kind, Mirror, Provenance, RunId, Store, StoreOptions, cache_key, without_huge_pages,
+};
 
 /// As in every job.
 #[global_allocator]
@@ -20,8 +22,14 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const BYTES: usize = 512 << 20;
 const BLOCK: usize = 128 << 10;
 
+fn main() -> Result<(), Box<dyn Error>> {
+    // As in sync-storage.
+    without_huge_pages();
+    run()
+}
+
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn Error>> {
+async fn run() -> Result<(), Box<dyn Error>> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let answer = match args[..] {

@@ -11,7 +11,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 
 use crate::client::{Bucket, MAX_MISMATCHES};
 use crate::scan::part_size;
-use crate::transfer::{Part, Room, Task};
+use crate::transfer::{Buffer, Buffers, Part, Room, Task};
 use crate::{Crc64, Digest, Error, FileEntry, Result, layout};
 
 /// Objects looked up at a time.
@@ -28,12 +28,19 @@ pub(crate) enum Source {
 
 impl Source {
     /// One part, checked against the entry.
-    pub(crate) async fn part(&self, entry: &FileEntry, index: usize, room: Room) -> Result<Part> {
+    pub(crate) async fn part(
+        &self,
+        entry: &FileEntry,
+        index: usize,
+        room: Room,
+        buffers: &Buffers,
+    ) -> Result<Part> {
+        let buffer = buffers.take(part_bounds(entry, index).1);
         let bytes = match self {
-            Self::Store(bucket) => read_part(bucket, entry, index).await?,
+            Self::Store(bucket) => read_part(bucket, entry, index, buffer).await?,
             Self::File(path) => {
                 let (path, entry) = (path.clone(), entry.clone());
-                blocking(move || read_scanned(&path, &entry, index)).await?
+                blocking(move || read_scanned(&path, &entry, index, buffer)).await?
             }
         };
         Ok(Part::new(index, bytes, room))
@@ -42,7 +49,7 @@ impl Source {
     /// A content of one part.
     pub(crate) async fn whole(&self, entry: &FileEntry) -> Result<Part> {
         let room = Room::take(entry.size).await;
-        self.part(entry, 0, room).await
+        self.part(entry, 0, room, &Buffers::default()).await
     }
 }
 
@@ -74,23 +81,24 @@ pub(crate) fn is_right(entry: &FileEntry, index: usize, bytes: &[u8]) -> bool {
 }
 
 /// Some bytes of a local file.
-fn read_file(path: &Path, start: u64, length: u64) -> Result<Bytes> {
-    let read = || {
+fn read_file(path: &Path, start: u64, length: u64, bytes: &mut Vec<u8>) -> Result<()> {
+    let mut read = || {
         let mut file = File::open(path)?;
         file.seek(SeekFrom::Start(start))?;
-        let mut bytes = Vec::with_capacity(length as usize);
-        file.take(length).read_to_end(&mut bytes)?;
-        Ok(Bytes::from(bytes))
+        file.take(length).read_to_end(bytes)
     };
-    read().map_err(|source| Error::io(path, source))
+    match read() {
+        Ok(_) => Ok(()),
+        Err(source) => Err(Error::io(path, source)),
+    }
 }
 
 /// A part of a local file that was scanned before, checked against the entry.
-fn read_scanned(path: &Path, entry: &FileEntry, index: usize) -> Result<Bytes> {
+fn read_scanned(path: &Path, entry: &FileEntry, index: usize, mut buffer: Buffer) -> Result<Bytes> {
     let (start, length) = part_bounds(entry, index);
-    let bytes = read_file(path, start, length)?;
-    if is_right(entry, index, &bytes) {
-        return Ok(bytes);
+    read_file(path, start, length, &mut buffer.bytes)?;
+    if is_right(entry, index, &buffer.bytes) {
+        return Ok(buffer.freeze());
     }
     Err(Error::bad_input(
         path.display().to_string(),
@@ -101,13 +109,11 @@ fn read_scanned(path: &Path, entry: &FileEntry, index: usize) -> Result<Bytes> {
 /// Local files of one part each, read in one go: to small ones, going to another thread and back costs more than being
 /// read.
 pub(crate) async fn read_few(files: Vec<(FileEntry, PathBuf)>) -> Result<Vec<(Digest, Bytes)>> {
-    blocking(move || {
-        let read = files
-            .iter()
-            .map(|(entry, path)| Ok((entry.sha256, read_scanned(path, entry, 0)?)));
-        read.collect()
-    })
-    .await
+    let read = |(entry, path): &(FileEntry, PathBuf)| {
+        let buffer = Buffers::default().take(entry.size);
+        Ok((entry.sha256, read_scanned(path, entry, 0, buffer)?))
+    };
+    blocking(move || files.iter().map(read).collect()).await
 }
 
 /// Runs file work where it may block.
@@ -121,7 +127,12 @@ pub(crate) async fn blocking<T: Send + 'static>(
 }
 
 /// One part of a stored content, checked; wrong bytes are asked for again before they count as damage.
-async fn read_part(bucket: &Bucket, entry: &FileEntry, index: usize) -> Result<Bytes> {
+async fn read_part(
+    bucket: &Bucket,
+    entry: &FileEntry,
+    index: usize,
+    mut buffer: Buffer,
+) -> Result<Bytes> {
     let key = layout::blob(&entry.sha256);
     let (start, length) = part_bounds(entry, index);
     let whole = entry.parts.is_none();
@@ -133,14 +144,17 @@ async fn read_part(bucket: &Bucket, entry: &FileEntry, index: usize) -> Result<B
     };
     let _slot = bucket.slot().await;
     for _ in 0..=MAX_MISMATCHES {
-        let found = if length == 0 {
-            bucket.head(&key).await?.map(|_| Bytes::new())
+        let is_there = if length == 0 {
+            bucket.head(&key).await?.is_some()
         } else {
-            bucket.get_range(&key, start, length).await?
+            let bytes = &mut buffer.bytes;
+            bucket.get_range(&key, start, length, bytes).await?
         };
-        let bytes = found.ok_or_else(|| damaged("the content is missing"))?;
-        if is_right(entry, index, &bytes) {
-            return Ok(bytes);
+        if !is_there {
+            return Err(damaged("the content is missing"));
+        }
+        if is_right(entry, index, &buffer.bytes) {
+            return Ok(buffer.freeze());
         }
         tracing::warn!(key, part = index, "content does not match its digest");
     }

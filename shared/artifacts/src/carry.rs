@@ -17,6 +17,7 @@ use crate::fetch::download;
 use crate::manifest::{MAX_BYTES, parse_strict};
 use crate::mirror::remove_if_there;
 use crate::publish::Sources;
+use crate::scan::Local;
 use crate::{
     ArtifactId, CopyReport, CopyScope, Digest, Error, FileEntry, Manifest, Result, Store, layout,
 };
@@ -111,9 +112,11 @@ impl Store {
         let mut report = CopyReport::default();
         for (manifest, stored) in artifacts {
             let files = manifest.content.files.iter();
-            let paths =
-                files.map(|file| (file.sha256, carried.root.join(layout::blob(&file.sha256))));
-            let sources = Sources::Files(paths.collect());
+            let local = files.map(|file| {
+                let path = carried.root.join(layout::blob(&file.sha256));
+                (file.sha256, Local { path, bytes: None })
+            });
+            let sources = Sources::Files(local.collect());
             let num_contents = distinct([&manifest]).len() as u64;
             let brought = self.bring(manifest, stored, &sources).await?;
             let copied = brought.uploaded.len() as u64;

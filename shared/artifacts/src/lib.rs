@@ -86,5 +86,6 @@ pub use run::{
 pub use scan::Crc64;
 pub use store::Store;
 pub use touches::Touch;
+pub use transfer::without_huge_pages;
 pub use tree::{Tree, TreeFile};
 pub use uri::StoreUri;

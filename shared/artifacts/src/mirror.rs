@@ -126,15 +126,11 @@ impl Mirror {
     pub(crate) fn place(&self, entry: &FileEntry, folder: &Path) -> Result<()> {
         let blob = self.blob(&entry.sha256);
         let path = folder.join(&entry.path);
-        if is_same_file(&blob, &path) {
-            return Ok(());
-        }
         let parent = path.parent().unwrap_or(folder);
-        fs::create_dir_all(parent).map_err(|source| Error::io(parent, source))?;
-        if fs::hard_link(&blob, &path).is_ok() {
+        if in_folder(parent, || fs::hard_link(&blob, &path)).is_ok() || is_same_file(&blob, &path) {
             return Ok(());
         }
-        // Something lies there, or the folder is on another disk.
+        // Something else lies there, or the folder is on another disk.
         let temporary = tempfile::Builder::new()
             .prefix(".placing-")
             .tempdir_in(parent)
@@ -144,6 +140,17 @@ impl Mirror {
             .or_else(|_| fs::copy(&blob, &new).map(|_| ()))
             .and_then(|()| fs::rename(&new, &path))
             .map_err(|source| Error::io(&path, source))
+    }
+}
+
+/// Makes a file, and its folder where that is missing: among many files that is the exception.
+fn in_folder<T>(folder: &Path, make: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    match make() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            fs::create_dir_all(folder)?;
+            make()
+        }
+        made => made,
     }
 }
 
@@ -181,8 +188,8 @@ impl PartialFile {
     pub(crate) fn open(target: PathBuf) -> Result<Option<Self>> {
         let path = target.with_extension("part");
         let folder = target.parent().unwrap_or(&target);
-        fs::create_dir_all(folder).map_err(|source| Error::io(folder, source))?;
-        let file = lock_at(&path).map_err(|source| Error::io(&path, source))?;
+        let file = in_folder(folder, || lock_at(&path));
+        let file = file.map_err(|source| Error::io(&path, source))?;
         if target.exists() {
             fs::remove_file(&path).map_err(|source| Error::io(&path, source))?;
             return Ok(None);
@@ -199,9 +206,11 @@ impl PartialFile {
     pub(crate) fn resume(&mut self, entry: &FileEntry) -> Result<usize> {
         let mut kept = 0;
         let mut offset = 0;
+        let mut bytes = Vec::new();
         while entry.parts.is_some() && kept < num_parts(entry) {
             let (start, length) = part_bounds(entry, kept);
-            let mut bytes = Vec::with_capacity(length as usize);
+            bytes.clear();
+            bytes.reserve_exact(length as usize);
             let read = self.file.seek(SeekFrom::Start(start));
             read.and_then(|_| (&self.file).take(length).read_to_end(&mut bytes))
                 .map_err(|source| Error::io(&self.path, source))?;

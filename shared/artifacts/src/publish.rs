@@ -9,7 +9,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 use crate::blob::{self, Listing, Source, blocking};
 use crate::client::Bucket;
 use crate::commit::create_only;
-use crate::scan::{ScannedFile, scan_folder};
+use crate::scan::{Local, ScannedFile, scan_folder};
 use crate::transfer::Task;
 use crate::upload::{upload, upload_few};
 use crate::{
@@ -28,7 +28,7 @@ const GROUPS_IN_FLIGHT: usize = 16;
 /// Where the contents of an artifact come from.
 pub(crate) enum Sources {
     /// Local files that were hashed before.
-    Files(BTreeMap<Digest, PathBuf>),
+    Files(BTreeMap<Digest, Local>),
     /// Another store.
     Store(Arc<Bucket>),
 }
@@ -36,20 +36,22 @@ pub(crate) enum Sources {
 impl Sources {
     fn of_files(scanned: Vec<ScannedFile>) -> Self {
         let files = scanned.into_iter();
-        Self::Files(files.map(|file| (file.entry.sha256, file.source)).collect())
+        Self::Files(files.map(|file| (file.entry.sha256, file.local)).collect())
     }
 
     fn of(&self, entry: &FileEntry) -> Result<Source> {
         match self {
             Self::Store(bucket) => Ok(Source::Store(Arc::clone(bucket))),
-            Self::Files(files) => {
-                let path = files.get(&entry.sha256).ok_or_else(|| {
-                    Error::bad_input(&entry.path, "no local file has this content")
-                })?;
-                Ok(Source::File(path.clone()))
-            }
+            Self::Files(files) => Ok(Source::File(local(files, entry)?.path.clone())),
         }
     }
+}
+
+/// The local file with a content.
+fn local<'f>(files: &'f BTreeMap<Digest, Local>, entry: &FileEntry) -> Result<&'f Local> {
+    files
+        .get(&entry.sha256)
+        .ok_or_else(|| Error::bad_input(&entry.path, "no local file has this content"))
 }
 
 /// An artifact that a store now holds.
@@ -181,26 +183,17 @@ impl Store {
     }
 
     async fn upload_small(&self, entries: Vec<FileEntry>, sources: &Sources) -> Result<()> {
-        if let Sources::Store(from) = sources {
-            let copies = stream::iter(entries).map(|entry| {
-                let (bucket, from) = (Arc::clone(&self.bucket), Source::Store(Arc::clone(from)));
-                Task::spawn(async move {
-                    upload(&bucket, &entry, from).await?;
-                    fault::point("publish:after-blob");
-                    Ok(())
-                })
-            });
-            return copies
-                .buffer_unordered(COPIES_IN_FLIGHT)
-                .try_collect()
-                .await;
-        }
+        let files = match sources {
+            Sources::Files(files) => files,
+            Sources::Store(from) => return self.copy_small(entries, from).await,
+        };
         let groups = groups(entries)
             .into_iter()
             .map(|group| {
-                let located = group.into_iter().map(|entry| match sources.of(&entry)? {
-                    Source::File(path) => Ok((entry, path)),
-                    Source::Store(_) => Err(Error::bad_input(&entry.path, "it is no local file")),
+                let group = group.into_iter();
+                let located = group.map(|entry| {
+                    let local = local(files, &entry)?.clone();
+                    Ok((entry, local))
                 });
                 located.collect::<Result<Vec<_>>>()
             })
@@ -211,6 +204,21 @@ impl Store {
         });
         sending
             .buffer_unordered(GROUPS_IN_FLIGHT)
+            .try_collect()
+            .await
+    }
+
+    async fn copy_small(&self, entries: Vec<FileEntry>, from: &Arc<Bucket>) -> Result<()> {
+        let copies = stream::iter(entries).map(|entry| {
+            let (bucket, from) = (Arc::clone(&self.bucket), Source::Store(Arc::clone(from)));
+            Task::spawn(async move {
+                upload(&bucket, &entry, from).await?;
+                fault::point("publish:after-blob");
+                Ok(())
+            })
+        });
+        copies
+            .buffer_unordered(COPIES_IN_FLIGHT)
             .try_collect()
             .await
     }

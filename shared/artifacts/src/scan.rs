@@ -5,16 +5,28 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 
+use bytes::Bytes;
 use crc_fast::CrcAlgorithm::Crc64Nvme;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest as _, Sha256};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::digest::{hex, is_lower_hex};
 use crate::manifest::check_path;
 use crate::{Digest, Error, FileEntry, Parts, Result};
 
 const MIB: u64 = 1 << 20;
+
+/// Files of at most so many bytes are kept as they were hashed, so that sending them reads nothing again.
+const KEEP_UP_TO: u64 = MIB;
+/// Bytes of them that a process keeps at a time; further ones are read and hashed again.
+static KEEP: Semaphore = Semaphore::const_new(32 << 20);
+
+/// Files are read side by side by at most so many threads.
+const MOST_READERS: usize = 8;
 
 /// Bytes per part of a file: 16 MiB, 64 MiB from 8 GiB on, and never more than 9,000 parts.
 ///
@@ -103,8 +115,28 @@ impl<'de> Deserialize<'de> for Crc64 {
 #[derive(Debug, Clone)]
 pub(crate) struct ScannedFile {
     pub(crate) entry: FileEntry,
-    /// Where it lies.
-    pub(crate) source: PathBuf,
+    pub(crate) local: Local,
+}
+
+/// Where a content comes from.
+#[derive(Debug, Clone)]
+pub(crate) struct Local {
+    /// The file.
+    pub(crate) path: PathBuf,
+    /// The very bytes that were hashed, where they were kept.
+    pub(crate) bytes: Option<Bytes>,
+}
+
+/// A small file's bytes; its share of what may be kept is given back with them.
+struct Kept {
+    bytes: Vec<u8>,
+    _share: SemaphorePermit<'static>,
+}
+
+impl AsRef<[u8]> for Kept {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
 }
 
 /// All files below a folder, sorted by path. Only regular files and folders may lie there.
@@ -112,10 +144,30 @@ pub(crate) fn scan_folder(root: &Path) -> Result<Vec<ScannedFile>> {
     let mut paths = Vec::new();
     collect(root, String::new(), &mut paths)?;
     paths.sort();
-    paths
-        .into_iter()
-        .map(|path| scan_file(root, path))
-        .collect()
+    let mut files = scan_files(root, &paths)?;
+    files.sort_by(|a, b| a.entry.path.cmp(&b.entry.path));
+    Ok(files)
+}
+
+/// Reads the files side by side; in no order.
+fn scan_files(root: &Path, paths: &[String]) -> Result<Vec<ScannedFile>> {
+    let next = AtomicUsize::new(0);
+    let scan = || {
+        let mine = std::iter::from_fn(|| paths.get(next.fetch_add(1, Ordering::Relaxed)));
+        let scanned = mine.map(|path| scan_file(root, path.clone()));
+        scanned.collect::<Result<Vec<_>>>()
+    };
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    let others = cores.min(MOST_READERS).min(paths.len()).saturating_sub(1);
+    thread::scope(|scope| {
+        let others: Vec<_> = (0..others).map(|_| scope.spawn(scan)).collect();
+        let mut files = scan()?;
+        for other in others {
+            let scanned = other.join();
+            files.extend(scanned.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
+        }
+        Ok(files)
+    })
 }
 
 fn collect(folder: &Path, prefix: String, paths: &mut Vec<String>) -> Result<()> {
@@ -147,25 +199,56 @@ fn scan_file(root: &Path, path: String) -> Result<ScannedFile> {
     let io = |error| Error::io(&source, error);
     let mut file = File::open(&source).map_err(io)?;
     let size = file.metadata().map_err(io)?.len();
+    let bytes = keep(&mut file, size).map_err(io)?;
+    let (sha256, parts) = match &bytes {
+        Some(bytes) => (Digest::of(bytes), None),
+        None => hash(&mut file, size).map_err(io)?,
+    };
+    let entry = FileEntry {
+        path,
+        size,
+        sha256,
+        parts,
+    };
+    let path = source;
+    Ok(ScannedFile {
+        entry,
+        local: Local { path, bytes },
+    })
+}
+
+/// The digest of a file, and its parts if there are several.
+fn hash(file: &mut File, size: u64) -> std::io::Result<(Digest, Option<Parts>)> {
     let part = part_size(size);
     let mut sha = Sha256::new();
     let mut parts = Vec::new();
     let mut read = 0;
     while read < size {
         let end = size.min(read + part);
-        parts.push(scan_part(&mut file, end - read, &mut sha).map_err(io)?);
+        parts.push(scan_part(file, end - read, &mut sha)?);
         read = end;
     }
-    let entry = FileEntry {
-        path,
-        size,
-        sha256: Digest(sha.finalize().into()),
-        parts: (parts.len() > 1).then_some(Parts {
-            size: part,
-            crc64nvme: parts,
-        }),
+    let parts = (parts.len() > 1).then_some(Parts {
+        size: part,
+        crc64nvme: parts,
+    });
+    Ok((Digest(sha.finalize().into()), parts))
+}
+
+/// All bytes of a small file, as long as there is room to keep them; one that shrinks meanwhile is an error.
+fn keep(file: &mut File, size: u64) -> std::io::Result<Option<Bytes>> {
+    if size > KEEP_UP_TO {
+        return Ok(None);
+    }
+    let Ok(share) = KEEP.try_acquire_many(size as u32) else {
+        return Ok(None);
     };
-    Ok(ScannedFile { entry, source })
+    let mut bytes = vec![0; size as usize];
+    file.read_exact(&mut bytes)?;
+    Ok(Some(Bytes::from_owner(Kept {
+        bytes,
+        _share: share,
+    })))
 }
 
 /// Reads one part in blocks; a file that shrinks meanwhile is an error.
@@ -187,6 +270,7 @@ fn scan_part(file: &mut File, length: u64, sha: &mut Sha256) -> std::io::Result<
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::blob::read_few;
 
     #[test]
     fn part_sizes_keep_the_number_of_parts_low() {
@@ -231,6 +315,45 @@ mod tests {
         assert_eq!(parts.crc64nvme, expected);
         assert_eq!(Crc64::of_parts(file.entry.size, &parts), Crc64::of(&bytes));
         assert_eq!(file.entry.sha256, Digest::of(&bytes));
+    }
+
+    #[tokio::test]
+    async fn what_is_sent_of_a_file_is_what_was_hashed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        for (size, is_kept) in [(0, true), (KEEP_UP_TO, true), (KEEP_UP_TO + 1, false)] {
+            let (bytes, other) = (vec![1; size as usize], vec![2; size as usize]);
+            fs::write(&path, &bytes).unwrap();
+            let file = scan_folder(dir.path()).unwrap().remove(0);
+            assert_eq!(file.entry.sha256, Digest::of(&bytes));
+            assert_eq!((file.entry.size, &file.entry.parts), (size, &None));
+            fs::write(&path, other).unwrap();
+            assert_eq!(file.local.bytes.is_some(), is_kept);
+            if let Some(kept) = file.local.bytes {
+                assert!(kept == bytes);
+            } else {
+                let read = read_few(vec![(file.entry, file.local.path)]).await;
+                assert_eq!(read.unwrap_err().exit_class().code(), 65, "it changed");
+            }
+        }
+    }
+
+    #[test]
+    fn many_files_are_read_side_by_side_and_a_bad_one_ends_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |number: usize| dir.path().join(format!("{number:03}"));
+        for number in 0..200 {
+            fs::write(path(number), number.to_string()).unwrap();
+        }
+        let files = scan_folder(dir.path()).unwrap();
+        assert_eq!(files.len(), 200);
+        for (number, file) in files.iter().enumerate() {
+            assert_eq!(file.local.path, path(number));
+            assert_eq!(file.entry.sha256, Digest::of(number.to_string().as_bytes()));
+        }
+        let gone = vec!["000".to_owned(), "no such file".to_owned()];
+        let error = scan_files(dir.path(), &gone).unwrap_err();
+        assert!(error.to_string().contains("no such file"), "{error}");
     }
 
     #[cfg(unix)]

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::ops::Deref;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Instant;
 
@@ -28,6 +28,16 @@ const MAX_WIDTH: usize = 16;
 /// One more request at a time must raise the rate by this factor to be kept.
 const WORTHWHILE: f64 = 1.1;
 
+/// Keeps the kernel from backing this process with pages of 2 MiB, which its allocator asks for: for programs that move
+/// bytes and compute nothing, whose threads would each have some cleared for the few KiB that they need. Call it first of
+/// all; where the kernel declines, all works as well.
+pub fn without_huge_pages() {
+    let (on, zero): (libc::c_ulong, libc::c_ulong) = (1, 0);
+    #[expect(unsafe_code, reason = "prctl has no safe form among our dependencies")]
+    // SAFETY: PR_SET_THP_DISABLE takes a flag and three zeros, and touches no memory of ours.
+    let _ = unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, on, zero, zero, zero) };
+}
+
 /// Memory that was set aside; given back when dropped.
 #[derive(Debug)]
 pub(crate) struct Room(#[expect(dead_code, reason = "it is held")] SemaphorePermit<'static>);
@@ -46,6 +56,53 @@ impl Room {
 
     fn grains(bytes: u64) -> u32 {
         bytes.div_ceil(GRAIN).clamp(1, u64::from(GRAINS)) as u32
+    }
+}
+
+/// Buffers of one transfer, taken again and again: the kernel pays for fresh memory page by page, and what was given
+/// back to an allocator may stay with the process while the next part arrives.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Buffers(Arc<Mutex<Vec<Vec<u8>>>>);
+
+impl Buffers {
+    /// An empty buffer with room for some bytes.
+    pub(crate) fn take(&self, length: u64) -> Buffer {
+        let mut bytes = self.free().pop().unwrap_or_default();
+        bytes.clear();
+        bytes.reserve_exact(length as usize);
+        Buffer {
+            bytes,
+            home: self.clone(),
+        }
+    }
+
+    fn free(&self) -> MutexGuard<'_, Vec<Vec<u8>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A buffer that goes back to where it was taken from.
+#[derive(Debug)]
+pub(crate) struct Buffer {
+    pub(crate) bytes: Vec<u8>,
+    home: Buffers,
+}
+
+impl Buffer {
+    pub(crate) fn freeze(self) -> Bytes {
+        Bytes::from_owner(self)
+    }
+}
+
+impl AsRef<[u8]> for Buffer {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        self.home.free().push(std::mem::take(&mut self.bytes));
     }
 }
 
@@ -156,6 +213,7 @@ pub(crate) struct PartReader {
     entry: Arc<FileEntry>,
     waiting: VecDeque<usize>,
     arriving: FuturesOrdered<Task<Result<Part>>>,
+    buffers: Buffers,
     width: Width,
 }
 
@@ -170,6 +228,7 @@ impl PartReader {
             entry: Arc::new(entry.clone()),
             waiting: indices.into_iter().collect(),
             arriving: FuturesOrdered::new(),
+            buffers: Buffers::default(),
             width: Width::new(),
         }
     }
@@ -209,7 +268,8 @@ impl PartReader {
     fn start(&mut self, room: Room) {
         if let Some(index) = self.waiting.pop_front() {
             let (source, entry) = (self.source.clone(), Arc::clone(&self.entry));
-            let read = async move { source.part(&entry, index, room).await };
+            let buffers = self.buffers.clone();
+            let read = async move { source.part(&entry, index, room, &buffers).await };
             self.arriving.push_back(Task::spawn(read));
         }
     }
@@ -244,6 +304,26 @@ mod tests {
             endless.measured(rate);
             assert!(endless.now() <= MAX_WIDTH);
         }
+    }
+
+    #[test]
+    fn a_buffer_serves_again_when_the_last_who_reads_it_is_done() {
+        let buffers = Buffers::default();
+        let fill = |byte: u8| {
+            let mut buffer = buffers.take(1 << 20);
+            assert!(buffer.bytes.is_empty());
+            buffer.bytes.resize(1 << 20, byte);
+            (buffer.bytes.as_ptr(), buffer.freeze())
+        };
+        let (first, bytes) = fill(1);
+        let reader = bytes.slice(..10);
+        drop(bytes);
+        let (second, other) = fill(2);
+        assert_ne!(first, second);
+        assert_eq!(reader, [1; 10][..]);
+        drop(reader);
+        assert_eq!(fill(3).0, first);
+        assert_eq!(other[..], vec![2; 1 << 20]);
     }
 
     /// A part larger than all the room there is must not wait for ever.

@@ -6,7 +6,6 @@
 //! both.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
@@ -17,6 +16,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::blob::{Source, num_parts, part_bounds, read_few};
 use crate::client::{Bucket, StoredPart};
+use crate::scan::Local;
 use crate::transfer::{Part, PartReader, Room, Task, Width};
 use crate::{Crc64, Digest, Error, FileEntry, Result, fault, layout};
 
@@ -50,12 +50,18 @@ pub(crate) async fn upload(target: &Arc<Bucket>, entry: &FileEntry, source: Sour
 }
 
 /// Puts local contents of one part each into a store, side by side.
-pub(crate) async fn upload_few(
-    target: &Arc<Bucket>,
-    files: Vec<(FileEntry, PathBuf)>,
-) -> Result<()> {
-    let _room = Room::take(files.iter().map(|(entry, _)| entry.size).sum()).await;
-    let contents = read_few(files).await?;
+pub(crate) async fn upload_few(target: &Arc<Bucket>, files: Vec<(FileEntry, Local)>) -> Result<()> {
+    let (mut contents, mut unread) = (Vec::new(), Vec::new());
+    for (entry, local) in files {
+        match local.bytes {
+            Some(bytes) => contents.push((entry.sha256, bytes)),
+            None => unread.push((entry, local.path)),
+        }
+    }
+    let _room = Room::take(unread.iter().map(|(entry, _)| entry.size).sum()).await;
+    if !unread.is_empty() {
+        contents.extend(read_few(unread).await?);
+    }
     let sending = contents.into_iter().map(|(digest, bytes)| async move {
         let _slot = target.slot().await;
         target.put(&layout::blob(&digest), bytes).await

@@ -1,11 +1,11 @@
 //! The folder on disk: its layout, its exclusive lock, and the few durable file operations all else is built from.
 //!
 //! ```text
-//! ROOT/lock                        held while a server runs
-//! ROOT/keys.json                   access and secret key, 0600
-//! ROOT/buckets/<bucket>/<sha256 of the key>.json
+//! ROOT/lock                                        held while a server runs
+//! ROOT/keys.json                                   access and secret key, 0600
+//! ROOT/buckets/<bucket>/<sha256 of the key>.json   an object's record; a small body behind it
 //! ROOT/uploads/<upload id>/upload.json, 00001.json, ...
-//! ROOT/segments/<random id>        immutable data
+//! ROOT/segments/<random id>                        immutable data
 //! ```
 
 use std::collections::HashMap;

@@ -96,6 +96,7 @@ fn serve(arguments: &Serve) -> Result<(), Error> {
     if arguments.exit_with_parent {
         exit_with_parent()?;
     }
+    without_huge_pages();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build();
@@ -143,6 +144,15 @@ fn remove_env_file(path: &Path, endpoint: &str) {
     if fs::read_to_string(path).is_ok_and(|text| text.contains(endpoint)) {
         let _ = fs::remove_file(path);
     }
+}
+
+/// Keeps the kernel from backing memory with pages of 2 MiB, which the allocator asks for: every thread that waits for
+/// the disk would have one cleared for the few KiB that it needs. Where the kernel declines, all works as well.
+fn without_huge_pages() {
+    let (on, zero): (libc::c_ulong, libc::c_ulong) = (1, 0);
+    #[expect(unsafe_code, reason = "prctl has no safe form among our dependencies")]
+    // SAFETY: PR_SET_THP_DISABLE takes a flag and three zeros, and touches no memory of ours.
+    let _ = unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, on, zero, zero, zero) };
 }
 
 /// Asks the kernel for SIGTERM when the parent ends.

@@ -9,6 +9,7 @@ use store_tool::{
 use wmtp_job_kit::{Mode, main_with_modes};
 
 fn main() -> ExitCode {
+    wmtp_artifacts::without_huge_pages();
     main_with_modes(
         "wmtp-store",
         "Looks after a store of artifacts.",

@@ -129,8 +129,8 @@ fn damaged_models_and_objects() {
 
     let digest = fs::read_to_string(place.path("bundle/safetensors/SHA256SUMS")).expect("the sums");
     let digest = digest.split_whitespace().next().expect("a digest");
-    for segment in place.segments(digest) {
-        flip(&segment);
+    for file in place.data_files(digest) {
+        flip(&file);
     }
     let elsewhere = ["--scratch", "new-scratch"];
     let mut command = place.job(

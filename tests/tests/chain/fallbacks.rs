@@ -46,9 +46,11 @@ fn every_fallback_is_an_event_with_its_numbers() {
     assert_eq!(not_finite, [expected]);
 
     let stored: String = place
-        .segments(".jsonl")
+        .data_files(".jsonl")
         .iter()
-        .map(|path| String::from_utf8_lossy(&std::fs::read(path).expect("a segment")).into_owned())
+        .map(|path| {
+            String::from_utf8_lossy(&std::fs::read(path).expect("a data file")).into_owned()
+        })
         .collect();
     for cause in ["out_of_memory", "not_finite"] {
         let event = format!(r#""cause":"{cause}""#);

@@ -182,22 +182,24 @@ impl Place {
     /// Keys of all committed artifacts under a prefix.
     pub(crate) fn artifacts(&self, prefix: &str) -> BTreeSet<String> {
         let start = format!("{prefix}/v1/artifacts/");
-        self.records()
-            .into_iter()
-            .map(|(key, _)| key)
-            .filter(|key| key.starts_with(&start))
-            .collect()
+        let keys = self.files().into_iter().map(|path| record(&path).0);
+        keys.filter(|key| key.starts_with(&start)).collect()
     }
 
-    /// The data files of every object whose key ends with `suffix`.
-    pub(crate) fn segments(&self, suffix: &str) -> Vec<PathBuf> {
+    /// The files with the bytes of every object whose key ends with `suffix`: its segments, or that of its record, where
+    /// a small body lies behind it.
+    pub(crate) fn data_files(&self, suffix: &str) -> Vec<PathBuf> {
         let folder = self.path("store/segments");
-        self.records()
-            .into_iter()
-            .filter(|(key, _)| key.ends_with(suffix))
-            .flat_map(|(_, segments)| segments)
-            .map(|name| folder.join(name))
-            .collect()
+        let mut found = Vec::new();
+        for path in self.files() {
+            let (key, segments) = record(&path);
+            if key.ends_with(suffix) {
+                let place =
+                    |name: Option<String>| name.map_or(path.clone(), |name| folder.join(name));
+                found.extend(segments.into_iter().map(place));
+            }
+        }
+        found
     }
 
     /// Takes the first `count` objects under `start` from the store's folder while the store is down, as a careless
@@ -217,11 +219,7 @@ impl Place {
         self.server = Some(TestServer::start(&self.path("store")));
     }
 
-    /// Key and segment names of every object, as the store's folder holds them.
-    fn records(&self) -> Vec<(String, Vec<String>)> {
-        self.files().iter().map(|path| record(path)).collect()
-    }
-
+    /// The record of every object.
     fn files(&self) -> Vec<PathBuf> {
         std::fs::read_dir(self.path("store/buckets/wmtp"))
             .expect("the bucket's folder")
@@ -231,16 +229,18 @@ impl Place {
     }
 }
 
-fn record(path: &Path) -> (String, Vec<String>) {
-    let text = std::fs::read_to_string(path).expect("a record");
-    let json: serde_json::Value = serde_json::from_str(&text).expect("records are JSON");
+/// Key and segment names of an object, as the file of its record tells; a small body behind the record has no name.
+fn record(path: &Path) -> (String, Vec<Option<String>>) {
+    let bytes = std::fs::read(path).expect("a record");
+    let head = bytes.split(|byte| *byte == b'\n').next().expect("a line");
+    let json: serde_json::Value = serde_json::from_slice(head).expect("records are JSON");
     let record = &json["record"];
     let segments = record["segments"]
         .as_array()
         .expect("a record names its segments");
     let names = segments
         .iter()
-        .filter_map(|segment| segment["name"].as_str().map(str::to_owned))
+        .map(|segment| segment["name"].as_str().map(str::to_owned))
         .collect();
     (
         record["key"]

@@ -77,19 +77,23 @@ impl Bucket {
 
     /// A small object read by the probing client or the patient one; checked by the SDK on arrival.
     pub(crate) async fn get_with(&self, patience: Patience, key: &str) -> Result<Option<Bytes>> {
-        self.download(patience, key, None, MAX_SMALL).await
+        let mut bytes = Vec::new();
+        let is_there = self.download(patience, key, None, MAX_SMALL, &mut bytes);
+        Ok(is_there.await?.then(|| bytes.into()))
     }
 
-    /// Some bytes of a content; none when there is no such object. The caller checks what it gets: the SDK
-    /// does not check a part.
+    /// Puts some bytes of a content into `bytes` instead of what is in there; false when there is no such object. The
+    /// caller checks what it gets: the SDK does not check a part.
     pub(crate) async fn get_range(
         &self,
         key: &str,
         start: u64,
         length: u64,
-    ) -> Result<Option<Bytes>> {
+        bytes: &mut Vec<u8>,
+    ) -> Result<bool> {
         let part = Part::of(start, length, None);
-        self.download(Patience::Full, key, Some(part), length).await
+        self.download(Patience::Full, key, Some(part), length, bytes)
+            .await
     }
 
     /// [`Bucket::get_range`] of an object that must not have changed; none when it has.
@@ -100,8 +104,9 @@ impl Bucket {
         length: u64,
         etag: &str,
     ) -> Result<Option<Bytes>> {
-        let part = Part::of(start, length, Some(etag));
-        self.download(Patience::Full, key, Some(part), length).await
+        let (part, mut bytes) = (Part::of(start, length, Some(etag)), Vec::new());
+        let is_there = self.download(Patience::Full, key, Some(part), length, &mut bytes);
+        Ok(is_there.await?.then(|| bytes.into()))
     }
 
     /// The CRC64NVME of an object as headers spell it, where the store keeps that of the whole.
@@ -122,17 +127,19 @@ impl Bucket {
         }
     }
 
-    /// Reads a body, again when it breaks off: the SDK retries only up to the first byte.
+    /// Reads a body, again when it breaks off: the SDK retries only up to the first byte. False when there is none.
     async fn download(
         &self,
         patience: Patience,
         key: &str,
         part: Option<Part<'_>>,
         limit: u64,
-    ) -> Result<Option<Bytes>> {
+        bytes: &mut Vec<u8>,
+    ) -> Result<bool> {
         let mut pause = self.backoff();
         let mut mismatches = 0;
         loop {
+            bytes.clear();
             let request = self
                 .client_for(patience)
                 .get_object()
@@ -143,9 +150,9 @@ impl Bucket {
                 .set_range(part.as_ref().map(|part| part.range.clone()));
             let output = match request.send().await {
                 Ok(output) => output,
-                Err(error) if is_absent(&error) || status(&error) == Some(412) => return Ok(None),
+                Err(error) if is_absent(&error) || status(&error) == Some(412) => return Ok(false),
                 // The object ends before the range begins.
-                Err(error) if status(&error) == Some(416) => return Ok(Some(Bytes::new())),
+                Err(error) if status(&error) == Some(416) => return Ok(true),
                 Err(error) => return Err(self.failure(&format!("read {key}"), error).await),
             };
             let length = u64::try_from(output.content_length().unwrap_or(0)).unwrap_or(u64::MAX);
@@ -155,8 +162,8 @@ impl Bucket {
                     format!("{length} bytes where at most {limit} were expected"),
                 ));
             }
-            let detail = match collect(output.body, length).await {
-                Ok(body) => return Ok(Some(body)),
+            let detail = match collect(output.body, length, bytes).await {
+                Ok(()) => return Ok(true),
                 Err(error) => causes(&error),
             };
             mismatches += u32::from(detail.contains("checksum"));
@@ -235,10 +242,11 @@ impl Bucket {
 async fn collect(
     mut body: ByteStream,
     length: u64,
-) -> std::result::Result<Bytes, byte_stream::error::Error> {
-    let mut bytes = Vec::with_capacity(length as usize);
+    bytes: &mut Vec<u8>,
+) -> std::result::Result<(), byte_stream::error::Error> {
+    bytes.reserve_exact(length as usize);
     while let Some(chunk) = body.try_next().await? {
         bytes.extend_from_slice(&chunk);
     }
-    Ok(bytes.into())
+    Ok(())
 }

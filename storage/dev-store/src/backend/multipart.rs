@@ -10,7 +10,7 @@ use jiff::Timestamp;
 
 use super::record::{ObjectRecord, PartRecord, SegmentEntry, UploadRecord, new_etag, seal};
 use super::segment::{Received, Segment};
-use super::{Backend, Condition, Object, locked};
+use super::{Backend, Body, Condition, Object, locked};
 use crate::checksums::{Sums, of_parts, require};
 use crate::disk::step;
 use crate::error::{AtPath, Error};
@@ -125,15 +125,16 @@ impl Backend {
         number: u16,
         received: Received,
     ) -> Result<PartRecord, Error> {
-        received.sync(&self.disk)?;
+        let (sums, size) = (received.digests.sums.clone(), received.size);
+        let segment = received.into_segment(&self.disk)?;
         let record = PartRecord {
             number,
             etag: new_etag(0),
             modified: self.clock.now(),
-            sums: received.digests.sums.clone(),
+            sums,
             segment: SegmentEntry {
-                name: received.segment.name().to_owned(),
-                size: received.size,
+                name: Some(segment.name().to_owned()),
+                size,
             },
         };
         let mut state = locked(&upload.state);
@@ -144,12 +145,12 @@ impl Backend {
         self.disk
             .replace_file(&folder.join(part_name(number)), &seal(&record))?;
         let synced = self.disk.sync_dir(&folder);
-        received.segment.link();
+        segment.link();
         let replaced = state.parts.insert(
             number,
             Part {
                 record: record.clone(),
-                segment: received.segment,
+                segment,
             },
         );
         synced?;
@@ -173,8 +174,9 @@ impl Backend {
             return Err(upload.closed_error());
         }
         let parts = chosen_parts(&state.parts, named)?;
-        let object = assemble(&upload.record, &parts, sent, self.clock.now())?;
-        let object = self.put(&bucket, object, condition)?;
+        let record = assemble(&upload.record, &parts, sent, self.clock.now())?;
+        let segments = parts.into_iter().map(|part| part.segment).collect();
+        let object = self.put(&bucket, record, Body::Segments(segments), condition)?;
         if let Err(error) = self.close_upload(upload, &mut state) {
             // The object exists, so the client must hear so; what stays of the upload is aborted in seven days.
             tracing::warn!(upload = upload.record.id, %error, "a completed upload was not cleaned up");
@@ -279,14 +281,14 @@ fn assemble(
     parts: &[Part],
     sent: &Sums,
     modified: Timestamp,
-) -> Result<Object, Error> {
+) -> Result<ObjectRecord, Error> {
     let views: Vec<(&Sums, u64)> = parts
         .iter()
         .map(|part| (&part.record.sums, part.record.segment.size))
         .collect();
     let checksums = of_parts(upload.algorithm, upload.composite, &views);
     require(sent, &checksums.sums)?;
-    let record = ObjectRecord {
+    Ok(ObjectRecord {
         key: upload.key.clone(),
         size: views.iter().map(|(_, size)| size).sum(),
         etag: new_etag(parts.len()),
@@ -297,9 +299,5 @@ fn assemble(
             .iter()
             .map(|part| part.record.segment.clone())
             .collect(),
-    };
-    Ok(Object {
-        record,
-        segments: parts.iter().map(|part| Arc::clone(&part.segment)).collect(),
     })
 }

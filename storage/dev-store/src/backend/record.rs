@@ -9,10 +9,11 @@ use sha2::{Digest as _, Sha256};
 
 use crate::checksums::{Algorithm, Checksums, Sums};
 
-/// One stretch of an object's bytes: a file under `segments/` and the size it must have.
+/// One stretch of an object's bytes: where it lies and the size it must have.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct SegmentEntry {
-    pub(crate) name: String,
+    /// A file under `segments/`; none for a small body, which lies behind the record in the record's own file.
+    pub(crate) name: Option<String>,
     pub(crate) size: u64,
 }
 
@@ -39,6 +40,13 @@ pub(crate) struct ObjectRecord {
     pub(crate) checksums: Checksums,
     /// In order; one per part for a multipart object. Their sizes add up to `size`.
     pub(crate) segments: Vec<SegmentEntry>,
+}
+
+impl ObjectRecord {
+    /// Whether the bytes lie in the record's own file.
+    pub(crate) fn is_inline(&self) -> bool {
+        matches!(&self.segments[..], [SegmentEntry { name: None, .. }])
+    }
 }
 
 /// A multipart upload that is under way.
@@ -127,7 +135,7 @@ mod tests {
             modified: Timestamp::UNIX_EPOCH,
             sums: Sums::from([(Algorithm::Crc32, "y/Q5Jg==".to_owned())]),
             segment: SegmentEntry {
-                name: "aa".to_owned(),
+                name: Some("aa".to_owned()),
                 size: 9,
             },
         }

@@ -12,6 +12,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _};
 
+use super::Body;
+use super::inline;
+use super::record::SegmentEntry;
 use crate::checksums::{BodyDigests, BodyHasher};
 use crate::disk::{Disk, file_name, random_name};
 use crate::error::{AtPath, Error};
@@ -81,7 +84,7 @@ impl Drop for Segment {
     }
 }
 
-/// A body that is being written to a new segment.
+/// A body that is being written to a new segment; one that turns out to be small never is.
 struct Writer {
     folder: PathBuf,
     /// Made with the first block.
@@ -124,11 +127,24 @@ impl Writer {
         // A hole at the end is no part of the file yet.
         file.set_len(self.size).at(&segment.path)?;
         Ok(Received {
-            segment,
             size: self.size,
             digests: self.hasher.finish(),
-            file,
+            body: Arrived::Written(segment, file),
         })
+    }
+
+    /// Takes all of a small body.
+    fn small(mut self, blocks: Vec<Bytes>) -> Received {
+        let bytes = match <[Bytes; 1]>::try_from(blocks) {
+            Ok([bytes]) => bytes,
+            Err(blocks) => blocks.concat().into(),
+        };
+        self.hasher.update(&bytes);
+        Received {
+            size: bytes.len() as u64,
+            digests: self.hasher.finish(),
+            body: Arrived::Small(bytes),
+        }
     }
 }
 
@@ -144,21 +160,61 @@ fn create(folder: &Path) -> Result<(Arc<Segment>, File), Error> {
 
 /// A body that has arrived in full; its digests are not yet judged, its bytes not yet durable.
 pub(crate) struct Received {
-    pub(crate) segment: Arc<Segment>,
     pub(crate) size: u64,
     pub(crate) digests: BodyDigests,
-    file: File,
+    body: Arrived,
+}
+
+enum Arrived {
+    Small(Bytes),
+    Written(Arc<Segment>, File),
 }
 
 impl Received {
-    /// Makes the bytes durable; call it before the record that names them is written.
-    pub(crate) fn sync(&self, disk: &Disk) -> Result<(), Error> {
-        disk.sync_file(&self.file, &self.segment.path)?;
-        disk.sync_shared_dir(&disk.segments())
+    /// How the record of an object names the bytes.
+    pub(crate) fn entry(&self) -> SegmentEntry {
+        SegmentEntry {
+            name: match &self.body {
+                Arrived::Small(_) => None,
+                Arrived::Written(segment, _) => Some(segment.name().to_owned()),
+            },
+            size: self.size,
+        }
+    }
+
+    /// The body of an object, durable where it lies in a file of its own.
+    pub(crate) fn into_body(self, disk: &Disk) -> Result<Body, Error> {
+        match self.body {
+            Arrived::Small(bytes) => Ok(Body::Small(bytes)),
+            Arrived::Written(segment, file) => {
+                sync(&segment, &file, disk)?;
+                Ok(Body::Segments(vec![segment]))
+            }
+        }
+    }
+
+    /// The same as a durable segment, however small: a part of an object.
+    pub(crate) fn into_segment(self, disk: &Disk) -> Result<Arc<Segment>, Error> {
+        let (segment, file) = match self.body {
+            Arrived::Small(bytes) => {
+                let (segment, mut file) = create(&disk.segments())?;
+                file.write_all(&bytes).at(&segment.path)?;
+                (segment, file)
+            }
+            Arrived::Written(segment, file) => (segment, file),
+        };
+        sync(&segment, &file, disk)?;
+        Ok(segment)
     }
 }
 
-/// Writes a request body to a new segment, digesting it on the way.
+/// Makes the bytes of a segment durable; call it before the record that names them is written.
+fn sync(segment: &Segment, file: &File, disk: &Disk) -> Result<(), Error> {
+    disk.sync_file(file, &segment.path)?;
+    disk.sync_shared_dir(&disk.segments())
+}
+
+/// Takes a request body in, digesting it on the way: a small one into memory, any other into a new segment.
 pub(crate) async fn receive<S, E>(
     folder: PathBuf,
     mut body: S,
@@ -179,6 +235,9 @@ where
             writer = blocking(move || writer.write(&blocks)).await?;
             pending = 0;
         }
+    }
+    if writer.segment.is_none() && pending <= inline::MOST_BYTES {
+        return Ok(writer.small(batch));
     }
     blocking(move || writer.write(&batch)?.finish()).await
 }
@@ -215,6 +274,19 @@ pub(crate) fn begin(spans: Vec<Span>) -> Result<Reading, Error> {
 }
 
 impl Reading {
+    /// A read of bytes that are here.
+    pub(crate) fn of(bytes: Bytes) -> Self {
+        let rest = Reader {
+            left: 0,
+            spans: Vec::new().into_iter(),
+            current: None,
+        };
+        Self {
+            first: (!bytes.is_empty()).then_some(bytes),
+            rest,
+        }
+    }
+
     /// The bytes, one block at a time.
     pub(crate) fn stream(self) -> impl Stream<Item = Result<Bytes, Error>> + Send + Sync + 'static {
         let first = futures::stream::iter(self.first.map(Ok));
@@ -283,8 +355,10 @@ pub(crate) async fn blocking<T: Send + 'static>(
 
 #[cfg(test)]
 mod tests {
-    use super::{Segment, Span, begin, receive};
+    use super::{Segment, Span, begin, inline, receive};
+    use crate::backend::Body;
     use crate::checksums::BodyHasher;
+    use crate::disk::Disk;
     use crate::error::Error;
     use bytes::Bytes;
     use futures::TryStreamExt as _;
@@ -305,12 +379,16 @@ mod tests {
         )
         .await
         .unwrap();
-        assert_eq!(received.size, (3 << 20) + 3);
+        let size = received.size;
+        assert_eq!(size, (3 << 20) + 3);
+        let disk = tempfile::tempdir().unwrap();
+        let disk = Disk::open(disk.path(), false).unwrap();
+        let segment = received.into_segment(&disk).unwrap();
         let span = Span {
-            segment: received.segment.clone(),
-            segment_size: received.size,
+            segment: segment.clone(),
+            segment_size: size,
             from: (3 << 20) - 1,
-            to: received.size,
+            to: size,
         };
         let bytes: Vec<Bytes> = begin(vec![span])
             .unwrap()
@@ -319,8 +397,41 @@ mod tests {
             .await
             .unwrap();
         assert_eq!(bytes.concat(), b"\x07end");
-        drop(received);
+        drop(segment);
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_small_body_makes_a_file_only_as_a_part() {
+        let root = tempfile::tempdir().unwrap();
+        let disk = Disk::open(root.path(), false).unwrap();
+        let most = vec![7; inline::MOST_BYTES];
+        for (blocks, is_small) in [
+            (vec![], true),
+            (vec![most.clone()], true),
+            (vec![b"two ".to_vec(), b"blocks".to_vec()], true),
+            (vec![most, vec![7]], false),
+        ] {
+            let sent = blocks.concat();
+            let blocks = move || {
+                let blocks = blocks.clone().into_iter();
+                futures::stream::iter(blocks.map(|block| Ok::<_, Infallible>(Bytes::from(block))))
+            };
+            let hasher = BodyHasher::new([], false);
+            let received = receive(disk.segments(), blocks(), hasher).await.unwrap();
+            assert_eq!(received.entry().name.is_none(), is_small, "{}", sent.len());
+            match received.into_body(&disk).unwrap() {
+                Body::Small(bytes) => assert!(is_small && bytes == sent),
+                Body::Segments(_) => assert!(!is_small),
+            }
+            let hasher = BodyHasher::new([], false);
+            let received = receive(disk.segments(), blocks(), hasher).await.unwrap();
+            let part = received.into_segment(&disk).unwrap();
+            let path = disk.segments().join(part.name());
+            assert!(std::fs::read(path).unwrap() == sent);
+        }
+        let left = std::fs::read_dir(disk.segments()).unwrap().count();
+        assert_eq!(left, 0, "no record names any of them");
     }
 
     #[tokio::test]
@@ -341,7 +452,7 @@ mod tests {
         let received = receive(folder.path().to_owned(), body, hasher)
             .await
             .unwrap();
-        let path = folder.path().join(received.segment.name());
+        let path = folder.path().join(received.entry().name.unwrap());
         assert!(std::fs::read(&path).unwrap() == sent);
         let taken = std::fs::metadata(&path).unwrap().blocks() * 512;
         assert!(

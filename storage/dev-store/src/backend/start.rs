@@ -2,7 +2,8 @@
 //! server left behind is removed.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
+use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, RwLock};
 
@@ -10,10 +11,11 @@ use jiff::SignedDuration;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::inline::{Inline, require_size};
 use super::multipart::{Part, Upload, part_name};
 use super::record::{ObjectRecord, PartRecord, SegmentEntry, UploadRecord, record_name, unseal};
 use super::segment::Segment;
-use super::{Backend, Bucket, KEY_LOCKS, Object, read_file};
+use super::{Backend, Bucket, Data, KEY_LOCKS, Object};
 use crate::clock::Clock;
 use crate::disk::{Disk, entries, file_name};
 use crate::error::{AtPath, Error};
@@ -93,12 +95,8 @@ impl Loader<'_> {
             let mut objects = BTreeMap::new();
             for path in entries(&folder)? {
                 if let Some(record) = self.read(&path, check_object)? {
-                    let segments = record
-                        .segments
-                        .iter()
-                        .map(|entry| self.linked(entry))
-                        .collect();
-                    objects.insert(record.key.clone(), Arc::new(Object { record, segments }));
+                    let data = self.data(&record);
+                    objects.insert(record.key.clone(), Arc::new(Object { record, data }));
                 }
             }
             self.report.objects += objects.len();
@@ -130,7 +128,7 @@ impl Loader<'_> {
             for path in files.iter().filter(|path| **path != own) {
                 if let Some(record) = self.read::<PartRecord>(path, check_part)? {
                     let segment = self.linked(&record.segment);
-                    parts.push(Part { record, segment });
+                    parts.extend(segment.map(|segment| Part { record, segment }));
                 }
             }
             uploads.insert(record.id.clone(), Arc::new(Upload::restored(record, parts)));
@@ -139,14 +137,21 @@ impl Loader<'_> {
         Ok(uploads)
     }
 
-    /// Reads one record; a damaged one is reported and skipped.
+    /// Reads one record; a damaged one is reported and skipped. What lies behind it is not read.
     fn read<T: Serialize + DeserializeOwned>(
         &mut self,
         path: &Path,
-        check: impl FnOnce(&T, &str) -> Result<(), String>,
+        check: impl FnOnce(&T, &Found<'_>) -> Result<(), String>,
     ) -> Result<Option<T>, Error> {
-        let bytes = read_file(path)?;
-        match unseal(&bytes).and_then(|record| check(&record, file_name(path)).map(|()| record)) {
+        let file = File::open(path).at(path)?;
+        let length = file.metadata().at(path)?.len();
+        let mut head = Vec::new();
+        BufReader::new(file).read_until(b'\n', &mut head).at(path)?;
+        let found = Found {
+            name: file_name(path),
+            behind: length.saturating_sub(head.len() as u64),
+        };
+        match unseal(&head).and_then(|record| check(&record, &found).map(|()| record)) {
             Ok(record) => Ok(Some(record)),
             Err(reason) => {
                 tracing::warn!(path = %path.display(), reason, "damaged record skipped");
@@ -159,14 +164,25 @@ impl Loader<'_> {
         }
     }
 
-    fn linked(&mut self, entry: &SegmentEntry) -> Arc<Segment> {
-        let path = self.disk.segments().join(&entry.name);
+    fn data(&mut self, record: &ObjectRecord) -> Data {
+        if record.is_inline() {
+            Data::Inline(Inline::default())
+        } else {
+            let entries = record.segments.iter();
+            Data::Segments(entries.filter_map(|entry| self.linked(entry)).collect())
+        }
+    }
+
+    /// The segment that an entry names.
+    fn linked(&mut self, entry: &SegmentEntry) -> Option<Arc<Segment>> {
+        let name = entry.name.as_ref()?;
+        let path = self.disk.segments().join(name);
         let segment = self
             .segments
-            .entry(entry.name.clone())
+            .entry(name.clone())
             .or_insert_with(|| Segment::unlinked(path));
         segment.link();
-        Arc::clone(segment)
+        Some(Arc::clone(segment))
     }
 
     fn remove_orphans(&mut self) -> Result<(), Error> {
@@ -183,25 +199,40 @@ impl Loader<'_> {
     }
 }
 
-fn check_object(record: &ObjectRecord, file: &str) -> Result<(), String> {
-    if record_name(&record.key) != file {
+/// The file that a record was found in.
+struct Found<'a> {
+    name: &'a str,
+    /// Bytes that lie behind the record.
+    behind: u64,
+}
+
+fn check_object(record: &ObjectRecord, found: &Found<'_>) -> Result<(), String> {
+    if record_name(&record.key) != found.name {
         return Err(format!("it is the record of the key {}", record.key));
     }
     let sum: u64 = record.segments.iter().map(|entry| entry.size).sum();
-    if sum == record.size {
-        Ok(())
-    } else {
-        Err(format!(
+    if sum != record.size {
+        return Err(format!(
             "its segments hold {sum} bytes, it says {}",
             record.size
-        ))
+        ));
     }
+    if record.is_inline() {
+        return require_size(found.behind, record.size);
+    }
+    record.segments.iter().try_for_each(require_name)
 }
 
-fn check_part(record: &PartRecord, file: &str) -> Result<(), String> {
-    if part_name(record.number) == file {
-        Ok(())
-    } else {
-        Err(format!("it is the record of part {}", record.number))
+fn check_part(record: &PartRecord, found: &Found<'_>) -> Result<(), String> {
+    if part_name(record.number) != found.name {
+        return Err(format!("it is the record of part {}", record.number));
+    }
+    require_name(&record.segment)
+}
+
+fn require_name(entry: &SegmentEntry) -> Result<(), String> {
+    match &entry.name {
+        Some(_) => Ok(()),
+        None => Err("a part of it has no data file".to_owned()),
     }
 }

@@ -34,9 +34,9 @@ use self::reads::{ReadConditions, Selection};
 use crate::REGION;
 use crate::backend::listing::{Query, Start};
 use crate::backend::multipart::{MAX_PART_NUMBER, NamedPart};
-use crate::backend::record::{Headers, ObjectRecord, SegmentEntry, UploadRecord, new_etag};
+use crate::backend::record::{Headers, ObjectRecord, UploadRecord, new_etag};
 use crate::backend::segment::{self, Received, blocking};
-use crate::backend::{Backend, Condition, Object};
+use crate::backend::{Backend, Condition};
 use crate::checksums::{Algorithm, Checksums, Expected, Sums};
 use crate::disk::random_name;
 use crate::error::Error;
@@ -164,19 +164,12 @@ impl S3 for Service {
                 composite: false,
                 sums: received.digests.sums.clone(),
             },
-            segments: vec![SegmentEntry {
-                name: received.segment.name().to_owned(),
-                size: received.size,
-            }],
+            segments: vec![received.entry()],
         };
         let backend = Arc::clone(&self.backend);
         let object = blocking(move || {
-            received.sync(&backend.disk)?;
-            let object = Object {
-                record,
-                segments: vec![received.segment],
-            };
-            backend.put(&bucket, object, &condition)
+            let body = received.into_body(&backend.disk)?;
+            backend.put(&bucket, record, body, &condition)
         })
         .await?;
         let mut output = PutObjectOutput {
@@ -193,7 +186,8 @@ impl S3 for Service {
         request: S3Request<GetObjectInput>,
     ) -> S3Result<S3Response<GetObjectOutput>> {
         let input = request.input;
-        let object = self.backend.bucket(&input.bucket)?.get(&input.key)?;
+        let bucket = self.backend.bucket(&input.bucket)?;
+        let object = bucket.get(&input.key)?;
         let conditions = ReadConditions {
             matching: input.if_match,
             none_matching: input.if_none_match,
@@ -202,8 +196,8 @@ impl S3 for Service {
         };
         conditions.check(&object.record)?;
         let selection = Selection::of(&object.record, input.range, input.part_number)?;
-        let spans = object.spans(selection.bytes.start, selection.bytes.end);
-        let reading = blocking(move || segment::begin(spans)).await?;
+        let (read, bytes) = (Arc::clone(&object), selection.bytes.clone());
+        let reading = blocking(move || bucket.read(&read, bytes)).await?;
         let mut output = GetObjectOutput {
             body: Some(StreamingBlob::wrap(reading.stream())),
             ..GetObjectOutput::default()
@@ -247,7 +241,8 @@ impl S3 for Service {
                 "a copy source is a bucket and a key, without a version"
             ));
         };
-        let source = self.backend.bucket(from_bucket)?.get(from_key)?;
+        let from = self.backend.bucket(from_bucket)?;
+        let source = from.get(from_key)?;
         let conditions = ReadConditions {
             matching: input.copy_source_if_match.clone(),
             none_matching: input.copy_source_if_none_match.clone(),
@@ -271,11 +266,8 @@ impl S3 for Service {
         let bucket = self.backend.bucket(&input.bucket)?;
         let backend = Arc::clone(&self.backend);
         let object = blocking(move || {
-            let object = Object {
-                record,
-                segments: source.segments.clone(),
-            };
-            backend.put(&bucket, object, &Condition::default())
+            let body = from.body(&source)?;
+            backend.put(&bucket, record, body, &Condition::default())
         })
         .await?;
         let mut result = CopyObjectResult {

@@ -61,7 +61,11 @@ async fn of_24_racing_creators_exactly_one_wins_and_its_bytes_stay() {
             pattern(size, winners[0] as u8)
         );
     }
-    assert_eq!(store.segments(), 7, "losers leave no data behind");
+    assert_eq!(
+        (store.records(), store.segments()),
+        (7, 2),
+        "losers leave no data behind"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -16,16 +16,29 @@ use crate::support::{client, refusal};
 
 const PART: usize = 5 << 20;
 
-/// What the objects `put` and `parts` are before, and after.
+/// What the objects are before.
 fn before() -> Vec<u8> {
     vec![1; 1000]
 }
 
+/// What `put` and `parts` are after.
 fn after() -> Vec<u8> {
     [vec![2; PART], vec![3; 10]].concat()
 }
 
-/// A root with both objects and an upload of two parts that waits to be completed.
+/// What `small` is after.
+fn small_after() -> Vec<u8> {
+    vec![4; 2000]
+}
+
+/// What was answered to those who replaced `small`, `put` and `parts`.
+struct Acknowledged {
+    small: bool,
+    put: bool,
+    parts: bool,
+}
+
+/// A root with all three objects and an upload of two parts that waits to be completed.
 struct Scene {
     folder: tempfile::TempDir,
     upload: String,
@@ -37,7 +50,7 @@ impl Scene {
         let folder = tempfile::tempdir().unwrap();
         let server = TestServer::start(folder.path());
         let store = client(server.endpoint(), server.access_key(), server.secret_key());
-        for key in ["put", "parts"] {
+        for key in ["small", "put", "parts"] {
             put(&store, key, before()).await.unwrap();
         }
         let begun = store.create_multipart_upload().bucket(BUCKET).key("parts");
@@ -73,9 +86,9 @@ impl Scene {
         request.send().await.is_ok()
     }
 
-    /// Lets a server die at a step, at its start or while it replaces both objects. Tells what was acknowledged; nothing
+    /// Lets a server die at a step, at its start or while it replaces the objects. Tells what was acknowledged; nothing
     /// when it did not come to that step.
-    async fn die_at(&self, step: u64) -> Option<(bool, bool)> {
+    async fn die_at(&self, step: u64) -> Option<Acknowledged> {
         let root = self.folder.path();
         let mut process = command(root)
             .env("DEV_STORE_DIE_AT_STEP", step.to_string())
@@ -86,11 +99,16 @@ impl Scene {
             let has_ended = process.try_wait().unwrap().is_some();
             (has_ended || file.exists()).then_some(!has_ended)
         });
-        let mut acknowledged = (false, false);
+        let mut acknowledged = Acknowledged {
+            small: false,
+            put: false,
+            parts: false,
+        };
         if has_started {
             let store = client_of(&environment(root));
-            acknowledged.0 = put(&store, "put", after()).await.is_ok();
-            acknowledged.1 = self.complete(&store).await;
+            acknowledged.small = put(&store, "small", small_after()).await.is_ok();
+            acknowledged.put = put(&store, "put", after()).await.is_ok();
+            acknowledged.parts = self.complete(&store).await;
         }
         let died = poll_end(&mut process);
         let _ = fs::remove_file(file);
@@ -131,19 +149,24 @@ async fn a_kill_at_any_step_leaves_the_old_object_or_the_new_one() {
     let mut died_serving = 0;
     for step in 1.. {
         let scene = Scene::new().await;
-        let Some((put_done, complete_done)) = scene.die_at(step).await else {
-            assert!(died_serving >= 6, "only {died_serving} steps of serving");
+        let Some(acknowledged) = scene.die_at(step).await else {
+            assert!(died_serving >= 10, "only {died_serving} steps of serving");
             return;
         };
         let server = TestServer::start(scene.folder.path());
         assert!(server.report().damaged.is_empty(), "step {step}");
         let store = client(server.endpoint(), server.access_key(), server.secret_key());
         let (put, parts) = (get(&store, "put").await, get(&store, "parts").await);
-        for (found, is_done) in [(&put, put_done), (&parts, complete_done)] {
-            let is_new = *found == after();
+        let small = get(&store, "small").await;
+        for (found, wanted, is_done) in [
+            (&small, small_after(), acknowledged.small),
+            (&put, after(), acknowledged.put),
+            (&parts, after(), acknowledged.parts),
+        ] {
+            let is_new = *found == wanted;
             assert!(is_new || (*found == before() && !is_done), "step {step}");
         }
-        died_serving += u32::from(put == after() || parts == after());
+        died_serving += u32::from(small == small_after());
         // Either it was completed, or it still can be.
         if parts == before() {
             assert!(
@@ -155,7 +178,8 @@ async fn a_kill_at_any_step_leaves_the_old_object_or_the_new_one() {
             let _ = abort.upload_id(&scene.upload).send().await;
         }
         assert_eq!(get(&store, "parts").await, after(), "step {step}");
-        assert_eq!(segments(scene.folder.path()), 3, "step {step}");
+        let large = 2 + usize::from(put == after());
+        assert_eq!(segments(scene.folder.path()), large, "step {step}");
     }
 }
 
@@ -210,6 +234,20 @@ async fn a_full_disk_refuses_says_so_and_recovers() {
         refusals += u32::from(part.send().await.is_err());
     }
     assert!(refusals > 0, "25 MiB do not fit into 24");
+    // Small ones fit in beside it for a while, and are refused as well in the end.
+    let mut num_small = 0;
+    while put(&store, &format!("small/{num_small}"), vec![6; 60_000])
+        .await
+        .is_ok()
+    {
+        num_small += 1;
+        assert!(num_small < 400, "24 MiB hold no 400 of 60 KB");
+    }
+    assert!(put(&store, "kept", small_after()).await.is_err());
+    for number in 0..num_small {
+        let stored = get(&store, &format!("small/{number}")).await;
+        assert_eq!(stored, vec![6; 60_000], "small/{number}");
+    }
     assert_eq!(get(&store, "kept").await, before());
     let abort = store.abort_multipart_upload().bucket(BUCKET).key("large");
     abort.upload_id(&upload).send().await.unwrap();

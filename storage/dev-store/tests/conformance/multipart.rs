@@ -287,7 +287,7 @@ async fn conditional_completion_and_abort() {
         refusal(abort().send().await),
         (404, "NoSuchUpload".to_owned())
     );
-    assert_eq!(store.segments(), 1);
+    assert_eq!((store.records(), store.segments()), (1, 0));
     assert_eq!(
         std::fs::read_dir(store.root.path().join("uploads"))
             .unwrap()

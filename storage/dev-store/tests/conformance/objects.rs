@@ -6,7 +6,7 @@ use aws_sdk_s3::types::{Bucket, Delete, Object, ObjectIdentifier};
 use dev_store::BUCKET;
 use std::time::Duration;
 
-use crate::support::{Store, client, pattern, refusal};
+use crate::support::{INLINE, Store, client, pattern, refusal};
 
 #[tokio::test]
 async fn an_object_keeps_bytes_type_and_metadata_over_a_restart() {
@@ -99,8 +99,14 @@ async fn ranges_of_the_middle_the_end_and_the_rest() {
 
 #[tokio::test]
 async fn a_copy_outlives_its_source_and_a_restart() {
+    for (size, segments) in [(0, 0), (INLINE, 0), (INLINE + 1, 1)] {
+        copy_and_lose_the_source(&pattern(size, 1), segments).await;
+    }
+}
+
+async fn copy_and_lose_the_source(body: &[u8], segments: usize) {
     let mut store = Store::new();
-    store.put("source", b"shared bytes").await;
+    store.put("source", body).await;
     let copy = store
         .client
         .copy_object()
@@ -108,7 +114,7 @@ async fn a_copy_outlives_its_source_and_a_restart() {
         .key("copy")
         .copy_source(format!("{BUCKET}/source"));
     copy.send().await.unwrap();
-    assert_eq!(store.segments(), 1);
+    assert_eq!(store.segments(), segments);
     store
         .client
         .delete_object()
@@ -122,7 +128,7 @@ async fn a_copy_outlives_its_source_and_a_restart() {
         (404, "NoSuchKey".to_owned())
     );
     store.restart(|_| {});
-    assert_eq!(store.get("copy").await.unwrap(), b"shared bytes");
+    assert_eq!(store.get("copy").await.unwrap(), body);
     store
         .client
         .delete_object()
@@ -131,7 +137,7 @@ async fn a_copy_outlives_its_source_and_a_restart() {
         .send()
         .await
         .unwrap();
-    assert_eq!(store.segments(), 0);
+    assert_eq!((store.records(), store.segments()), (0, 0));
 }
 
 #[tokio::test]
@@ -192,6 +198,50 @@ async fn readers_during_overwrites_see_one_version_each() {
         1,
         "replaced data is removed once its readers end"
     );
+}
+
+/// A small object's file goes with each write: whoever is about to read it gets all of one version nevertheless.
+#[tokio::test(flavor = "multi_thread")]
+async fn readers_of_a_small_object_see_one_version_while_it_is_replaced_and_deleted() {
+    let store = Store::new();
+    let writer = async {
+        for seed in 1..=120 {
+            store.put("live", &pattern(20_000, seed)).await;
+            store.put("live", &pattern(INLINE + 1, seed)).await;
+            let delete = store.client.delete_object().bucket(BUCKET).key("live");
+            delete.send().await.unwrap();
+        }
+    };
+    let reader = || async {
+        let mut found = 0;
+        for _ in 0..400 {
+            match store.get("live").await {
+                Ok(bytes) => {
+                    assert_eq!(bytes, pattern(bytes.len(), bytes[0]));
+                    found += 1;
+                }
+                absent => assert_eq!(refusal(absent).0, 404),
+            }
+        }
+        found
+    };
+    let ((), first, second) = tokio::join!(writer, reader(), reader());
+    assert!(first + second > 0, "nothing was read");
+    assert_eq!((store.records(), store.segments()), (0, 0));
+}
+
+#[tokio::test]
+async fn a_small_object_is_its_only_part() {
+    let store = Store::new();
+    store.put("small", b"0123456789").await;
+    let part = |number| {
+        let request = store.client.get_object().bucket(BUCKET).key("small");
+        request.part_number(number).send()
+    };
+    let first = part(1).await.unwrap();
+    assert_eq!(first.parts_count(), Some(1));
+    assert_eq!(first.body.collect().await.unwrap().to_vec(), b"0123456789");
+    assert_eq!(refusal(part(2).await).0, 416);
 }
 
 #[tokio::test]

@@ -12,9 +12,10 @@ use std::time::Duration;
 
 use aws_sdk_s3::Client;
 use aws_sdk_s3::primitives::ByteStream;
+use aws_sdk_s3::types::Object;
 use dev_store::{BUCKET, TestServer};
 
-use crate::support::{client, pattern};
+use crate::support::{INLINE, client, pattern};
 
 pub(crate) fn command(root: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_dev-store"));
@@ -152,13 +153,15 @@ async fn a_kill_loses_no_acknowledged_object_and_leaves_nothing_half_done() {
             "{key}"
         );
     }
-    let segments = fs::read_dir(folder.path().join("segments"))
-        .unwrap()
-        .count();
+    let listed = store.list_objects_v2().bucket(BUCKET).send().await.unwrap();
+    let sizes = listed.contents().iter().filter_map(Object::size);
+    let large = sizes.filter(|size| *size > INLINE as i64).count();
+    assert!((1..listed.contents().len()).contains(&large));
+    let files = |place: &str| fs::read_dir(folder.path().join(place)).unwrap().count();
     assert_eq!(
-        segments,
-        server.report().objects,
-        "every data file belongs to an object"
+        (files("segments"), files(&format!("buckets/{BUCKET}"))),
+        (large, server.report().objects),
+        "every file belongs to an object"
     );
     assert!(acknowledged.len() >= 40);
 }
@@ -171,7 +174,7 @@ async fn write_until_killed(
 ) -> Vec<(String, usize, u8)> {
     let mut acknowledged = Vec::new();
     for round in 0_u32.. {
-        let (key, size) = (format!("{writer}/{round}"), round as usize * 7_001);
+        let (key, size) = (format!("{writer}/{round}"), round as usize * 17_001);
         let body = ByteStream::from(pattern(size, writer));
         if store
             .put_object()

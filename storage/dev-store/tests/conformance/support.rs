@@ -64,10 +64,17 @@ impl Store {
 
     /// The data files on disk.
     pub(crate) fn segments(&self) -> usize {
-        std::fs::read_dir(self.root.path().join("segments"))
-            .unwrap()
-            .count()
+        files(&self.root.path().join("segments"))
     }
+
+    /// The objects' own files on disk.
+    pub(crate) fn records(&self) -> usize {
+        files(&self.root.path().join("buckets").join(BUCKET))
+    }
+}
+
+fn files(folder: &Path) -> usize {
+    std::fs::read_dir(folder).unwrap().count()
 }
 
 fn start(root: &Path) -> (TestServer, Client) {
@@ -99,6 +106,9 @@ pub(crate) fn refusal<T: std::fmt::Debug, E: ProvideErrorMetadata + std::fmt::De
         .map_or(0, |response| response.status().as_u16());
     (status, error.code().unwrap_or_default().to_owned())
 }
+
+/// The largest body that lies in its object's own file.
+pub(crate) const INLINE: usize = 64 << 10;
 
 /// Bytes that differ by position and by `seed`.
 pub(crate) fn pattern(length: usize, seed: u8) -> Vec<u8> {

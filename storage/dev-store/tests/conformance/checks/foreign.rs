@@ -2,15 +2,10 @@
 //! installed, and any server that `WMTP_CHECK_BUCKET` and the AWS variables name.
 
 use dev_store::BUCKET;
-use moto::Moto;
-use rgw::Rgw;
+use foreign_servers::{Moto, Rgw};
 
 use super::hold_against_the_table;
 use super::target::Server;
-
-fn skipped(why: &str) {
-    super::tell(&format!("SKIPPED: {why}"));
-}
 
 async fn create_bucket(server: &Server) {
     let created = server.client().create_bucket().bucket(BUCKET).send().await;
@@ -23,7 +18,7 @@ async fn moto_does_what_the_table_says() {
     let Some(moto) = Moto::start_named() else {
         return;
     };
-    let server = Server::at(moto.endpoint(), moto::KEY, moto::KEY);
+    let server = Server::at(moto.endpoint(), moto.key(), moto.key());
     create_bucket(&server).await;
     hold_against_the_table("moto", &server, 1..=44).await;
 }
@@ -33,7 +28,7 @@ async fn moto_does_what_the_table_says() {
 async fn rgw_does_what_the_table_says() {
     let folder = tempfile::tempdir().unwrap();
     let Some(rgw) = Rgw::start(folder.path(), &[]) else {
-        return skipped("Ceph RGW; install radosgw, ceph-mon and ceph-osd");
+        return;
     };
     let mut server = Server::at(rgw.endpoint(), rgw.access_key(), rgw.secret_key());
     server.reads_trailers = false;
@@ -47,7 +42,8 @@ async fn rgw_does_what_the_table_says() {
 async fn the_named_bucket_does_what_dev_store_does() {
     let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
     let Some(named) = variable("WMTP_CHECK_BUCKET") else {
-        return skipped("a bucket of your own; WMTP_CHECK_BUCKET does not name one");
+        super::tell("SKIPPED: a bucket of your own; WMTP_CHECK_BUCKET does not name one");
+        return;
     };
     let (bucket, prefix) = named.split_once('/').unwrap_or((&named, ""));
     let required = |name: &str| variable(name).unwrap_or_else(|| panic!("{name} is not set"));

@@ -1,10 +1,9 @@
-//! moto, an S3 server that others made, as a process that ends with its test.
+//! moto: a double of S3 in Python, one process.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 
-/// Access key and secret key; moto takes any.
-pub const KEY: &str = "test";
+use crate::skipped;
 
 /// A server on a port of its own choice, empty.
 #[derive(Debug)]
@@ -22,10 +21,7 @@ impl Moto {
         if let Ok(program) = std::env::var("WMTP_MOTO") {
             return Some(Self::start(&program));
         }
-        #[expect(clippy::print_stderr, reason = "what is not tested must be seen")]
-        {
-            eprintln!("SKIPPED: moto; WMTP_MOTO does not name its program");
-        }
+        skipped("moto; WMTP_MOTO does not name its program");
         None
     }
 
@@ -53,6 +49,11 @@ impl Moto {
     /// Where it listens.
     pub fn endpoint(&self) -> &str {
         &self.endpoint
+    }
+
+    /// Access key and secret key; moto takes any.
+    pub fn key(&self) -> &'static str {
+        "test"
     }
 }
 
