@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var, WithDType};
+use half::{bf16, f16};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use safetensors::tensor::{Dtype, TensorView};
@@ -150,7 +151,7 @@ impl ParamStore {
         })
     }
 
-    /// Writes safetensors; the same values give the same bytes.
+    /// Writes safetensors of the store's type; the same values give the same bytes.
     pub fn save(&self, path: &Path) -> Result<()> {
         self.save_with(path, None)
     }
@@ -169,10 +170,11 @@ impl ParamStore {
                 little_endian(&var.as_detached_tensor())?,
             ));
         }
-        let stored = if self.dtype == DType::F64 {
-            Dtype::F64
-        } else {
-            Dtype::F32
+        let stored = match self.dtype {
+            DType::F64 => Dtype::F64,
+            DType::BF16 => Dtype::BF16,
+            DType::F16 => Dtype::F16,
+            _ => Dtype::F32,
         };
         let views = buffers.iter().map(|(name, shape, bytes)| {
             let view = TensorView::new(stored, shape.clone(), bytes)
@@ -247,20 +249,16 @@ fn tensor(values: Vec<f64>, shape: &[usize], dtype: DType, device: &Device) -> R
 }
 
 fn little_endian(tensor: &Tensor) -> Result<Vec<u8>> {
+    fn bytes<T: WithDType, const N: usize>(flat: &Tensor, of: fn(T) -> [u8; N]) -> Result<Vec<u8>> {
+        Ok(flat.to_vec1::<T>()?.into_iter().flat_map(of).collect())
+    }
     let flat = tensor.flatten_all()?;
-    Ok(match flat.dtype() {
-        DType::F64 => flat
-            .to_vec1::<f64>()?
-            .into_iter()
-            .flat_map(f64::to_le_bytes)
-            .collect(),
-        _ => flat
-            .to_dtype(DType::F32)?
-            .to_vec1::<f32>()?
-            .into_iter()
-            .flat_map(f32::to_le_bytes)
-            .collect(),
-    })
+    match flat.dtype() {
+        DType::F64 => bytes(&flat, f64::to_le_bytes),
+        DType::BF16 => bytes(&flat, bf16::to_le_bytes),
+        DType::F16 => bytes(&flat, f16::to_le_bytes),
+        _ => bytes(&flat.to_dtype(DType::F32)?, f32::to_le_bytes),
+    }
 }
 
 /// 1/√fan-in of a matrix stored `[out, in]`; for embeddings `[v, d]` that is 1/√d.
@@ -330,6 +328,32 @@ mod tests {
         };
         assert_eq!(bytes(42, "a"), bytes(42, "b"));
         assert_ne!(bytes(42, "a"), bytes(43, "c"));
+    }
+
+    #[test]
+    fn a_file_has_the_type_and_the_bits_of_its_store() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("model.safetensors");
+        for (dtype, stored) in [
+            (DType::F64, Dtype::F64),
+            (DType::F32, Dtype::F32),
+            (DType::BF16, Dtype::BF16),
+            (DType::F16, Dtype::F16),
+        ] {
+            let saved = ParamStore::init(&small(), 7, dtype, &Device::Cpu).unwrap();
+            saved.save(&path).unwrap();
+            let bytes = std::fs::read(&path).unwrap();
+            let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+            assert!(file.tensors().iter().all(|(_, one)| one.dtype() == stored));
+            let loaded = ParamStore::load(&path, &small(), dtype, &Device::Cpu).unwrap();
+            for ((_, saved), (name, loaded)) in saved.iter().zip(loaded.iter()) {
+                let values = |var: &Var| -> Vec<f64> {
+                    let wide = var.to_dtype(DType::F64).unwrap();
+                    wide.flatten_all().unwrap().to_vec1().unwrap()
+                };
+                assert_eq!(values(loaded), values(saved), "{name}");
+            }
+        }
     }
 
     #[test]
