@@ -102,13 +102,9 @@ fn progress(run: &RunInfo) -> Option<String> {
 
 fn table<'a>(book: &Book<'_>, runs: impl Iterator<Item = &'a RunInfo>) -> Value {
     let say = |sentence: &str| book.say(sentence, &[]);
+    let runs: Vec<&RunInfo> = runs.collect();
     // Where nobody tags, the table has no column of nothing.
-    let is_tagged = book
-        .input
-        .runs
-        .iter()
-        .flatten()
-        .any(|run| !run.tags.is_empty());
+    let is_tagged = runs.iter().any(|run| !run.tags.is_empty());
     let mut heads = [
         "run",
         "job",
@@ -131,7 +127,7 @@ fn table<'a>(book: &Book<'_>, runs: impl Iterator<Item = &'a RunInfo>) -> Value 
                 &format!("{}/index.html", run.id),
                 run.name.as_deref().unwrap_or(&run.id),
             ),
-            Cell::text(&run.job),
+            Cell::text(&run.job).class("whole"),
             state_cell(book, run).class("whole"),
             Cell::maybe(progress(run)),
             Cell::number(run.attempts.len().max(1).to_string()),
