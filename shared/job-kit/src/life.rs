@@ -57,7 +57,6 @@ impl Session {
         })
     }
 
-    /// Connects to the store of the arguments.
     /// The address that `--store` gives.
     pub(crate) fn store_address(&self) -> Result<&str, JobError> {
         self.common.store.as_deref().ok_or_else(|| {
@@ -66,6 +65,7 @@ impl Session {
         })
     }
 
+    /// Connects to the store of the arguments.
     pub(crate) fn open_store(&self, reupload: bool) -> Result<StoreHandle, JobError> {
         let uri = self.store_address()?;
         let data_store = self.common.data_store.as_deref();

@@ -163,24 +163,12 @@ mod tests {
         pad: 0,
     };
 
-    fn small() -> Params {
-        Params {
-            dim: 16,
-            n_layers: 4,
-            n_heads: 4,
-            n_kv_heads: 2,
-            multiple_of: 8,
-            n_future_tokens: 2,
-            ..Params::micro_mtp(23)
-        }
-    }
-
     /// A store of a precision, its file, and what candle's reader finds in it.
     fn written(dtype: DType) -> (ParamStore, Vec<u8>, gguf_file::Content) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("model.gguf");
-        let store = ParamStore::init(&small(), 3, dtype, &Device::Cpu).unwrap();
-        save_gguf(&path, &small(), &store, &FACTS).unwrap();
+        let store = ParamStore::init(&Params::small(), 3, dtype, &Device::Cpu).unwrap();
+        save_gguf(&path, &Params::small(), &store, &FACTS).unwrap();
         let bytes = std::fs::read(path).unwrap();
         let content = gguf_file::Content::read(&mut std::io::Cursor::new(&bytes)).unwrap();
         (store, bytes, content)
@@ -200,7 +188,7 @@ mod tests {
             (DType::BF16, GgmlDType::BF16),
         ] {
             let (store, bytes, content) = written(dtype);
-            let shapes = next_token(&small()).tensor_shapes();
+            let shapes = next_token(&Params::small()).tensor_shapes();
             assert_eq!(content.tensor_infos.len(), shapes.len());
             let mut file = std::io::Cursor::new(&bytes);
             for (name, shape) in shapes {
@@ -265,7 +253,7 @@ mod tests {
         assert_eq!(number("llama.rope.dimension_count"), 4);
         assert_eq!(
             number("llama.feed_forward_length") as usize,
-            small().ffn_dim()
+            Params::small().ffn_dim()
         );
         assert_eq!(text("tokenizer.ggml.model"), "no_vocab");
         assert_eq!(text("tokenizer.huggingface.json"), FACTS.tokenizer_json);

@@ -146,18 +146,6 @@ fn reordered(weight: Tensor, heads: Option<usize>, to: Pairs) -> Result<Tensor> 
 mod tests {
     use super::*;
 
-    fn small() -> Params {
-        Params {
-            dim: 16,
-            n_layers: 4,
-            n_heads: 4,
-            n_kv_heads: 2,
-            multiple_of: 8,
-            n_future_tokens: 2,
-            ..Params::micro_mtp(23)
-        }
-    }
-
     fn rows(tensor: &Tensor) -> Vec<f64> {
         tensor.flatten_all().unwrap().to_vec1().unwrap()
     }
@@ -209,7 +197,7 @@ mod tests {
 
     #[test]
     fn names_are_those_of_the_llama_port() {
-        let names: Vec<_> = renamed(&small())
+        let names: Vec<_> = renamed(&Params::small())
             .into_iter()
             .map(|one| one.hugging_face)
             .collect();
@@ -237,9 +225,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("model.safetensors");
         for dtype in [DType::F32, DType::F64] {
-            let store = ParamStore::init(&small(), 3, dtype, &Device::Cpu).unwrap();
-            save_hugging_face(&path, &small(), &store).unwrap();
-            let params = next_token(&small());
+            let store = ParamStore::init(&Params::small(), 3, dtype, &Device::Cpu).unwrap();
+            save_hugging_face(&path, &Params::small(), &store).unwrap();
+            let params = next_token(&Params::small());
             let back = load_hugging_face(&path, &params, dtype, &Device::Cpu).unwrap();
             assert_eq!(back.num_elements(), params.num_params());
             for (name, var) in back.iter() {
@@ -253,7 +241,7 @@ mod tests {
     fn unknown_and_missing_names_and_further_heads_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("model.safetensors");
-        let params = next_token(&small());
+        let params = next_token(&Params::small());
         let store = ParamStore::init(&params, 3, DType::F32, &Device::Cpu).unwrap();
         let load = |params: &Params| load_hugging_face(&path, params, DType::F32, &Device::Cpu);
         store.save(&path).unwrap();
@@ -262,7 +250,10 @@ mod tests {
             if name.starts_with("layers.0."))
         );
         save_hugging_face(&path, &params, &store).unwrap();
-        assert!(matches!(load(&small()).unwrap_err(), Error::Params(_)));
+        assert!(matches!(
+            load(&Params::small()).unwrap_err(),
+            Error::Params(_)
+        ));
         let deeper = Params {
             n_layers: 4,
             ..params.clone()

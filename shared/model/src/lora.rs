@@ -266,18 +266,6 @@ fn header(path: &Path, bytes: &[u8]) -> Result<LoraSettings> {
 mod tests {
     use super::*;
 
-    fn small() -> Params {
-        Params {
-            dim: 16,
-            n_layers: 4,
-            n_heads: 4,
-            n_kv_heads: 2,
-            multiple_of: 8,
-            n_future_tokens: 2,
-            ..Params::micro_mtp(23)
-        }
-    }
-
     fn settings(r: usize, targets: &[LoraTarget]) -> LoraSettings {
         LoraSettings {
             r,
@@ -288,7 +276,7 @@ mod tests {
 
     fn fresh(targets: &[LoraTarget]) -> Adapters {
         let settings = settings(4, targets);
-        Adapters::init(&small(), settings, 7, DType::F32, &Device::Cpu).unwrap()
+        Adapters::init(&Params::small(), settings, 7, DType::F32, &Device::Cpu).unwrap()
     }
 
     #[test]
@@ -360,7 +348,7 @@ mod tests {
         let [one, two] = ["one", "two"].map(|name| dir.path().join(name));
         let saved = fresh(&LoraTarget::ALL);
         saved.save(&one).unwrap();
-        let loaded = Adapters::load(&one, &small(), DType::F32, &Device::Cpu).unwrap();
+        let loaded = Adapters::load(&one, &Params::small(), DType::F32, &Device::Cpu).unwrap();
         assert_eq!(loaded.settings(), saved.settings());
         loaded.save(&two).unwrap();
         assert_eq!(std::fs::read(&one).unwrap(), std::fs::read(&two).unwrap());
@@ -379,31 +367,33 @@ mod tests {
         };
         lying(&[LoraTarget::Wq], 4).save(&path).unwrap();
         assert!(
-            matches!(load(&small()), Error::UnexpectedTensor { name, .. }
+            matches!(load(&Params::small()), Error::UnexpectedTensor { name, .. }
             if name == "extra_heads.0.attention.wv.lora_a")
         );
         lying(&[LoraTarget::Wq, LoraTarget::Wv, LoraTarget::Wo], 4)
             .save(&path)
             .unwrap();
-        assert!(matches!(load(&small()), Error::MissingTensor { name, .. }
-            if name == "layers.0.attention.wo.lora_a"));
+        assert!(
+            matches!(load(&Params::small()), Error::MissingTensor { name, .. }
+            if name == "layers.0.attention.wo.lora_a")
+        );
         lying(&[LoraTarget::Wq, LoraTarget::Wv], 8)
             .save(&path)
             .unwrap();
         assert!(
-            matches!(load(&small()), Error::TensorShape { expected, .. } if expected == [8, 16])
+            matches!(load(&Params::small()), Error::TensorShape { expected, .. } if expected == [8, 16])
         );
         both.save(&path).unwrap();
         let other_heads = Params {
             n_kv_heads: 4,
-            ..small()
+            ..Params::small()
         };
         assert!(matches!(load(&other_heads), Error::TensorShape { name, .. }
             if name == "layers.0.attention.wv.lora_b"));
         both.store.save(&path).unwrap();
-        assert!(load(&small()).to_string().contains("has no `lora`"));
+        assert!(load(&Params::small()).to_string().contains("has no `lora`"));
         lying(&[], 4).save(&path).unwrap();
-        assert!(load(&small()).to_string().contains("no target"));
+        assert!(load(&Params::small()).to_string().contains("no target"));
     }
 
     #[test]

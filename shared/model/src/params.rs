@@ -122,6 +122,20 @@ impl Params {
         }
     }
 
+    /// What tests of files and layouts work on: 2 trunk blocks and 2 heads, 16 wide, with grouped queries.
+    #[cfg(test)]
+    pub(crate) fn small() -> Self {
+        Self {
+            dim: 16,
+            n_layers: 4,
+            n_heads: 4,
+            n_kv_heads: 2,
+            multiple_of: 8,
+            n_future_tokens: 2,
+            ..Self::micro_mtp(23)
+        }
+    }
+
     /// The micro reference: the same trunk with the next-token head alone.
     pub fn micro_ref(vocab_size: usize) -> Self {
         Self {

@@ -298,18 +298,6 @@ mod tests {
     const FIRST: &str = "model-00001-of-00002.safetensors";
     const SECOND: &str = "model-00002-of-00002.safetensors";
 
-    fn small() -> Params {
-        Params {
-            dim: 16,
-            n_layers: 4,
-            n_heads: 4,
-            n_kv_heads: 2,
-            multiple_of: 8,
-            n_future_tokens: 2,
-            ..Params::micro_mtp(23)
-        }
-    }
-
     /// A model in two shards, which hold alternate tensors.
     struct Sharded {
         dir: tempfile::TempDir,
@@ -320,7 +308,7 @@ mod tests {
 
     impl Sharded {
         fn new() -> Self {
-            let store = ParamStore::init(&small(), 1, DType::F32, &Device::Cpu).unwrap();
+            let store = ParamStore::init(&Params::small(), 1, DType::F32, &Device::Cpu).unwrap();
             let mut shards = [Vec::new(), Vec::new()];
             let mut weight_map = serde_json::Map::new();
             for (i, (name, var)) in store.iter().enumerate() {
@@ -355,7 +343,7 @@ mod tests {
 
         fn load(&self) -> Result<ParamStore> {
             let path = self.path("model.safetensors");
-            ParamStore::load(&path, &small(), DType::F32, &Device::Cpu)
+            ParamStore::load(&path, &Params::small(), DType::F32, &Device::Cpu)
         }
 
         fn refusal(&self) -> String {
@@ -381,7 +369,7 @@ mod tests {
             assert_eq!((name, flat(a)), (other, flat(b)));
         }
         let index = sharded.path("model.safetensors.index.json");
-        assert!(ParamStore::load(&index, &small(), DType::F32, &Device::Cpu).is_ok());
+        assert!(ParamStore::load(&index, &Params::small(), DType::F32, &Device::Cpu).is_ok());
         sharded
             .store
             .save(&sharded.path("model.safetensors"))

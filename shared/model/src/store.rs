@@ -301,21 +301,8 @@ fn fnv1a(name: &str) -> u64 {
 mod tests {
     use super::*;
 
-    fn small() -> Params {
-        Params {
-            dim: 16,
-            n_layers: 4,
-            n_heads: 4,
-            n_kv_heads: 2,
-            vocab_size: 23,
-            multiple_of: 8,
-            n_future_tokens: 2,
-            ..Params::micro_mtp(23)
-        }
-    }
-
     fn store(seed: u64) -> ParamStore {
-        ParamStore::init(&small(), seed, DType::F32, &Device::Cpu).unwrap()
+        ParamStore::init(&Params::small(), seed, DType::F32, &Device::Cpu).unwrap()
     }
 
     #[test]
@@ -340,12 +327,12 @@ mod tests {
             (DType::BF16, Dtype::BF16),
             (DType::F16, Dtype::F16),
         ] {
-            let saved = ParamStore::init(&small(), 7, dtype, &Device::Cpu).unwrap();
+            let saved = ParamStore::init(&Params::small(), 7, dtype, &Device::Cpu).unwrap();
             saved.save(&path).unwrap();
             let bytes = std::fs::read(&path).unwrap();
             let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
             assert!(file.tensors().iter().all(|(_, one)| one.dtype() == stored));
-            let loaded = ParamStore::load(&path, &small(), dtype, &Device::Cpu).unwrap();
+            let loaded = ParamStore::load(&path, &Params::small(), dtype, &Device::Cpu).unwrap();
             for ((_, saved), (name, loaded)) in saved.iter().zip(loaded.iter()) {
                 let values = |var: &Var| -> Vec<f64> {
                     let wide = var.to_dtype(DType::F64).unwrap();
@@ -362,8 +349,8 @@ mod tests {
         let path = dir.path().join("model.safetensors");
         let saved = store(7);
         saved.save(&path).unwrap();
-        let loaded = ParamStore::load(&path, &small(), DType::F32, &Device::Cpu).unwrap();
-        let names: Vec<_> = small()
+        let loaded = ParamStore::load(&path, &Params::small(), DType::F32, &Device::Cpu).unwrap();
+        let names: Vec<_> = Params::small()
             .tensor_shapes()
             .into_iter()
             .map(|(name, _)| name)
@@ -379,7 +366,7 @@ mod tests {
             let flat = |v: &Var| v.flatten_all().unwrap().to_vec1::<f32>().unwrap();
             assert_eq!(flat(a), flat(b));
         }
-        assert_eq!(loaded.num_elements(), small().num_params());
+        assert_eq!(loaded.num_elements(), Params::small().num_params());
     }
 
     #[test]
@@ -421,7 +408,8 @@ mod tests {
         store(1).save(&path).unwrap();
         let bytes = std::fs::read(&path).unwrap();
         std::fs::write(&path, &bytes[..bytes.len() - 5]).unwrap();
-        let error = ParamStore::load(&path, &small(), DType::F32, &Device::Cpu).unwrap_err();
+        let error =
+            ParamStore::load(&path, &Params::small(), DType::F32, &Device::Cpu).unwrap_err();
         assert!(
             matches!(&error, Error::Corrupt { .. })
                 && error.to_string().contains("model.safetensors")
@@ -433,7 +421,8 @@ mod tests {
         type Tensors = Vec<(String, Tensor)>;
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("model.safetensors");
-        let load = || ParamStore::load(&path, &small(), DType::F32, &Device::Cpu).unwrap_err();
+        let load =
+            || ParamStore::load(&path, &Params::small(), DType::F32, &Device::Cpu).unwrap_err();
         let with = |change: &dyn Fn(&mut Tensors)| {
             let mut tensors: Tensors = store(1)
                 .iter()
@@ -462,7 +451,7 @@ mod tests {
     #[test]
     fn a_value_trunk_copies_the_base_and_drops_its_heads() {
         let base = store(3);
-        let trunk = ParamStore::value_trunk_from(&small(), &base).unwrap();
+        let trunk = ParamStore::value_trunk_from(&Params::small(), &base).unwrap();
         assert_eq!(trunk.len(), 2 + 2 * 9);
         assert!(
             trunk.get("layers.2.attention.wq.weight").is_none()
