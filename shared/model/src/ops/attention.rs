@@ -14,8 +14,8 @@ use rayon::prelude::*;
 use super::cuda::{norm_width, run_on_device};
 use super::low_rank::{AdapterGradient, Factors, Fused, LowRank};
 use super::{
-    Products, Right, Saved, TASK_ROWS, Wanted, add_partials, backward, by_dtype, gradient,
-    storage_of, tensor_values, values, weight_gradient, zeros,
+    Fresh, Products, Right, Saved, TASK_ROWS, Wanted, WeightGradient, add_partials, backward,
+    by_dtype, gradient, storage_of, tensor_values, values,
 };
 use crate::Rotary;
 use crate::float::Float;
@@ -192,10 +192,9 @@ impl Fused for AttentionHeads {
             (rows, sizes.task_rows),
             products,
         );
-        let mut out = zeros::<T>(rows * sizes.query);
+        let mut out = Fresh::<T>::new(rows * sizes.query);
         let mut inverse = vec![T::zero(); rows];
         let mut log_sums = vec![T::zero(); rows * layout.heads];
-        let mut kept = zeros::<T>(if self.keep { rows * sizes.packed } else { 0 });
         let task =
             |out: &mut [T], x: &[T], inverse: &mut [T], log_sums: &mut [T], qkv: &mut [T]| {
                 let mut normed = vec![T::zero(); x.len()];
@@ -221,28 +220,31 @@ impl Fused for AttentionHeads {
                 }
             };
         let tasks = out
-            .par_chunks_mut(sizes.task_rows * sizes.query)
+            .uncleared()
+            .par_chunks(sizes.task_rows * sizes.query)
             .zip(x.par_chunks(sizes.task_rows * sizes.dim))
             .zip(inverse.par_chunks_mut(sizes.task_rows))
             .zip(log_sums.par_chunks_mut(sizes.task_rows * layout.heads));
         if self.keep {
+            let mut kept = Fresh::<T>::new(rows * sizes.packed);
             tasks
-                .zip(kept.par_chunks_mut(sizes.task_rows * sizes.packed))
-                .for_each(|((((out, x), inverse), log_sums), qkv)| {
-                    task(out, x, inverse, log_sums, qkv);
+                .zip(kept.uncleared().par_chunks(sizes.task_rows * sizes.packed))
+                .for_each(|((((out, x), inverse), log_sums), kept)| {
+                    task(out.cleared(), x, inverse, log_sums, kept.cleared());
                 });
             self.saved.put(Context {
                 inverse,
-                qkv: kept,
+                qkv: kept.finish(),
                 log_sums,
             })?;
         } else {
             tasks.for_each(|(((out, x), inverse), log_sums)| {
                 let mut qkv = vec![T::zero(); inverse.len() * sizes.packed];
-                task(out, x, inverse, log_sums, &mut qkv);
+                task(out.cleared(), x, inverse, log_sums, &mut qkv);
             });
         }
-        Ok((storage_of(out), Shape::from((batch, sequence, sizes.query))))
+        let shape = Shape::from((batch, sequence, sizes.query));
+        Ok((storage_of(out.finish()), shape))
     }
 
     fn backward<T: Float>(
@@ -269,9 +271,9 @@ impl Fused for AttentionHeads {
 
         let products = self.setup.products;
         let into_qkv = Right::stored(weights, (sizes.packed, sizes.dim), products);
-        let mut dx = zeros::<T>(x_values.len());
-        let mut normed = zeros::<T>(x_values.len());
-        let mut d_qkv = zeros::<T>(context.qkv.len());
+        let mut dx = Fresh::<T>::new(x_values.len());
+        let mut normed = Fresh::<T>::new(x_values.len());
+        let mut d_qkv = Fresh::<T>::new(context.qkv.len());
         let mut partials = vec![T::zero(); rows.div_ceil(sizes.task_rows) * sizes.dim];
         let given = x_values
             .par_chunks(sizes.task_rows * sizes.dim)
@@ -281,12 +283,14 @@ impl Fused for AttentionHeads {
             .zip(context.inverse.par_chunks(sizes.task_rows))
             .zip(context.log_sums.par_chunks(sizes.task_rows * layout.heads));
         let made = dx
-            .par_chunks_mut(sizes.task_rows * sizes.dim)
-            .zip(normed.par_chunks_mut(sizes.task_rows * sizes.dim))
-            .zip(d_qkv.par_chunks_mut(sizes.task_rows * sizes.packed))
+            .uncleared()
+            .par_chunks(sizes.task_rows * sizes.dim)
+            .zip(normed.uncleared().par_chunks(sizes.task_rows * sizes.dim))
+            .zip(d_qkv.uncleared().par_chunks(sizes.task_rows * sizes.packed))
             .zip(partials.par_chunks_mut(sizes.dim));
         given.zip(made).for_each(
             |((((((x, grad), out), qkv), inverse), log_sums), (((dx, normed), d_qkv), partial))| {
+                let d_qkv = d_qkv.cleared();
                 let (mut scores, mut d_scores) = (Vec::new(), Vec::new());
                 for (index, d_qkv) in d_qkv.chunks_exact_mut(sequence * sizes.packed).enumerate() {
                     let part = |data, width: usize| sequence_part(data, index, sequence * width);
@@ -308,14 +312,15 @@ impl Fused for AttentionHeads {
                         -T::one(),
                     );
                 }
-                rms_norm_again(x, norm, inverse, normed);
+                rms_norm_again(x, norm, inverse, normed.cleared());
                 let mut d_normed = vec![T::zero(); x.len()];
                 into_qkv.apply(&mut d_normed, d_qkv, Write::Replace);
-                rms_norm_back(&d_normed, x, norm, inverse, dx, partial);
+                rms_norm_back(&d_normed, x, norm, inverse, dx.cleared(), partial);
             },
         );
 
-        let dx = wanted.input.then(|| gradient(dx, x)).transpose()?;
+        let (normed, d_qkv) = (normed.finish(), d_qkv.finish());
+        let dx = wanted.input.then(|| gradient(dx.finish(), x)).transpose()?;
         if let Some(adapters) = adapters {
             let factors = Factors {
                 grad: &d_qkv,
@@ -326,17 +331,12 @@ impl Fused for AttentionHeads {
             return Ok((dx, Some(adapters.gradient(sizes.dim, &[factors])?)));
         }
         let d_packed = wanted.weights.then(|| {
-            let mut d_packed = zeros::<T>(packed.elem_count());
-            let (d_norm, d_weights) = d_packed.split_at_mut(sizes.dim);
-            add_partials(d_norm, &partials);
-            weight_gradient(
-                d_weights,
-                (&d_qkv, sizes.packed),
-                (&normed, sizes.dim),
-                Write::Replace,
-                products,
-            );
-            gradient(d_packed, packed)
+            let mut d_packed = Fresh::<T>::new(packed.elem_count());
+            let (d_norm, d_weights) = d_packed.uncleared().split_at(sizes.dim);
+            add_partials(d_norm.cleared(), &partials);
+            let (grad, input) = ((&*d_qkv, sizes.packed), (&*normed, sizes.dim));
+            WeightGradient::new(grad, input, products).make(d_weights);
+            gradient(d_packed.finish(), packed)
         });
         Ok((dx, d_packed.transpose()?))
     }

@@ -9,8 +9,8 @@ use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::{
-    Products, Right, Saved, TASK_ROWS, by_dtype, gradient, storage_of, values, weight_gradient,
-    zeros,
+    Fresh, Products, Right, Saved, TASK_ROWS, WeightGradient, by_dtype, gradient, storage_of,
+    values,
 };
 use crate::float::Float;
 use crate::kernels::{Write, exp_sum, maximum, vectorised};
@@ -168,26 +168,26 @@ impl LinearCrossEntropy {
         let unembedding = Right::transposed(w, sides, (rows, TASK_ROWS), products);
         let back = self.keep.then(|| Right::stored(w, sides, products));
         let mut per_row = vec![0.0; rows];
-        let mut logits = zeros::<T>(SPAN_ROWS.min(rows) * vocab);
-        let mut d_hidden = zeros::<T>(if self.keep { rows * dim } else { rows });
-        let d_width = d_hidden.len() / rows.max(1);
-        let mut d_w = zeros::<T>(if self.keep_unembedding {
-            vocab * dim
-        } else {
-            0
-        });
+        let d_width = if self.keep { dim } else { 1 };
+        let mut d_hidden = Fresh::<T>::new(rows * d_width);
+        let mut d_hidden_rest = d_hidden.uncleared();
+        let mut d_w = None;
         for first in (0..rows).step_by(SPAN_ROWS) {
             let span = first..rows.min(first + SPAN_ROWS);
             let hidden = &h[span.start * dim..span.end * dim];
-            let logits = &mut logits[..span.len() * vocab];
+            let mut logits = Fresh::<T>::new(span.len() * vocab);
+            let d_hidden;
+            (d_hidden, d_hidden_rest) = d_hidden_rest.split_at(span.len() * d_width);
             logits
-                .par_chunks_mut(TASK_ROWS * vocab)
+                .uncleared()
+                .par_chunks(TASK_ROWS * vocab)
                 .zip(hidden.par_chunks(TASK_ROWS * dim))
                 .zip(self.targets[span.clone()].par_chunks(TASK_ROWS))
                 .zip(self.weights[span.clone()].par_chunks(TASK_ROWS))
                 .zip(per_row[span.clone()].par_chunks_mut(TASK_ROWS))
-                .zip(d_hidden[span.start * d_width..].par_chunks_mut(TASK_ROWS * d_width))
+                .zip(d_hidden.par_chunks(TASK_ROWS * d_width))
                 .for_each(|(((((logits, hidden), targets), weights), ce), d_hidden)| {
+                    let (logits, d_hidden) = (logits.cleared(), d_hidden.cleared());
                     unembedding.apply(logits, hidden, Write::Replace);
                     softmax_rows(logits, vocab, targets, weights, ce);
                     if let Some(back) = &back {
@@ -195,19 +195,20 @@ impl LinearCrossEntropy {
                     }
                 });
             if self.keep_unembedding {
-                let write = if first == 0 {
-                    Write::Replace
-                } else {
-                    Write::Add
-                };
-                let (grad, input) = ((&*logits, vocab), (hidden, dim));
-                weight_gradient(&mut d_w, grad, input, write, products);
+                let logits = logits.finish();
+                let of_span = WeightGradient::new((&logits, vocab), (hidden, dim), products);
+                match &mut d_w {
+                    None => d_w = Some(of_span.made()),
+                    Some(d_w) => of_span.add(d_w),
+                }
             }
         }
         if self.keep {
             self.saved.put(Gradients {
-                hidden: d_hidden,
-                unembedding: self.keep_unembedding.then_some(d_w),
+                hidden: d_hidden.finish(),
+                unembedding: self
+                    .keep_unembedding
+                    .then(|| d_w.unwrap_or_else(|| vec![T::zero(); vocab * dim])),
             })?;
         }
         let sum = self.report(per_row);

@@ -12,8 +12,8 @@ use rayon::prelude::*;
 use super::cuda::{norm_width, run_on_device};
 use super::low_rank::{AdapterGradient, Factors, Fused, LowRank};
 use super::{
-    BlockSetup, Products, Right, Saved, TASK_ROWS, Wanted, add_partials, backward, by_dtype,
-    copied, gradient, rows_and_width, storage_of, tensor_values, values, weight_gradient, zeros,
+    BlockSetup, Fresh, Products, Right, Saved, TASK_ROWS, Wanted, WeightGradient, add_partials,
+    backward, by_dtype, copied, gradient, rows_and_width, storage_of, tensor_values, values,
 };
 use crate::float::Float;
 use crate::kernels::{Write, rms_norm, rms_norm_again, rms_norm_back, swiglu, swiglu_back};
@@ -147,7 +147,6 @@ impl Fused for FeedForward {
         let out_of_ffn = Right::transposed(weights.down, (dim, ffn), tasks, self.products);
         let mut out = copied(x);
         let mut inverse = vec![T::zero(); rows];
-        let mut kept = zeros::<T>(if self.keep { rows * 2 * ffn } else { 0 });
         let task = |out: &mut [T], x: &[T], inverse: &mut [T], gate_up: &mut [T]| {
             let mut normed = vec![T::zero(); x.len()];
             let mut act = vec![T::zero(); inverse.len() * ffn];
@@ -161,13 +160,12 @@ impl Fused for FeedForward {
             .zip(x.par_chunks(TASK_ROWS * dim))
             .zip(inverse.par_chunks_mut(TASK_ROWS));
         if self.keep {
+            let mut kept = Fresh::<T>::new(rows * 2 * ffn);
             tasks
-                .zip(kept.par_chunks_mut(TASK_ROWS * 2 * ffn))
-                .for_each(|(((out, x), inverse), gate_up)| task(out, x, inverse, gate_up));
-            self.saved.put(Context {
-                inverse,
-                gate_up: kept,
-            })?;
+                .zip(kept.uncleared().par_chunks(TASK_ROWS * 2 * ffn))
+                .for_each(|(((out, x), inverse), kept)| task(out, x, inverse, kept.cleared()));
+            let gate_up = kept.finish();
+            self.saved.put(Context { inverse, gate_up })?;
         } else {
             tasks.for_each(|((out, x), inverse)| {
                 let mut gate_up = vec![T::zero(); inverse.len() * 2 * ffn];
@@ -199,9 +197,9 @@ impl Fused for FeedForward {
         let into_ffn = Right::stored(weights.gate_up, (2 * ffn, dim), self.products);
         let out_of_ffn = Right::stored(weights.down, (dim, ffn), self.products);
         let mut dx = copied(grad);
-        let mut normed = zeros::<T>(rows * dim);
-        let mut act = zeros::<T>(rows * ffn);
-        let mut d_gate_up = zeros::<T>(rows * 2 * ffn);
+        let mut normed = Fresh::<T>::new(rows * dim);
+        let mut act = Fresh::<T>::new(rows * ffn);
+        let mut d_gate_up = Fresh::<T>::new(rows * 2 * ffn);
         let mut partials = vec![T::zero(); rows.div_ceil(TASK_ROWS) * dim];
         let given = x_values
             .par_chunks(TASK_ROWS * dim)
@@ -210,22 +208,24 @@ impl Fused for FeedForward {
             .zip(context.gate_up.par_chunks(TASK_ROWS * 2 * ffn));
         let made = dx
             .par_chunks_mut(TASK_ROWS * dim)
-            .zip(normed.par_chunks_mut(TASK_ROWS * dim))
-            .zip(act.par_chunks_mut(TASK_ROWS * ffn))
-            .zip(d_gate_up.par_chunks_mut(TASK_ROWS * 2 * ffn))
+            .zip(normed.uncleared().par_chunks(TASK_ROWS * dim))
+            .zip(act.uncleared().par_chunks(TASK_ROWS * ffn))
+            .zip(d_gate_up.uncleared().par_chunks(TASK_ROWS * 2 * ffn))
             .zip(partials.par_chunks_mut(dim));
         given.zip(made).for_each(
             |((((x, grad), inverse), gate_up), ((((dx, normed), act), d_gate_up), partial))| {
+                let (act, d_gate_up) = (act.cleared(), d_gate_up.cleared());
                 let mut d_act = vec![T::zero(); act.len()];
                 out_of_ffn.apply(&mut d_act, grad, Write::Replace);
                 swiglu_back(gate_up, &d_act, ffn, d_gate_up, act);
-                rms_norm_again(x, weights.norm, inverse, normed);
+                rms_norm_again(x, weights.norm, inverse, normed.cleared());
                 let mut d_normed = vec![T::zero(); x.len()];
                 into_ffn.apply(&mut d_normed, d_gate_up, Write::Replace);
                 rms_norm_back(&d_normed, x, weights.norm, inverse, dx, partial);
             },
         );
 
+        let (normed, act, d_gate_up) = (normed.finish(), act.finish(), d_gate_up.finish());
         let dx = wanted.input.then(|| gradient(dx, x)).transpose()?;
         if let Some(adapters) = adapters {
             let up = Factors {
@@ -243,19 +243,16 @@ impl Fused for FeedForward {
             return Ok((dx, Some(adapters.gradient(dim, &[up, down])?)));
         }
         let d_packed = wanted.weights.then(|| {
-            let mut d_packed = zeros::<T>(packed.elem_count());
-            let (d_norm, rest) = d_packed.split_at_mut(dim);
-            let (d_weights, d_down) = rest.split_at_mut(2 * ffn * dim);
-            add_partials(d_norm, &partials);
-            let (write, products) = (Write::Replace, self.products);
+            let mut d_packed = Fresh::<T>::new(packed.elem_count());
+            let (d_norm, rest) = d_packed.uncleared().split_at(dim);
+            let (d_weights, d_down) = rest.split_at(2 * ffn * dim);
+            add_partials(d_norm.cleared(), &partials);
+            let (up, input) = ((&*d_gate_up, 2 * ffn), (&*normed, dim));
             rayon::join(
-                || {
-                    let (grad, input) = ((&*d_gate_up, 2 * ffn), (&*normed, dim));
-                    weight_gradient(d_weights, grad, input, write, products);
-                },
-                || weight_gradient(d_down, (grad, dim), (&act, ffn), write, products),
+                || WeightGradient::new(up, input, self.products).make(d_weights),
+                || WeightGradient::new((grad, dim), (&act, ffn), self.products).make(d_down),
             );
-            gradient(d_packed, packed)
+            gradient(d_packed.finish(), packed)
         });
         Ok((dx, d_packed.transpose()?))
     }

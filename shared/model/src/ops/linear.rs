@@ -12,8 +12,8 @@ use rayon::prelude::*;
 use super::cuda::run_on_device;
 use super::low_rank::{AdapterGradient, Factors, Fused, LowRank};
 use super::{
-    Products, Right, TASK_ROWS, Wanted, backward, by_dtype, gradient, rows_and_width, storage_of,
-    tensor_values, values, weight_gradient, zeros,
+    Fresh, Products, Right, TASK_ROWS, Wanted, WeightGradient, backward, by_dtype, gradient,
+    rows_and_width, storage_of, tensor_values, values,
 };
 use crate::float::Float;
 use crate::kernels::Write;
@@ -98,13 +98,14 @@ impl Fused for Linear {
         }
         let (x, w) = (values::<T>(x, x_layout)?, values::<T>(w, w_layout)?);
         let weights = Right::transposed(w, (outputs, inputs), (rows, TASK_ROWS), self.0);
-        let mut out = zeros::<T>(rows * outputs);
-        out.par_chunks_mut(TASK_ROWS * outputs)
+        let mut out = Fresh::<T>::new(rows * outputs);
+        out.uncleared()
+            .par_chunks(TASK_ROWS * outputs)
             .zip(x.par_chunks(TASK_ROWS * inputs))
-            .for_each(|(out, x)| weights.apply(out, x, Write::Replace));
+            .for_each(|(out, x)| weights.apply(out.cleared(), x, Write::Replace));
         let mut dims = x_layout.shape().dims().to_vec();
         *dims.last_mut().expect("rows_and_width refused scalars") = outputs;
-        Ok((storage_of(out), Shape::from(dims)))
+        Ok((storage_of(out.finish()), Shape::from(dims)))
     }
 
     fn backward<T: Float>(
@@ -127,11 +128,12 @@ impl Fused for Linear {
         let grad = tensor_values::<T>(&grad_storage, grad_layout)?;
         let input_gradient = || {
             let weights = Right::stored(w_values, (outputs, inputs), self.0);
-            let mut dx = zeros::<T>(x_values.len());
-            dx.par_chunks_mut(TASK_ROWS * inputs)
+            let mut dx = Fresh::<T>::new(x_values.len());
+            dx.uncleared()
+                .par_chunks(TASK_ROWS * inputs)
                 .zip(grad.par_chunks(TASK_ROWS * outputs))
-                .for_each(|(dx, grad)| weights.apply(dx, grad, Write::Replace));
-            dx
+                .for_each(|(dx, grad)| weights.apply(dx.cleared(), grad, Write::Replace));
+            dx.finish()
         };
         let dx = || wanted.input.then(input_gradient);
         if let Some(adapters) = adapters {
@@ -144,17 +146,8 @@ impl Fused for Linear {
             let dx = dx().map(|dx| gradient(dx, x)).transpose()?;
             return Ok((dx, Some(adapters.gradient(0, &[factors])?)));
         }
-        let weight_gradients = || {
-            let mut dw = zeros::<T>(w_values.len());
-            weight_gradient(
-                &mut dw,
-                (grad, outputs),
-                (x_values, inputs),
-                Write::Replace,
-                self.0,
-            );
-            dw
-        };
+        let weight_gradients =
+            || WeightGradient::new((grad, outputs), (x_values, inputs), self.0).made();
         // Neither waits for the other: a thread that has no more of one takes of the other.
         let (dx, dw) = rayon::join(dx, || wanted.weights.then(weight_gradients));
         let dx = dx.map(|dx| gradient(dx, x)).transpose()?;

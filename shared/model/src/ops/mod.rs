@@ -9,6 +9,7 @@ mod cross_entropy;
 mod cuda;
 mod embedding;
 mod feed_forward;
+mod fresh;
 mod linear;
 mod low_rank;
 mod norm;
@@ -32,6 +33,7 @@ use cuda::{back_on_device, back_parts, run_parts};
 pub use embedding::embedding;
 pub(crate) use embedding::scatter_rows;
 pub(crate) use feed_forward::{FeedForward, adapted_feed_forward, feed_forward};
+use fresh::{Fresh, Uncleared};
 pub use linear::linear;
 pub(crate) use linear::{Linear, adapted_linear, linear_with};
 use low_rank::AdapterGradient;
@@ -198,15 +200,8 @@ fn storage_of<T: Float>(data: Vec<T>) -> CpuStorage {
     T::to_cpu_storage_owned(data)
 }
 
-/// Values that a thread fills or copies at least.
+/// Values that a thread copies at least.
 const FILL: usize = 1 << 16;
-
-/// As many zeros, written by all threads: one thread would fill while the others wait for what they are to write to.
-fn zeros<T: Float>(len: usize) -> Vec<T> {
-    rayon::iter::repeat_n(T::zero(), len)
-        .with_min_len(FILL)
-        .collect()
-}
 
 /// A copy made by all threads.
 fn copied<T: Float>(values: &[T]) -> Vec<T> {
@@ -234,30 +229,67 @@ fn rows_and_width(shape: &Shape) -> Result<(usize, usize)> {
     Ok((shape.elem_count() / width, width))
 }
 
-/// `dst [out, in] = gradᵀ · input`, or `dst += …`, tiled over output rows; every element sums all rows in one order.
-fn weight_gradient<T: Float>(
-    dst: &mut [T],
-    (grad, outputs): (&[T], usize),
-    (input, inputs): (&[T], usize),
-    write: Write,
-    products: Products,
-) {
-    let rows = grad.len() / outputs;
-    let tile = outputs.div_ceil(GRADIENT_TILES).next_multiple_of(16);
-    let right = Right::stored(input, (rows, inputs), products);
-    dst.par_chunks_mut(tile * inputs)
-        .enumerate()
-        .for_each(|(index, dst)| {
-            let height = dst.len() / inputs;
-            let columns = if rows == 0 {
-                grad
-            } else {
-                &grad[index * tile..]
-            };
-            let left = Matrix::new(columns, rows, height, outputs).transposed();
-            let dst = MatrixMut::new(dst, height, inputs, inputs);
-            right.times(dst, left, T::one(), write);
-        });
+/// The gradient `gradᵀ · input` of weights `[out, in]`, tiled over output rows; every element sums all rows in one order.
+struct WeightGradient<'a, T: Float> {
+    grad: &'a [T],
+    outputs: usize,
+    inputs: usize,
+    rows: usize,
+    right: Right<'a, T>,
+}
+
+impl<'a, T: Float> WeightGradient<'a, T> {
+    fn new(
+        (grad, outputs): (&'a [T], usize),
+        (input, inputs): (&'a [T], usize),
+        products: Products,
+    ) -> Self {
+        let rows = grad.len() / outputs;
+        Self {
+            grad,
+            outputs,
+            inputs,
+            rows,
+            right: Right::stored(input, (rows, inputs), products),
+        }
+    }
+
+    fn tile_rows(&self) -> usize {
+        let rows = self.outputs.div_ceil(GRADIENT_TILES);
+        rows.next_multiple_of(16)
+    }
+
+    fn made(&self) -> Vec<T> {
+        let mut dst = Fresh::new(self.outputs * self.inputs);
+        self.make(dst.uncleared());
+        dst.finish()
+    }
+
+    /// Makes it where nothing is yet.
+    fn make(&self, dst: Uncleared<'_, T>) {
+        dst.par_chunks(self.tile_rows() * self.inputs)
+            .enumerate()
+            .for_each(|(index, dst)| self.tile(index, dst.cleared(), Write::Replace));
+    }
+
+    /// Adds it to what is there.
+    fn add(&self, dst: &mut [T]) {
+        dst.par_chunks_mut(self.tile_rows() * self.inputs)
+            .enumerate()
+            .for_each(|(index, dst)| self.tile(index, dst, Write::Add));
+    }
+
+    fn tile(&self, index: usize, dst: &mut [T], write: Write) {
+        let height = dst.len() / self.inputs;
+        let first = if self.rows == 0 {
+            0
+        } else {
+            index * self.tile_rows()
+        };
+        let columns = Matrix::new(&self.grad[first..], self.rows, height, self.outputs);
+        let dst = MatrixMut::new(dst, height, self.inputs, self.inputs);
+        self.right.times(dst, columns.transposed(), T::one(), write);
+    }
 }
 
 /// Adds the per-task partial sums in task order.

@@ -7,8 +7,8 @@ use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::{
-    Layer, Saved, TASK_ROWS, Wanted, add_partials, by_dtype, gradient, rows_and_width, storage_of,
-    tensor_values, values, zeros,
+    Fresh, Layer, Saved, TASK_ROWS, Wanted, add_partials, by_dtype, gradient, rows_and_width,
+    storage_of, tensor_values, values,
 };
 use crate::float::Float;
 use crate::kernels;
@@ -118,14 +118,17 @@ impl RmsNorm {
             )));
         }
         let (x, w) = (values::<T>(x, x_layout)?, values::<T>(w, w_layout)?);
-        let mut out = zeros::<T>(x.len());
+        let mut out = Fresh::<T>::new(x.len());
         let mut inverse = vec![T::zero(); rows];
-        out.par_chunks_mut(TASK_ROWS * dim)
+        out.uncleared()
+            .par_chunks(TASK_ROWS * dim)
             .zip(x.par_chunks(TASK_ROWS * dim))
             .zip(inverse.par_chunks_mut(TASK_ROWS))
-            .for_each(|((out, x), inverse)| kernels::rms_norm(x, w, self.eps, out, inverse));
+            .for_each(|((out, x), inverse)| {
+                kernels::rms_norm(x, w, self.eps, out.cleared(), inverse);
+            });
         self.inverse.put(inverse)?;
-        Ok((storage_of(out), x_layout.shape().clone()))
+        Ok((storage_of(out.finish()), x_layout.shape().clone()))
     }
 
     fn backward<T: Float>(
@@ -145,22 +148,23 @@ impl RmsNorm {
             tensor_values::<T>(&w_storage, w_layout)?,
         );
         let grad = tensor_values::<T>(&grad_storage, grad_layout)?;
-        let mut dx = zeros::<T>(x_values.len());
+        let mut dx = Fresh::<T>::new(x_values.len());
         let mut partials = vec![T::zero(); inverse.len().div_ceil(TASK_ROWS) * dim];
-        dx.par_chunks_mut(TASK_ROWS * dim)
+        dx.uncleared()
+            .par_chunks(TASK_ROWS * dim)
             .zip(x_values.par_chunks(TASK_ROWS * dim))
             .zip(grad.par_chunks(TASK_ROWS * dim))
             .zip(inverse.par_chunks(TASK_ROWS))
             .zip(partials.par_chunks_mut(dim))
             .for_each(|((((dx, x), grad), inverse), partial)| {
-                kernels::rms_norm_back(grad, x, w_values, inverse, dx, partial);
+                kernels::rms_norm_back(grad, x, w_values, inverse, dx.cleared(), partial);
             });
         let dw = wanted.weights.then(|| {
             let mut dw = vec![T::zero(); dim];
             add_partials(&mut dw, &partials);
             gradient(dw, w)
         });
-        let dx = wanted.input.then(|| gradient(dx, x));
+        let dx = wanted.input.then(|| gradient(dx.finish(), x));
         Ok((dx.transpose()?, dw.transpose()?))
     }
 }
