@@ -1,12 +1,14 @@
 """What a test needs of an MLflow server that speaks TLS.
 
     tls.py make FOLDER       an authority of our own (ca.pem) and a certificate for 127.0.0.1 that it signed (server.pem, .key)
-    tls.py wait URL CA       until the server answers, trusting nobody but that authority
+    tls.py wait              until the server of MLflow's variables takes a login, trusting nobody but their authority
 
 Needs `cryptography`, which MLflow brings along.
 """
 
+import base64
 import ipaddress
+import os
 import ssl
 import sys
 import time
@@ -40,15 +42,21 @@ def make(folder):
     Path(folder, "server.key").write_bytes(server.private_bytes(serialization.Encoding.PEM, *plain))
 
 
-def wait(url, authority):
+def wait():
+    uri, authority, user, password = (
+        os.environ[f"MLFLOW_TRACKING_{name}"] for name in ("URI", "SERVER_CERT_PATH", "USERNAME", "PASSWORD"))
     context = ssl.create_default_context(cafile=authority)
+    login = base64.b64encode(f"{user}:{password}".encode()).decode()
+    # The first answer of a kind takes long, and a server that is healthy may not have given one yet.
+    question = urllib.request.Request(
+        f"{uri}/api/2.0/mlflow/experiments/get-by-name?experiment_name=Default", headers={"Authorization": f"Basic {login}"})
     for _ in range(600):
         try:
-            urllib.request.urlopen(f"{url}/health", timeout=30, context=context)
+            urllib.request.urlopen(question, timeout=60, context=context)
             return
         except OSError:
             time.sleep(0.5)
-    sys.exit(f"{url} does not answer")
+    sys.exit(f"{uri} takes no login")
 
 
 if __name__ == "__main__":

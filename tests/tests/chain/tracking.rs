@@ -29,7 +29,8 @@ impl Mlflow {
         let authority = folder.join("ca.pem");
         if !authority.exists() {
             std::fs::create_dir_all(&folder).expect("a folder");
-            tls(environment, place, &["make", text(&folder)]);
+            let python = place.tool("here", &environment.join("bin/python"));
+            tls(python, &["make", text(&folder)]);
         }
         let keys = format!(
             "--ssl-keyfile {0}/server.key --ssl-certfile {0}/server.pem",
@@ -37,7 +38,7 @@ impl Mlflow {
         );
         let users = format!(
             "[mlflow]\ndefault_permission = READ\ndatabase_uri = sqlite:///{}/users.db\nadmin_username = admin\n\
-             authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n",
+             authorization_function = mlflow.server.auth:authenticate_request_basic_auth\nauth_cache_ttl_seconds = 60\n",
             folder.display()
         );
         std::fs::write(folder.join("auth.ini"), users).expect("a file");
@@ -64,8 +65,9 @@ impl Mlflow {
             endpoint: format!("https://127.0.0.1:{port}"),
             authority,
         };
-        let at = ["wait", mlflow.endpoint.as_str(), text(&mlflow.authority)];
-        tls(environment, place, &at);
+        let mut python = place.tool("here", &environment.join("bin/python"));
+        mlflow.lead(&mut python);
+        tls(python, &["wait"]);
         mlflow
     }
 
@@ -96,10 +98,9 @@ impl Drop for Mlflow {
 }
 
 /// Calls the helper for certificates under MLflow's own interpreter.
-fn tls(environment: &Path, place: &Place, arguments: &[&str]) {
+fn tls(mut python: Command, arguments: &[&str]) {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("mlflow/tls.py");
-    let mut command = place.tool("here", &environment.join("bin/python"));
-    ended(command.arg(script).args(arguments)).expect(0);
+    ended(python.arg(script).args(arguments)).expect(0);
 }
 
 fn text(path: &Path) -> &str {

@@ -266,11 +266,8 @@ pub fn uuid(device: &Device) -> Result<String> {
         .context()
         .uuid()
         .w()?;
-    let digits: String = uuid
-        .bytes
-        .iter()
-        .map(|byte| format!("{:02x}", byte.cast_unsigned()))
-        .collect();
+    let number = u128::from_be_bytes(uuid.bytes.map(i8::cast_unsigned));
+    let digits = format!("{number:032x}");
     Ok(format!(
         "GPU-{}-{}-{}-{}-{}",
         &digits[..8],
