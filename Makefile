@@ -45,7 +45,7 @@ IMAGES := .wmtp/images
 # What writes lists of dependencies. Of the same versions as in docker/Dockerfile.
 CARGO_TOOLS := $(abspath $(TOOLS))/cargo
 CYCLONEDX := $(CARGO_TOOLS)/bin/cargo-cyclonedx
-VESSL_SPECS := baseline verifiable rho1 random-matched shuffled
+VESSL_SPECS := baseline verifiable rho1 random-matched shuffled beside-outside
 VESSL_INPUTS = --experiment vessl/experiments/$(EXPERIMENT).yaml --profile $(VESSL_PROFILE)
 
 .PHONY: help

@@ -143,7 +143,7 @@ exec "$images" run --mount "$PWD/storage/recipes" --mount "$root/scratch" --moun
 END
   chmod +x "$folder/bin/$job"
 done
-WMTP_ROOT=$root OUT=$root/$data BIN=$folder/bin RECIPES=${CHAIN_RECIPES:-$data} WMTP_DEVICE=cpu jobs/demo.sh "$data"
+EXTERNAL=$root/external WMTP_ROOT=$root OUT=$root/$data BIN=$folder/bin RECIPES=${CHAIN_RECIPES:-$data} WMTP_DEVICE=cpu jobs/demo.sh "$data"
 site=$root/$data/site
 printf 'site built: %s files, %s, index.html belongs to user %s\n' "$(find "$site" -type f | wc -l)" \
   "$(du -sh "$site" | cut -f1)" "$(stat -c %u "$site/index.html")"

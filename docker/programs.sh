@@ -21,13 +21,19 @@ for tool in auditable cyclonedx; do
   }
 done
 
-cargo auditable build --locked --workspace --profile "$profile" "${jobs[@]/#/--bin=}"
+# Compilers of C are told a fixed time, and only the lists of dependencies that of the commit: with another time everything
+# written in C and all that stands on it is compiled anew, which is half of the dependencies and would be no layer of its own.
+compile() {
+  SOURCE_DATE_EPOCH=0 "$@"
+}
+
+compile cargo auditable build --locked --workspace --profile "$profile" "${jobs[@]/#/--bin=}"
 built=${CARGO_TARGET_DIR:-target}/${profile/#dev/debug}
 for job in "${jobs[@]}"; do
   strip -o "$out/bin/$job" "$built/$job"
 done
 if [ -n "$cuda" ]; then
-  docker/cuda/build.sh "$cuda" "$profile"
+  compile docker/cuda/build.sh "$cuda" "$profile"
   # What it made replaces what knows nothing of CUDA: which jobs these are is known there.
   for job in "${jobs[@]}"; do
     if [ -e "$cuda/bin/$job" ]; then install "$cuda/bin/$job" "$out/bin/$job"; fi

@@ -2,7 +2,7 @@
 
     compare.py TRACKING_URI s3://BUCKET/PREFIX
 
-Reads the server through MLflow's own client and the store object by object through boto3, with the AWS variables. What is
+Reads the server through MLflow's own client and its variables, and the store object by object through boto3 and the AWS ones. What is
 expected is worked out here anew, from run requests, events, manifests and files, and shares no code with what sent it.
 Prints what was compared as one JSON object; ends with 1 and every difference where there is one.
 """
@@ -12,20 +12,18 @@ import json
 import math
 import os
 import sys
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections import defaultdict
 from datetime import datetime
 
 import boto3
 from mlflow.entities import ViewType
 from mlflow.tracking import MlflowClient
+from mlflow.utils.credentials import get_default_host_creds
+from mlflow.utils.rest_utils import http_request
 
 LIVE = {
     "train_loss": "train/loss",
     "train_loss_unweighted": "train/loss_unweighted",
-    "validation_loss": "val/loss",
     "tokens_per_second": "perf/tokens_per_sec",
     "padded_tokens_per_second": "perf/padded_tokens_per_sec",
     "samples_per_second": "perf/samples_per_sec",
@@ -92,7 +90,9 @@ def metric_name(name):
     if name in LIVE:
         return LIVE[name]
     group, _, rest = name.partition("_")
-    return f"{group}/{rest}" if group in ("weight", "td", "value", "rho1") else f"train/{name}"
+    if group == "validation":
+        return f"val/{rest}"
+    return f"{group}/{rest}" if group in ("weight", "td", "value", "rho1", "system") else f"train/{name}"
 
 
 class Spelled(str):
@@ -312,13 +312,12 @@ class Comparison:
     def artifacts(self, name, run, request, result):
         listed = [entry.path for entry in self.client.list_artifacts(run.info.run_id)]
         self.same(f"{name}: artifacts", listed, ["artifacts.json"])
-        query = urllib.parse.urlencode({"path": "artifacts.json", "run_uuid": run.info.run_id})
-        try:
-            with urllib.request.urlopen(f"{self.tracking}/get-artifact?{query}") as reply:
-                index = json.load(reply)
-        except urllib.error.HTTPError as error:
-            self.differences.append(f"{name}: artifacts.json: {error}")
+        query = {"path": "artifacts.json", "run_uuid": run.info.run_id}
+        reply = http_request(get_default_host_creds(self.tracking), "/get-artifact", "GET", params=query)
+        if reply.status_code != 200:
+            self.differences.append(f"{name}: artifacts.json: {reply.status_code} {reply.text[:200]}")
             return
+        index = reply.json()
         self.same(f"{name}: run of the index", index["run_id"], name)
         outputs = {entry["role"]: entry["id"] for entry in index["outputs"]}
         self.same(f"{name}: outputs", outputs, result["outputs"])

@@ -253,7 +253,7 @@ fn container(planned: &Planned, profile: &Profile) -> Result<Container, Mistake>
         args: planned.step.arguments.clone(),
         working_dir: spec.run[0].workdir.clone(),
         env: env.collect(),
-        resources: resources(planned.step.job, profile)?,
+        resources: resources(planned.step.task, profile)?,
         volume_mounts: vec![Mount {
             name: SCRATCH,
             mount_path: profile.scratch.clone(),
@@ -261,8 +261,8 @@ fn container(planned: &Planned, profile: &Profile) -> Result<Container, Mistake>
     })
 }
 
-fn resources(job: &str, profile: &Profile) -> Result<Resources, Mistake> {
-    let (key, preset) = profile.preset(job);
+fn resources(task: &str, profile: &Profile) -> Result<Resources, Mistake> {
+    let (key, preset) = profile.preset(task);
     let share = profile.kubernetes.get(key).ok_or_else(|| {
         let message = "is missing: what a container of this preset asks for, {cpu: …, memory: …}";
         Mistake::new(format!("kubernetes.{key}"), message)

@@ -34,7 +34,7 @@ pub(crate) fn calls(chain: &[Planned], profile: &Profile) -> Result<Vec<Call>, V
 
 fn call(planned: &Planned, profile: &Profile) -> Result<Call, Mistake> {
     let spec = &planned.spec;
-    let key = profile.preset(planned.step.job).0;
+    let key = profile.preset(planned.step.task).0;
     let resources = profile.cloud.get(key).ok_or_else(|| {
         Mistake::new(
             format!("cloud.{key}"),

@@ -19,7 +19,7 @@ pub(crate) struct Cost {
     pub(crate) gpu_hours: f64,
     /// Presets that the price file does not have.
     pub(crate) without_price: BTreeSet<String>,
-    /// Jobs without expected hours.
+    /// Jobs, or `evaluate-external`, without expected hours.
     pub(crate) without_hours: BTreeSet<&'static str>,
 }
 
@@ -37,11 +37,11 @@ pub(crate) fn of_chain(chain: &[Planned], profile: &Profile, prices: &Prices) ->
         if !prices.per_hour.contains_key(preset) {
             cost.without_price.insert(preset.clone());
         }
-        let gpus = profile.preset(planned.step.job).1.gpus;
+        let gpus = profile.preset(planned.step.task).1.gpus;
         match planned.step.hours {
             Some(hours) => cost.gpu_hours += hours * f64::from(gpus),
             None => {
-                cost.without_hours.insert(planned.step.job);
+                cost.without_hours.insert(planned.step.task);
             }
         }
         cost.total += of_run(planned, prices).unwrap_or(0.0);

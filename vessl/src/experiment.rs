@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use wmtp_recipe::{DataSource, Origin, Recipe, Resolved, Sources};
+use wmtp_records::bad_external_name;
 
 use crate::mistake::{Error, Mistake, read};
-use crate::rules::{JOBS, bad_name};
+use crate::rules::{EVALUATE_EXTERNAL, bad_name, no_task};
 
 /// What is compared: versions of recipes, over seeds, on one data set.
 #[derive(Debug, Clone, Deserialize)]
@@ -26,11 +27,14 @@ pub(crate) struct Experiment {
     /// The model that Rho-1 compares with.
     #[serde(default)]
     pub(crate) reference: Option<BaseModel>,
+    /// Models from outside, for comparison: names of raw data in the store, each a folder with `samples.jsonl`.
+    #[serde(default)]
+    pub(crate) external: Vec<String>,
     /// Recipes, the first version first; paths from this file.
     pub(crate) recipes: Vec<PathBuf>,
     /// Seeds of training.
     pub(crate) seeds: Vec<u64>,
-    /// Hours that a run of each job is expected to take: what the plan's cost is made of.
+    /// Hours that a run of each job, or of `evaluate-external`, is expected to take: what the plan's cost is made of.
     #[serde(default)]
     pub(crate) hours: BTreeMap<String, f64>,
 }
@@ -52,6 +56,8 @@ pub(crate) struct Step {
     pub(crate) id: String,
     /// The job.
     pub(crate) job: &'static str,
+    /// What its machine and its hours are stated for: the job, or `evaluate-external`.
+    pub(crate) task: &'static str,
     /// Its command line, without the program.
     pub(crate) arguments: Vec<String>,
     /// Settings that differ from the defaults, as `WMTP_CONFIG` holds them.
@@ -120,6 +126,14 @@ impl Experiment {
                 None => {}
             }
         }
+        for (index, model) in self.external.iter().enumerate() {
+            let field = format!("external[{index}]");
+            if self.external[..index].contains(model) {
+                found.push(Mistake::new(field, format!("is {model:?} again")));
+            } else if let Some(what) = bad_external_name(model) {
+                found.push(Mistake::new(field, format!("found {model:?}: {what}")));
+            }
+        }
         if self.recipes.is_empty() {
             found.push(Mistake::new("recipes", "expected at least one recipe"));
         }
@@ -132,8 +146,7 @@ impl Experiment {
             found.push(Mistake::new("seeds", message));
         }
         for (job, hours) in &self.hours {
-            if !JOBS.contains(&job.as_str()) {
-                let message = format!("is no job: expected one of {}", JOBS.join(", "));
+            if let Some(message) = no_task(job) {
                 found.push(Mistake::new(format!("hours.{job}"), message));
             } else if !hours.is_finite() || *hours < 0.0 {
                 let message = format!("found {hours}, expected hours of at least 0");
@@ -285,6 +298,7 @@ impl Chain<'_> {
         );
         let after = [policy.after.as_slice(), &beside.after].concat();
         self.step("evaluate-base", "evaluate", first, &command, &after);
+        self.external();
         self.versions(&policy, &beside);
         self.ending(site);
     }
@@ -304,6 +318,18 @@ impl Chain<'_> {
             }
         };
         Base { name, after }
+    }
+
+    /// Judges the models from outside.
+    fn external(&mut self) {
+        let data = &self.experiment.data;
+        for model in &self.experiment.external {
+            let id = format!("evaluate-external-{model}");
+            let command =
+                format!("external --data {data} --stored {model} --name {data}-external-{model}");
+            let after = ["data-set".to_owned()];
+            self.step(&id, EVALUATE_EXTERNAL, &self.versions[0], &command, &after);
+        }
     }
 
     /// Trains and evaluates every version with every seed.
@@ -381,18 +407,23 @@ impl Chain<'_> {
     fn step(
         &mut self,
         id: &str,
-        job: &'static str,
+        task: &'static str,
         version: &Version,
         command: &str,
         after: &[String],
     ) {
         let recipe = &version.recipe;
+        let job = if task == EVALUATE_EXTERNAL {
+            "evaluate"
+        } else {
+            task
+        };
         let mut tags = vec![
             "wmtp".to_owned(),
             self.experiment.name.clone(),
-            job.to_owned(),
+            task.to_owned(),
         ];
-        if job == "train-stage2" || (job == "evaluate" && id != "evaluate-base") {
+        if task == "train-stage2" || (task == "evaluate" && id != "evaluate-base") {
             tags.push(recipe.version.id.clone());
             let algo = recipe.experiment.algo.as_str();
             if algo != self.experiment.name {
@@ -402,11 +433,12 @@ impl Chain<'_> {
         self.steps.push(Step {
             id: id.to_owned(),
             job,
+            task,
             arguments: command.split(' ').map(str::to_owned).collect(),
             config: version.config.clone(),
             tags,
             after: after.to_vec(),
-            hours: self.experiment.hours.get(job).copied(),
+            hours: self.experiment.hours.get(task).copied(),
         });
     }
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 use crate::mistake::{Error, Mistake, read};
-use crate::rules::{JOBS, bad_name, is_hex_digest, literal_secret};
+use crate::rules::{EVALUATE_EXTERNAL, JOBS, bad_name, is_hex_digest, literal_secret, no_task};
 use crate::spec::{ExportS3, Spot};
 
 /// One account, cluster and store. Everything that another account would change stands here.
@@ -17,7 +17,7 @@ pub(crate) struct Profile {
     pub(crate) cluster: String,
     /// Presets by the name that `jobs` uses.
     pub(crate) presets: BTreeMap<String, Preset>,
-    /// Preset of each job, where it is not the usual one.
+    /// Preset of each job, or of `evaluate-external`, where it is not the usual one.
     #[serde(default)]
     pub(crate) jobs: BTreeMap<String, String>,
     /// Whether machines may be taken away; jobs go on where they were stopped.
@@ -87,10 +87,10 @@ impl Profile {
         read(path, Self::mistakes)
     }
 
-    /// The preset that a job runs on: its name in this profile, and what it is.
-    pub(crate) fn preset(&self, job: &str) -> (&str, &Preset) {
-        let key = self.preset_key(job);
-        // `mistakes` has looked for the presets of all jobs.
+    /// The preset that a task runs on: its name in this profile, and what it is.
+    pub(crate) fn preset(&self, task: &str) -> (&str, &Preset) {
+        let key = self.preset_key(task);
+        // `mistakes` has looked for the presets of all tasks.
         let (key, preset) = self
             .presets
             .get_key_value(key)
@@ -103,10 +103,10 @@ impl Profile {
         format!("{}/site/", self.scratch)
     }
 
-    fn preset_key<'a>(&'a self, job: &str) -> &'a str {
+    fn preset_key<'a>(&'a self, task: &str) -> &'a str {
         self.jobs
-            .get(job)
-            .map_or_else(|| usual_preset(job), String::as_str)
+            .get(task)
+            .map_or_else(|| usual_preset(task), String::as_str)
     }
 
     /// Jobs whose digest is one of the examples that no image has.
@@ -182,11 +182,10 @@ impl Profile {
                 found.push(Mistake::new(format!("presets.{key}.gpus"), message));
             }
         }
-        for job in self.jobs.keys().filter(|job| !JOBS.contains(&job.as_str())) {
-            let message = format!("is no job: expected one of {}", JOBS.join(", "));
-            found.push(Mistake::new(format!("jobs.{job}"), message));
+        for job in self.jobs.keys() {
+            found.extend(no_task(job).map(|message| Mistake::new(format!("jobs.{job}"), message)));
         }
-        for job in JOBS {
+        for job in JOBS.into_iter().chain([EVALUATE_EXTERNAL]) {
             let key = self.preset_key(job);
             if !self.presets.contains_key(key) {
                 let message = format!("{job} runs on {key:?}, and there is no such preset");
@@ -229,9 +228,9 @@ impl Profile {
 /// Preset of the jobs that can compute on a GPU.
 pub(crate) const ONE_GPU: &str = "one_gpu";
 
-/// What a job runs on unless the profile says otherwise.
-pub(crate) fn usual_preset(job: &str) -> &'static str {
-    match job {
+/// What a task runs on unless the profile says otherwise.
+pub(crate) fn usual_preset(task: &str) -> &'static str {
+    match task {
         "train-stage1" | "train-stage2" | "evaluate" => ONE_GPU,
         _ => "cpu",
     }

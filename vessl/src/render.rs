@@ -68,7 +68,7 @@ fn spec(experiment: &Experiment, step: &Step, profile: &Profile) -> RunSpec {
         tags: step.tags.clone(),
         resources: Resources {
             cluster: profile.cluster.clone(),
-            preset: profile.preset(step.job).1.name.clone(),
+            preset: profile.preset(step.task).1.name.clone(),
             spot: profile.spot,
         },
         image: image(step.job, profile),
@@ -101,9 +101,9 @@ fn env(step: &Step, profile: &Profile) -> BTreeMap<String, EnvValue> {
     text.insert("WMTP_STORE".to_owned(), profile.store.clone());
     text.insert("WMTP_SCRATCH".to_owned(), format!("{scratch}/scratch"));
     text.insert("WMTP_CACHE".to_owned(), format!("{scratch}/cache"));
-    if usual_preset(step.job) == ONE_GPU {
+    if usual_preset(step.task) == ONE_GPU {
         // Said outright: a program that was built without a GPU in mind would compute on the CPU beside an idle one.
-        let device = if profile.preset(step.job).1.gpus > 0 {
+        let device = if profile.preset(step.task).1.gpus > 0 {
             "cuda"
         } else {
             "cpu"

@@ -19,6 +19,17 @@ pub(crate) const JOBS: [&str; 7] = [
     "build-site",
 ];
 
+/// The mode of `evaluate` that executes programs of a model from outside: it computes no model, so its machine is another.
+pub(crate) const EVALUATE_EXTERNAL: &str = "evaluate-external";
+
+/// Why something is nothing that a machine or hours are stated for.
+pub(crate) fn no_task(name: &str) -> Option<String> {
+    (!JOBS.contains(&name) && name != EVALUATE_EXTERNAL).then(|| {
+        let jobs = JOBS.join(", ");
+        format!("is no job: expected one of {jobs}, {EVALUATE_EXTERNAL}")
+    })
+}
+
 /// Fields that other guides show, or that VESSL has and a job must not use, and why.
 const REFUSED: [(&str, &str); 20] = [
     ("import", "jobs read their inputs from S3 themselves"),

@@ -1,7 +1,8 @@
 //! `evaluate external`: programs of a model that was not trained here, judged as those of the versions are.
 //!
 //! The model is a folder: `samples.jsonl` with its programs, or `infer`, a program that is given the problems and writes
-//! them. Its name is the folder's. How it sampled is its own matter; data set, number of samples, limits and grader are not.
+//! them. Its name is the folder's. A machine that has no such folder reads the samples from the store, where the folder was
+//! pushed under the model's name. How it sampled is its own matter; data set, number of samples, limits and grader are not.
 
 mod answers;
 mod program;
@@ -11,12 +12,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use wmtp_artifacts::Digest;
+use wmtp_artifacts::{ArtifactId, Digest};
 use wmtp_decoding::Tally;
 use wmtp_grading::Grader;
 use wmtp_job_kit::{Job, JobError, Kind, Output, Plan, PlanCx, Run};
 use wmtp_recipe::Evaluation;
-use wmtp_records::{EXTERNAL, Problem, data_files, jsonl, score_files};
+use wmtp_records::{EXTERNAL, Problem, bad_external_name, data_files, jsonl, score_files};
 
 use crate::contamination::Flags;
 use crate::execute::{SandboxConsent, execute, grader_config};
@@ -25,7 +26,7 @@ use crate::external::program::Asking;
 use crate::inputs::{self, DATA};
 use crate::looks::Look;
 use crate::report::{Case, Identity, Report, protocol};
-use crate::subject::BASE_VERSION;
+use crate::subject::ROLE;
 use crate::usage::{Meter, Rates};
 use crate::{matches, sandbox_error, score};
 
@@ -50,8 +51,17 @@ pub struct External {
     /// Folder of the model, which is called like it. `samples.jsonl` in it (or `.gz`) holds rows with `task_id` and
     /// `completion` or, for a whole program, `solution`, as many of each task as the recipe draws. Without it `infer` is run,
     /// a program that reads the problems as JSON lines on stdin and writes such rows to stdout
-    #[arg(long, value_name = "DIR")]
-    folder: PathBuf,
+    #[arg(
+        long,
+        value_name = "DIR",
+        required_unless_present = "stored",
+        conflicts_with = "stored"
+    )]
+    folder: Option<PathBuf>,
+    /// Name of the model in the store, in place of a folder: what `sync-storage push --kind raw-data` made of it. Only its
+    /// `samples.jsonl` (or `.gz`) is read; no program of it is run
+    #[arg(long, value_name = "NAME")]
+    stored: Option<String>,
     /// Processed data set: artifact id or name
     #[arg(long, value_name = "DATA")]
     data: String,
@@ -93,16 +103,17 @@ impl Job for External {
     const EXAMPLES: &'static str = "\
   evaluate external --recipe v001.yaml --store s3://wmtp/demo --data micropy --folder external/big-model --name big-model
   evaluate external --recipe v001.yaml --store s3://wmtp/demo --data micropy --folder external/big-model --infer-secs 600 --dry-run
+  evaluate external --recipe v001.yaml --store s3://wmtp/demo --data micropy --stored big-model --name big-model
   build-leaderboard --store s3://wmtp/demo --scores base,v001-s42,v002-s42,big-model --name micropy";
     const VERSION: u32 = 1;
 
     fn plan(&self, cx: &mut PlanCx<'_>) -> Result<Plan<Work>, JobError> {
-        let name = model_name(&self.folder)?;
+        let name = self.model_name()?;
         let data = cx.input(DATA, Kind::ProcessedData, &self.data)?;
         let data_dir = cx.fetch(&data.id)?;
+        let evaluation = cx.recipe()?.evaluation.clone();
+        let (file, source) = self.find(cx, &data_dir, &evaluation)?;
         let recipe = cx.recipe()?;
-        let evaluation = recipe.evaluation.clone();
-        let (file, source) = find(&self.folder, &data_dir, &evaluation)?;
         let accept_degraded = self.consent.holds_for(&evaluation);
         let who = Identity {
             version_id: name,
@@ -201,6 +212,42 @@ impl Job for External {
     }
 }
 
+impl External {
+    /// The name of the model: that of its folder, or the one that it has in the store.
+    fn model_name(&self) -> Result<String, JobError> {
+        match (&self.folder, &self.stored) {
+            (Some(folder), _) => folder_name(folder),
+            (None, Some(name)) => stored_name(name),
+            (None, None) => Err(JobError::usage("give --folder or --stored")),
+        }
+    }
+
+    /// Its programs, or what makes them; and the file that was found.
+    fn find(
+        &self,
+        cx: &mut PlanCx<'_>,
+        data: &Path,
+        evaluation: &Evaluation,
+    ) -> Result<(PathBuf, Source), JobError> {
+        let Some(name) = &self.stored else {
+            return find(
+                self.folder.as_deref().unwrap_or(Path::new("")),
+                data,
+                evaluation,
+            );
+        };
+        let model = cx.input(ROLE, Kind::RawData, name)?;
+        let folder = cx.fetch(&model.id)?;
+        let (path, answers) = samples(&folder, data, evaluation)?.ok_or_else(|| {
+            let what = format!("{name} in the store ({}) holds no {}", model.id, SAMPLES[0]);
+            JobError::bad_input(what).hint(
+                "programs of a model are not run from the store: ask it where it runs, and push a folder with what it wrote",
+            )
+        })?;
+        Ok((path, Source::Samples(answers)))
+    }
+}
+
 impl Work {
     /// Asks the model's program, or takes what it told an attempt that was stopped later.
     fn ask(
@@ -263,27 +310,51 @@ impl Source {
     }
 }
 
-/// The name of a model: that of its folder.
-fn model_name(folder: &Path) -> Result<String, JobError> {
+/// The name of a model that is a folder.
+fn folder_name(folder: &Path) -> Result<String, JobError> {
     let path = std::path::absolute(folder)?;
     let name = path.file_name().and_then(|name| name.to_str());
     let name = name.unwrap_or_default().to_owned();
-    let refused = |what: &str| {
-        JobError::usage(format!("{}: {what}", folder.display()))
-            .hint("a model from outside is called like its folder; give the folder another name")
-    };
-    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-    if name.is_empty() || name.starts_with('.') || !name.chars().all(plain) {
-        return Err(refused("its name is no plain one (letters, digits, . _ -)"));
+    match bad_external_name(&name) {
+        None => Ok(name),
+        Some(what) => Err(JobError::usage(format!("{}: {what}", folder.display()))
+            .hint("a model from outside is called like its folder; give the folder another name")),
     }
-    let is_number = |rest: &str| !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_digit());
-    if name == BASE_VERSION || name.strip_prefix('v').is_some_and(is_number) {
-        return Err(refused("its name is that of a version trained here"));
-    }
-    Ok(name)
 }
 
-/// Samples that are there are read and held against the problems; a program is only looked at.
+/// The name of a model that is in the store.
+fn stored_name(name: &str) -> Result<String, JobError> {
+    if name.parse::<ArtifactId>().is_ok() {
+        return Err(JobError::usage(format!("--stored {name} is an id"))
+            .hint("a model from outside is called like its name in the store; give that, or give it one with `wmtp-store name`"));
+    }
+    match bad_external_name(name) {
+        None => Ok(name.to_owned()),
+        Some(what) => Err(JobError::usage(format!("--stored {name}: {what}")).hint(
+            "a model from outside is called like its name in the store; push it under another",
+        )),
+    }
+}
+
+/// Samples of a folder, where it has them, read and held against the problems.
+fn samples(
+    folder: &Path,
+    data: &Path,
+    evaluation: &Evaluation,
+) -> Result<Option<(PathBuf, Answers)>, JobError> {
+    let files = SAMPLES.map(|name| folder.join(name));
+    let Some(path) = files.into_iter().find(|path| path.exists()) else {
+        return Ok(None);
+    };
+    let problems = inputs::read_problems(data, evaluation)?;
+    let others: Vec<Problem> = jsonl::read(&data.join(data_files::problems(evaluation.split)))?;
+    let beyond = others.into_iter().skip(problems.len());
+    let beyond = beyond.map(|problem| problem.problem_id).collect();
+    let answers = Asked::of(&problems, beyond, evaluation).read(&path)?;
+    Ok(Some((path, answers)))
+}
+
+/// Samples of a folder, or else its program, which is only looked at.
 fn find(
     folder: &Path,
     data: &Path,
@@ -293,13 +364,7 @@ fn find(
         let what = format!("{} is no folder", folder.display());
         return Err(JobError::bad_input(what).hint("a model from outside is a folder of its name"));
     }
-    let samples = SAMPLES.map(|name| folder.join(name));
-    if let Some(path) = samples.into_iter().find(|path| path.exists()) {
-        let problems = inputs::read_problems(data, evaluation)?;
-        let others: Vec<Problem> = jsonl::read(&data.join(data_files::problems(evaluation.split)))?;
-        let beyond = others.into_iter().skip(problems.len());
-        let beyond = beyond.map(|problem| problem.problem_id).collect();
-        let answers = Asked::of(&problems, beyond, evaluation).read(&path)?;
+    if let Some((path, answers)) = samples(folder, data, evaluation)? {
         return Ok((path, Source::Samples(answers)));
     }
     let path = std::path::absolute(folder.join(INFER))?;
@@ -382,7 +447,7 @@ mod tests {
 
     #[test]
     fn a_model_is_called_like_its_folder_and_never_like_a_version() {
-        let name = |folder: &str| model_name(Path::new(folder));
+        let name = |folder: &str| folder_name(Path::new(folder));
         assert_eq!(name("external/big-model_7b.1/").unwrap(), "big-model_7b.1");
         assert_eq!(name("external/v2-chat").unwrap(), "v2-chat");
         for folder in [
@@ -394,6 +459,12 @@ mod tests {
         ] {
             let error = name(folder).unwrap_err();
             assert_eq!(error.exit(), Exit::Usage, "{folder}");
+        }
+        assert_eq!(stored_name("big-model").unwrap(), "big-model");
+        let id = format!("raw-data-{}", "7d".repeat(20));
+        for stored in ["v001", "base", "a/b", "", id.as_str()] {
+            let error = stored_name(stored).unwrap_err();
+            assert_eq!(error.exit(), Exit::Usage, "{stored}");
         }
     }
 

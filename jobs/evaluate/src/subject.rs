@@ -6,7 +6,7 @@ use wmtp_artifacts::Input;
 use wmtp_job_kit::{ArtifactId, JobError, Kind, Manifest, PlanCx, StoreHandle};
 use wmtp_model::{DType, Device, ParamStore, Params, Place, Products};
 use wmtp_recipe::Recipe;
-use wmtp_records::jsonl;
+use wmtp_records::{BASE, jsonl};
 use wmtp_tokens::Tokenizer;
 use wmtp_training::session::{self, bundle};
 
@@ -14,9 +14,6 @@ use crate::report::Identity;
 
 /// Role of the evaluated model among the job's inputs.
 pub(crate) const ROLE: &str = "model";
-
-/// Name under which the untrained model stands on the leaderboard.
-pub(crate) const BASE_VERSION: &str = "base";
 
 /// The evaluated model as the plan knows it.
 #[derive(Debug)]
@@ -91,8 +88,8 @@ impl Subject {
     pub(crate) fn base(cx: &mut PlanCx<'_>, reference: &str) -> Result<Self, JobError> {
         let manifest = cx.input(ROLE, Kind::BaseModel, reference)?;
         Ok(Self {
-            version_id: BASE_VERSION.to_owned(),
-            algo: BASE_VERSION.to_owned(),
+            version_id: BASE.to_owned(),
+            algo: BASE.to_owned(),
             parent: None,
             change: None,
             seed: None,

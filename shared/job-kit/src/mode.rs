@@ -105,7 +105,7 @@ fn parsed<T: FromArgMatches>(matches: &ArgMatches) -> Result<T, JobError> {
 
 /// The variables of tracking, one a line.
 fn tracking_variables() -> String {
-    let lines = wmtp_tracking::ENVIRONMENT.map(|(name, doc)| format!("  {name:<25} {doc}"));
+    let lines = wmtp_tracking::ENVIRONMENT.map(|(name, doc)| format!("  {name:<33} {doc}"));
     lines.join("\n")
 }
 

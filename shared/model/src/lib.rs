@@ -45,7 +45,7 @@ pub use model::MtpModel;
 pub use observer::{Observer, Point, Site, Unobserved};
 pub use ops::Products;
 pub use params::{Horizon, Params};
-pub use place::Place;
+pub use place::{Place, device_uuid};
 pub use rotary::Rotary;
 pub use rows::{Angles, KeyValues, RowBlock, RowEmbedding, RowOutput, RowSetup, Rows, Span};
 pub use store::ParamStore;

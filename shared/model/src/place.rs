@@ -39,6 +39,19 @@ impl Place {
     }
 }
 
+/// By what name the driver's tools know a device; the CPU has none.
+///
+/// # Errors
+/// The driver's, where it does not tell.
+pub fn device_uuid(device: &Device) -> Result<Option<String>> {
+    #[cfg(feature = "cuda")]
+    if device.is_cuda() {
+        return Ok(Some(crate::cuda::uuid(device)?));
+    }
+    debug_assert!(device.is_cpu());
+    Ok(None)
+}
+
 #[cfg(feature = "cuda")]
 fn open_cuda(ordinal: usize) -> std::result::Result<Device, String> {
     crate::cuda::open(ordinal)

@@ -16,6 +16,7 @@ pub use completion::{
 pub use problem::{Case, Contamination, Problem, Split, Tests};
 pub use record::{DataSchema, Record, RecordMetadata, data_files};
 pub use score::{
-    Cost, DoubtfulPass, EXTERNAL, EarlierTouch, Energy, EvalScore, HeadLoss, Latency, Metric,
-    Percentiles, ProblemCount, ReferenceLoss, ScoreSummary, Spread, TestTouch, Usage, score_files,
+    BASE, Cost, DoubtfulPass, EXTERNAL, EarlierTouch, Energy, EvalScore, HeadLoss, Latency, Metric,
+    Percentiles, ProblemCount, ReferenceLoss, ScoreSummary, Spread, TestTouch, Usage,
+    bad_external_name, score_files,
 };

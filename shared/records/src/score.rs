@@ -210,6 +210,22 @@ pub struct DoubtfulPass {
 /// What stands in place of an algorithm for a model that was not trained here.
 pub const EXTERNAL: &str = "external";
 
+/// What the untrained model is called in place of a version.
+pub const BASE: &str = "base";
+
+/// Why a model that was not trained here must not be called so; `None` where it may.
+pub fn bad_external_name(name: &str) -> Option<&'static str> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    if name.is_empty() || name.starts_with('.') || !name.chars().all(plain) {
+        return Some("its name is no plain one (letters, digits, . _ -)");
+    }
+    let is_number = |rest: &str| !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_digit());
+    if name == BASE || name.strip_prefix('v').is_some_and(is_number) {
+        return Some("its name is that of a version trained here");
+    }
+    None
+}
+
 /// `summary.json` of a scores artifact: all that identifies and explains the scores.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ScoreSummary {

@@ -29,15 +29,21 @@ pub(crate) fn experiment(recipe: &Value) -> Option<String> {
     Some(plain(&format!("mtp/{}/{}", of("algo")?, of("dataset")?)))
 }
 
-/// First words of live metrics that are groups of their own; what has none belongs to training.
-const GROUPS: [&str; 4] = ["weight", "td", "value", "rho1"];
+/// First words of live metrics that are groups of their own, and the groups; what has none belongs to training.
+const GROUPS: [(&str, &str); 6] = [
+    ("weight", "weight"),
+    ("td", "td"),
+    ("value", "value"),
+    ("rho1", "rho1"),
+    ("validation", "val"),
+    ("system", "system"),
+];
 
 /// A live metric of a job, as MLflow's users call it.
 pub(crate) fn metric(name: &str) -> String {
     let known = match name {
         "train_loss" => "train/loss",
         "train_loss_unweighted" => "train/loss_unweighted",
-        "validation_loss" => "val/loss",
         "tokens_per_second" => "perf/tokens_per_sec",
         "padded_tokens_per_second" => "perf/padded_tokens_per_sec",
         "samples_per_second" => "perf/samples_per_sec",
@@ -49,8 +55,8 @@ pub(crate) fn metric(name: &str) -> String {
     if !known.is_empty() {
         return known.to_owned();
     }
-    let group = GROUPS.iter().find_map(|group| {
-        let rest = name.strip_prefix(group)?.strip_prefix('_')?;
+    let group = GROUPS.iter().find_map(|(word, group)| {
+        let rest = name.strip_prefix(word)?.strip_prefix('_')?;
         Some(format!("{group}/{rest}"))
     });
     plain(&group.unwrap_or_else(|| format!("train/{name}")))
@@ -212,6 +218,9 @@ mod tests {
             ("grad_norm", "train/grad_norm"),
             ("lr", "train/lr"),
             ("validation_loss", "val/loss"),
+            ("validation_ce_head_2", "val/ce_head_2"),
+            ("system_gpu_mem", "system/gpu_mem"),
+            ("system_gpu_util", "system/gpu_util"),
             ("weight_entropy", "weight/entropy"),
             (
                 "weight_clip_ratio_low_head_2",

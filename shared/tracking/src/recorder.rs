@@ -204,7 +204,7 @@ impl Recorder {
         let is_data = |kind| matches!(kind, Kind::RawData | Kind::ProcessedData);
         let context = match self.request.job.as_str() {
             "train-stage1" | "train-stage2" => "training",
-            "evaluate" => "evaluation",
+            "evaluate" | "evaluate-external" => "evaluation",
             _ => "input",
         };
         let name = self.request.recipe["experiment"]["dataset"].as_str();

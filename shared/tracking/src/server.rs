@@ -1,6 +1,8 @@
 //! One tracking server: where it is, how we log in, and single requests to it.
 
 use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -13,6 +15,9 @@ use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::{ClientConfig, RootCertStore};
 use serde_json::Value;
 
 use crate::Error;
@@ -22,9 +27,11 @@ pub const URI_VARIABLE: &str = "MLFLOW_TRACKING_URI";
 const TOKEN_VARIABLE: &str = "MLFLOW_TRACKING_TOKEN";
 const USER_VARIABLE: &str = "MLFLOW_TRACKING_USERNAME";
 const PASSWORD_VARIABLE: &str = "MLFLOW_TRACKING_PASSWORD";
+const CERTIFICATES_VARIABLE: &str = "MLFLOW_TRACKING_SERVER_CERT_PATH";
+const INSECURE_VARIABLE: &str = "MLFLOW_TRACKING_INSECURE_TLS";
 
 /// The variables of this crate and what they say, for `--help`.
-pub const ENVIRONMENT: [(&str, &str); 4] = [
+pub const ENVIRONMENT: [(&str, &str); 5] = [
     (
         URI_VARIABLE,
         "MLflow server on which runs are tracked, https://HOST[/PATH]; without it none are",
@@ -38,7 +45,111 @@ pub const ENVIRONMENT: [(&str, &str); 4] = [
         PASSWORD_VARIABLE,
         "The password; over https or loopback only",
     ),
+    (
+        CERTIFICATES_VARIABLE,
+        "PEM file of the authorities that may vouch for it, in place of those of SSL_CERT_FILE or this machine",
+    ),
 ];
+
+/// How a server is reached, and how we log in: what MLflow's own client reads from the same variables.
+#[derive(Default)]
+pub(crate) struct Access {
+    /// Bearer token, for where there is no login.
+    pub(crate) token: Option<String>,
+    pub(crate) user: Option<String>,
+    pub(crate) password: Option<String>,
+    /// Authorities in place of this machine's.
+    pub(crate) certificates: Option<String>,
+}
+
+impl Access {
+    fn of_environment() -> Result<Self, Error> {
+        // Said outright: left unread, it would only end in a certificate that is not trusted.
+        if variable(INSECURE_VARIABLE).is_some_and(|text| is_true(&text)) {
+            return Err(Error::Settings(format!(
+                "{INSECURE_VARIABLE} would show every run, and its login, to anybody on the way: name the server's \
+                 authority in {CERTIFICATES_VARIABLE} instead"
+            )));
+        }
+        Ok(Self {
+            token: variable(TOKEN_VARIABLE),
+            user: variable(USER_VARIABLE),
+            password: variable(PASSWORD_VARIABLE),
+            certificates: variable(CERTIFICATES_VARIABLE),
+        })
+    }
+
+    /// What every request says of who we are; as MLflow's client has it, a login goes before a token.
+    fn authorization(&self) -> Result<Option<HeaderValue>, Error> {
+        let text = match (&self.user, &self.password, &self.token) {
+            (Some(user), Some(password), _) => {
+                let encoded = STANDARD.encode(format!("{user}:{password}"));
+                format!("Basic {encoded}")
+            }
+            (_, _, Some(token)) => format!("Bearer {token}"),
+            (None, None, None) => return Ok(None),
+            (user, _, None) => {
+                let missing = if user.is_some() {
+                    PASSWORD_VARIABLE
+                } else {
+                    USER_VARIABLE
+                };
+                return Err(Error::Settings(format!(
+                    "{missing} is not set: a login has a user and a password"
+                )));
+            }
+        };
+        let mut value = HeaderValue::from_str(&text).map_err(|_| {
+            Error::Settings(
+                "the credentials of the tracking server hold characters that no header may"
+                    .to_owned(),
+            )
+        })?;
+        value.set_sensitive(true);
+        Ok(Some(value))
+    }
+
+    fn connector(&self) -> Result<HttpsConnector<HttpConnector>, Error> {
+        let builder = hyper_rustls::HttpsConnectorBuilder::new();
+        let provider = rustls::crypto::ring::default_provider();
+        let builder = match &self.certificates {
+            None => builder
+                .with_provider_and_native_roots(provider)
+                .map_err(|error| {
+                    Error::Settings(format!("the certificates of this machine: {error}"))
+                })?,
+            Some(path) => {
+                let config = ClientConfig::builder_with_provider(Arc::new(provider))
+                    .with_safe_default_protocol_versions()
+                    .map_err(|error| Error::Settings(error.to_string()))?
+                    .with_root_certificates(authorities(Path::new(path))?)
+                    .with_no_client_auth();
+                builder.with_tls_config(config)
+            }
+        };
+        Ok(builder.https_or_http().enable_http1().build())
+    }
+}
+
+/// The certificates of a PEM file.
+fn authorities(path: &Path) -> Result<RootCertStore, Error> {
+    let wrong = |detail: String| {
+        let path = path.display();
+        Error::Settings(format!("{CERTIFICATES_VARIABLE}: {path}: {detail}"))
+    };
+    let mut roots = RootCertStore::empty();
+    let certificates =
+        CertificateDer::pem_file_iter(path).map_err(|error| wrong(error.to_string()))?;
+    for certificate in certificates {
+        let certificate = certificate.map_err(|error| wrong(error.to_string()))?;
+        let added = roots.add(certificate);
+        added.map_err(|error| wrong(error.to_string()))?;
+    }
+    if roots.is_empty() {
+        return Err(wrong("holds no certificate".to_owned()));
+    }
+    Ok(roots)
+}
 
 const API: &str = "/api/2.0/mlflow/";
 const ARTIFACTS: &str = "/api/2.0/mlflow-artifacts/artifacts/";
@@ -86,49 +197,17 @@ impl Server {
     /// # Errors
     /// As [`Server::from_environment`].
     pub fn at(uri: &str) -> Result<Self, Error> {
-        let token = variable(TOKEN_VARIABLE);
-        let login = variable(USER_VARIABLE)
-            .map(|user| (user, variable(PASSWORD_VARIABLE).unwrap_or_default()));
-        Self::new(uri, token, login)
+        Self::new(uri, &Access::of_environment()?)
     }
 
-    pub(crate) fn new(
-        uri: &str,
-        token: Option<String>,
-        login: Option<(String, String)>,
-    ) -> Result<Self, Error> {
+    pub(crate) fn new(uri: &str, access: &Access) -> Result<Self, Error> {
         let endpoint = uri.trim().trim_end_matches('/').to_owned();
-        let authorization = match (token, login) {
-            (Some(token), _) => Some(format!("Bearer {token}")),
-            (None, Some((user, password))) => {
-                let encoded = STANDARD.encode(format!("{user}:{password}"));
-                Some(format!("Basic {encoded}"))
-            }
-            (None, None) => None,
-        };
+        let authorization = access.authorization()?;
         check(&endpoint, authorization.is_some())?;
-        let authorization = authorization
-            .map(|text| {
-                let mut value = HeaderValue::from_str(&text).map_err(|_| {
-                    Error::Settings(
-                        "the credentials of the tracking server hold characters that no header may"
-                            .to_owned(),
-                    )
-                })?;
-                value.set_sensitive(true);
-                Ok::<_, Error>(value)
-            })
-            .transpose()?;
-        let connector = hyper_rustls::HttpsConnectorBuilder::new()
-            .with_provider_and_native_roots(rustls::crypto::ring::default_provider())
-            .map_err(|error| Error::Settings(format!("the certificates of this machine: {error}")))?
-            .https_or_http()
-            .enable_http1()
-            .build();
         Ok(Self {
             endpoint,
             authorization,
-            client: Client::builder(TokioExecutor::new()).build(connector),
+            client: Client::builder(TokioExecutor::new()).build(access.connector()?),
             attempts: 1,
             first_pause: FIRST_PAUSE,
             silence: SILENCE,
@@ -342,6 +421,11 @@ fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
+/// As MLflow reads its switches.
+fn is_true(text: &str) -> bool {
+    text.eq_ignore_ascii_case("true") || text == "1"
+}
+
 /// A pause of half to the whole of what was given, so that many jobs do not come back at once.
 pub(crate) fn jittered(pause: Duration) -> Duration {
     pause.mul_f64(0.5 + rand::random::<f64>() / 2.0)
@@ -392,8 +476,7 @@ mod tests {
 
     #[test]
     fn the_debug_form_and_the_errors_hold_no_credentials() {
-        let login = Some(("me".to_owned(), "planted-password".to_owned()));
-        let server = Server::new("http://127.0.0.1:9/", None, login).unwrap();
+        let server = Server::new("http://127.0.0.1:9/", &login()).unwrap();
         assert_eq!(format!("{server:?}"), "Server(http://127.0.0.1:9)");
         assert_eq!(
             format!("{:?}", server.authorization),
@@ -402,9 +485,78 @@ mod tests {
         );
     }
 
+    fn login() -> Access {
+        Access {
+            user: Some("me".to_owned()),
+            password: Some("planted-password".to_owned()),
+            ..Access::default()
+        }
+    }
+
+    #[test]
+    fn a_login_is_whole_and_goes_before_a_token_as_mlflow_has_it() {
+        let sent = |access: &Access| {
+            let value = access.authorization()?;
+            Ok::<_, Error>(value.map(|value| value.to_str().unwrap().to_owned()))
+        };
+        let token = Some("t".to_owned());
+        let both = Access {
+            token: token.clone(),
+            ..login()
+        };
+        // printf 'me:planted-password' | base64
+        let basic = "Basic bWU6cGxhbnRlZC1wYXNzd29yZA==";
+        assert_eq!(sent(&both).unwrap().as_deref(), Some(basic));
+        let half = Access {
+            password: None,
+            ..login()
+        };
+        assert!(
+            sent(&half)
+                .unwrap_err()
+                .to_string()
+                .contains(PASSWORD_VARIABLE)
+        );
+        let half = Access { token, ..half };
+        assert_eq!(sent(&half).unwrap().as_deref(), Some("Bearer t"));
+        let half = Access {
+            user: None,
+            ..login()
+        };
+        let error = sent(&half).unwrap_err().to_string();
+        assert!(
+            error.contains(USER_VARIABLE) && !error.contains("planted"),
+            "{error}"
+        );
+        assert_eq!(sent(&Access::default()).unwrap(), None);
+    }
+
+    #[test]
+    fn authorities_are_those_of_the_file_or_it_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let refused = |text: &str| {
+            let path = folder.path().join("ca.pem");
+            std::fs::write(&path, text).unwrap();
+            let error = authorities(&path).unwrap_err().to_string();
+            assert!(
+                error.contains("MLFLOW_TRACKING_SERVER_CERT_PATH: "),
+                "{error}"
+            );
+            assert!(error.contains("ca.pem: "), "{error}");
+            error
+        };
+        assert!(refused("").contains("holds no certificate"));
+        assert!(refused("no PEM at all\n").contains("holds no certificate"));
+        refused("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n");
+        refused("-----BEGIN CERTIFICATE-----\n");
+        let missing = authorities(&folder.path().join("none.pem")).unwrap_err();
+        assert!(missing.to_string().contains("none.pem"), "{missing}");
+        assert!(["true", "True", "1"].into_iter().all(is_true) && !is_true("false"));
+    }
+
     #[test]
     fn an_answer_is_a_reply_a_refusal_or_none() {
-        let server = Server::new("http://127.0.0.1:9", None, None).unwrap();
+        let server = Server::new("http://127.0.0.1:9", &Access::default()).unwrap();
         let of = |status: u16, body: &str| {
             server.understood(
                 "runs/create",

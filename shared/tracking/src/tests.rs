@@ -18,6 +18,7 @@ use wmtp_artifacts::{
 
 use crate::api::{DataSet, State};
 use crate::line::Point;
+use crate::server::Access;
 use crate::{Alias, Missing, Server, Sink, promote, replay_aliases, replay_run, runs};
 
 const STARTED: &str = "2026-11-21T10:00:00Z";
@@ -250,7 +251,7 @@ fn server(double: &Double) -> Server {
 }
 
 fn at(endpoint: &str) -> Server {
-    Server::new(endpoint, None, None)
+    Server::new(endpoint, &Access::default())
         .unwrap()
         .hasty(Duration::from_millis(400))
 }
@@ -494,8 +495,12 @@ async fn a_refusal_is_told_once_with_its_reason_and_without_secrets() {
     let [_, trained, _] = place.chain(3).await;
     let double = Double::start();
     double.fail_always(Some(Fault::Status(401)));
-    let login = Some(("me".to_owned(), "planted-password".to_owned()));
-    let server = Server::new(double.endpoint(), None, login).unwrap();
+    let login = Access {
+        user: Some("me".to_owned()),
+        password: Some("planted-password".to_owned()),
+        ..Access::default()
+    };
+    let server = Server::new(double.endpoint(), &login).unwrap();
     let (missing, said) = place.live(server, &trained).await;
     let missing = missing.unwrap();
     assert!(missing.reason.contains("401"), "{}", missing.reason);
@@ -509,7 +514,11 @@ async fn a_refusal_is_told_once_with_its_reason_and_without_secrets() {
     assert_eq!(double.asked()[0].authorization.as_deref(), Some(header));
 
     let double = Double::start();
-    let token = Server::new(double.endpoint(), Some("planted-token".to_owned()), None).unwrap();
+    let token = Access {
+        token: Some("planted-token".to_owned()),
+        ..Access::default()
+    };
+    let token = Server::new(double.endpoint(), &token).unwrap();
     assert_eq!(place.live(token, &trained).await.0, None);
     let asked = double.asked();
     assert!(
@@ -692,7 +701,7 @@ async fn a_run_without_a_recipe_belongs_to_no_experiment() {
 
 /// What the double and the real server must agree on: everything that we rely on.
 async fn contract(endpoint: &str) {
-    let server = Server::new(endpoint, None, None).unwrap().patient();
+    let server = Server::new(endpoint, &Access::default()).unwrap().patient();
     assert!(
         server
             .find_experiment("mtp/none/none")
@@ -946,7 +955,7 @@ async fn the_contract_holds_on_mlflow() {
         .unwrap();
     let _server = start_mlflow(&environment, folder.path(), port);
     let endpoint = format!("http://127.0.0.1:{port}");
-    let probe = Server::new(&endpoint, None, None).unwrap();
+    let probe = Server::new(&endpoint, &Access::default()).unwrap();
     for _ in 0..600 {
         if probe.find_experiment("Default").await.is_ok() {
             break;

@@ -114,9 +114,9 @@ pub struct StepReport {
     pub halved: Vec<Halved>,
     /// Numbers for curves, in a fixed order.
     pub metrics: Vec<(String, f64)>,
-    /// Statistics of the step's token weights and of what they come from, for whoever looks on; the checkpoint has those of
-    /// the weights in a file of their own.
-    pub weights: Vec<(String, f64)>,
+    /// Numbers for whoever looks on, of which the curves keep nothing: statistics of the step's token weights, of which the
+    /// checkpoint has a file of its own, and of what they come from; the validation loss of every head.
+    pub live: Vec<(String, f64)>,
 }
 
 impl StepReport {

@@ -19,12 +19,12 @@ fn batches(file: &TokenFile, rows: &[usize], size: usize) -> Vec<Vec<usize>> {
 }
 
 /// Calls `of_batch` for every batch of rows and puts its answers, one per row, back into their order.
-fn by_row(
+fn by_row<T: Clone>(
     file: &TokenFile,
     rows: &[usize],
     size: usize,
-    mut of_batch: impl FnMut(&[usize]) -> Result<Vec<Vec<f64>>>,
-) -> Result<Vec<Vec<f64>>> {
+    mut of_batch: impl FnMut(&[usize]) -> Result<Vec<Vec<T>>>,
+) -> Result<Vec<Vec<T>>> {
     let mut answers = vec![Vec::new(); rows.len()];
     for positions in batches(file, rows, size) {
         let batch: Vec<usize> = positions.iter().map(|&position| rows[position]).collect();
@@ -45,18 +45,37 @@ pub fn head_cross_entropies(
     size: usize,
     horizon: Horizon,
 ) -> Result<Vec<Vec<f64>>> {
+    let of_rows = all_cross_entropies(model, file, rows, size, &[horizon])?;
+    Ok(of_rows.into_iter().map(|heads| heads.concat()).collect())
+}
+
+/// The same of several heads behind one pass through the trunk: per row one list for each of them.
+pub fn all_cross_entropies(
+    model: &MtpModel,
+    file: &TokenFile,
+    rows: &[usize],
+    size: usize,
+    horizons: &[Horizon],
+) -> Result<Vec<Vec<Vec<f64>>>> {
     by_row(file, rows, size, |rows| {
         let batch = pad_batch(file, rows);
-        let mut answers = vec![Vec::new(); rows.len()];
-        let targets = HeadTargets::of(&batch, horizon, 0);
-        if targets.ids.is_empty() {
+        let mut answers = vec![vec![Vec::new(); horizons.len()]; rows.len()];
+        let of_head = |&horizon: &Horizon| HeadTargets::of(&batch, horizon, 0);
+        let targets: Vec<HeadTargets> = horizons.iter().map(of_head).collect();
+        if targets.iter().all(|targets| targets.ids.is_empty()) {
             return Ok(answers);
         }
         let trunk = model.trunk(&ids_tensor(&batch, model.unembedding().device())?)?;
-        let hidden = model.head_hidden_at(horizon, &trunk, &targets.sources)?;
-        let losses = cross_entropy(&hidden, model.unembedding(), &targets.ids, model.products())?;
-        for (target, loss) in targets.targets.iter().zip(losses) {
-            answers[target.slot].push(loss);
+        for (head, (&horizon, targets)) in horizons.iter().zip(&targets).enumerate() {
+            if targets.ids.is_empty() {
+                continue;
+            }
+            let hidden = model.head_hidden_at(horizon, &trunk, &targets.sources)?;
+            let losses =
+                cross_entropy(&hidden, model.unembedding(), &targets.ids, model.products())?;
+            for (target, loss) in targets.targets.iter().zip(losses) {
+                answers[target.slot][head].push(loss);
+            }
         }
         Ok(answers)
     })
@@ -86,7 +105,17 @@ pub fn raw_values(
 
 /// Mean over all numbers of all rows, in their order.
 pub fn mean(rows: &[Vec<f64>]) -> Option<f64> {
-    let count: usize = rows.iter().map(Vec::len).sum();
-    let sum: f64 = rows.iter().flatten().sum();
+    mean_of(rows.iter())
+}
+
+/// Mean of each head over all its targets of all rows, where it has any.
+pub fn head_means(rows: &[Vec<Vec<f64>>], num_heads: usize) -> Vec<Option<f64>> {
+    let of_head = |head: usize| mean_of(rows.iter().map(|row| &row[head]));
+    (0..num_heads).map(of_head).collect()
+}
+
+fn mean_of<'a>(rows: impl Iterator<Item = &'a Vec<f64>> + Clone) -> Option<f64> {
+    let count: usize = rows.clone().map(Vec::len).sum();
+    let sum: f64 = rows.flatten().sum();
     (count > 0).then(|| sum / count as f64)
 }

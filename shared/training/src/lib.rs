@@ -7,11 +7,12 @@
 //! built on it, and [`session`] lets a job drive either.
 //!
 //! Everything is deterministic: sums have a fixed order, randomness comes from seeds that the caller
-//! passes, and nothing reads a clock.
+//! passes, and nothing that decides a result reads a clock.
 
 mod buffer;
 pub mod engine;
 mod error;
+mod gpu;
 pub mod heads;
 pub mod inference;
 mod lines;

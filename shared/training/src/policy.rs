@@ -15,7 +15,7 @@ use crate::buffer;
 use crate::engine::{Engine, OptimSettings, StepReport, StoppedEarly, Trainer, Update};
 use crate::error::{Error, Result};
 use crate::heads::{HeadTargets, Learner, StepLoss, Target, accumulate, target_counts};
-use crate::inference::{head_cross_entropies, mean};
+use crate::inference::{all_cross_entropies, head_cross_entropies, head_means};
 use crate::lines::Lines;
 use crate::optimizer::{Gradients, parameters};
 use crate::scorer::{ExcessStats, Scorer, StepRow, StepStats};
@@ -464,15 +464,17 @@ impl<'a> PolicyTrainer<'a> {
 
     /// Unweighted cross-entropy of head 1 over the validation rows; `None` when there are none.
     pub fn validate(&self) -> Result<Option<f64>> {
+        let first: Vec<Horizon> = self.params.horizons().take(1).collect();
+        Ok(self.validation_losses(&first)?.pop().flatten())
+    }
+
+    /// Unweighted cross-entropy of each of these heads over the validation rows.
+    fn validation_losses(&self, horizons: &[Horizon]) -> Result<Vec<Option<f64>>> {
         let model = frozen(self.params, self.store, self.adapters)?;
-        let Some(first) = self.params.horizons().next() else {
-            return Ok(None);
-        };
         let size = self.engine.micro_batch_sequences();
         let (file, rows) = (self.validation.file, &self.validation.rows);
-        Ok(mean(&head_cross_entropies(
-            &model, file, rows, size, first,
-        )?))
+        let losses = all_cross_entropies(&model, file, rows, size, horizons)?;
+        Ok(head_means(&losses, horizons.len()))
     }
 
     /// Puts the best weights into the store (the best adapters into theirs) and tells the step that they come from.
@@ -543,23 +545,29 @@ impl Trainer for PolicyTrainer<'_> {
                 metrics.push((format!("ce_head_{}", head + 1), ce));
             }
         }
-        let mut weights = Vec::new();
+        let mut live = Vec::new();
         match update {
             Update::Applied { lr, grad_norm } => {
                 metrics.push(("lr".to_owned(), lr));
                 metrics.push(("grad_norm".to_owned(), grad_norm));
-                weights = self.record_weights(heard);
+                live = self.record_weights(heard);
             }
             Update::Skipped { lr_factor, .. } => metrics.push(("lr_factor".to_owned(), lr_factor)),
         }
         if let Some(last) = halved.last() {
             metrics.push(("micro_batch_sequences".to_owned(), last.to as f64));
         }
-        if self.engine.validation_due()
-            && let Some(loss) = self.validate()?
-        {
-            self.engine.offer_best(loss)?;
-            metrics.push(("validation_loss".to_owned(), loss));
+        if self.engine.validation_due() {
+            let horizons: Vec<Horizon> = self.params.horizons().collect();
+            let losses = self.validation_losses(&horizons)?;
+            if let Some(&Some(loss)) = losses.first() {
+                self.engine.offer_best(loss)?;
+                metrics.push(("validation_loss".to_owned(), loss));
+            }
+            let heads = horizons.iter().zip(losses);
+            live.extend(heads.filter_map(|(horizon, loss)| {
+                Some((format!("validation_ce_head_{}", horizon.get()), loss?))
+            }));
         }
         self.engine.log(&metrics);
         Ok(StepReport {
@@ -568,7 +576,7 @@ impl Trainer for PolicyTrainer<'_> {
             update,
             halved,
             metrics,
-            weights,
+            live,
         })
     }
 

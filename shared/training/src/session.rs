@@ -15,6 +15,7 @@ use wmtp_records::{Split, data_files, jsonl};
 
 use crate::engine::{MAX_BAD_STEPS, StepReport, StoppedEarly, Trainer, Update};
 use crate::error::{Error, Result};
+use crate::gpu::{NVIDIA_SMI, Told, Watch};
 use crate::memory::Halved;
 use crate::throughput::{Epochs, Throughput, peak_memory_bytes};
 
@@ -166,6 +167,7 @@ pub fn drive(
     let peak = peak_flops(run, device)?;
     let mut throughput = Throughput::default();
     let mut epochs = Epochs::new(trainer.steps_per_epoch(), trainer.step());
+    let gpu = watched(device, run);
     while !trainer.is_done() {
         if run.should_stop() {
             save(trainer, run)?;
@@ -188,7 +190,7 @@ pub fn drive(
         let mut metrics: Vec<(&str, f64)> = report
             .metrics
             .iter()
-            .chain(&report.weights)
+            .chain(&report.live)
             .map(|(name, value)| (name.as_str(), *value))
             .collect();
         metrics.push(("tokens_per_second", rate));
@@ -204,6 +206,7 @@ pub fn drive(
         );
         metrics.push(("mfu", throughput.flops_per_second() / peak));
         metrics.push(("step_secs", secs));
+        metrics.extend(gpu.iter().flat_map(|watch| told(watch, run)));
         run.metrics(report.step, &metrics);
         let loss = report.metric("train_loss").unwrap_or(f64::NAN);
         progress.detail(format!("loss {loss:.3}, {rate:.0} tokens/s"));
@@ -222,6 +225,32 @@ pub fn drive(
         run.log(throughput.summary(peak, peak_memory_bytes(device)));
     }
     Ok(())
+}
+
+/// A look at the GPU that a run computes on; none on the CPU. That there is no look fails no run.
+fn watched(device: &Device, run: &Run) -> Option<Watch> {
+    let watch = match wmtp_model::device_uuid(device) {
+        Ok(None) => return None,
+        Ok(Some(uuid)) => Watch::start(Path::new(NVIDIA_SMI), &uuid).map_err(|e| e.to_string()),
+        Err(error) => Err(error.to_string()),
+    };
+    watch.map_err(|reason| not_recorded(run, &reason)).ok()
+}
+
+/// What the GPU did since the last step that asked.
+fn told(watch: &Watch, run: &Run) -> Vec<(&'static str, f64)> {
+    match watch.take() {
+        Some(Told::Use(metrics)) => metrics,
+        Some(Told::Nothing(reason)) => {
+            not_recorded(run, &reason);
+            Vec::new()
+        }
+        None => Vec::new(),
+    }
+}
+
+fn not_recorded(run: &Run, reason: &str) {
+    run.log(format!("the use of the GPU is not recorded: {reason}"));
 }
 
 /// Every fallback is an event with its numbers, and a warning for people.

@@ -306,7 +306,7 @@ impl Trainer for ValueTrainer<'_> {
             update,
             halved,
             metrics,
-            weights: Vec::new(),
+            live: Vec::new(),
         })
     }
 

@@ -234,7 +234,7 @@ fn a_loop_keeps_to_the_rules_and_to_actions_of_people() {
     place.write("recipes/v001.yaml", TINY);
     let data = ["--recipe=recipes/v001.yaml", "--name=d"];
     place.run("here", "prepare-data", &data).expect(0);
-    let answers = outside::samples(&outside::problems(&place), |_| true);
+    let answers = outside::samples(&outside::problems(&place, "here"), |_| true);
     place.write("external/perfect/samples.jsonl", &answers);
     ended(&mut place.looped("here")).expect(0);
     let folder = place.folder_of("here");

@@ -23,8 +23,8 @@ for line in sys.stdin:
 "#;
 
 /// The problems that are judged, as the data set has them.
-pub(crate) fn problems(place: &Place) -> Vec<Value> {
-    let lines = place.file("here", "processed-data", "d", "problems/validation.jsonl");
+pub(crate) fn problems(place: &Place, prefix: &str) -> Vec<Value> {
+    let lines = place.file(prefix, "processed-data", "d", "problems/validation.jsonl");
     let rows = lines.iter().take(3).map(|line| serde_json::from_str(line));
     rows.collect::<Result<_, _>>().expect("problems")
 }
@@ -65,7 +65,7 @@ fn add_program(place: &Place, name: &str, script: &str) {
 fn a_model_from_outside_stands_beside_the_versions_and_wins_nothing() {
     let place = Place::new();
     place.chain("here", beginning());
-    let problems = problems(&place);
+    let problems = problems(&place, "here");
     place.write("external/big/samples.jsonl", &samples(&problems, |_| true));
 
     let dry = external(&place, "big", &["--dry-run"]).expect(0);
@@ -184,11 +184,82 @@ fn a_model_from_outside_stands_beside_the_versions_and_wins_nothing() {
     assert!(read("v/big/index.html").contains("comes from outside and has no lineage here"));
 }
 
+/// A machine without the folder, such as a container, judges the same programs from the store.
+#[test]
+fn a_model_that_was_pushed_is_judged_as_its_folder_is() {
+    let place = Place::new();
+    place.chain("here", beginning());
+    let problems = problems(&place, "here");
+    let push = |name: &str, file: &str, text: &str| {
+        let path = place.write(&format!("external/{name}/{file}"), text);
+        let folder = path.parent().expect("a folder").display().to_string();
+        let folder = format!("--folder={folder}");
+        let name = format!("--name={name}");
+        let push = ["push", "--kind=raw-data", &folder, &name];
+        place.run("here", "sync-storage", &push).expect(0);
+    };
+    let stored = |own: &[&str]| {
+        let common = ["external", "--data=d", "--recipe=tiny.yaml"];
+        place.run("here", "evaluate", &[&common, own].concat())
+    };
+    let rows = samples(&problems, |index| index != 1);
+    push("half", "samples.jsonl", &rows);
+    external(&place, "half", &["--name=from-folder"]).expect(0);
+    let dry = stored(&["--stored=half", "--dry-run"]).expect(0);
+    assert!(
+        dry.stdout.contains("half on the validation split"),
+        "{}",
+        dry.stdout
+    );
+    stored(&["--stored=half", "--name=from-store"]).expect(0);
+    let of = |name: &str, file: &str| json_of(&place, "scores", name, file);
+    for key in ["version_id", "algo", "protocol", "num_problems"] {
+        let (folder, store) = (
+            &of("from-folder", "summary.json")[key],
+            &of("from-store", "summary.json")[key],
+        );
+        assert_eq!(folder, store, "{key}");
+    }
+    assert_eq!(
+        place.texts("here", "from-folder"),
+        place.texts("here", "from-store")
+    );
+    assert_eq!(
+        of("from-store", "eval_score.json")["metrics"],
+        of("from-folder", "eval_score.json")["metrics"]
+    );
+    // What was judged is an input, so it is never collected beside its scores.
+    let lineage = place.run("here", "wmtp-store", &["lineage", "from-store"]);
+    let lineage = lineage.expect(0);
+    assert!(
+        lineage.stdout.contains("model: raw-data-"),
+        "{}",
+        lineage.stdout
+    );
+
+    push("asks", "infer", "#!/bin/sh\ntouch ran\n");
+    stored(&["--stored=asks"]).expect(65).says(&[
+        "asks in the store (raw-data-",
+        "holds no samples.jsonl",
+        "hint: programs of a model are not run from the store",
+    ]);
+    stored(&["--stored=nobody"])
+        .expect(65)
+        .says(&["nobody", "the names of raw-data artifacts are asks, half"]);
+    stored(&["--stored=v001"])
+        .expect(2)
+        .says(&["its name is that of a version trained here"]);
+    stored(&[]).expect(2).says(&["--folder <DIR>"]);
+    stored(&["--stored=half", "--folder=external/half"])
+        .expect(2)
+        .says(&["cannot be used with"]);
+}
+
 #[test]
 fn a_program_is_asked_once_and_sees_neither_store_nor_settings() {
     let place = Place::new();
     place.chain("here", beginning());
-    let problems = problems(&place);
+    let problems = problems(&place, "here");
     add_program(&place, "asked", INFER);
     let references: serde_json::Map<String, Value> = problems
         .iter()
@@ -273,7 +344,7 @@ fn a_program_is_asked_once_and_sees_neither_store_nor_settings() {
 fn what_is_no_model_from_outside_is_refused_with_what_to_do() {
     let place = Place::new();
     place.chain("here", beginning());
-    let problems = problems(&place);
+    let problems = problems(&place, "here");
     let right = samples(&problems, |_| true);
     let refused = |name: &str, rows: &str, code: i32, says: &[&str]| {
         place.write(&format!("external/{name}/samples.jsonl"), rows);

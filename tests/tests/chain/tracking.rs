@@ -1,34 +1,58 @@
-//! A chain that is tracked on a real MLflow server: it says what the store holds, also after it was killed.
+//! A chain that is tracked on a real MLflow server behind TLS and a login: it says what the store holds, also after it was
+//! killed.
 
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{BufRead as _, BufReader};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use crate::place::{Ended, Place, ended};
 use crate::steps::{Step, beginning, judging, training};
 
+/// Of the user `admin`; it must be found nowhere afterwards.
+const PASSWORD: &str = "planted-tracking-password";
+
 /// MLflow with its workers; they end with the test.
 struct Mlflow {
     server: Child,
     endpoint: String,
+    /// The authority that vouches for it, which no machine knows.
+    authority: PathBuf,
 }
 
 impl Mlflow {
     /// Starts it on a database that may be there already, and waits until it answers.
     fn start(environment: &Path, place: &Place, port: u16) -> Self {
         let folder = place.path("mlflow");
-        std::fs::create_dir_all(&folder).expect("a folder");
+        let authority = folder.join("ca.pem");
+        if !authority.exists() {
+            std::fs::create_dir_all(&folder).expect("a folder");
+            let python = place.tool("here", &environment.join("bin/python"));
+            tls(python, &["make", text(&folder)]);
+        }
+        let keys = format!(
+            "--ssl-keyfile {0}/server.key --ssl-certfile {0}/server.pem",
+            folder.display()
+        );
+        let users = format!(
+            "[mlflow]\ndefault_permission = READ\ndatabase_uri = sqlite:///{}/users.db\nadmin_username = admin\n\
+             authorization_function = mlflow.server.auth:authenticate_request_basic_auth\nauth_cache_ttl_seconds = 60\n",
+            folder.display()
+        );
+        std::fs::write(folder.join("auth.ini"), users).expect("a file");
         let database = format!("sqlite:///{}", folder.join("mlflow.db").display());
         let mut command = place.tool("here", &environment.join("bin/mlflow"));
         let server = command
             .args(["server", "--host", "127.0.0.1", "--workers", "1", "--port"])
             .arg(port.to_string())
             .args(["--backend-store-uri", &database])
+            .args(["--app-name", "basic-auth", "--uvicorn-opts", &keys])
             .current_dir(&folder)
+            .env("MLFLOW_AUTH_CONFIG_PATH", folder.join("auth.ini"))
+            .env("MLFLOW_AUTH_ADMIN_PASSWORD", PASSWORD)
+            .env("MLFLOW_FLASK_SERVER_SECRET_KEY", "of a test")
             .env("MLFLOW_DISABLE_TELEMETRY", "true")
             .env("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
             .stdout(Stdio::null())
@@ -38,15 +62,22 @@ impl Mlflow {
             .expect("MLflow starts");
         let mlflow = Self {
             server,
-            endpoint: format!("http://127.0.0.1:{port}"),
+            endpoint: format!("https://127.0.0.1:{port}"),
+            authority,
         };
-        for _ in 0..600 {
-            if is_healthy(port).unwrap_or(false) {
-                return mlflow;
-            }
-            std::thread::sleep(Duration::from_millis(500));
-        }
-        panic!("MLflow does not answer on port {port}");
+        let mut python = place.tool("here", &environment.join("bin/python"));
+        mlflow.lead(&mut python);
+        tls(python, &["wait"]);
+        mlflow
+    }
+
+    /// Leads a command here, with the login that it wants.
+    fn lead<'a>(&self, command: &'a mut Command) -> &'a mut Command {
+        command
+            .env("MLFLOW_TRACKING_URI", &self.endpoint)
+            .env("MLFLOW_TRACKING_SERVER_CERT_PATH", &self.authority)
+            .env("MLFLOW_TRACKING_USERNAME", "admin")
+            .env("MLFLOW_TRACKING_PASSWORD", PASSWORD)
     }
 
     /// As a machine that loses its power: no worker says a last word.
@@ -66,14 +97,14 @@ impl Drop for Mlflow {
     }
 }
 
-/// It listens before it answers.
-fn is_healthy(port: u16) -> std::io::Result<bool> {
-    let mut stream = std::net::TcpStream::connect(("127.0.0.1", port))?;
-    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
-    stream.write_all(b"GET /health HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n")?;
-    let mut head = String::new();
-    BufReader::new(stream).read_line(&mut head)?;
-    Ok(head.contains("200"))
+/// Calls the helper for certificates under MLflow's own interpreter.
+fn tls(mut python: Command, arguments: &[&str]) {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("mlflow/tls.py");
+    ended(python.arg(script).args(arguments)).expect(0);
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("temporary folders have plain names")
 }
 
 fn free_port() -> u16 {
@@ -93,19 +124,13 @@ fn installed() -> Option<PathBuf> {
 impl Place {
     fn tracked(&self, step: &Step, mlflow: &Mlflow) -> Command {
         let mut command = self.job("here", step.job, &step.arguments);
-        command.env("MLFLOW_TRACKING_URI", &mlflow.endpoint);
+        mlflow.lead(&mut command);
         command
     }
 
     fn replay(&self, mlflow: &Mlflow) -> Value {
-        let arguments = [
-            "mlflow",
-            "replay",
-            "--json",
-            "--tracking-uri",
-            &mlflow.endpoint,
-        ];
-        let ended = self.run("here", "wmtp-store", &arguments).expect(0);
+        let mut command = self.job("here", "wmtp-store", &["mlflow", "replay", "--json"]);
+        let ended = ended(mlflow.lead(&mut command)).expect(0);
         serde_json::from_str(ended.stdout.trim()).expect("one object")
     }
 
@@ -115,7 +140,8 @@ impl Place {
         let mut command = self.tool(prefix, &environment.join("bin/python"));
         let store = format!("s3://wmtp/{prefix}");
         ended(
-            command
+            mlflow
+                .lead(&mut command)
                 .arg(script)
                 .args([&mlflow.endpoint, &store])
                 .env("PYTHONDONTWRITEBYTECODE", "1"),
@@ -132,7 +158,35 @@ impl Place {
             "--log=promotions.jsonl",
         ];
         let mut command = self.job("here", "build-leaderboard", &arguments);
-        ended(command.env("MLFLOW_TRACKING_URI", &mlflow.endpoint))
+        ended(mlflow.lead(&mut command))
+    }
+
+    /// Files of store, scratch and caches that hold the password in any of the forms in which it travels.
+    fn files_with_the_password(&self) -> Vec<PathBuf> {
+        // printf 'admin:planted-tracking-password' | base64
+        let forms = [PASSWORD, "YWRtaW46cGxhbnRlZC10cmFja2luZy1wYXNzd29yZA=="];
+        let mut found = Vec::new();
+        let mut open = vec![self.path("")];
+        while let Some(path) = open.pop() {
+            // What the server keeps of its users is its own.
+            if path == self.path("mlflow") {
+                continue;
+            }
+            if path.is_dir() {
+                let entries = std::fs::read_dir(&path).expect("a folder");
+                open.extend(entries.map(|entry| entry.expect("an entry").path()));
+                continue;
+            }
+            let bytes = std::fs::read(&path).expect("a file");
+            let holds = |form: &&str| {
+                let form = form.as_bytes();
+                bytes.windows(form.len()).any(|part| part == form)
+            };
+            if forms.iter().any(|form| holds(&form)) {
+                found.push(path);
+            }
+        }
+        found
     }
 
     /// The leaderboard `b` as it would be had the best trained version solved nearly everything: what a gate lets through.
@@ -175,6 +229,7 @@ fn killed_meanwhile(place: &Place, step: &Step, mlflow: &mut Mlflow) {
         }
         said.push(line);
     }
+    assert!(!said.concat().contains(PASSWORD), "{said:?}");
     assert!(job.wait().expect("it ends").success(), "{said:?}");
     let warned = |line: &String| line.contains("wmtp-store mlflow replay");
     assert!(said.iter().any(warned), "{said:?}");
@@ -202,6 +257,7 @@ fn mlflow_says_what_the_store_holds_also_after_it_was_killed() {
             "{}",
             ended.stderr
         );
+        assert!(!ended.stderr.contains(PASSWORD), "{}", ended.stderr);
     };
     for step in beginning() {
         run(&step, &mlflow);
@@ -259,7 +315,27 @@ fn mlflow_says_what_the_store_holds_also_after_it_was_killed() {
     // Another store with a run of the same id is another run of the same experiment.
     let first = &beginning()[0];
     let mut there = place.job("there", first.job, &first.arguments);
-    ended(there.env("MLFLOW_TRACKING_URI", &mlflow.endpoint)).expect(0);
+    ended(mlflow.lead(&mut there)).expect(0);
     place.compare(&environment, &mlflow, "there").expect(0);
     place.compare(&environment, &mlflow, "here").expect(0);
+
+    // Neither a wrong password nor a server that nobody vouches for fails a run; both are told, and nothing is sent.
+    let elsewhere = |prefix: &str, change: &dyn Fn(&mut Command)| {
+        let mut job = place.job(prefix, first.job, &first.arguments);
+        change(mlflow.lead(&mut job));
+        let ended = ended(&mut job).expect(0);
+        assert!(!ended.stderr.contains(PASSWORD), "{}", ended.stderr);
+        place.compare(&environment, &mlflow, prefix).expect(1);
+        ended
+    };
+    let wrong = |job: &mut Command| {
+        job.env("MLFLOW_TRACKING_PASSWORD", "planted-wrong-password");
+    };
+    let ended = elsewhere("wrong-password", &wrong).says(&["401"]);
+    assert!(!ended.stderr.contains("planted-wrong"), "{}", ended.stderr);
+    let unknown = |job: &mut Command| {
+        job.env_remove("MLFLOW_TRACKING_SERVER_CERT_PATH");
+    };
+    elsewhere("unknown-server", &unknown).says(&["certificate"]);
+    assert_eq!(place.files_with_the_password(), Vec::<PathBuf>::new());
 }

@@ -5,6 +5,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
+use crate::outside;
 use crate::place::{Ended, Place, ended};
 use crate::steps::TINY;
 
@@ -52,7 +53,7 @@ fn plan(place: &Place) -> Vec<Value> {
     place.write(
         "experiment.yaml",
         "{name: three, data: d, policy: {create: micro-mtp}, reference: {create: micro-ref},
-          recipes: [v001.yaml, v002.yaml, v003.yaml], seeds: [7]}",
+          external: [big], recipes: [v001.yaml, v002.yaml, v003.yaml], seeds: [7]}",
     );
     place.write("profile.yaml", &profile(place));
     place.write(
@@ -102,6 +103,15 @@ fn run(place: &Place, spec: &Value) -> Ended {
     ended(&mut container)
 }
 
+/// Stores the model from outside, as a person does from a disk that no run sees.
+fn push_outsider(place: &Place) {
+    let rows = outside::samples(&outside::problems(place, "vessl"), |_| true);
+    let path = place.write("elsewhere/big/samples.jsonl", &rows);
+    let folder = path.parent().expect("a folder").display().to_string();
+    let push = ["push", "--kind=raw-data", "--name=big", "--folder", &folder];
+    place.run("vessl", "sync-storage", &push).expect(0);
+}
+
 #[test]
 fn rendered_runs_make_the_whole_chain_to_the_site() {
     let place = Place::new();
@@ -119,6 +129,7 @@ fn rendered_runs_make_the_whole_chain_to_the_site() {
             "reference-model",
             "reference",
             "evaluate-base",
+            "evaluate-external-big",
             "train-v001-s7",
             "evaluate-v001-s7",
             "train-v002-s7",
@@ -137,13 +148,16 @@ fn rendered_runs_make_the_whole_chain_to_the_site() {
                 names[index]
             );
         }
+        if step["id"] == "evaluate-external-big" {
+            push_outsider(&place);
+        }
         run(&place, &step["spec"]).expect(0);
     }
     let page = std::fs::read_to_string(place.path("machine/site/index.html")).expect("the site");
-    for version in ["v001", "v002", "v003"] {
+    for version in ["v001", "v002", "v003", "big"] {
         assert!(page.contains(version), "{version} is on the leaderboard");
     }
     // A machine that was lost and a run that was submitted again: there is nothing to do, and it says so.
-    let again = run(&place, &steps[8]["spec"]).expect(0);
+    let again = run(&place, &steps[9]["spec"]).expect(0);
     again.says(&["already done"]);
 }

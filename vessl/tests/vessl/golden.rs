@@ -6,12 +6,13 @@ use std::path::Path;
 use crate::place::{Place, home};
 
 /// Experiments whose specs are in the repository.
-const EXPERIMENTS: [&str; 5] = [
+const EXPERIMENTS: [&str; 6] = [
     "baseline",
     "verifiable",
     "rho1",
     "random-matched",
     "shuffled",
+    "beside-outside",
 ];
 
 fn files(folder: &Path) -> BTreeMap<String, String> {
@@ -167,6 +168,37 @@ fn a_profile_leads_every_run_to_a_tracking_server() {
         .with("render", "verifiable", "bad.yaml", &["--out", "x"])
         .expect(2)
         .says("env.MLFLOW_TRACKING_PASSWORD: a secret must not be written down");
+}
+
+/// Executing programs needs no GPU, whatever evaluating a model runs on.
+#[test]
+fn a_model_from_outside_is_judged_on_a_machine_without_a_gpu() {
+    let place = Place::new();
+    let spec = |profile: &str, out: &str| -> serde_json::Value {
+        place
+            .with("render", "beside-outside", profile, &["--out", out])
+            .expect(0);
+        let name = format!("{out}/04-evaluate-external-big-model.yaml");
+        serde_saphyr::from_str(&place.read(&name)).expect("a spec")
+    };
+    let usual = spec("profile.yaml", "usual");
+    assert_eq!(
+        usual["run"][0]["command"],
+        "evaluate external --data micropy --stored big-model --name micropy-external-big-model"
+    );
+    assert_eq!(usual["resources"]["preset"], "cpu-small");
+    assert!(usual["env"]["WMTP_DEVICE"].is_null());
+    let leaderboard = place.read("usual/07-leaderboard.yaml");
+    assert!(
+        leaderboard.contains("--scores micropy-base,micropy-external-big-model,micropy-v001-s42 "),
+        "{leaderboard}"
+    );
+    let profile = place
+        .read("profile.yaml")
+        .replace("jobs: {}", "jobs: {evaluate-external: one_gpu}");
+    place.write("large.yaml", &profile);
+    let large = spec("large.yaml", "large");
+    assert_eq!(large["resources"]["preset"], "gpu-a100-80g-small");
 }
 
 #[test]

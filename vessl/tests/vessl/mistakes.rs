@@ -213,6 +213,26 @@ fn mistakes_in_an_experiment_name_their_field() {
             "policy: unknown variant `made`",
         ),
         ("[42]", "[42, 42]", "seeds: found [42, 42]"),
+        (
+            "seeds",
+            "external: [v001]\nseeds",
+            "external[0]: found \"v001\": its name is that of a version trained here",
+        ),
+        (
+            "seeds",
+            "external: [big, a/b, big]\nseeds",
+            "external[1]: found \"a/b\": its name is no plain one",
+        ),
+        (
+            "seeds",
+            "external: [big, big]\nseeds",
+            "external[1]: is \"big\" again",
+        ),
+        (
+            "seeds",
+            "external: {folder: external/big}\nseeds",
+            "external: invalid type",
+        ),
         ("[r.yaml]", "[]", "recipes: expected at least one"),
         ("[r.yaml]", "[none.yaml]", "none.yaml"),
         (

@@ -258,6 +258,26 @@ fn start(ordinal: usize) -> Result<Device> {
     Ok(device)
 }
 
+/// The device as the driver's tools name it: `GPU-` and 32 digits in groups.
+pub fn uuid(device: &Device) -> Result<String> {
+    let uuid = device
+        .as_cuda_device()?
+        .cuda_stream()
+        .context()
+        .uuid()
+        .w()?;
+    let number = u128::from_be_bytes(uuid.bytes.map(i8::cast_unsigned));
+    let digits = format!("{number:032x}");
+    Ok(format!(
+        "GPU-{}-{}-{}-{}-{}",
+        &digits[..8],
+        &digits[8..12],
+        &digits[12..16],
+        &digits[16..20],
+        &digits[20..]
+    ))
+}
+
 /// The most bytes that tensors have held on a device so far.
 #[expect(unsafe_code, reason = "calls into the driver")]
 pub fn peak_memory(device: &Device) -> Result<u64> {

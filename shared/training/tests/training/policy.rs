@@ -8,6 +8,7 @@ use candle_core::{DType, Device, Tensor};
 use wmtp_data_sets::{TokenFile, pad_batch};
 use wmtp_model::{Horizon, MtpModel, ParamStore, Params, Products};
 use wmtp_training::heads::{HeadTargets, Learner, StepLoss, accumulate, target_counts};
+use wmtp_training::inference::{head_cross_entropies, mean};
 use wmtp_training::optimizer::{Gradients, Parameter, parameters};
 use wmtp_training::scorer::StepRow;
 use wmtp_training::{
@@ -267,6 +268,37 @@ fn training_lowers_the_loss_for_every_algorithm() {
         );
         assert_eq!(trainer.shown_weights().count(), 6);
     }
+}
+
+/// Curves are part of the artifact, whose bytes stay; losses of the other heads are for whoever looks on.
+#[test]
+fn a_validation_tells_the_loss_of_every_head_and_keeps_that_of_the_first() {
+    let file = counting(12);
+    let params = tiny(3);
+    let store = store(&params, DType::F32);
+    let mut trainer = trainer(&params, &store, &file, "baseline", settings());
+    let mut told = Vec::new();
+    while !trainer.is_done() {
+        let report = trainer.advance().unwrap();
+        let is_loss = |(name, _): &&(String, f64)| name.starts_with("validation_ce_head_");
+        let heads: Vec<_> = report.live.iter().filter(is_loss).cloned().collect();
+        let kept = report.metric("validation_loss");
+        assert_eq!(heads.first().map(|(_, loss)| *loss), kept);
+        if kept.is_some() {
+            told = heads;
+        }
+    }
+    assert_eq!(told.len(), 3, "the last step is followed by a validation");
+    let model = MtpModel::frozen(&params, &store).unwrap();
+    for (horizon, (name, loss)) in params.horizons().zip(told) {
+        assert_eq!(name, format!("validation_ce_head_{}", horizon.get()));
+        let rows = file.correct_rows();
+        let alone = head_cross_entropies(&model, &file, &rows, 1, horizon).unwrap();
+        let alone = mean(&alone).unwrap();
+        assert!((alone - loss).abs() < 1e-5, "{name}: {loss}, alone {alone}");
+    }
+    let mut curves = trainer.metrics().iter();
+    assert!(curves.all(|line| !line.contains("validation_ce")));
 }
 
 const ALGORITHMS: [&str; 5] = [
