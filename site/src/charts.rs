@@ -3,7 +3,6 @@
 mod forest;
 mod pareto;
 
-use std::fmt::Write;
 use std::sync::Arc;
 
 use wmtp_stats::Estimate;
@@ -15,7 +14,7 @@ use crate::headline::levels;
 use crate::input::Histogram;
 use crate::marks;
 use crate::series::{Point, columns, ema, thinned};
-use crate::svg::{Scale, Svg, coordinate, polyline, ticks};
+use crate::svg::{Coordinate, Path, Scale, Svg, ticks};
 use crate::words::Words;
 
 pub use forest::{axis as difference_axis, reach, row as difference};
@@ -25,6 +24,9 @@ pub use pareto::{Dot, pareto};
 const LABEL_ROOM: f64 = 9.0;
 /// Pixel columns of a curve.
 const COLUMNS: usize = 300;
+/// Points of the raw values that one column of their band spans at least: a column of one has no height, and its spike
+/// would not be seen.
+const POINTS_OF_A_COLUMN: usize = 4;
 /// Curves with fewer points are drawn as they are.
 const SMOOTHED_FROM: usize = 30;
 /// Classes of a task strip, from never to always solved.
@@ -104,7 +106,7 @@ fn crowd(
     rows: &[(&LeaderboardRow, Estimate)],
     x: &dyn Fn(usize) -> f64,
     y: Scale,
-) -> Vec<(String, String)> {
+) -> Vec<(String, Path)> {
     let highs = rows
         .iter()
         .enumerate()
@@ -114,24 +116,19 @@ fn crowd(
         .enumerate()
         .rev()
         .map(|(index, (_, e))| (x(index), y.at(e.interval.low)));
-    let outline: Vec<(f64, f64)> = highs.chain(lows).collect();
+    let outline = Path::through(highs.chain(lows)).closed();
     let mut paths = vec![
-        ("band a-baseline".to_owned(), polyline(&outline) + "Z"),
+        ("band a-baseline".to_owned(), outline),
         ("best".to_owned(), best_so_far(rows, x, y)),
     ];
     for (key, mark) in marks::all() {
-        let mut dots = String::new();
+        let mut dots = Path::default();
         let of_algo = rows
             .iter()
             .enumerate()
             .filter(|(_, (row, _))| row.algo == *key);
         for (index, (_, estimate)) in of_algo {
-            let _ = write!(
-                dots,
-                "M{} {}h0",
-                coordinate(x(index)),
-                coordinate(y.at(estimate.mean))
-            );
+            dots.dot((x(index), y.at(estimate.mean)));
         }
         if !dots.is_empty() {
             paths.push((format!("dots {}", mark.class), dots));
@@ -149,7 +146,7 @@ fn rate_grid(svg: &mut Svg, y: Scale, top: f64, words: &Words) {
             (100.0, at),
         );
         let last = tick + top / 8.0 > top;
-        let value = coordinate(tick * 100.0);
+        let value = Coordinate(tick * 100.0).to_string();
         let label = if last {
             words.say("{n}% solved", &[("n", &value)])
         } else {
@@ -159,7 +156,7 @@ fn rate_grid(svg: &mut Svg, y: Scale, top: f64, words: &Words) {
     }
 }
 
-fn best_so_far(rows: &[(&LeaderboardRow, Estimate)], x: &dyn Fn(usize) -> f64, y: Scale) -> String {
+fn best_so_far(rows: &[(&LeaderboardRow, Estimate)], x: &dyn Fn(usize) -> f64, y: Scale) -> Path {
     let mut points: Vec<(f64, f64)> = Vec::new();
     let mut best = 0.0f64;
     // What comes from outside is no step of this line.
@@ -176,7 +173,7 @@ fn best_so_far(rows: &[(&LeaderboardRow, Estimate)], x: &dyn Fn(usize) -> f64, y
     if let Some(&(_, level)) = points.last() {
         points.push((100.0, level));
     }
-    polyline(&points)
+    Path::through(points)
 }
 
 /// The interval of one row on the common scale.
@@ -217,7 +214,7 @@ pub fn interval_axis(top: f64, words: &Words) -> String {
             (x.at(tick), 100.0),
             -3,
             "middle",
-            &format!("{}%", coordinate(tick * 100.0)),
+            &format!("{}%", Coordinate(tick * 100.0)),
         );
     }
     svg.finish()
@@ -244,7 +241,7 @@ pub fn strip(title: &str, rates: &[f64], words: &Words) -> String {
             ("always", &always.to_string()),
         ],
     );
-    let mut paths: Vec<String> = vec![String::new(); 5];
+    let mut paths = vec![Path::default(); 5];
     for (index, rate) in rates.iter().enumerate() {
         let level = match *rate {
             rate if rate <= 0.0 => 0,
@@ -253,7 +250,7 @@ pub fn strip(title: &str, rates: &[f64], words: &Words) -> String {
             rate if rate < 1.0 => 3,
             _ => 4,
         };
-        let _ = write!(paths[level], "M{index}.1 0h.8v1h-.8z");
+        paths[level].rectangle((index as f64 + 0.1, 0.0), (0.8, 1.0));
     }
     let cells = CELL_CLASSES
         .into_iter()
@@ -278,18 +275,11 @@ pub fn histogram(histogram: &Histogram, class: &str, description: &str, words: &
         .fold(0.0, f64::max)
         .max(f64::MIN_POSITIVE);
     let bins = shares.len().max(1) as f64;
-    let mut bars = String::new();
+    let mut bars = Path::default();
     for (index, share) in shares.iter().enumerate().filter(|(_, share)| **share > 0.0) {
         let left = index as f64 / bins * 100.0;
         let height = (share / highest * 100.0).max(0.6);
-        let _ = write!(
-            bars,
-            "M{} 100v-{}h{}v{}z",
-            coordinate(left),
-            coordinate(height),
-            coordinate(100.0 / bins * 0.86),
-            coordinate(height)
-        );
+        bars.rectangle((left, 100.0), (100.0 / bins * 0.86, -height));
     }
     let x = Scale {
         from: histogram.low,
@@ -335,7 +325,7 @@ pub fn histogram(histogram: &Histogram, class: &str, description: &str, words: &
         } else {
             "middle"
         };
-        svg.text("tick", (at, 0.0), 16, anchor, &coordinate(tick));
+        svg.text("tick", (at, 0.0), 16, anchor, &Coordinate(tick).to_string());
     }
     svg.close();
     svg.finish()
@@ -430,7 +420,7 @@ impl Curve<'_> {
         })
     }
 
-    fn paths(&self, x: Scale, y: Scale, last: f64) -> Vec<(String, String)> {
+    fn paths(&self, x: Scale, y: Scale, last: f64) -> Vec<(String, Path)> {
         let smoothed = self
             .lines
             .iter()
@@ -441,12 +431,13 @@ impl Curve<'_> {
         for class in classes.into_iter().filter(|_| smoothed) {
             let of_class = self.lines.iter().filter(|line| line.0 == class);
             let all: Vec<Point> = of_class.flat_map(|line| line.1).copied().collect();
-            let band = columns(&all, (0.0, last), COLUMNS);
+            let wide = (all.len() / POINTS_OF_A_COLUMN).clamp(1, COLUMNS);
+            let band = columns(&all, (0.0, last), wide);
             let upper = band.iter().map(|c| (x.at(c.step), y.at(c.high)));
             let lower = band.iter().rev().map(|c| (x.at(c.step), y.at(c.low)));
-            let outline: Vec<(f64, f64)> = upper.chain(lower).collect();
-            if !outline.is_empty() {
-                paths.push((format!("band {class}"), polyline(&outline) + "Z"));
+            if !band.is_empty() {
+                let outline = Path::through(upper.chain(lower)).closed();
+                paths.push((format!("band {class}"), outline));
             }
         }
         for (class, points) in self.lines.iter().filter(|(_, points)| !points.is_empty()) {
@@ -455,11 +446,9 @@ impl Curve<'_> {
             } else {
                 points.to_vec()
             };
-            let points: Vec<(f64, f64)> = thinned(&line, COLUMNS)
-                .iter()
-                .map(|p| (x.at(p.0), y.at(p.1)))
-                .collect();
-            paths.push((format!("curve {class}"), polyline(&points)));
+            let points = thinned(&line, COLUMNS);
+            let points = points.iter().map(|p| (x.at(p.0), y.at(p.1)));
+            paths.push((format!("curve {class}"), Path::through(points)));
         }
         paths
     }
@@ -493,7 +482,7 @@ mod tests {
     #[test]
     fn a_strip_draws_every_task_once() {
         let drawn = strip("tasks", &[0.0, 0.1, 0.5, 0.9, 1.0, 1.0], &english());
-        assert_eq!(drawn.matches("h.8v1h-.8z").count(), 6);
+        assert_eq!(drawn.matches("h8v10h-8z").count(), 6);
         assert!(
             drawn.contains("5 of 6 tasks solved at least once, 2 every time."),
             "{drawn}"
@@ -558,7 +547,7 @@ mod tests {
         );
         assert_eq!(drawn.matches("<path").count(), 1, "{drawn}");
         // Six bins of a sixth each; the highest of the shares 0.2, 0.5, 0.05 and 0.25 fills the plot.
-        let bars = "M16.7 100v-40h14.3v40zM33.3 100v-100h14.3v100zM50 100v-10h14.3v10zM83.3 100v-50h14.3v50z";
+        let bars = "m167 1000h143v-400h-143zm166 0h143v-1000h-143zm167 0h143v-100h-143zm333 0h143v-500h-143z";
         assert!(
             drawn.contains(&format!("class=\"fill a-verifiable\" d=\"{bars}\"")),
             "{drawn}"

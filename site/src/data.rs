@@ -1,6 +1,7 @@
 //! Files for scripts and notebooks.
 
 use std::collections::BTreeMap;
+use std::iter::repeat_n;
 
 use polars::prelude::{
     Column, DataFrame, NamedFrom, ParquetCompression, ParquetWriter, PolarsError, Series,
@@ -11,6 +12,7 @@ use crate::Error;
 use crate::facts::Facts;
 use crate::input::{RunInput, SiteInput};
 use crate::output::Tray;
+use crate::series::Point;
 use crate::text::visible;
 
 /// Adds the data files but the manifest.
@@ -104,37 +106,53 @@ fn tasks(facts: &Facts<'_>) -> Result<Vec<u8>, PolarsError> {
 
 /// One row per version, seed, metric and step. The head of a metric of one head stands in a column of its own.
 fn history(facts: &Facts<'_>) -> Result<Vec<u8>, PolarsError> {
-    let rows = || {
-        runs(facts).flat_map(|(version, run)| {
-            run.training
-                .metrics
-                .series()
-                .flat_map(move |(name, points)| {
-                    let (metric, head) = split_head(name);
-                    points
-                        .iter()
-                        .map(move |point| (version, run.seed, metric, head, point))
-                })
-        })
-    };
-    let columns = vec![
-        column("version", rows().map(|row| row.0).collect::<Vec<&str>>()),
-        column(
-            "seed",
-            rows().map(|row| row.1).collect::<Vec<Option<u64>>>(),
-        ),
-        column(
-            "head",
-            rows().map(|row| row.3).collect::<Vec<Option<u32>>>(),
-        ),
-        column("metric", rows().map(|row| row.2).collect::<Vec<&str>>()),
+    let series: Vec<Measured<'_>> = runs(facts)
+        .flat_map(|(version, run)| measured(version, run))
+        .collect();
+    let points = || series.iter().flat_map(|one| one.points);
+    // One column after the other, each in the memory that the one before gave back: there may be millions of rows.
+    parquet(vec![
+        column("version", spread(&series, |one| one.version)),
+        column("seed", spread(&series, |one| one.seed)),
+        column("head", spread(&series, |one| one.head)),
+        column("metric", spread(&series, |one| one.metric)),
         column(
             "step",
-            rows().map(|row| row.4.0 as u64).collect::<Vec<u64>>(),
+            points().map(|point| point.0 as u64).collect::<Vec<u64>>(),
         ),
-        column("value", rows().map(|row| row.4.1).collect::<Vec<f64>>()),
-    ];
-    parquet(columns)
+        column("value", points().map(|point| point.1).collect::<Vec<f64>>()),
+    ])
+}
+
+/// Points of one metric of one run.
+struct Measured<'a> {
+    version: &'a str,
+    seed: Option<u64>,
+    metric: &'a str,
+    head: Option<u32>,
+    points: &'a [Point],
+}
+
+fn measured<'a>(version: &'a str, run: &'a RunInput) -> impl Iterator<Item = Measured<'a>> {
+    run.training.metrics.series().map(move |(name, points)| {
+        let (metric, head) = split_head(name);
+        Measured {
+            version,
+            seed: run.seed,
+            metric,
+            head,
+            points,
+        }
+    })
+}
+
+/// What is the same for all points of a metric, once for each of them.
+fn spread<'a, T: Clone>(series: &[Measured<'a>], value: impl Fn(&Measured<'a>) -> T) -> Vec<T> {
+    let mut column = Vec::with_capacity(series.iter().map(|one| one.points.len()).sum());
+    for one in series {
+        column.extend(repeat_n(value(one), one.points.len()));
+    }
+    column
 }
 
 /// `ce_head_2` as `ce` of head 2.

@@ -40,7 +40,10 @@ pub fn sides(left: &str, right: &str) -> Sides {
     };
     for pair in &pairs {
         let (old, new) = match (pair.left, pair.right) {
-            (Some(old), Some(new)) if !pair.same => words(old, new),
+            (Some(old), Some(new)) if !pair.same => {
+                let (old, new) = words(old, new);
+                (old.into(), new.into())
+            }
             (old, new) => (
                 old.map(escape).unwrap_or_default(),
                 new.map(escape).unwrap_or_default(),
@@ -120,8 +123,8 @@ fn words(left: &str, right: &str) -> (String, String) {
                 left.push_str(&text);
                 right.push_str(&text);
             }
-            Change::Removed => left.extend(["<del>", text.as_str(), "</del>"]),
-            Change::Added => right.extend(["<ins>", text.as_str(), "</ins>"]),
+            Change::Removed => left.extend(["<del>", &text, "</del>"]),
+            Change::Added => right.extend(["<ins>", &text, "</ins>"]),
         }
     }
     (

@@ -608,7 +608,7 @@ fn squeezed(source: &str) -> String {
     text
 }
 
-/// A style sheet without blanks that mean nothing. A colon keeps the blank before it, which is part of a selector.
+/// A style sheet without blanks and zeros that mean nothing. A colon keeps the blank before it, which is part of a selector.
 fn squeezed_style(source: &str) -> String {
     let mut text = squeezed(source);
     let pairs = [
@@ -623,6 +623,10 @@ fn squeezed_style(source: &str) -> String {
         ("{\n", "{"),
         ("\n}", "}"),
         (",\n", ","),
+        (" 0.", " ."),
+        (":0.", ":."),
+        (",0.", ",."),
+        ("(0.", "(."),
     ];
     for (from, to) in pairs {
         text = text.replace(from, to);

@@ -3,7 +3,7 @@
 //! The outer picture has no viewBox. Marks and text stand at percentages of nested pictures; only stretched paths
 //! sit inside a viewBox of 100 by 100. Colours are classes, so dark mode and print need no second picture.
 
-use std::fmt::{Display, Write};
+use std::fmt::{self, Display, Write};
 
 use crate::text::escape;
 
@@ -44,47 +44,100 @@ impl Scale {
 
 /// A coordinate with one decimal, and none where it is whole. Pictures are made of these, so they are put together from
 /// whole tenths: printing a float exactly took a fifth of a large site's time.
-pub fn coordinate(value: f64) -> String {
-    let mut text = String::new();
-    push_coordinate(&mut text, value);
-    text
-}
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Coordinate(pub f64);
 
-/// [`coordinate`] at the end of a text.
-pub fn push_coordinate(text: &mut String, value: f64) {
-    let tenths = (value * 10.0).round_ties_even() as i64;
-    if tenths < 0 {
-        text.push('-');
-    }
-    let size = tenths.unsigned_abs();
-    let mut digits = [0u8; 20];
-    let mut first = digits.len();
-    let mut whole = size / 10;
-    loop {
-        first -= 1;
-        digits[first] = b'0' + (whole % 10) as u8;
-        whole /= 10;
-        if whole == 0 {
-            break;
+impl Display for Coordinate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let tenths = tenths(self.0);
+        if tenths < 0 {
+            f.write_char('-')?;
+        }
+        let size = tenths.unsigned_abs();
+        Display::fmt(&(size / 10), f)?;
+        match size % 10 {
+            0 => Ok(()),
+            tenth => {
+                f.write_char('.')?;
+                Display::fmt(&tenth, f)
+            }
         }
     }
-    text.extend(digits[first..].iter().map(|digit| char::from(*digit)));
-    if !size.is_multiple_of(10) {
-        text.push('.');
-        text.push(char::from(b'0' + (size % 10) as u8));
-    }
 }
 
-/// A path through points given in percent of the plot.
-pub fn polyline(points: &[(f64, f64)]) -> String {
-    let mut path = String::with_capacity(points.len() * 10);
-    for (index, (x, y)) in points.iter().enumerate() {
-        path.push(if index == 0 { 'M' } else { 'L' });
-        push_coordinate(&mut path, *x);
-        path.push(' ');
-        push_coordinate(&mut path, *y);
+fn tenths(value: f64) -> i64 {
+    (value * 10.0).round_ties_even() as i64
+}
+
+/// A path in the plane of [`Svg::stretched`]. Every point is written in whole tenths and as its distance from the one
+/// before: most of a large site are curves, and this halves them.
+#[derive(Debug, Clone, Default)]
+pub struct Path {
+    text: String,
+    at: (i64, i64),
+}
+
+impl Path {
+    /// A path through points.
+    pub fn through(points: impl IntoIterator<Item = (f64, f64)>) -> Self {
+        let mut path = Self::default();
+        for point in points {
+            // What follows a move without a letter is a line.
+            if path.text.is_empty() {
+                path.text.push('m');
+            }
+            path.point(point);
+        }
+        path
     }
-    path
+
+    /// A line from the last point to the first, so that the path can be filled.
+    #[must_use]
+    pub fn closed(mut self) -> Self {
+        self.text.push('z');
+        self
+    }
+
+    /// A dot: a line of no length.
+    pub fn dot(&mut self, at: (f64, f64)) {
+        self.text.push('m');
+        self.point(at);
+        self.text.push_str("h0");
+    }
+
+    /// A rectangle from a corner, with its signed width and height.
+    pub fn rectangle(&mut self, corner: (f64, f64), size: (f64, f64)) {
+        self.text.push('m');
+        self.point(corner);
+        // Closing it leads back to its corner.
+        let (width, height) = (tenths(size.0), tenths(size.1));
+        for (letter, length) in [('h', width), ('v', height), ('h', -width)] {
+            self.text.push(letter);
+            self.number(length);
+        }
+        self.text.push('z');
+    }
+
+    fn point(&mut self, point: (f64, f64)) {
+        let (x, y) = (tenths(point.0), tenths(point.1));
+        for distance in [x - self.at.0, y - self.at.1] {
+            let after_number = self.text.ends_with(|last: char| last.is_ascii_digit());
+            if distance >= 0 && after_number {
+                self.text.push(' ');
+            }
+            self.number(distance);
+        }
+        self.at = (x, y);
+    }
+
+    fn number(&mut self, value: i64) {
+        self.text.push_str(itoa::Buffer::new().format(value));
+    }
+
+    /// Whether nothing was drawn.
+    pub fn is_empty(&self) -> bool {
+        self.text.is_empty()
+    }
 }
 
 impl Svg {
@@ -117,10 +170,10 @@ impl Svg {
         let _ = write!(
             self.body,
             "<line class=\"{class}\" x1=\"{}%\" y1=\"{}%\" x2=\"{}%\" y2=\"{}%\"/>",
-            coordinate(from.0),
-            coordinate(from.1),
-            coordinate(to.0),
-            coordinate(to.1)
+            Coordinate(from.0),
+            Coordinate(from.1),
+            Coordinate(to.0),
+            Coordinate(to.1)
         );
     }
 
@@ -129,8 +182,8 @@ impl Svg {
         let _ = write!(
             self.body,
             "<text class=\"{class}\" x=\"{}%\" y=\"{}%\" dy=\"{dy}\" text-anchor=\"{anchor}\">{}</text>",
-            coordinate(at.0),
-            coordinate(at.1),
+            Coordinate(at.0),
+            Coordinate(at.1),
             escape(text)
         );
     }
@@ -140,8 +193,8 @@ impl Svg {
         let _ = write!(
             self.body,
             "<svg x=\"{}%\" y=\"{}%\" overflow=\"visible\">{shape}</svg>",
-            coordinate(at.0),
-            coordinate(at.1)
+            Coordinate(at.0),
+            Coordinate(at.1)
         );
     }
 
@@ -149,18 +202,19 @@ impl Svg {
     pub fn stretched<C: Display>(
         &mut self,
         size: (f64, f64),
-        paths: impl IntoIterator<Item = (C, String)>,
+        paths: impl IntoIterator<Item = (C, Path)>,
     ) {
         let _ = write!(
             self.body,
             "<svg viewBox=\"0 0 {} {}\" preserveAspectRatio=\"none\" width=\"100%\" height=\"100%\">",
-            coordinate(size.0),
-            coordinate(size.1)
+            tenths(size.0),
+            tenths(size.1)
         );
         for (class, path) in paths {
             let _ = write!(
                 self.body,
-                "<path class=\"{class}\" d=\"{path}\" vector-effect=\"non-scaling-stroke\"/>"
+                "<path class=\"{class}\" d=\"{}\" vector-effect=\"non-scaling-stroke\"/>",
+                path.text
             );
         }
         self.body.push_str("</svg>");
@@ -224,8 +278,22 @@ mod tests {
 
     #[test]
     fn coordinates_have_one_decimal_at_most() {
-        let shown = [0.0, -0.04, 1.25, -1.26, 12.0, 99.96, -0.5].map(coordinate);
+        let shown =
+            [0.0, -0.04, 1.25, -1.26, 12.0, 99.96, -0.5].map(|value| Coordinate(value).to_string());
         assert_eq!(shown, ["0", "0", "1.2", "-1.3", "12", "100", "-0.5"]);
+    }
+
+    #[test]
+    fn paths_are_whole_tenths_from_point_to_point() {
+        let line = Path::through([(10.0, 5.4), (10.9, 20.7), (11.8, 1.44), (11.8, 1.44)]);
+        assert_eq!(line.clone().text, "m100 54 9 153 9-193 0 0");
+        assert_eq!(line.closed().text, "m100 54 9 153 9-193 0 0z");
+        let mut cells = Path::default();
+        assert!(cells.is_empty());
+        cells.rectangle((0.1, 1.0), (0.8, -0.5));
+        cells.rectangle((2.1, 1.0), (0.8, -1.0));
+        cells.dot((2.0, 0.0));
+        assert_eq!(cells.text, "m1 10h8v-5h-8zm20 0h8v-10h-8zm-1-10h0");
     }
 
     #[test]

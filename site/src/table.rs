@@ -108,7 +108,7 @@ impl Table {
     /// An empty table with the names of its columns; empty names make a table without a head.
     pub(crate) fn new(head: &[&str]) -> Self {
         Self {
-            head: head.iter().map(|name| escape(name)).collect(),
+            head: head.iter().map(|name| escape(name).into_owned()).collect(),
             ..Self::default()
         }
     }

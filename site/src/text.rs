@@ -1,14 +1,19 @@
 //! Untrusted text made inert: escaping, control characters, Markdown.
 
+use std::borrow::Cow;
 use std::fmt::Write;
 
 use pulldown_cmark::{Event, HeadingLevel, Options, Parser, Tag, TagEnd, html};
 
 /// Escapes text for element content and double-quoted attributes.
-pub fn escape(text: &str) -> String {
+pub fn escape(text: &str) -> Cow<'_, str> {
+    let special = |byte: u8| matches!(byte, b'&' | b'<' | b'>' | b'"' | b'\'');
+    let Some(first) = text.bytes().position(special) else {
+        return Cow::Borrowed(text);
+    };
     let mut escaped = String::with_capacity(text.len() + text.len() / 8);
     let mut from = 0;
-    for (at, byte) in text.bytes().enumerate() {
+    for (at, byte) in text.bytes().enumerate().skip(first) {
         let reference = match byte {
             b'&' => "&amp;",
             b'<' => "&lt;",
@@ -22,7 +27,7 @@ pub fn escape(text: &str) -> String {
         from = at + 1;
     }
     escaped.push_str(&text[from..]);
-    escaped
+    Cow::Owned(escaped)
 }
 
 /// Program text and output as a reader can trust it: terminal colour codes are dropped; bidirectional, invisible
@@ -67,7 +72,7 @@ fn is_hidden(character: char) -> bool {
 
 /// [`visible`] and [`escape`].
 pub fn inert(text: &str) -> String {
-    escape(&visible(text))
+    escape(&visible(text)).into_owned()
 }
 
 /// Lets a line break behind the underscores of escaped text, so that names with no blank in them fit into a narrow column.

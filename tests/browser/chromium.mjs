@@ -51,18 +51,27 @@ async function tab(send, listeners) {
   const { targetId } = await send('Target.createTarget', { url: 'about:blank' });
   const { sessionId } = await send('Target.attachToTarget', { targetId, flatten: true });
   const call = (method, params) => send(method, params, sessionId);
-  const requests = [];
+  const [requests, errors] = [[], []];
   let loaded = null;
   listeners.push((message) => {
     if (message.sessionId !== sessionId) return;
     if (message.method === 'Network.requestWillBeSent') requests.push(message.params.request.url);
     if (message.method === 'Page.loadEventFired' && loaded) loaded();
+    const { entry, exceptionDetails, type, args } = message.params;
+    if (message.method === 'Log.entryAdded' && entry.level === 'error') errors.push(`${entry.text} ${entry.url ?? ''}`);
+    if (message.method === 'Runtime.exceptionThrown') errors.push(exceptionDetails.exception?.description ?? exceptionDetails.text);
+    if (message.method === 'Runtime.consoleAPICalled' && type === 'error') errors.push(args.map((one) => one.value).join(' '));
   });
-  await call('Page.enable');
-  await call('Network.enable');
+  for (const domain of ['Page', 'Network', 'Log', 'Runtime']) await call(`${domain}.enable`);
   await call('Page.setBypassCSP', { enabled: true });
+  const evaluate = async (expression) => {
+    const reply = await call('Runtime.evaluate', { expression, awaitPromise: true, returnByValue: true });
+    if (reply.exceptionDetails) throw new Error(reply.exceptionDetails.exception?.description ?? reply.exceptionDetails.text);
+    return reply.result.value;
+  };
   return {
     requests,
+    errors,
     call,
     async look(width, height, scheme, { scripts = true, media = '' } = {}) {
       await call('Emulation.setDeviceMetricsOverride', { width, height, deviceScaleFactor: 1, mobile: false });
@@ -74,10 +83,13 @@ async function tab(send, listeners) {
       await call('Page.navigate', { url });
       await done;
     },
-    async evaluate(expression) {
-      const reply = await call('Runtime.evaluate', { expression, awaitPromise: true, returnByValue: true });
-      if (reply.exceptionDetails) throw new Error(reply.exceptionDetails.exception?.description ?? reply.exceptionDetails.text);
-      return reply.result.value;
+    run: evaluate,
+    evaluate,
+    async press(key) {
+      const [name, text, code] = key === 'Enter' ? ['Enter', '\r', 13] : [key, key, key.toUpperCase().charCodeAt(0)];
+      const stroke = { key: name, text, windowsVirtualKeyCode: code };
+      await call('Input.dispatchKeyEvent', { type: 'keyDown', ...stroke });
+      await call('Input.dispatchKeyEvent', { type: 'keyUp', ...stroke });
     },
     async picture({ whole = true, height = 12000 } = {}) {
       const { cssContentSize } = await call('Page.getLayoutMetrics');

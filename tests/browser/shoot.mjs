@@ -1,10 +1,10 @@
 // Pictures of pages for people: every width light and dark, and as printed.
 //
-//   node shoot.mjs CHROMIUM SITE OUT WIDTH,… PAGE…
+//   node --experimental-websocket shoot.mjs BROWSER SITE OUT WIDTH,… PAGE…
 import { mkdirSync, writeFileSync } from 'node:fs';
 import { resolve } from 'node:path';
 import { pathToFileURL } from 'node:url';
-import { open } from './chromium.mjs';
+import { open } from './browser.mjs';
 
 const [binary, site, out, widths, ...pages] = process.argv.slice(2);
 mkdirSync(out, { recursive: true });

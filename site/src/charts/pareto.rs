@@ -5,7 +5,7 @@ use wmtp_stats::wording::percent;
 
 use super::{LABEL_ROOM, number, rate_grid};
 use crate::marks::Mark;
-use crate::svg::{Scale, Svg, polyline, ticks};
+use crate::svg::{Path, Scale, Svg, ticks};
 use crate::words::Words;
 
 /// One version on the picture.
@@ -46,7 +46,10 @@ pub fn pareto(dots: &[Dot<'_>], top: f64, unit: &str, description: &str, words: 
     let mut svg = Svg::new(330, &title, description);
     svg.open(18, 270);
     rate_grid(&mut svg, y, top, words);
-    svg.stretched((100.0, 100.0), [("best", frontier(dots, x, y))]);
+    svg.stretched(
+        (100.0, 100.0),
+        [("best", Path::through(frontier(dots, x, y)))],
+    );
     for dot in dots {
         let at = (x.at(dot.cost), y.at(dot.estimate.mean));
         let (low, high) = (
@@ -123,7 +126,7 @@ fn labels<'d, 'a>(dots: &'d [Dot<'a>], x: Scale, y: Scale) -> Vec<(&'d Dot<'a>, 
 }
 
 /// Steps through the versions that no cheaper one reaches.
-fn frontier(dots: &[Dot<'_>], x: Scale, y: Scale) -> String {
+fn frontier(dots: &[Dot<'_>], x: Scale, y: Scale) -> Vec<(f64, f64)> {
     let mut order: Vec<&Dot<'_>> = dots.iter().collect();
     order.sort_by(|a, b| {
         a.cost
@@ -144,7 +147,7 @@ fn frontier(dots: &[Dot<'_>], x: Scale, y: Scale) -> String {
     if let Some(&(_, level)) = points.last() {
         points.push((100.0, level));
     }
-    polyline(&points)
+    points
 }
 
 #[cfg(test)]
@@ -182,7 +185,13 @@ mod tests {
             end: 0.0,
         };
         let dots = [dot("a", 0.1, 0.2), dot("b", 0.5, 0.1), dot("c", 0.6, 0.7)];
-        assert_eq!(frontier(&dots, unit, down), "M10 80L60 80L60 30L100 30");
+        let steps = [(10.0, 80.0), (60.0, 80.0), (60.0, 30.0), (100.0, 30.0)];
+        let drawn = frontier(&dots, unit, down);
+        assert_eq!(drawn.len(), steps.len(), "{drawn:?}");
+        for (found, step) in drawn.iter().zip(steps) {
+            let off = (found.0 - step.0).abs() + (found.1 - step.1).abs();
+            assert!(off < 1e-9, "{drawn:?}");
+        }
     }
 
     #[test]

@@ -118,5 +118,5 @@ pub(super) fn feed(input: &SiteInput, facts: &Facts<'_>) -> String {
 
 /// Untrusted text in XML, which knows no control characters at all.
 fn xml(text: &str) -> String {
-    escape(&visible(text).replace(['\n', '\t'], " "))
+    escape(&visible(text).replace(['\n', '\t'], " ")).into_owned()
 }

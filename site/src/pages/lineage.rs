@@ -136,14 +136,15 @@ fn verdict(book: &Book<'_>, version: &VersionInput) -> String {
         return String::new();
     };
     let points = signed(comparison.difference.difference);
-    let words = escape(&book.say(comparison.words(), &[]));
+    let words = book.say(comparison.words(), &[]);
+    let words = escape(&words);
     let text = format!(
         "<span aria-hidden=\"true\">{}</span> {points}",
         verdict_sign(comparison.verdict)
     );
     let pair = book.facts.pair(&version.row.version_id, &comparison.other);
     let linked = match pair {
-        Some(pair) => format!("<a href=\"{}\">{words}</a>", escape(&pair.path)),
+        Some(pair) => format!("<a href=\"{}\">{words}</a>", escape(&pair.path)).into(),
         None => words,
     };
     format!(

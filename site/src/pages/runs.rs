@@ -9,7 +9,7 @@ use crate::charts::Curve;
 use crate::cost::{duration, grouped};
 use crate::input::{RunInfo, RunLife};
 use crate::table::{Cell, Table};
-use crate::text::visible;
+use crate::text::{escape, visible};
 use crate::words::Language;
 
 /// Live metrics that a run's page draws, in the order in which a reader asks.
@@ -23,6 +23,8 @@ const DRAWN: [&str; 6] = [
 ];
 /// Events on a run's page; the oldest go first.
 const EVENTS_SHOWN: usize = 300;
+/// Letters of the longest name that stays on one line where there is room.
+const UNBROKEN_NAME: usize = 28;
 
 pub(super) fn write(book: &mut Book<'_>) -> Result<(), Error> {
     let mut runs: Vec<&RunInfo> = book.input.runs.iter().flatten().collect();
@@ -86,8 +88,9 @@ pub(super) fn state_cell(book: &Book<'_>, run: &RunInfo) -> Cell {
         "<span class=\"{}\"><span aria-hidden=\"true\">{}</span> {}</span>",
         run.life.class(),
         run.life.sign(),
-        crate::text::escape(&book.say(run.life.words(), &[]))
+        escape(&book.say(run.life.words(), &[]))
     ))
+    .class("whole")
 }
 
 fn progress(run: &RunInfo) -> Option<String> {
@@ -122,13 +125,15 @@ fn table<'a>(book: &Book<'_>, runs: impl Iterator<Item = &'a RunInfo>) -> Value 
     let heads: Vec<&str> = heads.iter().map(String::as_str).collect();
     let mut table = Table::new(&heads);
     for run in runs {
+        let name = run.name.as_deref().unwrap_or(&run.id);
+        let mut named = Cell::link(&format!("{}/index.html", run.id), name);
+        if name.len() <= UNBROKEN_NAME {
+            named = named.class("unbroken");
+        }
         let mut cells = vec![
-            Cell::link(
-                &format!("{}/index.html", run.id),
-                run.name.as_deref().unwrap_or(&run.id),
-            ),
+            named,
             Cell::text(&run.job).class("whole"),
-            state_cell(book, run).class("whole"),
+            state_cell(book, run),
             Cell::maybe(progress(run)),
             Cell::number(run.attempts.len().max(1).to_string()),
             Cell::number(duration(run.secs() / 3600.0)),
@@ -149,7 +154,7 @@ fn one(book: &mut Book<'_>, run: &RunInfo) -> Result<(), Error> {
         kicker => format!("{} · {}", run.job, run.id),
         class => run.life.class(),
         sign => run.life.sign(),
-        finding => finding.as_str(),
+        heading => markup(with_whole_date(&finding, &moment(&run.last))),
         facts => facts(book, run),
         notes => notes(book, run),
         attempts => attempts(book, run),
@@ -163,6 +168,12 @@ fn one(book: &mut Book<'_>, run: &RunInfo) -> Result<(), Error> {
     let found_by = format!("{} {}", run.phase, run.tags.join(" "));
     book.entry(&path, &finding, found_by.trim());
     Ok(())
+}
+
+/// A sentence whose date does not break.
+fn with_whole_date(finding: &str, at: &str) -> String {
+    let at = escape(at);
+    escape(finding).replacen(&*at, &format!("<span class=\"whole\">{at}</span>"), 1)
 }
 
 /// What a run's state means for whoever waits for it.

@@ -143,7 +143,7 @@ fn a_board_whose_metric_is_better_when_lower_says_so() {
 }
 
 /// A typical world with a model from outside of some level, as it lies on the disk: without a checkpoint, tokens and times.
-fn with_outsider(level: f64) -> build_site::Site {
+pub(crate) fn with_outsider(level: f64) -> build_site::Site {
     let root = tempfile::tempdir().unwrap();
     let mut world = World::typical();
     world.versions.push(fixture::Version {
@@ -163,7 +163,13 @@ fn with_outsider(level: f64) -> build_site::Site {
             2
         });
     }
-    whole(input)
+    let site = whole(input);
+    // For looking at the pages, below the folder of the test that shows all others.
+    if let Ok(dir) = std::env::var("WMTP_SITE_PREVIEW") {
+        site.write(&std::path::Path::new(&dir).join(format!("outsider-{level}")))
+            .unwrap();
+    }
+    site
 }
 
 #[test]
