@@ -78,7 +78,9 @@ async function start(binary, variables, flags) {
   }
   // A window that fills the screen has no bars, which are wider than a phone.
   const options = { binary: miniBrowser(), args: ['--automation', '--full-screen', ...flags] };
-  const { sessionId } = await send('POST', '/session', { capabilities: { alwaysMatch: { 'webkitgtk:browserOptions': options } } });
+  // A busy machine takes long for the largest page; what hangs is ended by whoever runs the tests.
+  const wanted = { 'webkitgtk:browserOptions': options, timeouts: { script: 300_000, pageLoad: 300_000 } };
+  const { sessionId } = await send('POST', '/session', { capabilities: { alwaysMatch: wanted } });
   const call = (method, path, body) => send(method, `/session/${sessionId}${path}`, body);
   const close = async () => {
     await call('DELETE', '').catch(() => {});
