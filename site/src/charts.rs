@@ -31,8 +31,10 @@ const POINTS_OF_A_COLUMN: usize = 4;
 const SMOOTHED_FROM: usize = 30;
 /// Classes of a task strip, from never to always solved.
 const CELL_CLASSES: [&str; 5] = ["cell t0", "cell t1", "cell t2", "cell t3", "cell t4"];
-/// Share of the past that a smoothed curve keeps.
-const DECAY: f64 = 0.9;
+/// A smoothed curve averages over so large a part of its points: over more, it would lag behind what its band shows.
+const AVERAGED_PART: f64 = 1.0 / 40.0;
+/// Share of the past that it keeps at most.
+const MOST_DECAY: f64 = 0.9;
 /// Versions that are drawn one by one; more become a band with dots.
 const DRAWN_ONE_BY_ONE: usize = 40;
 
@@ -442,7 +444,7 @@ impl Curve<'_> {
         }
         for (class, points) in self.lines.iter().filter(|(_, points)| !points.is_empty()) {
             let line = if smoothed {
-                ema(points, DECAY)
+                ema(points, decay(points.len()))
             } else {
                 points.to_vec()
             };
@@ -452,6 +454,12 @@ impl Curve<'_> {
         }
         paths
     }
+}
+
+/// Share of the past that a smoothed curve of so many points keeps.
+fn decay(num_points: usize) -> f64 {
+    let averaged = num_points as f64 * AVERAGED_PART;
+    (1.0 - 1.0 / averaged.max(1.0)).min(MOST_DECAY)
 }
 
 /// A number with as many digits as a reader needs.
@@ -477,6 +485,12 @@ mod tests {
 
     fn english() -> Words {
         Words::of(Language::English)
+    }
+
+    #[test]
+    fn a_short_curve_is_averaged_over_few_points() {
+        assert_eq!((decay(0), decay(40), decay(80)), (0.0, 0.0, 0.5));
+        assert_eq!((decay(400), decay(1_000_000)), (MOST_DECAY, MOST_DECAY));
     }
 
     #[test]
