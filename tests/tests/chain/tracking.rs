@@ -182,7 +182,7 @@ impl Place {
                 let form = form.as_bytes();
                 bytes.windows(form.len()).any(|part| part == form)
             };
-            if forms.iter().any(|form| holds(form)) {
+            if forms.iter().any(holds) {
                 found.push(path);
             }
         }
