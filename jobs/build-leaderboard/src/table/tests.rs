@@ -235,6 +235,19 @@ fn a_missing_primary_metric_stands_last_without_a_rank() {
 }
 
 #[test]
+fn a_metric_that_is_better_when_lower_turns_the_order_and_what_misses_it_stays_last() {
+    let mut runs = board_of(&FULL, 1);
+    for run in &mut runs {
+        run.score.metrics[0].higher_is_better = false;
+    }
+    let board = build(&runs).unwrap();
+    assert_eq!(ids(&board), ["base", "v001", "v004", "v005", "v002"]);
+    runs[1].score.metrics[0].name = "exact_match".to_owned();
+    let board = build(&runs).unwrap();
+    assert_eq!(ids(&board), ["base", "v004", "v005", "v002", "v001"]);
+}
+
+#[test]
 fn a_second_metric_of_one_name_gets_a_suffix() {
     let mut runs = board_of(&FULL, 1);
     let again = Metric {
