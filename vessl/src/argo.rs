@@ -249,7 +249,7 @@ fn container(planned: &Planned, profile: &Profile) -> Result<Container, Mistake>
     });
     Ok(Container {
         image: spec.image.url().to_owned(),
-        command: vec![planned.step.job.to_owned()],
+        command: vec![planned.step.job().to_owned()],
         args: planned.step.arguments.clone(),
         working_dir: spec.run[0].workdir.clone(),
         env: env.collect(),

@@ -54,8 +54,6 @@ pub(crate) enum BaseModel {
 pub(crate) struct Step {
     /// Name within the chain.
     pub(crate) id: String,
-    /// The job.
-    pub(crate) job: &'static str,
     /// What its machine and its hours are stated for: the job, or `evaluate-external`.
     pub(crate) task: &'static str,
     /// Its command line, without the program.
@@ -68,6 +66,16 @@ pub(crate) struct Step {
     pub(crate) after: Vec<String>,
     /// Expected hours.
     pub(crate) hours: Option<f64>,
+}
+
+impl Step {
+    /// The job.
+    pub(crate) fn job(&self) -> &'static str {
+        match self.task {
+            EVALUATE_EXTERNAL => "evaluate",
+            job => job,
+        }
+    }
 }
 
 /// A version: its recipe and the settings that a run is given.
@@ -377,7 +385,7 @@ impl Chain<'_> {
         let evaluations: Vec<String> = self
             .steps
             .iter()
-            .filter(|step| step.job == "evaluate")
+            .filter(|step| step.job() == "evaluate")
             .map(|step| step.id.clone())
             .collect();
         let scores: Vec<String> = evaluations
@@ -413,11 +421,6 @@ impl Chain<'_> {
         after: &[String],
     ) {
         let recipe = &version.recipe;
-        let job = if task == EVALUATE_EXTERNAL {
-            "evaluate"
-        } else {
-            task
-        };
         let mut tags = vec![
             "wmtp".to_owned(),
             self.experiment.name.clone(),
@@ -432,7 +435,6 @@ impl Chain<'_> {
         }
         self.steps.push(Step {
             id: id.to_owned(),
-            job,
             task,
             arguments: command.split(' ').map(str::to_owned).collect(),
             config: version.config.clone(),

@@ -55,11 +55,11 @@ pub(crate) fn render(
 }
 
 fn spec(experiment: &Experiment, step: &Step, profile: &Profile) -> RunSpec {
-    let command = format!("{} {}", step.job, step.arguments.join(" "));
+    let command = format!("{} {}", step.job(), step.arguments.join(" "));
     let export = profile
         .site
         .iter()
-        .filter(|_| step.job == "build-site")
+        .filter(|_| step.job() == "build-site")
         .map(|place| (profile.site_folder(), Export { s3: place.clone() }))
         .collect();
     RunSpec {
@@ -71,7 +71,7 @@ fn spec(experiment: &Experiment, step: &Step, profile: &Profile) -> RunSpec {
             preset: profile.preset(step.task).1.name.clone(),
             spot: profile.spot,
         },
-        image: image(step.job, profile),
+        image: image(step.job(), profile),
         env: env(step, profile),
         run: vec![Command {
             command,

@@ -87,6 +87,13 @@ pub struct Work {
     rates: Rates,
 }
 
+/// Where the model is.
+enum Place<'a> {
+    Folder(&'a Path),
+    /// Raw data of this name in the store.
+    Stored(&'a str),
+}
+
 /// Where the programs come from.
 #[derive(Debug)]
 enum Source {
@@ -108,11 +115,12 @@ impl Job for External {
     const VERSION: u32 = 1;
 
     fn plan(&self, cx: &mut PlanCx<'_>) -> Result<Plan<Work>, JobError> {
-        let name = self.model_name()?;
+        let place = self.place()?;
+        let name = place.model_name()?;
         let data = cx.input(DATA, Kind::ProcessedData, &self.data)?;
         let data_dir = cx.fetch(&data.id)?;
         let evaluation = cx.recipe()?.evaluation.clone();
-        let (file, source) = self.find(cx, &data_dir, &evaluation)?;
+        let (file, source) = place.find(cx, &data_dir, &evaluation)?;
         let recipe = cx.recipe()?;
         let accept_degraded = self.consent.holds_for(&evaluation);
         let who = Identity {
@@ -213,12 +221,21 @@ impl Job for External {
 }
 
 impl External {
+    fn place(&self) -> Result<Place<'_>, JobError> {
+        match (&self.folder, &self.stored) {
+            (Some(folder), _) => Ok(Place::Folder(folder)),
+            (None, Some(name)) => Ok(Place::Stored(name)),
+            (None, None) => Err(JobError::usage("give --folder or --stored")),
+        }
+    }
+}
+
+impl Place<'_> {
     /// The name of the model: that of its folder, or the one that it has in the store.
     fn model_name(&self) -> Result<String, JobError> {
-        match (&self.folder, &self.stored) {
-            (Some(folder), _) => folder_name(folder),
-            (None, Some(name)) => stored_name(name),
-            (None, None) => Err(JobError::usage("give --folder or --stored")),
+        match self {
+            Self::Folder(folder) => folder_name(folder),
+            Self::Stored(name) => stored_name(name),
         }
     }
 
@@ -229,12 +246,9 @@ impl External {
         data: &Path,
         evaluation: &Evaluation,
     ) -> Result<(PathBuf, Source), JobError> {
-        let Some(name) = &self.stored else {
-            return find(
-                self.folder.as_deref().unwrap_or(Path::new("")),
-                data,
-                evaluation,
-            );
+        let name = match self {
+            Self::Folder(folder) => return find(folder, data, evaluation),
+            Self::Stored(name) => name,
         };
         let model = cx.input(ROLE, Kind::RawData, name)?;
         let folder = cx.fetch(&model.id)?;

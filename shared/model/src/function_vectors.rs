@@ -503,21 +503,9 @@ mod tests {
     use super::*;
     use crate::ParamStore;
 
-    fn params() -> Params {
-        Params {
-            dim: 16,
-            n_layers: 4,
-            n_heads: 4,
-            n_kv_heads: 2,
-            multiple_of: 8,
-            n_future_tokens: 2,
-            ..Params::micro_mtp(23)
-        }
-    }
-
     fn model(dtype: DType) -> MtpModel {
-        let store = ParamStore::init(&params(), 5, dtype, &Device::Cpu).unwrap();
-        MtpModel::frozen(&params(), &store).unwrap()
+        let store = ParamStore::init(&Params::small(), 5, dtype, &Device::Cpu).unwrap();
+        MtpModel::frozen(&Params::small(), &store).unwrap()
     }
 
     /// Every token is its own slot.
@@ -558,7 +546,7 @@ mod tests {
         let mut heard = HeadOutputs::default();
         let trunk = model.trunk_observed(&rows_of(model, ids, rows).unwrap(), &mut heard);
         let trunk = trunk.unwrap();
-        for horizon in params().horizons() {
+        for horizon in Params::small().horizons() {
             model
                 .head_hidden_observed(horizon, &trunk, &mut heard)
                 .unwrap();
@@ -739,7 +727,7 @@ mod tests {
         let (model, ids) = (model(DType::F32), [1, 5, 9]);
         let vector = Tensor::rand(-1f32, 1.0, 16, &Device::Cpu).unwrap();
         let trunk = model.trunk(&rows_of(&model, &ids, 1).unwrap()).unwrap();
-        for block in BlockAt::all(&params()) {
+        for block in BlockAt::all(&Params::small()) {
             let none = injected_logits(&model, &ids, block, &vector, 0.0).unwrap();
             let some = injected_logits(&model, &ids, block, &vector, 0.5).unwrap();
             let reached = if matches!(block, BlockAt::Trunk(_)) {
@@ -773,7 +761,7 @@ mod tests {
             effects[(block * 4 + head) * 2] = effect;
         }
         let average = Tensor::from_slice(&effects, (4, 4, 2), &Device::Cpu).unwrap();
-        let top = top_heads(&params(), &average, next, 3).unwrap();
+        let top = top_heads(&Params::small(), &average, next, 3).unwrap();
         let found = top.iter().map(|top| (top.block, top.head, top.effect));
         assert_eq!(
             found.collect::<Vec<_>>(),
@@ -781,7 +769,7 @@ mod tests {
         );
         for (horizon, count) in [(1, 0), (1, 9), (3, 1)] {
             let horizon = Horizon::new(horizon).unwrap();
-            let refused = top_heads(&params(), &average, horizon, count).unwrap_err();
+            let refused = top_heads(&Params::small(), &average, horizon, count).unwrap_err();
             assert!(
                 refused
                     .to_string()
@@ -790,7 +778,7 @@ mod tests {
             );
         }
         let unknown = (average * f64::NAN).unwrap();
-        let refused = top_heads(&params(), &unknown, next, 3).unwrap_err();
+        let refused = top_heads(&Params::small(), &unknown, next, 3).unwrap_err();
         assert!(refused.to_string().contains("no answer"), "{refused}");
     }
 

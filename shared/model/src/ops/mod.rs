@@ -201,11 +201,11 @@ fn storage_of<T: Float>(data: Vec<T>) -> CpuStorage {
 }
 
 /// Values that a thread copies at least.
-const FILL: usize = 1 << 16;
+const COPY: usize = 1 << 16;
 
 /// A copy made by all threads.
 fn copied<T: Float>(values: &[T]) -> Vec<T> {
-    values.par_iter().with_min_len(FILL).copied().collect()
+    values.par_iter().with_min_len(COPY).copied().collect()
 }
 
 /// A gradient with the shape of `like`.
@@ -259,6 +259,7 @@ impl<'a, T: Float> WeightGradient<'a, T> {
         rows.next_multiple_of(16)
     }
 
+    /// `[out, in]`, row-major.
     fn made(&self) -> Vec<T> {
         let mut dst = Fresh::new(self.outputs * self.inputs);
         self.make(dst.uncleared());
