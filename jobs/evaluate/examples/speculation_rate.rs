@@ -178,7 +178,7 @@ fn train(params: &Params, samples: &[TokenizedSample], steps: usize) -> Result<P
             &mut loss,
             &mut gradients,
         )?;
-        engine.apply(loss.weighted(), &gradients, true)?;
+        engine.apply(loss.weighted(), &mut gradients, true)?;
     }
     Ok(store)
 }

@@ -9,10 +9,10 @@ mod value;
 
 use std::fmt;
 
-use wmtp_job_kit::{Job, JobError, Kind, Output, Plan, PlanCx, Run};
-use wmtp_model::Place;
+use wmtp_job_kit::{Follower, Inputs, Job, JobError, Kind, Output, Plan, PlanCx, Run};
 use wmtp_recipe::{Recipe, ValueObjective};
-use wmtp_training::session::{check_tokenizers, device_option, open_device};
+use wmtp_training::Ranks;
+use wmtp_training::session::{Compute, Team, check_tokenizers, follow};
 
 /// Settings that both objectives share with stage 2.
 const SHARED: [&str; 9] = [
@@ -65,20 +65,27 @@ pub struct TrainStage1 {
     /// The model to start from: a name, or an id.
     #[arg(long, value_name = "MODEL")]
     base: String,
-    /// Where to compute: cpu, cuda, or cuda:1 for the second device.
-    #[arg(long, value_name = "DEVICE", env = "WMTP_DEVICE", default_value_t = Place::BUILT_FOR)]
-    device: Place,
+    #[command(flatten)]
+    compute: Compute,
 }
 
 /// What the plan hands to the run.
 #[derive(Debug, Clone, Copy)]
 pub struct Work {
     objective: Objective,
-    place: Place,
+    compute: Compute,
 }
 
 impl TrainStage1 {
     fn check(&self, recipe: &Recipe) -> Result<(), JobError> {
+        let batch = match self.objective {
+            Objective::Value => ("stage1.batch_sequences", recipe.stage1.batch_sequences),
+            Objective::Reference => (
+                "reference.batch_sequences",
+                recipe.reference.batch_sequences,
+            ),
+        };
+        self.compute.check(batch, &recipe.optim)?;
         match (self.objective, recipe.stage1.objective) {
             (Objective::Reference, _)
             | (Objective::Value, ValueObjective::MseMc | ValueObjective::Bce) => Ok(()),
@@ -108,11 +115,11 @@ train-stage1 --objective reference --data micropy --base micro-ref --recipe reci
         check_tokenizers(("data", &data), ("base", &base))?;
         let work = Work {
             objective: self.objective,
-            place: self.device,
+            compute: self.compute,
         };
         let plan = Plan::new(work)
             .option("objective", self.objective.to_string())
-            .options(device_option(self.device));
+            .options(self.compute.options());
         let mut settings = [SHARED.as_slice(), &BATCHES].concat();
         Ok(match self.objective {
             Objective::Value => {
@@ -130,10 +137,26 @@ train-stage1 --objective reference --data micropy --base micro-ref --recipe reci
     }
 
     fn run(work: &Work, run: &mut Run) -> Result<Vec<Output>, JobError> {
-        let device = open_device(work.place, run)?;
+        let device = work.compute.open(run)?;
+        let team = Team::start(run, work.compute)?;
         match work.objective {
-            Objective::Value => value::run(run, &device),
-            Objective::Reference => reference::run(run, &device),
+            Objective::Value => value::run(run, &device, &team.ranks),
+            Objective::Reference => reference::run(run, &device, &team.ranks),
+        }
+    }
+
+    fn follow(&self, mut follower: Follower) -> Result<(), JobError> {
+        let ranks = Ranks::linked(follower.take_links());
+        let device = self.compute.open_for(ranks.rank())?;
+        match self.objective {
+            Objective::Value => {
+                let loaded = value::Loaded::of(&follower, &device)?;
+                follow(&mut loaded.trainer(follower.recipe(), &ranks)?)
+            }
+            Objective::Reference => {
+                let loaded = reference::Loaded::of(&follower, &device)?;
+                follow(&mut loaded.trainer(follower.recipe(), &ranks)?)
+            }
         }
     }
 }

@@ -1,8 +1,11 @@
 //! The tuned reference and its cross-entropies.
 
+use std::sync::Arc;
+
 use serde::Serialize;
-use wmtp_job_kit::{JobError, Kind, Output, Run};
-use wmtp_model::{Device, Horizon, MtpModel, Params};
+use wmtp_data_sets::TokenFile;
+use wmtp_job_kit::{Inputs, JobError, Kind, Output, Run};
+use wmtp_model::{Device, Horizon, MtpModel, ParamStore, Params};
 use wmtp_recipe::Recipe;
 use wmtp_recipe::seed::stream;
 use wmtp_records::{Split, jsonl};
@@ -11,7 +14,8 @@ use wmtp_training::session::{
     TOKENIZER_SHA256, check_vocabulary, drive, dtype, load_bundle, load_tokens, products,
 };
 use wmtp_training::{
-    Error, OptimSettings, PolicySettings, PolicyTrainer, Rows, StepScorer, TokenScores, Trainer,
+    Error, OptimSettings, PolicySettings, PolicyTrainer, Ranks, Rows, StepScorer, TokenScores,
+    Trainer, Weights,
 };
 use wmtp_weighting::WeightSettings;
 
@@ -28,32 +32,69 @@ struct Summary {
     mean_train_ce: Option<f64>,
 }
 
-pub(crate) fn run(run: &Run, device: &Device) -> Result<Vec<Output>, JobError> {
-    let recipe = run.recipe();
-    let data_dir = run.input("data")?;
-    let train = load_tokens(&data_dir, Split::Train)?;
-    let validation = load_tokens(&data_dir, Split::Validation)?;
-    let dtype = dtype(recipe.model.dtype);
-    let (params, store) = load_bundle(&run.input("base")?, dtype, device)?;
-    check_vocabulary(&params, run.manifest("data")?)?;
-    let next_token = only_head(&params)?;
+/// What every rank learns from and begins with.
+pub(crate) struct Loaded {
+    train: TokenFile,
+    validation: TokenFile,
+    params: Params,
+    store: ParamStore,
+}
 
-    let rows = Rows::correct(&train);
-    let train_rows = rows.rows.clone();
-    let scorer = Box::new(StepScorer::baseline(WeightSettings::default()));
-    let held_out = Rows::correct(&validation);
-    let mut trainer =
-        PolicyTrainer::new(&params, &store, rows, held_out, scorer, settings(recipe))?;
+impl Loaded {
+    pub(crate) fn of(inputs: &impl Inputs, device: &Device) -> Result<Self, JobError> {
+        let data = inputs.input("data")?;
+        let dtype = dtype(inputs.recipe().model.dtype);
+        let (params, store) = load_bundle(&inputs.input("base")?, dtype, device)?;
+        Ok(Self {
+            train: load_tokens(&data, Split::Train)?,
+            validation: load_tokens(&data, Split::Validation)?,
+            params,
+            store,
+        })
+    }
+
+    pub(crate) fn trainer(
+        &self,
+        recipe: &Recipe,
+        ranks: &Arc<Ranks>,
+    ) -> Result<PolicyTrainer<'_>, JobError> {
+        let weights = Weights {
+            params: &self.params,
+            store: &self.store,
+            adapters: None,
+        };
+        let (rows, held_out) = (Rows::correct(&self.train), Rows::correct(&self.validation));
+        let scorer = Box::new(StepScorer::baseline(WeightSettings::default()));
+        let settings = settings(recipe);
+        Ok(PolicyTrainer::new(
+            weights, rows, held_out, scorer, settings, ranks,
+        )?)
+    }
+}
+
+pub(crate) fn run(run: &Run, device: &Device, ranks: &Arc<Ranks>) -> Result<Vec<Output>, JobError> {
+    let recipe = run.recipe();
+    let loaded = Loaded::of(run, device)?;
+    let Loaded {
+        train,
+        params,
+        store,
+        ..
+    } = &loaded;
+    check_vocabulary(params, run.manifest("data")?)?;
+    let next_token = only_head(params)?;
+    let mut trainer = loaded.trainer(recipe, ranks)?;
     drive(&mut trainer, run, device, "reference")?;
     let best_step = trainer.finish()?;
 
+    let train_rows = train.correct_rows();
     run.log(format!(
         "cross-entropies of {} correct rows",
         train_rows.len()
     ));
-    let model = MtpModel::frozen(&params, &store).map_err(Error::from)?;
+    let model = MtpModel::frozen(params, store).map_err(Error::from)?;
     let size = recipe.optim.micro_batch_sequences;
-    let losses = head_cross_entropies(&model, &train, &train_rows, size, next_token)?;
+    let losses = head_cross_entropies(&model, train, &train_rows, size, next_token)?;
     let summary = Summary {
         train_rows: train_rows.len(),
         steps: trainer.total_steps(),

@@ -1,11 +1,12 @@
 //! The value model and the advantages that it gives.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use serde::Serialize;
 use wmtp_artifacts::Digest;
 use wmtp_data_sets::TokenFile;
-use wmtp_job_kit::{JobError, Kind, Output, Run};
+use wmtp_job_kit::{Inputs, JobError, Kind, Output, Run};
 use wmtp_model::{Device, HeadKind, ParamStore, Params};
 use wmtp_recipe::seed::stream;
 use wmtp_recipe::{Recipe, ValueHeadKind, ValueObjective};
@@ -14,8 +15,8 @@ use wmtp_training::session::{
     TOKENIZER_SHA256, check_vocabulary, drive, dtype, load_bundle, load_tokens, products,
 };
 use wmtp_training::{
-    Error, Judged, Lines, Objective, OptimSettings, Rows, Trainer, ValueParameters, ValueQuality,
-    ValueSettings, ValueTrainer, advantages, balanced_rows,
+    Error, Judged, Lines, Objective, OptimSettings, Ranks, Rows, Trainer, ValueParameters,
+    ValueQuality, ValueSettings, ValueTrainer, advantages, balanced_rows,
 };
 use wmtp_weighting::{Whitening, td_errors};
 
@@ -52,7 +53,7 @@ struct Description<'a> {
 }
 
 /// One split: token ids and the problem of every row.
-struct Labelled {
+pub(crate) struct Labelled {
     tokens: TokenFile,
     problems: Vec<String>,
 }
@@ -77,31 +78,71 @@ impl Labelled {
     }
 }
 
-pub(crate) fn run(run: &Run, device: &Device) -> Result<Vec<Output>, JobError> {
+/// What every rank learns from and begins with.
+pub(crate) struct Loaded {
+    train: Labelled,
+    validation: Labelled,
+    params: Params,
+    store: ValueParameters,
+}
+
+impl Loaded {
+    pub(crate) fn of(inputs: &impl Inputs, device: &Device) -> Result<Self, JobError> {
+        let recipe = inputs.recipe();
+        let data = inputs.input("data")?;
+        let dtype = dtype(recipe.model.dtype);
+        let (params, base) = load_bundle(&inputs.input("base")?, dtype, device)?;
+        let seed = stream(recipe.seed, "stage1/value-head");
+        let bias = objective(recipe)?.bias();
+        let trunk = ParamStore::value_trunk_from(&params, &base).map_err(Error::from)?;
+        let head = ParamStore::init_value_head(head(recipe), &params, seed, bias, dtype, device)
+            .map_err(Error::from)?;
+        Ok(Self {
+            train: Labelled::load(&data, Split::Train)?,
+            validation: Labelled::load(&data, Split::Validation)?,
+            params,
+            store: ValueParameters { trunk, head },
+        })
+    }
+
+    fn train_rows(&self, recipe: &Recipe) -> Vec<usize> {
+        let Labelled { tokens, problems } = &self.train;
+        balanced_rows(tokens, problems, stream(recipe.seed, "stage1/balance"))
+    }
+
+    pub(crate) fn trainer(
+        &self,
+        recipe: &Recipe,
+        ranks: &Arc<Ranks>,
+    ) -> Result<ValueTrainer<'_>, JobError> {
+        let rows = Rows {
+            file: &self.train.tokens,
+            rows: self.train_rows(recipe),
+        };
+        let held_out = Rows {
+            file: &self.validation.tokens,
+            rows: self.validation.tokens.labelled_rows(),
+        };
+        let settings = settings(recipe)?;
+        Ok(ValueTrainer::new(
+            &self.params,
+            &self.store,
+            rows,
+            held_out,
+            settings,
+            ranks,
+        )?)
+    }
+}
+
+pub(crate) fn run(run: &Run, device: &Device, ranks: &Arc<Ranks>) -> Result<Vec<Output>, JobError> {
     let recipe = run.recipe();
-    let data_dir = run.input("data")?;
-    let train = Labelled::load(&data_dir, Split::Train)?;
-    let validation = Labelled::load(&data_dir, Split::Validation)?;
-    let (params, store) = parameters(run, recipe, device)?;
-    let balance = stream(recipe.seed, "stage1/balance");
-    let train_rows = balanced_rows(&train.tokens, &train.problems, balance);
-    let train_count = train_rows.len();
-    let mut trainer = ValueTrainer::new(
-        &params,
-        &store,
-        Rows {
-            file: &train.tokens,
-            rows: train_rows,
-        },
-        Rows {
-            file: &validation.tokens,
-            rows: validation.tokens.labelled_rows(),
-        },
-        settings(recipe)?,
-    )?;
+    let loaded = Loaded::of(run, device)?;
+    check_vocabulary(&loaded.params, run.manifest("data")?)?;
+    let mut trainer = loaded.trainer(recipe, ranks)?;
     drive(&mut trainer, run, device, "value model")?;
     let best_step = trainer.finish()?;
-    let judged = judge(&trainer, &validation)?;
+    let judged = judge(&trainer, &loaded.validation)?;
     let quality = ValueQuality::of(&judged);
     tell_squared_error(run, trainer.step(), &judged);
     let gate_passed = gate(run, recipe, &quality)?;
@@ -109,7 +150,7 @@ pub(crate) fn run(run: &Run, device: &Device) -> Result<Vec<Output>, JobError> {
     let summary = Summary {
         objective: recipe.stage1.objective,
         head: recipe.stage1.head,
-        train_rows: train_count,
+        train_rows: loaded.train_rows(recipe).len(),
         steps: trainer.total_steps(),
         best_step,
         stopped_early_at: trainer.stopped_early().map(|stop| stop.step),
@@ -118,26 +159,11 @@ pub(crate) fn run(run: &Run, device: &Device) -> Result<Vec<Output>, JobError> {
         gate_passed,
         validation: quality,
     };
-    let model = write_model(run, &params, &store, trainer.metrics(), &summary)?;
+    let (params, store) = (&loaded.params, &loaded.store);
+    let model = write_model(run, params, store, trainer.metrics(), &summary)?;
     let weights = Digest::of_file(&model.dir.join("model.safetensors"))?.to_string();
-    let advantages = write_advantages(run, &trainer, &train.tokens, &weights)?;
+    let advantages = write_advantages(run, &trainer, &loaded.train.tokens, &weights)?;
     Ok(vec![model, advantages])
-}
-
-fn parameters(
-    run: &Run,
-    recipe: &Recipe,
-    device: &Device,
-) -> Result<(Params, ValueParameters), JobError> {
-    let dtype = dtype(recipe.model.dtype);
-    let (params, base) = load_bundle(&run.input("base")?, dtype, device)?;
-    check_vocabulary(&params, run.manifest("data")?)?;
-    let seed = stream(recipe.seed, "stage1/value-head");
-    let bias = objective(recipe)?.bias();
-    let trunk = ParamStore::value_trunk_from(&params, &base).map_err(Error::from)?;
-    let head = ParamStore::init_value_head(head(recipe), &params, seed, bias, dtype, device)
-        .map_err(Error::from)?;
-    Ok((params, ValueParameters { trunk, head }))
 }
 
 fn objective(recipe: &Recipe) -> Result<Objective, JobError> {

@@ -6,17 +6,20 @@
 mod checkpoint;
 mod scorer;
 
+use std::sync::Arc;
+
 use serde_json::Value;
-use wmtp_job_kit::{Job, JobError, Kind, Manifest, Output, Plan, PlanCx, Run};
-use wmtp_model::{Params, Place};
+use wmtp_data_sets::TokenFile;
+use wmtp_job_kit::{Follower, Inputs, Job, JobError, Kind, Manifest, Output, Plan, PlanCx, Run};
+use wmtp_model::{Adapters, Device, ParamStore, Params};
 use wmtp_recipe::seed::stream;
 use wmtp_recipe::{Algo, Recipe};
 use wmtp_records::Split;
 use wmtp_training::session::{
-    adapters, bundle, check_tokenizers, check_vocabulary, device_option, drive, dtype, load_bundle,
-    load_tokens, open_device, products,
+    Compute, Team, adapters, bundle, check_tokenizers, check_vocabulary, drive, dtype, follow,
+    load_bundle, load_tokens, products,
 };
-use wmtp_training::{Error, OptimSettings, PolicySettings, PolicyTrainer, Rows};
+use wmtp_training::{Error, OptimSettings, PolicySettings, PolicyTrainer, Ranks, Rows, Weights};
 
 /// Trains the policy with weighted multi-token prediction.
 #[derive(Debug, clap::Args)]
@@ -33,9 +36,8 @@ pub struct TrainStage2 {
     /// Cross-entropies of the tuned reference, for the algorithm rho1.
     #[arg(long, value_name = "REFERENCE")]
     reference_ce: Option<String>,
-    /// Where to compute: cpu, cuda, or cuda:1 for the second device.
-    #[arg(long, value_name = "DEVICE", env = "WMTP_DEVICE", default_value_t = Place::BUILT_FOR)]
-    device: Place,
+    #[command(flatten)]
+    compute: Compute,
 }
 
 /// What the plan found out.
@@ -43,7 +45,7 @@ pub struct TrainStage2 {
 pub struct Work {
     /// The settings that were hashed.
     options: Value,
-    place: Place,
+    compute: Compute,
 }
 
 impl TrainStage2 {
@@ -155,48 +157,87 @@ train-stage2 --data micropy --base micro-mtp --reference-ce v003 --recipe v003.y
             Params::load(&cx.fetch(&base.id)?.join(bundle::PARAMS)).map_err(Error::from)?;
         check_horizon(&recipe, &params)?;
         check_vocabulary(&params, &data)?;
+        let batch = ("optim.batch_sequences", recipe.optim.batch_sequences);
+        self.compute.check(batch, &recipe.optim)?;
         let options = recipe.section_options(&sections(&recipe));
         let work = Work {
             options: options.clone(),
-            place: self.device,
+            compute: self.compute,
         };
         let plan = Plan::new(work)
             .options(options)
-            .options(device_option(self.device))
+            .options(self.compute.options())
             .output("checkpoint", Kind::Checkpoint);
         Ok(notes.into_iter().fold(plan, Plan::note))
     }
 
     fn run(work: &Work, run: &mut Run) -> Result<Vec<Output>, JobError> {
-        let device = open_device(work.place, run)?;
-        let recipe = run.recipe();
-        let data_dir = run.input("data")?;
-        let train = load_tokens(&data_dir, Split::Train)?;
-        let validation = load_tokens(&data_dir, Split::Validation)?;
-        let dtype = dtype(recipe.model.dtype);
-        let (params, store) = load_bundle(&run.input("base")?, dtype, &device)?;
-        let adapters = adapters(recipe, &params, &device)?;
-        let scorer = scorer::build(run, &train)?;
-        let (rows, held_out) = (Rows::correct(&train), Rows::correct(&validation));
-        let settings = settings(recipe);
-        let mut trainer = match &adapters {
-            Some(adapters) => {
-                PolicyTrainer::adapted(&params, &store, adapters, rows, held_out, scorer, settings)
-            }
-            None => PolicyTrainer::new(&params, &store, rows, held_out, scorer, settings),
-        }?;
-        let label = format!("policy ({})", recipe.experiment.algo);
+        let device = work.compute.open(run)?;
+        let team = Team::start(run, work.compute)?;
+        let loaded = Loaded::of(run, &device)?;
+        let mut trainer = loaded.trainer(run, &team.ranks)?;
+        let label = format!("policy ({})", run.recipe().experiment.algo);
         drive(&mut trainer, run, &device, &label)?;
         let best_step = trainer.finish()?;
         let written = checkpoint::Checkpoint {
-            params: &params,
-            store: &store,
-            adapters: adapters.as_ref(),
+            params: &loaded.params,
+            store: &loaded.store,
+            adapters: loaded.adapters.as_ref(),
             trainer: &trainer,
-            train: &train,
+            train: &loaded.train,
             best_step,
         };
         Ok(vec![written.write(run, &work.options)?])
+    }
+
+    fn follow(&self, mut follower: Follower) -> Result<(), JobError> {
+        let ranks = Ranks::linked(follower.take_links());
+        let device = self.compute.open_for(ranks.rank())?;
+        let loaded = Loaded::of(&follower, &device)?;
+        follow(&mut loaded.trainer(&follower, &ranks)?)
+    }
+}
+
+/// What every rank learns from and begins with.
+struct Loaded {
+    train: TokenFile,
+    validation: TokenFile,
+    params: Params,
+    store: ParamStore,
+    adapters: Option<Adapters>,
+}
+
+impl Loaded {
+    fn of(inputs: &impl Inputs, device: &Device) -> Result<Self, JobError> {
+        let recipe = inputs.recipe();
+        let data = inputs.input("data")?;
+        let dtype = dtype(recipe.model.dtype);
+        let (params, store) = load_bundle(&inputs.input("base")?, dtype, device)?;
+        Ok(Self {
+            train: load_tokens(&data, Split::Train)?,
+            validation: load_tokens(&data, Split::Validation)?,
+            adapters: adapters(recipe, &params, device)?,
+            params,
+            store,
+        })
+    }
+
+    fn trainer(
+        &self,
+        inputs: &impl Inputs,
+        ranks: &Arc<Ranks>,
+    ) -> Result<PolicyTrainer<'_>, JobError> {
+        let weights = Weights {
+            params: &self.params,
+            store: &self.store,
+            adapters: self.adapters.as_ref(),
+        };
+        let (rows, held_out) = (Rows::correct(&self.train), Rows::correct(&self.validation));
+        let scorer = scorer::build(inputs, &self.train)?;
+        let settings = settings(inputs.recipe());
+        Ok(PolicyTrainer::new(
+            weights, rows, held_out, scorer, settings, ranks,
+        )?)
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 use wmtp_data_sets::TokenFile;
-use wmtp_job_kit::{JobError, Run};
+use wmtp_job_kit::{Inputs, JobError};
 use wmtp_recipe::seed::stream;
 use wmtp_recipe::{Algo, ExcessScore, Recipe, Rho1Weighting as RecipeWeighting};
 use wmtp_records::{Record, Split, data_files, jsonl};
@@ -22,37 +22,39 @@ struct Description {
 }
 
 /// Builds the scorer that the recipe asks for.
-pub(crate) fn build(run: &Run, train: &TokenFile) -> Result<Box<dyn Scorer>, JobError> {
-    let recipe = run.recipe();
+pub(crate) fn build(inputs: &impl Inputs, train: &TokenFile) -> Result<Box<dyn Scorer>, JobError> {
+    let recipe = inputs.recipe();
     let settings = weight_settings(recipe);
     Ok(match recipe.experiment.algo {
         Algo::Baseline => Box::new(StepScorer::baseline(settings)),
         Algo::Verifiable => {
-            let (advantages, whitening) = advantages(run)?;
+            let (advantages, whitening) = advantages(inputs)?;
             Box::new(StepScorer::verifiable(advantages, whitening, settings))
         }
         Algo::RandomMatched => {
-            let (advantages, whitening) = advantages(run)?;
+            let (advantages, whitening) = advantages(inputs)?;
             let seed = stream(recipe.seed, "random_matched");
             Box::new(StepScorer::random_matched(
                 advantages, whitening, settings, seed,
             ))
         }
         Algo::Shuffled => {
-            let (advantages, whitening) = advantages(run)?;
-            let seeds = row_seeds(recipe.seed, &run.input("data")?, train)?;
+            let (advantages, whitening) = advantages(inputs)?;
+            let seeds = row_seeds(recipe.seed, &inputs.input("data")?, train)?;
             Box::new(StepScorer::shuffled(advantages, whitening, settings, seeds))
         }
         Algo::Rho1 => {
-            let path = run.input("reference-ce")?.join("reference_ce.safetensors");
+            let path = inputs
+                .input("reference-ce")?
+                .join("reference_ce.safetensors");
             let reference = Arc::new(TokenScores::load(&path, "ce")?);
             Box::new(Rho1Scorer::new(reference, rho1_settings(recipe), settings))
         }
     })
 }
 
-fn advantages(run: &Run) -> Result<(Arc<TokenScores>, Whitening), JobError> {
-    let dir = run.input("advantages")?;
+fn advantages(inputs: &impl Inputs) -> Result<(Arc<TokenScores>, Whitening), JobError> {
+    let dir = inputs.input("advantages")?;
     let scores = TokenScores::load(&dir.join("advantages.safetensors"), "advantage")?;
     let Description { mean, std } = jsonl::read_json(&dir.join("advantages.json"))?;
     Ok((Arc::new(scores), Whitening { mean, std }))

@@ -6,6 +6,7 @@
 //! heartbeats to the store, publishes the outputs and turns every end into one of the codes of [`Exit`].
 
 mod args;
+pub mod crew;
 mod describe;
 mod error;
 mod exit;
@@ -23,6 +24,7 @@ mod tool;
 
 use std::collections::BTreeMap;
 
+pub use crew::{Crew, Follower, Inputs, Links};
 pub use error::JobError;
 pub use exit::Exit;
 pub use mode::{Mode, main, main_with_modes};
@@ -56,6 +58,18 @@ pub trait Job: clap::Args + Send + Sized {
 
     /// Makes the outputs in folders of the run; the kit publishes them.
     fn run(work: &Self::Work, run: &mut Run) -> Result<Vec<Output>, JobError>;
+
+    /// Computes beside the process that leads the run, see [`Run::crew`].
+    ///
+    /// # Errors
+    /// A usage error from jobs that work in one process.
+    fn follow(&self, follower: Follower) -> Result<(), JobError> {
+        let _ = follower;
+        Err(JobError::usage(format!(
+            "{} works in one process",
+            Self::NAME
+        )))
+    }
 
     /// Copies for people outside the store, after a run and after a cache hit alike.
     fn deliver(

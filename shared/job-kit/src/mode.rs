@@ -7,7 +7,7 @@ use clap::{ArgMatches, Args, Command, FromArgMatches};
 
 use crate::args::{Common, FilesOnly, StoreOnly};
 use crate::life::{self, Session};
-use crate::{Exit, Job, JobError, Tool, ToolCx};
+use crate::{Exit, Follower, Job, JobError, Tool, ToolCx, crew};
 
 /// One thing that a program can do.
 pub struct Mode {
@@ -36,7 +36,13 @@ impl Mode {
             common: (Common::augment_args, Common::from_arg_matches),
             run: |matches, session| {
                 let job = parsed::<J>(matches)?;
-                life::run_job(&job, &session)
+                match crew::rank()? {
+                    None => life::run_job(&job, &session),
+                    Some(rank) => {
+                        let followed = Follower::join(rank, &session).and_then(|it| job.follow(it));
+                        followed.map_err(|error| error.context(format!("rank {rank}")))
+                    }
+                }
             },
         }
     }
@@ -201,7 +207,10 @@ fn dispatch(
     match outcome {
         Ok(()) => Exit::Done,
         Err(error) => {
-            life::print_exit(&full_name, error.exit());
+            // How a run ended its leader says.
+            if !matches!(crew::rank(), Ok(Some(_))) {
+                life::print_exit(&full_name, error.exit());
+            }
             life::print_error(&error);
             error.exit()
         }

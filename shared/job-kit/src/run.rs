@@ -13,7 +13,7 @@ use wmtp_artifacts::{ArtifactId, Claim, Draft, Kind, Manifest, Provenance};
 use wmtp_recipe::Recipe;
 
 use crate::report::{Progress, Reporter};
-use crate::{JobError, StoreHandle};
+use crate::{Crew, JobError, Links, StoreHandle};
 
 /// One output of a job, made in a folder; the kit publishes it.
 #[derive(Debug, Clone)]
@@ -99,6 +99,15 @@ impl Run {
         manifest
             .attribute(key)
             .ok_or_else(|| JobError::bad_input(format!("{} has no attribute {key:?}", manifest.id)))
+    }
+
+    /// Starts the other processes of this run, `ranks` with this one, each with so many threads. They get this one's command
+    /// line and inputs and go to [`crate::Job::follow`].
+    ///
+    /// # Errors
+    /// A process that cannot be started, or ends before it is connected to the others.
+    pub fn crew(&self, ranks: usize, threads: usize) -> Result<(Crew, Links), JobError> {
+        Crew::start(self, ranks, threads)
     }
 
     /// The store, for what this run reads or records beside its inputs and outputs.

@@ -24,6 +24,15 @@ impl Place {
         Self::Cpu
     };
 
+    /// The place of one of several ranks, the first of which is here: a device of its own each, the processor for all.
+    #[must_use]
+    pub fn of_rank(self, rank: usize) -> Self {
+        match self {
+            Self::Cpu => Self::Cpu,
+            Self::Cuda(first) => Self::Cuda(first + rank),
+        }
+    }
+
     /// Opens the device. Its tensors may be used from one thread at a time.
     ///
     /// # Errors

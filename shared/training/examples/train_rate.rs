@@ -217,7 +217,7 @@ fn main() -> std::result::Result<(), Box<dyn Error>> {
             activation_bytes: size.activation_bytes,
         };
         accumulate(&learner, &batch, 0, &mut Wave, &mut loss, &mut gradients)?;
-        engine.apply(loss.weighted(), &gradients, true)?;
+        engine.apply(loss.weighted(), &mut gradients, true)?;
         device.synchronize()?;
         secs.push(start.elapsed().as_secs_f64());
         losses.push(loss.weighted());

@@ -98,7 +98,7 @@ impl Buffer {
         not(feature = "cuda"),
         expect(clippy::unnecessary_wraps, reason = "on a device it can fail")
     )]
-    fn on_host(&self) -> Result<Cow<'_, Self>> {
+    pub(crate) fn on_host(&self) -> Result<Cow<'_, Self>> {
         #[cfg(feature = "cuda")]
         if let Self::Device(values) = self {
             return Ok(Cow::Owned(Self::of(values)?));
@@ -191,13 +191,16 @@ impl Buffer {
         not(feature = "cuda"),
         expect(clippy::unnecessary_wraps, reason = "on a device it can fail")
     )]
-    pub(crate) fn sums_of_squares(buffers: &[Self]) -> Result<Vec<f64>> {
+    pub(crate) fn sums_of_squares(buffers: &[&Self]) -> Result<Vec<f64>> {
+        if buffers.is_empty() {
+            return Ok(Vec::new());
+        }
         #[cfg(feature = "cuda")]
         if let Some(tensors) = Self::on_device(buffers) {
             return Ok(wmtp_model::cuda::squared_norms(&tensors)?);
         }
         // Parameters are all in one place, and their buffers with them.
-        let of_host = |buffer: &Self| match buffer {
+        let of_host = |buffer: &&Self| match buffer {
             Self::F32(values) => sum_of_squares(values),
             Self::F64(values) => sum_of_squares(values),
             #[cfg(feature = "cuda")]
@@ -208,8 +211,8 @@ impl Buffer {
 
     /// The tensors of buffers that are all on a device.
     #[cfg(feature = "cuda")]
-    fn on_device(buffers: &[Self]) -> Option<Vec<Tensor>> {
-        let tensor = |buffer: &Self| match buffer {
+    fn on_device(buffers: &[&Self]) -> Option<Vec<Tensor>> {
+        let tensor = |buffer: &&Self| match buffer {
             Self::Device(tensor) => Some(tensor.clone()),
             Self::F32(_) | Self::F64(_) => None,
         };
@@ -227,12 +230,48 @@ impl Buffer {
         }
     }
 
-    fn to_bytes(&self) -> Vec<u8> {
+    /// As many zeros of this kind on the host.
+    pub(crate) fn zeros_on_host(&self) -> Self {
+        match self.dtype() {
+            Dtype::F64 => Self::F64(vec![0.0; self.len()]),
+            _ => Self::F32(vec![0.0; self.len()]),
+        }
+    }
+
+    /// Adds numbers of the same kind and count, both on the host.
+    pub(crate) fn plus(&mut self, other: &Self) -> Result<()> {
+        match (self, other) {
+            (Self::F32(sum), Self::F32(values)) if sum.len() == values.len() => {
+                add_slices(sum, values);
+            }
+            (Self::F64(sum), Self::F64(values)) if sum.len() == values.len() => {
+                add_slices(sum, values);
+            }
+            _ => {
+                let reason = "sums of another kind or length cannot be added".to_owned();
+                return Err(Error::BadData(reason));
+            }
+        }
+        Ok(())
+    }
+
+    /// The numbers of the host as they lie in memory: little-endian on all machines that this is built for.
+    pub(crate) fn as_bytes(&self) -> &[u8] {
         match self {
-            Self::F32(values) => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
-            Self::F64(values) => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
+            Self::F32(values) => bytemuck::cast_slice(values),
+            Self::F64(values) => bytemuck::cast_slice(values),
             #[cfg(feature = "cuda")]
-            Self::Device(_) => unreachable!("files are written from the host"),
+            Self::Device(_) => unreachable!("bytes are taken from the host"),
+        }
+    }
+
+    /// The same to write into.
+    pub(crate) fn as_bytes_mut(&mut self) -> &mut [u8] {
+        match self {
+            Self::F32(values) => bytemuck::cast_slice_mut(values),
+            Self::F64(values) => bytemuck::cast_slice_mut(values),
+            #[cfg(feature = "cuda")]
+            Self::Device(_) => unreachable!("bytes are taken on the host"),
         }
     }
 }
@@ -282,7 +321,7 @@ impl View for Named<'_> {
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        Cow::Owned(self.values.to_bytes())
+        Cow::Borrowed(self.values.as_bytes())
     }
 
     fn data_len(&self) -> usize {

@@ -1,6 +1,7 @@
 //! What every training run shares: applying gradients, falling back, keeping the best, resuming.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use wmtp_artifacts::fault;
@@ -13,6 +14,7 @@ use crate::memory::{Halved, MicroBatch, Room};
 use crate::optimizer::{
     AdamW, AdamWSettings, Gradients, Parameter, assign, clip_coefficient, take,
 };
+use crate::ranks::Ranks;
 use crate::schedule::Schedule;
 use crate::throughput::Work;
 
@@ -23,6 +25,7 @@ pub const MAX_BAD_STEPS: u32 = 3;
 mod files {
     pub(super) const PARAMETERS: &str = "parameters.safetensors";
     pub(super) const BEST: &str = "best.safetensors";
+    /// Moments; where several ranks keep a part each, the first rank's.
     pub(super) const OPTIMIZER: &str = "optimizer.safetensors";
     pub(super) const STATE: &str = "engine.json";
     pub(super) const METRICS: &str = "metrics.jsonl";
@@ -128,7 +131,7 @@ impl StepReport {
 }
 
 /// A run that goes step by step and can stop between any two of them.
-pub trait Trainer {
+pub trait Trainer: Send {
     /// Steps done.
     fn step(&self) -> u64;
     /// Steps in all.
@@ -145,6 +148,9 @@ pub trait Trainer {
     fn best_loss(&self) -> Option<f64>;
     /// The stop before the last step, once it has come.
     fn stopped_early(&self) -> Option<StoppedEarly>;
+    /// The ranks that share its steps: each has a trainer like this one, and all have to do the same calls of
+    /// [`Trainer::advance`], [`Trainer::save`] and [`Trainer::restore`].
+    fn ranks(&self) -> &Arc<Ranks>;
     /// Whether there is nothing left to do.
     fn is_done(&self) -> bool {
         self.step() >= self.total_steps() || self.stopped_early().is_some()
@@ -190,6 +196,7 @@ impl Waiting {
 struct Best {
     step: u64,
     loss: f64,
+    /// Kept by the rank that leads.
     values: Vec<Buffer>,
 }
 
@@ -235,9 +242,20 @@ pub struct Engine {
 impl Engine {
     /// Starts a run of `total` steps over these parameters.
     pub fn new(parameters: Vec<Parameter>, settings: &OptimSettings, total: u64) -> Result<Self> {
-        // Gradients, two moments and the best weights: zeros that take no memory until they are written.
+        Self::among(&Ranks::alone(), parameters, settings, total)
+    }
+
+    /// Starts a run whose steps these ranks share.
+    pub fn among(
+        ranks: &Arc<Ranks>,
+        parameters: Vec<Parameter>,
+        settings: &OptimSettings,
+        total: u64,
+    ) -> Result<Self> {
+        // Gradients, two moments and the best weights: zeros that take no memory until they are written. Ranks divide the
+        // moments among themselves, and one keeps the best weights.
         let bytes = |p: &Parameter| p.var.elem_count() * p.var.dtype().size_in_bytes();
-        let unwritten = 4 * parameters.iter().map(bytes).sum::<usize>();
+        let unwritten = (3 + ranks.world()) * parameters.iter().map(bytes).sum::<usize>();
         let on_device = parameters.iter().any(|p| !p.var.device().is_cpu());
         let room = if on_device {
             Room::Allocator
@@ -245,7 +263,7 @@ impl Engine {
             settings.room
         };
         Ok(Self {
-            optimizer: AdamW::new(parameters, settings.adamw)?,
+            optimizer: AdamW::among(ranks, parameters, settings.adamw)?,
             schedule: Schedule::new(total, settings.warmup_ratio, settings.min_lr_ratio),
             grad_clip: settings.grad_clip,
             eval_every: settings.eval_every_steps as u64,
@@ -307,11 +325,17 @@ impl Engine {
         self.micro_batch.sequences()
     }
 
-    /// Lets a micro-batch through that needs so many bytes.
+    /// The ranks that share the steps.
+    pub(crate) fn ranks(&self) -> &Arc<Ranks> {
+        self.optimizer.ranks()
+    }
+
+    /// Lets a micro-batch through that needs so many bytes, on every rank of this machine.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`] when there are fewer.
     pub(crate) fn admit(&mut self, bytes: usize) -> Result<()> {
+        let bytes = bytes * self.ranks().world();
         self.micro_batch.admit(with_margin(bytes))
     }
 
@@ -334,18 +358,24 @@ impl Engine {
         &self.metrics
     }
 
-    /// Clips and applies the gradients of one step, or skips it when they are not finite.
+    /// Adds up the gradients of one step over all ranks, clips and applies them, or skips the step when they are not finite.
+    /// The loss is that of all ranks.
     ///
     /// # Errors
     /// [`Error::Numeric`] at the third bad step in a row; [`Error::NoGradient`] when `all_needed` and some
     /// parameter was left out by the backward pass.
-    pub fn apply(&mut self, loss: f64, gradients: &Gradients, all_needed: bool) -> Result<Update> {
+    pub fn apply(
+        &mut self,
+        loss: f64,
+        gradients: &mut Gradients,
+        all_needed: bool,
+    ) -> Result<Update> {
         let loss = if fault::fails("train:loss") {
             f64::NAN
         } else {
             loss
         };
-        let grad_norm = gradients.norm()?;
+        let grad_norm = self.optimizer.gather(gradients)?;
         let step = self.step + 1;
         if !(loss.is_finite() && grad_norm.is_finite()) {
             return self.skip();
@@ -389,7 +419,11 @@ impl Engine {
             self.waiting.note(loss, min_delta);
         }
         if loss.is_finite() && self.best.as_ref().is_none_or(|best| loss < best.loss) {
-            let values = self.values()?;
+            let values = if self.ranks().leads() {
+                self.values()?
+            } else {
+                Vec::new()
+            };
             self.best = Some(Best {
                 step: self.step,
                 loss,
@@ -421,13 +455,31 @@ impl Engine {
         self.metrics.push(&line);
     }
 
-    /// Writes everything that continuing needs.
+    /// Writes everything that continuing needs; a rank that does not lead, the moments that it keeps.
     pub fn save(&self, dir: &Path) -> Result<()> {
+        let saved = self.optimizer.save(&self.moments_file(dir)).and_then(|()| {
+            if self.ranks().leads() {
+                self.save_whole(dir)
+            } else {
+                Ok(())
+            }
+        });
+        self.ranks().agree(saved).map(drop)
+    }
+
+    fn moments_file(&self, dir: &Path) -> PathBuf {
+        dir.join(match self.ranks().rank() {
+            0 => files::OPTIMIZER.to_owned(),
+            rank => format!("optimizer.{rank}.safetensors"),
+        })
+    }
+
+    /// What all ranks have alike.
+    fn save_whole(&self, dir: &Path) -> Result<()> {
         self.save_tensors(&dir.join(files::PARAMETERS), &self.values()?)?;
         if let Some(best) = &self.best {
             self.save_tensors(&dir.join(files::BEST), &best.values)?;
         }
-        self.optimizer.save(&dir.join(files::OPTIMIZER))?;
         self.metrics.write(&dir.join(files::METRICS))?;
         let state = EngineState {
             step: self.step,
@@ -449,6 +501,11 @@ impl Engine {
 
     /// Continues from what [`Engine::save`] wrote.
     pub fn restore(&mut self, dir: &Path) -> Result<()> {
+        let restored = self.restore_own(dir);
+        self.ranks().agree(restored).map(drop)
+    }
+
+    fn restore_own(&mut self, dir: &Path) -> Result<()> {
         let state_path = dir.join(files::STATE);
         let state: EngineState = jsonl::read_json(&state_path)?;
         let number = |text: &str| {
@@ -471,11 +528,15 @@ impl Engine {
             Some((step, loss)) => Some(Best {
                 step,
                 loss: number(&loss)?,
-                values: self.load_tensors(&dir.join(files::BEST))?,
+                values: if self.ranks().leads() {
+                    self.load_tensors(&dir.join(files::BEST))?
+                } else {
+                    Vec::new()
+                },
             }),
         };
-        self.optimizer
-            .restore(&dir.join(files::OPTIMIZER), state.updates)?;
+        let moments = self.moments_file(dir);
+        self.optimizer.restore(&moments, state.updates)?;
         self.metrics = Lines::read(&dir.join(files::METRICS))?;
         self.lr_factor = number(&state.lr_factor)?;
         if let Some((validations, mark)) = state.waiting {

@@ -62,6 +62,24 @@ pub enum Error {
         /// Bytes that there are.
         available: u64,
     },
+    /// Another rank cannot go on.
+    #[error("rank {rank}: {reason}")]
+    Rank {
+        /// Which one.
+        rank: usize,
+        /// What it said.
+        reason: String,
+    },
+    /// Another rank is there no more.
+    #[error("rank {rank} of {world} is lost: {reason}")]
+    RankLost {
+        /// Which one.
+        rank: usize,
+        /// How many there were.
+        world: usize,
+        /// What the connection said.
+        reason: String,
+    },
     /// The fallbacks are used up.
     #[error(
         "step {step}: {in_a_row} steps in a row had a loss or gradient that is not finite, \
@@ -76,6 +94,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether all ranks of a run end with this error when one does.
+    pub(crate) fn is_shared(&self) -> bool {
+        matches!(self, Self::Numeric { .. }) || self.is_out_of_memory()
+    }
+
     /// Whether memory ran out, the process's or a device's.
     pub(crate) fn is_out_of_memory(&self) -> bool {
         match self {

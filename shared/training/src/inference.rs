@@ -7,6 +7,7 @@ use wmtp_model::{Horizon, MtpModel, ValueModel};
 use crate::buffer::Buffer;
 use crate::error::Result;
 use crate::heads::{HeadTargets, ids_tensor};
+use crate::ranks::Ranks;
 
 /// Groups positions of `rows` into batches of similar length, so that little is spent on padding.
 fn batches(file: &TokenFile, rows: &[usize], size: usize) -> Vec<Vec<usize>> {
@@ -18,19 +19,31 @@ fn batches(file: &TokenFile, rows: &[usize], size: usize) -> Vec<Vec<usize>> {
         .collect()
 }
 
-/// Calls `of_batch` for every batch of rows and puts its answers, one per row, back into their order.
-fn by_row<T: Clone>(
+/// One row's answers: a list of numbers for each of its heads.
+type Answer = Vec<Vec<f64>>;
+
+/// Calls `of_batch` for every batch of rows, those of other ranks there, and puts its answers, one per row, back into their
+/// order.
+fn by_row(
+    ranks: &Ranks,
     file: &TokenFile,
     rows: &[usize],
     size: usize,
-    mut of_batch: impl FnMut(&[usize]) -> Result<Vec<Vec<T>>>,
-) -> Result<Vec<Vec<T>>> {
-    let mut answers = vec![Vec::new(); rows.len()];
-    for positions in batches(file, rows, size) {
-        let batch: Vec<usize> = positions.iter().map(|&position| rows[position]).collect();
-        for (position, answer) in positions.into_iter().zip(of_batch(&batch)?) {
-            answers[position] = answer;
+    mut of_batch: impl FnMut(&[usize]) -> Result<Vec<Answer>>,
+) -> Result<Vec<Answer>> {
+    let mut mine = || {
+        let mut found = Vec::new();
+        for (number, positions) in batches(file, rows, size).into_iter().enumerate() {
+            if ranks.takes(number) {
+                let batch: Vec<usize> = positions.iter().map(|&position| rows[position]).collect();
+                found.extend(positions.into_iter().zip(of_batch(&batch)?));
+            }
         }
+        Ok(found)
+    };
+    let mut answers = vec![Vec::new(); rows.len()];
+    for (position, answer) in ranks.pool(mine())? {
+        answers[position] = answer;
     }
     Ok(answers)
 }
@@ -45,19 +58,20 @@ pub fn head_cross_entropies(
     size: usize,
     horizon: Horizon,
 ) -> Result<Vec<Vec<f64>>> {
-    let of_rows = all_cross_entropies(model, file, rows, size, &[horizon])?;
+    let of_rows = all_cross_entropies(&Ranks::alone(), model, file, rows, size, &[horizon])?;
     Ok(of_rows.into_iter().map(|heads| heads.concat()).collect())
 }
 
-/// The same of several heads behind one pass through the trunk: per row one list for each of them.
-pub fn all_cross_entropies(
+/// The same of several heads behind one pass through the trunk, which the ranks share: per row one list for each head.
+pub(crate) fn all_cross_entropies(
+    ranks: &Ranks,
     model: &MtpModel,
     file: &TokenFile,
     rows: &[usize],
     size: usize,
     horizons: &[Horizon],
-) -> Result<Vec<Vec<Vec<f64>>>> {
-    by_row(file, rows, size, |rows| {
+) -> Result<Vec<Answer>> {
+    by_row(ranks, file, rows, size, |rows| {
         let batch = pad_batch(file, rows);
         let mut answers = vec![vec![Vec::new(); horizons.len()]; rows.len()];
         let of_head = |&horizon: &Horizon| HeadTargets::of(&batch, horizon, 0);
@@ -82,25 +96,27 @@ pub fn all_cross_entropies(
 }
 
 /// Raw output of the value head at the value positions p - 1 ..= T - 2, one entry per row: as many
-/// numbers as the row has response targets.
-pub fn raw_values(
+/// numbers as the row has response targets. The ranks share the rows.
+pub(crate) fn raw_values(
+    ranks: &Ranks,
     model: &ValueModel,
     device: &candle_core::Device,
     file: &TokenFile,
     rows: &[usize],
     size: usize,
 ) -> Result<Vec<Vec<f64>>> {
-    by_row(file, rows, size, |rows| {
+    let answers = by_row(ranks, file, rows, size, |rows| {
         let batch = pad_batch(file, rows);
         let values = model.values(&ids_tensor(&batch, device)?)?;
         let values = Buffer::of(&values)?.into_f64()?;
         let of_row = |(row, (&length, &prompt)): (usize, (&usize, &usize))| {
             let start = row * batch.width;
-            values[start + prompt - 1..start + length - 1].to_vec()
+            vec![values[start + prompt - 1..start + length - 1].to_vec()]
         };
         let bounds = batch.lengths.iter().zip(&batch.prompt_lens);
         Ok(bounds.enumerate().map(of_row).collect())
-    })
+    })?;
+    Ok(answers.into_iter().map(|lists| lists.concat()).collect())
 }
 
 /// Mean over all numbers of all rows, in their order.
@@ -109,7 +125,7 @@ pub fn mean(rows: &[Vec<f64>]) -> Option<f64> {
 }
 
 /// Mean of each head over all its targets of all rows, where it has any.
-pub fn head_means(rows: &[Vec<Vec<f64>>], num_heads: usize) -> Vec<Option<f64>> {
+pub(crate) fn head_means(rows: &[Vec<Vec<f64>>], num_heads: usize) -> Vec<Option<f64>> {
     let of_head = |head: usize| mean_of(rows.iter().map(|row| &row[head]));
     (0..num_heads).map(of_head).collect()
 }

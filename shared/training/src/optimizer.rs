@@ -6,6 +6,7 @@
 
 use std::cell::RefCell;
 use std::path::Path;
+use std::sync::Arc;
 
 use candle_core::backprop::GradStore;
 use candle_core::{CpuStorage, InplaceOp1, Layout, Tensor, TensorId, Var};
@@ -14,6 +15,7 @@ use wmtp_model::ParamStore;
 
 use crate::buffer::{self, Buffer};
 use crate::error::{Error, Result};
+use crate::ranks::{Exact, Ranks, owners};
 
 /// Constants of AdamW.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -109,8 +111,33 @@ impl Gradients {
 
     /// Norm of all gradients as one vector, in double precision and a fixed order.
     pub fn norm(&self) -> Result<f64> {
-        let squares = Buffer::sums_of_squares(&self.sums)?;
+        let sums: Vec<&Buffer> = self.sums.iter().collect();
+        let squares = Buffer::sums_of_squares(&sums)?;
         Ok(squares.iter().sum::<f64>().sqrt())
+    }
+
+    /// Adds up the gradients of all ranks, each at its parameter's owner, and tells the norm of all.
+    fn gather(&mut self, ranks: &Ranks, owners: &[usize]) -> Result<f64> {
+        if !ranks.are_several() {
+            return self.norm();
+        }
+        for touched in ranks.share(self.touched.clone())? {
+            let both = self.touched.iter_mut().zip(touched);
+            both.for_each(|(touched, theirs)| *touched |= theirs);
+        }
+        ranks.reduce(owners, &self.touched, &mut self.sums)?;
+        let is_mine = |index: &usize| owners[*index] == ranks.rank();
+        let mine: Vec<usize> = (0..self.sums.len()).filter(is_mine).collect();
+        let sums: Vec<&Buffer> = mine.iter().map(|&index| &self.sums[index]).collect();
+        let squares = Buffer::sums_of_squares(&sums)?;
+        let squares: Vec<(usize, Exact)> = mine
+            .into_iter()
+            .zip(squares.into_iter().map(Exact::from))
+            .collect();
+        let mut all = ranks.share(squares)?.concat();
+        all.sort_by_key(|(index, _)| *index);
+        let sum: f64 = all.into_iter().map(|(_, square)| f64::from(square)).sum();
+        Ok(sum.sqrt())
     }
 
     /// Index of the first parameter that got no gradient.
@@ -136,33 +163,62 @@ struct Moments {
     second: Buffer,
 }
 
-/// The optimizer: parameters, their moments and the number of updates so far.
+/// The optimizer: parameters, their moments and the number of updates so far. Each rank updates the parameters that it owns.
 #[derive(Debug)]
 pub struct AdamW {
     settings: AdamWSettings,
     parameters: Vec<Parameter>,
-    moments: Vec<Moments>,
+    ranks: Arc<Ranks>,
+    /// The rank that updates each parameter.
+    owners: Vec<usize>,
+    /// Moments of the parameters that this rank owns.
+    moments: Vec<Option<Moments>>,
     updates: u64,
 }
 
 impl AdamW {
     /// Starts with zero moments.
     pub fn new(parameters: Vec<Parameter>, settings: AdamWSettings) -> Result<Self> {
+        Self::among(&Ranks::alone(), parameters, settings)
+    }
+
+    /// Starts with zero moments of those parameters that this rank owns.
+    pub(crate) fn among(
+        ranks: &Arc<Ranks>,
+        parameters: Vec<Parameter>,
+        settings: AdamWSettings,
+    ) -> Result<Self> {
+        let lengths: Vec<usize> = parameters.iter().map(|p| p.var.elem_count()).collect();
+        let owners = owners(&lengths, ranks.world());
+        let zeros = |p: &Parameter| {
+            Ok(Moments {
+                first: Buffer::zeros_beside(&p.var)?,
+                second: Buffer::zeros_beside(&p.var)?,
+            })
+        };
         let moments = parameters
             .iter()
-            .map(|p| {
-                Ok(Moments {
-                    first: Buffer::zeros_beside(&p.var)?,
-                    second: Buffer::zeros_beside(&p.var)?,
-                })
-            })
+            .zip(&owners)
+            .map(|(p, owner)| (*owner == ranks.rank()).then(|| zeros(p)).transpose())
             .collect::<Result<_>>()?;
         Ok(Self {
             settings,
             parameters,
+            ranks: Arc::clone(ranks),
+            owners,
             moments,
             updates: 0,
         })
+    }
+
+    /// The ranks that share the work.
+    pub(crate) fn ranks(&self) -> &Arc<Ranks> {
+        &self.ranks
+    }
+
+    /// Adds up the gradients of all ranks and tells their norm.
+    pub(crate) fn gather(&self, gradients: &mut Gradients) -> Result<f64> {
+        gradients.gather(&self.ranks, &self.owners)
     }
 
     /// The parameters in their order.
@@ -178,6 +234,11 @@ impl AdamW {
     /// One update: gradients times `scale` (clipping), learning rates times `lr_factor` (schedule).
     pub fn update(&mut self, gradients: &Gradients, scale: f64, lr_factor: f64) -> Result<()> {
         self.updates += 1;
+        self.update_own(gradients, scale, lr_factor)?;
+        self.ranks.spread(&self.owners, &self.parameters)
+    }
+
+    fn update_own(&mut self, gradients: &Gradients, scale: f64, lr_factor: f64) -> Result<()> {
         let (settings, updates) = (self.settings, self.updates);
         #[cfg(feature = "cuda")]
         if self.parameters.iter().any(|p| p.var.device().is_cuda()) {
@@ -188,6 +249,9 @@ impl AdamW {
             .zip(&mut self.moments)
             .zip(&gradients.sums)
             .try_for_each(|((parameter, moments), gradient)| {
+                let Some(moments) = moments else {
+                    return Ok(());
+                };
                 let lr = parameter.lr * lr_factor;
                 let step = Step::new(&settings, updates, lr, parameter.decays, scale);
                 let fused = Fused {
@@ -205,6 +269,9 @@ impl AdamW {
     fn update_on_device(&self, gradients: &Gradients, scale: f64, lr_factor: f64) -> Result<()> {
         let moments = self.moments.iter().zip(&gradients.sums);
         for (parameter, (moments, gradient)) in self.parameters.iter().zip(moments) {
+            let Some(moments) = moments else {
+                continue;
+            };
             let lr = parameter.lr * lr_factor;
             let step = Step::new(&self.settings, self.updates, lr, parameter.decays, scale);
             let (Buffer::Device(gradient), Buffer::Device(first), Buffer::Device(second)) =
@@ -230,15 +297,17 @@ impl AdamW {
         Ok(())
     }
 
-    /// Writes the moments.
+    /// Writes the moments that this rank keeps.
     pub fn save(&self, path: &Path) -> Result<()> {
         let named = self.parameters.iter().zip(&self.moments);
         let tensors = named.flat_map(|(parameter, moments)| {
             let shape = parameter.var.dims();
-            [
-                (format!("first.{}", parameter.name), shape, &moments.first),
-                (format!("second.{}", parameter.name), shape, &moments.second),
-            ]
+            moments.iter().flat_map(move |moments| {
+                [
+                    (format!("first.{}", parameter.name), shape, &moments.first),
+                    (format!("second.{}", parameter.name), shape, &moments.second),
+                ]
+            })
         });
         buffer::save(path, tensors)
     }
@@ -247,6 +316,9 @@ impl AdamW {
     pub fn restore(&mut self, path: &Path, updates: u64) -> Result<()> {
         let mut file = buffer::load(path)?;
         for (parameter, moments) in self.parameters.iter().zip(&mut self.moments) {
+            let Some(moments) = moments else {
+                continue;
+            };
             for (prefix, moment) in [
                 ("first", &mut moments.first),
                 ("second", &mut moments.second),

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use wmtp_data_sets::{BatchPlan, TokenFile, pad_batch};
@@ -18,6 +19,7 @@ use crate::heads::{HeadTargets, Learner, StepLoss, Target, accumulate, target_co
 use crate::inference::{all_cross_entropies, head_cross_entropies, head_means};
 use crate::lines::Lines;
 use crate::optimizer::{Gradients, parameters};
+use crate::ranks::{Exact, Ranks};
 use crate::scorer::{ExcessStats, Scorer, StepRow, StepStats};
 use crate::throughput::Work;
 
@@ -88,11 +90,16 @@ pub struct PolicyTrainer<'a> {
     record: WeightRecord,
 }
 
-/// The model that a run starts from, and what it trains of it: the adapters where there are any.
-struct Weights<'a> {
-    params: &'a Params,
-    store: &'a ParamStore,
-    adapters: Option<&'a Adapters>,
+/// The model that a run starts from, and what it trains of it: the adapters where there are any, which leaves the store's
+/// weights as they are.
+#[derive(Debug, Clone, Copy)]
+pub struct Weights<'a> {
+    /// The model's configuration.
+    pub params: &'a Params,
+    /// Its weights.
+    pub store: &'a ParamStore,
+    /// Adapters upon them.
+    pub adapters: Option<&'a Adapters>,
 }
 
 /// What is kept of the weights.
@@ -165,6 +172,41 @@ struct PolicyState {
 struct StepWeights {
     all: Vec<f64>,
     by_row: BTreeMap<usize, Vec<f64>>,
+    /// The policy's cross-entropies that the scorer was given, by the slot of the first target and the horizon; kept where
+    /// other ranks need them.
+    policy_ce: BTreeMap<(usize, usize), Vec<f64>>,
+}
+
+/// An optimizer step, or one rank's part of it.
+struct StepSums {
+    loss: StepLoss,
+    heard: StepWeights,
+}
+
+/// One rank's part of a step as it crosses to the others.
+#[derive(Serialize, Deserialize)]
+struct SentSums {
+    /// Weighted and unweighted, head by head.
+    heads: Vec<[Exact; 2]>,
+    policy_ce: Vec<((usize, usize), Vec<Exact>)>,
+}
+
+impl From<StepSums> for SentSums {
+    fn from(part: StepSums) -> Self {
+        let exact = |losses: Vec<f64>| losses.into_iter().map(Exact::from).collect();
+        let policy_ce = part.heard.policy_ce.into_iter();
+        Self {
+            heads: part
+                .loss
+                .heads
+                .iter()
+                .map(|head| [head.weighted.into(), head.unweighted.into()])
+                .collect(),
+            policy_ce: policy_ce
+                .map(|(key, losses)| (key, exact(losses)))
+                .collect(),
+        }
+    }
 }
 
 /// Passes every question on to the scorer and notes what it answered.
@@ -172,6 +214,7 @@ struct Listening<'a> {
     scorer: &'a mut dyn Scorer,
     rows: &'a [usize],
     shown: &'a BTreeMap<usize, Vec<f64>>,
+    keeps_ce: bool,
     heard: StepWeights,
 }
 
@@ -195,6 +238,10 @@ impl Scorer for Listening<'_> {
             let (found, expected) = (weights.len(), targets.len());
             let reason = format!("the scorer gave {found} weights for {expected} targets");
             return Err(Error::BadData(reason));
+        }
+        if let (true, Some(first), Some(policy_ce)) = (self.keeps_ce, targets.first(), policy_ce) {
+            let key = (first.slot, horizon.get());
+            self.heard.policy_ce.insert(key, policy_ce.to_vec());
         }
         self.heard.all.extend(&weights);
         if horizon.get() == 1 {
@@ -284,53 +331,17 @@ fn round(weight: f64) -> f64 {
 }
 
 impl<'a> PolicyTrainer<'a> {
-    /// Prepares a run that trains every weight of the store; nothing is computed yet.
+    /// Prepares a run of these ranks; nothing is computed yet.
     ///
     /// # Errors
     /// [`Error::BadData`] when there are no training rows.
     pub fn new(
-        params: &'a Params,
-        store: &'a ParamStore,
-        train: Rows<'a>,
-        validation: Rows<'a>,
-        scorer: Box<dyn Scorer>,
-        settings: PolicySettings,
-    ) -> Result<Self> {
-        let weights = Weights {
-            params,
-            store,
-            adapters: None,
-        };
-        Self::build(weights, train, validation, scorer, settings)
-    }
-
-    /// Prepares a run that trains adapters upon the store's weights, which stay as they are.
-    ///
-    /// # Errors
-    /// As [`Self::new`].
-    pub fn adapted(
-        params: &'a Params,
-        store: &'a ParamStore,
-        adapters: &'a Adapters,
-        train: Rows<'a>,
-        validation: Rows<'a>,
-        scorer: Box<dyn Scorer>,
-        settings: PolicySettings,
-    ) -> Result<Self> {
-        let weights = Weights {
-            params,
-            store,
-            adapters: Some(adapters),
-        };
-        Self::build(weights, train, validation, scorer, settings)
-    }
-
-    fn build(
         weights: Weights<'a>,
         train: Rows<'a>,
         validation: Rows<'a>,
         scorer: Box<dyn Scorer>,
         settings: PolicySettings,
+        ranks: &Arc<Ranks>,
     ) -> Result<Self> {
         let Weights {
             params,
@@ -349,7 +360,8 @@ impl<'a> PolicyTrainer<'a> {
         );
         let total = plan.steps.len() as u64;
         let trained = adapters.map_or(store, Adapters::store);
-        let engine = Engine::new(parameters(trained, settings.lr), &settings.optim, total)?;
+        let trainable = parameters(trained, settings.lr);
+        let engine = Engine::among(ranks, trainable, &settings.optim, total)?;
         let shown = shown_rows(&train.rows);
         Ok(Self {
             gradients: Gradients::zeros(engine.parameters())?,
@@ -388,22 +400,72 @@ impl<'a> PolicyTrainer<'a> {
         self.engine.admit(bytes)
     }
 
-    /// Sums of the loss over one optimizer step; its gradients are left in `self.gradients`.
-    fn step_loss(&mut self, rows: &[usize]) -> Result<(StepLoss, StepWeights, Work)> {
+    fn no_sums(&self, rows: &[usize]) -> StepLoss {
         let horizons: Vec<Horizon> = self.params.horizons().collect();
-        let mut loss = StepLoss::new(&target_counts(self.train.file, rows, &horizons));
+        StepLoss::new(&target_counts(self.train.file, rows, &horizons))
+    }
+
+    /// The step's rows that are weighed together, each group with the slot of its first row.
+    fn groups<'r>(
+        &self,
+        rows: &'r [usize],
+    ) -> impl Iterator<Item = (usize, &'r [usize])> + use<'r> {
+        let size = self.settings.optim.micro_batch_sequences.max(1);
+        let groups = rows.chunks(size).enumerate();
+        groups.map(move |(number, group)| (number * size, group))
+    }
+
+    /// What a step has to do on all ranks.
+    fn work(&self, rows: &[usize], loss: &StepLoss) -> Work {
+        let at_once = self.engine.micro_batch_sequences();
+        let mut work = Work::default();
+        for micro in self
+            .groups(rows)
+            .flat_map(|(_, group)| group.chunks(at_once))
+        {
+            let batch = pad_batch(self.train.file, micro);
+            work = work.with_batch(&batch, self.params.n_layers, self.params);
+        }
+        let targets = loss.heads.iter().map(|head| head.count).sum();
+        work.flops += Work::TRAINING * self.params.unembedding_flops(targets);
+        work
+    }
+
+    /// A listener to the scorer, which begins the step.
+    fn listen<'s>(
+        scorer: &'s mut dyn Scorer,
+        shown: &'s BTreeMap<usize, Vec<f64>>,
+        step: u64,
+        (file, rows): (&TokenFile, &'s [usize]),
+        keeps_ce: bool,
+    ) -> Result<Listening<'s>> {
         let targets = |&row: &usize| StepRow {
             row,
-            targets: self.train.file.row(row).response_len(),
+            targets: file.row(row).response_len(),
         };
         let step_rows: Vec<StepRow> = rows.iter().map(targets).collect();
-        let mut scorer = Listening {
-            scorer: self.scorer.as_mut(),
+        scorer.begin_step(step, &step_rows)?;
+        Ok(Listening {
+            scorer,
             rows,
-            shown: &self.record.shown,
+            shown,
+            keeps_ce,
             heard: StepWeights::default(),
-        };
-        scorer.begin_step(self.engine.step(), &step_rows)?;
+        })
+    }
+
+    /// This rank's part of one optimizer step; its gradients are left in `self.gradients`.
+    fn step_part(&mut self, rows: &[usize]) -> Result<StepSums> {
+        let ranks = Arc::clone(self.engine.ranks());
+        let (file, groups) = (self.train.file, self.groups(rows));
+        let mut loss = self.no_sums(rows);
+        let mut scorer = Self::listen(
+            self.scorer.as_mut(),
+            &self.record.shown,
+            self.engine.step(),
+            (file, rows),
+            ranks.are_several(),
+        )?;
         self.gradients.clear()?;
         let learner = Learner {
             model: &self.model,
@@ -411,18 +473,18 @@ impl<'a> PolicyTrainer<'a> {
             activation_bytes: self.settings.activation_bytes,
         };
         let at_once = self.engine.micro_batch_sequences();
-        let (mut first_slot, mut work) = (0, Work::default());
-        'step: for group in rows.chunks(self.settings.optim.micro_batch_sequences.max(1)) {
+        let mine = groups
+            .enumerate()
+            .filter(|(number, _)| ranks.takes(*number));
+        'step: for (_, (mut first_slot, group)) in mine {
             let mut made = None;
             if at_once < group.len() && scorer.needs_policy_ce() {
                 let frozen = frozen(self.params, self.store, self.adapters)?;
-                let file = self.train.file;
                 let weights = Made::of(&frozen, file, group, at_once, first_slot, &mut scorer)?;
                 made = Some(weights);
             }
             for micro in group.chunks(at_once) {
-                let batch = pad_batch(self.train.file, micro);
-                work = work.with_batch(&batch, self.params.n_layers, self.params);
+                let batch = pad_batch(file, micro);
                 let scorer: &mut dyn Scorer = match &mut made {
                     Some(made) => made,
                     None => &mut scorer,
@@ -434,9 +496,57 @@ impl<'a> PolicyTrainer<'a> {
                 first_slot += micro.len();
             }
         }
-        let targets = loss.heads.iter().map(|head| head.count).sum();
-        work.flops += Work::TRAINING * self.params.unembedding_flops(targets);
-        Ok((loss, scorer.heard, work))
+        let heard = scorer.heard;
+        Ok(StepSums { loss, heard })
+    }
+
+    /// The whole step from the parts of all ranks. The scorer hears of all groups on every rank, as if there were one: it
+    /// goes on alike everywhere.
+    fn whole_step(&mut self, part: Result<StepSums>, rows: &[usize]) -> Result<StepSums> {
+        let ranks = Arc::clone(self.engine.ranks());
+        if !ranks.are_several() {
+            return part;
+        }
+        let mut loss = self.no_sums(rows);
+        let mut policy_ce = BTreeMap::new();
+        for part in ranks.agree(part.map(SentSums::from))? {
+            for (head, [weighted, unweighted]) in loss.heads.iter_mut().zip(part.heads) {
+                head.weighted += f64::from(weighted);
+                head.unweighted += f64::from(unweighted);
+            }
+            policy_ce.extend(part.policy_ce);
+        }
+        let heard = if loss.weighted().is_finite() {
+            self.hear_all(rows, &policy_ce)?
+        } else {
+            StepWeights::default()
+        };
+        Ok(StepSums { loss, heard })
+    }
+
+    /// The weights of all groups of a step, from the cross-entropies where the scorer needs them.
+    fn hear_all(
+        &mut self,
+        rows: &[usize],
+        policy_ce: &BTreeMap<(usize, usize), Vec<Exact>>,
+    ) -> Result<StepWeights> {
+        let (file, groups) = (self.train.file, self.groups(rows));
+        let (shown, step) = (&self.record.shown, self.engine.step());
+        let mut scorer = Self::listen(self.scorer.as_mut(), shown, step, (file, rows), false)?;
+        for (first_slot, group) in groups {
+            let batch = pad_batch(file, group);
+            for horizon in self.params.horizons() {
+                let targets = HeadTargets::of(&batch, horizon, first_slot).targets;
+                let Some(first) = targets.first() else {
+                    continue;
+                };
+                let losses = policy_ce.get(&(first.slot, horizon.get()));
+                let losses: Option<Vec<f64>> =
+                    losses.map(|losses| losses.iter().map(|&loss| loss.into()).collect());
+                scorer.weigh(horizon, &targets, losses.as_deref())?;
+            }
+        }
+        Ok(scorer.heard)
     }
 
     fn record_weights(&mut self, heard: StepWeights) -> Vec<(String, f64)> {
@@ -462,7 +572,8 @@ impl<'a> PolicyTrainer<'a> {
         shown
     }
 
-    /// Unweighted cross-entropy of head 1 over the validation rows; `None` when there are none.
+    /// Unweighted cross-entropy of head 1 over the validation rows, which all ranks ask for together; `None` when there are
+    /// none.
     pub fn validate(&self) -> Result<Option<f64>> {
         let first: Vec<Horizon> = self.params.horizons().take(1).collect();
         Ok(self.validation_losses(&first)?.pop().flatten())
@@ -473,7 +584,8 @@ impl<'a> PolicyTrainer<'a> {
         let model = frozen(self.params, self.store, self.adapters)?;
         let size = self.engine.micro_batch_sequences();
         let (file, rows) = (self.validation.file, &self.validation.rows);
-        let losses = all_cross_entropies(&model, file, rows, size, horizons)?;
+        let ranks = self.engine.ranks();
+        let losses = all_cross_entropies(ranks, &model, file, rows, size, horizons)?;
         Ok(head_means(&losses, horizons.len()))
     }
 
@@ -526,16 +638,18 @@ impl Trainer for PolicyTrainer<'_> {
             return Err(Error::BadData(format!("the run has only {index} steps")));
         };
         let mut halved = Vec::new();
-        let (loss, heard, work) = loop {
-            match self.admit(&rows).and_then(|()| self.step_loss(&rows)) {
+        let StepSums { loss, heard } = loop {
+            let part = self.admit(&rows).and_then(|()| self.step_part(&rows));
+            match self.whole_step(part, &rows) {
                 Ok(done) => break done,
                 Err(error) => halved.push(self.engine.halve(error)?),
             }
         };
+        let work = self.work(&rows, &loss);
         let all_needed = loss.active() == loss.heads.len();
         let update = self
             .engine
-            .apply(loss.weighted(), &self.gradients, all_needed)?;
+            .apply(loss.weighted(), &mut self.gradients, all_needed)?;
         let mut metrics = vec![
             ("train_loss".to_owned(), loss.weighted()),
             ("train_loss_unweighted".to_owned(), loss.unweighted()),
@@ -582,6 +696,9 @@ impl Trainer for PolicyTrainer<'_> {
 
     fn save(&self, dir: &Path) -> Result<()> {
         self.engine.save(dir)?;
+        if !self.engine.ranks().leads() {
+            return Ok(());
+        }
         self.record.lines.write(&dir.join(files::WEIGHTS))?;
         let state = PolicyState {
             scorer: self.scorer.state(),
@@ -608,6 +725,10 @@ impl Trainer for PolicyTrainer<'_> {
             self.scorer.restore(&state.scorer)?;
         }
         Ok(())
+    }
+
+    fn ranks(&self) -> &Arc<Ranks> {
+        self.engine.ranks()
     }
 
     fn best_loss(&self) -> Option<f64> {

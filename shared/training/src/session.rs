@@ -1,13 +1,14 @@
 //! A training run within a job: inputs, progress, checkpoints, signals, exit codes.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use candle_core::{DType, Device, Tensor};
 use serde_json::json;
 use wmtp_artifacts::fault;
 use wmtp_data_sets::TokenFile;
-use wmtp_job_kit::{JobError, Manifest, Run};
+use wmtp_job_kit::{Crew, JobError, Manifest, Run};
 use wmtp_model::{Adapters, LoraSettings, LoraTarget, ParamStore, Params, Place, Products};
 use wmtp_recipe::seed::stream;
 use wmtp_recipe::{Dtype, Optim, Recipe};
@@ -17,6 +18,7 @@ use crate::engine::{MAX_BAD_STEPS, StepReport, StoppedEarly, Trainer, Update};
 use crate::error::{Error, Result};
 use crate::gpu::{NVIDIA_SMI, Told, Watch};
 use crate::memory::Halved;
+use crate::ranks::{Order, Ranks};
 use crate::throughput::{Epochs, Throughput, peak_memory_bytes};
 
 /// Paths inside a model bundle.
@@ -48,6 +50,104 @@ pub fn products(dtype: Dtype) -> Products {
     }
 }
 
+/// The ranks that a run shares its steps with.
+#[derive(Debug)]
+pub struct Team {
+    /// This process among them.
+    pub ranks: Arc<Ranks>,
+    /// The processes of the others, which end with this value.
+    _crew: Option<Crew>,
+}
+
+impl Team {
+    /// Starts the other ranks of a run; one rank is this process alone.
+    ///
+    /// # Errors
+    /// A rank that cannot be started.
+    pub fn start(run: &Run, compute: Compute) -> Result<Self, JobError> {
+        let ranks = usize::from(compute.ranks);
+        if ranks == 1 {
+            return Ok(Self {
+                ranks: Ranks::alone(),
+                _crew: None,
+            });
+        }
+        let (crew, links) = run.crew(ranks, threads_of_each(ranks))?;
+        run.event("ranks", &json!({ "ranks": ranks }));
+        Ok(Self {
+            ranks: Ranks::linked(links),
+            _crew: Some(crew),
+        })
+    }
+}
+
+/// Threads of each rank of this machine.
+fn threads_of_each(ranks: usize) -> usize {
+    (rayon::current_num_threads() / ranks).max(1)
+}
+
+/// Does what the rank that leads wants, until it has gone.
+///
+/// # Errors
+/// What only this rank knows of; what all ranks know the first one tells.
+pub fn follow(trainer: &mut dyn Trainer) -> Result<(), JobError> {
+    let ranks = Arc::clone(trainer.ranks());
+    while let Some(order) = ranks.hear()? {
+        let done = match order {
+            Order::Advance => trainer.advance().map(drop),
+            Order::Save(dir) => trainer.save(&dir),
+            Order::Restore(dir) => trainer.restore(&dir),
+        };
+        match done {
+            Err(Error::Rank { .. } | Error::RankLost { .. }) => return Ok(()),
+            Err(error) if !error.is_shared() => return Err(error.into()),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// A trainer whose steps the other ranks do with it.
+struct Led<'a, 't> {
+    trainer: &'a mut (dyn Trainer + 't),
+    ranks: Arc<Ranks>,
+    /// Where this rank's share of the processor works; none where it has all of it or a device.
+    pool: Option<rayon::ThreadPool>,
+}
+
+impl<'a, 't> Led<'a, 't> {
+    fn new(trainer: &'a mut (dyn Trainer + 't), device: &Device) -> Result<Self, JobError> {
+        let ranks = Arc::clone(trainer.ranks());
+        let shares = ranks.are_several() && device.is_cpu();
+        let threads = threads_of_each(ranks.world());
+        let pool = || rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+        Ok(Self {
+            pool: shares.then(pool).transpose().map_err(JobError::internal)?,
+            trainer,
+            ranks,
+        })
+    }
+
+    fn advance(&mut self) -> Result<StepReport> {
+        self.ranks.order(&Order::Advance)?;
+        let trainer = &mut self.trainer;
+        match &self.pool {
+            Some(pool) => pool.install(|| trainer.advance()),
+            None => trainer.advance(),
+        }
+    }
+
+    fn save(&self, dir: &Path) -> Result<()> {
+        self.ranks.order(&Order::Save(dir.to_owned()))?;
+        self.trainer.save(dir)
+    }
+
+    fn restore(&mut self, dir: &Path) -> Result<()> {
+        self.ranks.order(&Order::Restore(dir.to_owned()))?;
+        self.trainer.restore(dir)
+    }
+}
+
 /// Opens the device that a run was told to compute on, and says which it is.
 pub fn open_device(place: Place, run: &Run) -> Result<Device> {
     let device = place.open()?;
@@ -55,12 +155,72 @@ pub fn open_device(place: Place, run: &Run) -> Result<Device> {
     Ok(device)
 }
 
-/// What the device adds to the settings of a run: its arithmetic differs from the CPU's in the last bits, so the results
-/// are others. Which of several devices it is makes no difference.
-pub fn device_option(place: Place) -> serde_json::Value {
-    match place {
-        Place::Cpu => json!({}),
-        Place::Cuda(_) => json!({ "device": "cuda" }),
+/// Where a training computes.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub struct Compute {
+    /// Where to compute: cpu, cuda, or cuda:1 for the second device.
+    #[arg(long, value_name = "DEVICE", env = "WMTP_DEVICE", default_value_t = Place::BUILT_FOR)]
+    device: Place,
+    /// Processes that share each step's micro-batches: a GPU each, from DEVICE on, or equal parts of the processor.
+    #[arg(
+        long,
+        value_name = "NUMBER",
+        env = "WMTP_RANKS",
+        default_value_t = 1,
+        value_parser = clap::value_parser!(u16).range(1..=64)
+    )]
+    ranks: u16,
+}
+
+impl Compute {
+    /// Opens the device of the rank that leads, and says which it is.
+    ///
+    /// # Errors
+    /// A device that is not there.
+    pub fn open(self, run: &Run) -> Result<Device> {
+        open_device(self.device, run)
+    }
+
+    /// Opens the device of another rank.
+    ///
+    /// # Errors
+    /// A device that is not there.
+    pub fn open_for(self, rank: usize) -> Result<Device> {
+        Ok(self.device.of_rank(rank).open()?)
+    }
+
+    /// What this adds to the settings of a run: a device's arithmetic differs from the CPU's in the last bits, and several
+    /// ranks add up in another order, so the results are others. Which of several devices it is makes no difference.
+    pub fn options(self) -> serde_json::Value {
+        let mut options = serde_json::Map::new();
+        if self.device != Place::Cpu {
+            options.insert("device".to_owned(), "cuda".into());
+        }
+        if self.ranks > 1 {
+            options.insert("ranks".to_owned(), self.ranks.into());
+        }
+        options.into()
+    }
+
+    /// Checks that a full step of so many sequences has a micro-batch for every rank.
+    ///
+    /// # Errors
+    /// A usage error that says which settings to change.
+    pub fn check(self, (key, sequences): (&str, usize), optim: &Optim) -> Result<(), JobError> {
+        let (ranks, micro) = (usize::from(self.ranks), optim.micro_batch_sequences.max(1));
+        let count = sequences.div_ceil(micro);
+        if ranks <= count {
+            return Ok(());
+        }
+        let error = format!(
+            "{ranks} ranks share the micro-batches of a step, and there are {count}: {key} is {sequences}, \
+             optim.micro_batch_sequences {micro}"
+        );
+        let most = sequences / ranks;
+        Err(JobError::usage(error).hint(match most {
+            0 => format!("give at most {sequences} --ranks"),
+            most => format!("set optim.micro_batch_sequences to {most}, or give fewer --ranks"),
+        }))
     }
 }
 
@@ -152,33 +312,34 @@ pub fn drive(
     device: &Device,
     label: &str,
 ) -> Result<(), JobError> {
+    let mut led = Led::new(trainer, device)?;
     if let Some((_, dir)) = run.latest_checkpoint()? {
-        trainer.restore(&dir)?;
+        led.restore(&std::path::absolute(dir)?)?;
     }
     if !products(run.recipe().model.dtype).are_native() {
         run.warning(
             "this processor has no AVX512-BF16: `model.dtype: bf16` gives the same numbers here, but slower than f32",
         );
     }
-    let total = trainer.total_steps();
+    let total = led.trainer.total_steps();
     let mut saving = Saving::new(&run.recipe().optim, run.elapsed());
     let progress = run.progress(label, "step", total);
-    progress.set(trainer.step());
-    let peak = peak_flops(run, device)?;
+    progress.set(led.trainer.step());
+    let peak = peak_flops(run, device)? * devices(&led.ranks, device);
     let mut throughput = Throughput::default();
-    let mut epochs = Epochs::new(trainer.steps_per_epoch(), trainer.step());
+    let mut epochs = Epochs::new(led.trainer.steps_per_epoch(), led.trainer.step());
     let gpu = watched(device, run);
-    while !trainer.is_done() {
+    while !led.trainer.is_done() {
         if run.should_stop() {
-            save(trainer, run)?;
+            save(&led, run)?;
             return Err(JobError::preempted());
         }
         let started = run.elapsed();
-        let report = match trainer.advance() {
+        let report = match led.advance() {
             Ok(report) => report,
             Err(error) => {
                 if matches!(error, Error::Numeric { .. }) || error.is_out_of_memory() {
-                    save(trainer, run)?;
+                    save(&led, run)?;
                 }
                 return Err(error.into());
             }
@@ -212,13 +373,13 @@ pub fn drive(
         progress.detail(format!("loss {loss:.3}, {rate:.0} tokens/s"));
         progress.set(report.step);
         fault::point("train:step");
-        if saving.is_due(report.step, run.elapsed()) && !trainer.is_done() {
-            save(trainer, run)?;
+        if saving.is_due(report.step, run.elapsed()) && !led.trainer.is_done() {
+            save(&led, run)?;
             saving.last = run.elapsed();
         }
     }
     progress.finish();
-    if let Some(stopped) = trainer.stopped_early() {
+    if let Some(stopped) = led.trainer.stopped_early() {
         tell_early_stop(run, &stopped, total);
     }
     if throughput.step_secs(0.5).is_some() {
@@ -363,11 +524,20 @@ impl Saving {
     }
 }
 
+/// How many devices the ranks have: all of them one processor, or one GPU each.
+fn devices(ranks: &Ranks, device: &Device) -> f64 {
+    if device.is_cpu() {
+        1.0
+    } else {
+        ranks.world() as f64
+    }
+}
+
 /// Saves what continuing needs.
-fn save(trainer: &dyn Trainer, run: &Run) -> Result<(), JobError> {
-    let dir = fresh_dir(run.scratch().join("resume"))?;
-    trainer.save(&dir)?;
-    run.save_checkpoint(trainer.step(), &dir, trainer.best_loss())
+fn save(led: &Led<'_, '_>, run: &Run) -> Result<(), JobError> {
+    let dir = fresh_dir(std::path::absolute(run.scratch().join("resume"))?)?;
+    led.save(&dir)?;
+    run.save_checkpoint(led.trainer.step(), &dir, led.trainer.best_loss())
 }
 
 fn fresh_dir(dir: PathBuf) -> Result<PathBuf, JobError> {
@@ -393,6 +563,9 @@ impl From<Error> for JobError {
             Error::Rows(error) => Self::from(error),
             Error::Model(Model::Device { .. }) => Self::unavailable(error)
                 .hint("on a machine without the device, --device cpu takes the processor"),
+            Error::Rank { .. } | Error::RankLost { .. } => Self::unavailable(error).hint(
+                "what a lost rank said stands above; the run goes on from its last saved state when it is started again",
+            ),
             Error::Model(Model::Candle(_))
             | Error::Tensor(_)
             | Error::NoGradient { .. }

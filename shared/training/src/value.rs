@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use candle_core::Tensor;
 use rand::SeedableRng;
@@ -20,6 +21,7 @@ use crate::inference::{mean, raw_values};
 use crate::lines::Lines;
 use crate::optimizer::{Gradients, parameters};
 use crate::policy::{Rows, StepPlan, plan};
+use crate::ranks::{Exact, Ranks};
 use crate::scores::TokenScores;
 use crate::throughput::Work;
 
@@ -110,7 +112,7 @@ pub struct ValueTrainer<'a> {
 }
 
 impl<'a> ValueTrainer<'a> {
-    /// Prepares a run; nothing is computed yet.
+    /// Prepares a run of these ranks; nothing is computed yet.
     ///
     /// # Errors
     /// [`Error::BadData`] when there are no labelled training rows.
@@ -120,6 +122,7 @@ impl<'a> ValueTrainer<'a> {
         train: Rows<'a>,
         validation: Rows<'a>,
         settings: ValueSettings,
+        ranks: &Arc<Ranks>,
     ) -> Result<Self> {
         if train.rows.is_empty() {
             let reason = "the training split holds no row with a label";
@@ -140,7 +143,8 @@ impl<'a> ValueTrainer<'a> {
         };
         let model = model.with_products(settings.products);
         trainable.extend(parameters(&store.head, settings.lr_head));
-        let engine = Engine::new(trainable, &settings.optim, plan.steps.len() as u64)?;
+        let total = plan.steps.len() as u64;
+        let engine = Engine::among(ranks, trainable, &settings.optim, total)?;
         Ok(Self {
             gradients: Gradients::zeros(engine.parameters())?,
             engine,
@@ -173,17 +177,35 @@ impl<'a> ValueTrainer<'a> {
             .admit(blocks + (stream + gradients) * dtype.size_in_bytes())
     }
 
-    /// Mean loss over the value positions of one optimizer step; gradients are left in `self.gradients`.
+    /// Sum of the loss over this rank's value positions of one optimizer step, `count` in all; gradients are left in
+    /// `self.gradients`.
+    fn step_part(&mut self, rows: &[usize], count: usize) -> Result<(Exact, Work)> {
+        self.gradients.clear()?;
+        let ranks = Arc::clone(self.engine.ranks());
+        let (mut sum, mut work) = (0.0, Work::default());
+        let micro = rows.chunks(self.engine.micro_batch_sequences());
+        for (number, micro) in micro.enumerate() {
+            let batch = pad_batch(self.train.file, micro);
+            work = work.with_batch(&batch, self.params.num_trunk_blocks(), self.params);
+            if ranks.takes(number) {
+                sum += self.accumulate(micro, &batch, count)?;
+            }
+        }
+        Ok((sum.into(), work))
+    }
+
+    /// Mean loss over the value positions of one optimizer step on all ranks.
     fn step_loss(&mut self, rows: &[usize]) -> Result<(f64, Work)> {
         let file = self.train.file;
         let count: usize = rows.iter().map(|&row| file.row(row).response_len()).sum();
-        self.gradients.clear()?;
-        let (mut sum, mut work) = (0.0, Work::default());
-        for micro in rows.chunks(self.engine.micro_batch_sequences()) {
-            let batch = pad_batch(file, micro);
-            work = work.with_batch(&batch, self.params.num_trunk_blocks(), self.params);
-            sum += self.accumulate(micro, &batch, count)?;
-        }
+        let part = self.admit(rows).and_then(|()| self.step_part(rows, count));
+        let mut work = Work::default();
+        let sum = part.map(|(sum, of_all)| {
+            work = of_all;
+            sum
+        });
+        let sums = self.engine.ranks().agree(sum)?;
+        let sum: f64 = sums.into_iter().map(f64::from).sum();
         Ok((sum / count as f64, work))
     }
 
@@ -214,10 +236,10 @@ impl<'a> ValueTrainer<'a> {
         Ok(sum)
     }
 
-    /// Mean loss over the value positions of the validation rows; `None` when there are none.
+    /// Mean loss over the value positions of the validation rows, which all ranks ask for together; `None` when there are none.
     pub fn validate(&self) -> Result<Option<f64>> {
         let (file, rows) = (self.validation.file, &self.validation.rows);
-        let mut losses = self.outputs(file, rows)?;
+        let mut losses = self.outputs(self.engine.ranks(), file, rows)?;
         for (row, outputs) in rows.iter().zip(&mut losses) {
             let reward = label(file, *row)?;
             for output in outputs {
@@ -227,16 +249,16 @@ impl<'a> ValueTrainer<'a> {
         Ok(mean(&losses))
     }
 
-    fn outputs(&self, file: &TokenFile, rows: &[usize]) -> Result<Vec<Vec<f64>>> {
+    fn outputs(&self, ranks: &Ranks, file: &TokenFile, rows: &[usize]) -> Result<Vec<Vec<f64>>> {
         let ValueParameters { trunk, head } = self.store;
         let model = ValueModel::frozen(self.params, self.settings.head, trunk, head)?;
         let size = self.engine.micro_batch_sequences();
-        raw_values(&model, head.device(), file, rows, size)
+        raw_values(ranks, &model, head.device(), file, rows, size)
     }
 
-    /// Values at the value positions p - 1 ..= T - 2 of each row, with the present weights.
+    /// Values at the value positions p - 1 ..= T - 2 of each row, with the present weights; by this rank alone.
     pub fn values(&self, file: &TokenFile, rows: &[usize]) -> Result<Vec<Vec<f64>>> {
-        let mut values = self.outputs(file, rows)?;
+        let mut values = self.outputs(&Ranks::alone(), file, rows)?;
         for output in values.iter_mut().flatten() {
             *output = self.settings.objective.value(*output);
         }
@@ -275,13 +297,13 @@ impl Trainer for ValueTrainer<'_> {
         };
         let mut halved = Vec::new();
         let (loss, work) = loop {
-            match self.admit(&rows).and_then(|()| self.step_loss(&rows)) {
+            match self.step_loss(&rows) {
                 Ok(done) => break done,
                 Err(error) => halved.push(self.engine.halve(error)?),
             }
         };
         // A head that starts at zero gives the trunk a gradient of zero at first, yet it does give one.
-        let update = self.engine.apply(loss, &self.gradients, true)?;
+        let update = self.engine.apply(loss, &mut self.gradients, true)?;
         let mut metrics = vec![("train_loss".to_owned(), loss)];
         match update {
             Update::Applied { lr, grad_norm } => {
@@ -316,6 +338,10 @@ impl Trainer for ValueTrainer<'_> {
 
     fn restore(&mut self, dir: &Path) -> Result<()> {
         self.engine.restore(dir)
+    }
+
+    fn ranks(&self) -> &Arc<Ranks> {
+        self.engine.ranks()
     }
 
     fn best_loss(&self) -> Option<f64> {

@@ -9,6 +9,7 @@ mod loops;
 mod outside;
 mod place;
 mod protocols;
+mod ranks;
 mod repeats;
 mod scores;
 mod steps;

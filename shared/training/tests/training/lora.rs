@@ -5,7 +5,7 @@ use candle_core::{DType, Device};
 use wmtp_data_sets::TokenFile;
 use wmtp_model::{Adapters, LoraSettings, LoraTarget, MtpModel, ParamStore, Params};
 use wmtp_training::inference::{head_cross_entropies, mean};
-use wmtp_training::{PolicyTrainer, Rows, StepScorer, Trainer};
+use wmtp_training::{PolicyTrainer, Ranks, Rows, StepScorer, Trainer, Weights};
 use wmtp_weighting::WeightSettings;
 
 fn adapters(params: &Params) -> Adapters {
@@ -25,16 +25,13 @@ fn trainer<'a>(
 ) -> PolicyTrainer<'a> {
     let scorer = Box::new(StepScorer::baseline(WeightSettings::default()));
     let rows = Rows::correct(file);
-    PolicyTrainer::adapted(
+    let weights = Weights {
         params,
-        base,
-        adapters,
-        rows.clone(),
-        rows,
-        scorer,
-        settings(),
-    )
-    .unwrap()
+        store: base,
+        adapters: Some(adapters),
+    };
+    let (ranks, settings) = (Ranks::alone(), settings());
+    PolicyTrainer::new(weights, rows.clone(), rows, scorer, settings, &ranks).unwrap()
 }
 
 fn run(trainer: &mut PolicyTrainer<'_>) {

@@ -10,5 +10,6 @@ mod golden;
 mod long;
 mod lora;
 mod policy;
+mod ranks;
 mod support;
 mod value;

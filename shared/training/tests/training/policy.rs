@@ -12,8 +12,8 @@ use wmtp_training::inference::{head_cross_entropies, mean};
 use wmtp_training::optimizer::{Gradients, Parameter, parameters};
 use wmtp_training::scorer::StepRow;
 use wmtp_training::{
-    EarlyStop, Error, PolicySettings, PolicyTrainer, Rho1Scorer, Rho1Settings, Rho1Weighting, Room,
-    Rows, Scorer, StepReport, StepScorer, Trainer, Update,
+    EarlyStop, Error, PolicySettings, PolicyTrainer, Ranks, Rho1Scorer, Rho1Settings,
+    Rho1Weighting, Room, Rows, Scorer, StepReport, StepScorer, Trainer, Update, Weights,
 };
 use wmtp_weighting::rho1::ExcessMode;
 use wmtp_weighting::{WeightSettings, Whitening};
@@ -23,7 +23,7 @@ const WHITENING: Whitening = Whitening {
     std: 0.7,
 };
 
-fn scorer(name: &str, file: &TokenFile) -> Box<dyn Scorer> {
+pub(crate) fn scorer(name: &str, file: &TokenFile) -> Box<dyn Scorer> {
     let weights = WeightSettings::default();
     let scores = Arc::new(some_scores(file));
     let seeds: BTreeMap<usize, u64> = (0..file.len()).map(|row| (row, row as u64)).collect();
@@ -97,13 +97,19 @@ pub(crate) fn trainer<'a>(
         file,
         rows: file.correct_rows().into_iter().take(9).collect(),
     };
-    PolicyTrainer::new(
+    let weights = Weights {
         params,
         store,
-        Rows::correct(file),
+        adapters: None,
+    };
+    let rows = Rows::correct(file);
+    PolicyTrainer::new(
+        weights,
+        rows,
         validation,
         scorer(algo, file),
         settings,
+        &Ranks::alone(),
     )
     .unwrap()
 }
@@ -666,13 +672,18 @@ fn a_split_without_correct_rows_is_bad_data() {
     let params = tiny(2);
     let store = store(&params, DType::F32);
     let rows = Rows::correct(&file);
+    let weights = Weights {
+        params: &params,
+        store: &store,
+        adapters: None,
+    };
     let made = PolicyTrainer::new(
-        &params,
-        &store,
+        weights,
         rows.clone(),
         rows,
         scorer("baseline", &file),
         settings(),
+        &Ranks::alone(),
     );
     assert!(matches!(made, Err(Error::BadData(_))));
 }

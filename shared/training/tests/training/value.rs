@@ -7,11 +7,11 @@ use candle_core::{DType, Device};
 use wmtp_data_sets::TokenFile;
 use wmtp_model::{HeadKind, ParamStore, Params, Products};
 use wmtp_training::{
-    Judged, Objective, OptimSettings, Rows, Trainer, ValueParameters, ValueQuality, ValueSettings,
-    ValueTrainer, balanced_rows,
+    Judged, Objective, OptimSettings, Ranks, Rows, Trainer, ValueParameters, ValueQuality,
+    ValueSettings, ValueTrainer, balanced_rows,
 };
 
-fn settings(objective: Objective, head: HeadKind, lr_trunk: f64) -> ValueSettings {
+pub(crate) fn settings(objective: Objective, head: HeadKind, lr_trunk: f64) -> ValueSettings {
     ValueSettings {
         objective,
         head,
@@ -29,12 +29,20 @@ fn settings(objective: Objective, head: HeadKind, lr_trunk: f64) -> ValueSetting
 }
 
 fn parameters(params: &Params, objective: Objective, head: HeadKind) -> ValueParameters {
-    let base = store(params, DType::F32);
+    parameters_in(DType::F32, params, objective, head)
+}
+
+pub(crate) fn parameters_in(
+    dtype: DType,
+    params: &Params,
+    objective: Objective,
+    head: HeadKind,
+) -> ValueParameters {
+    let base = store(params, dtype);
     let (seed, bias) = (11, objective.bias());
     ValueParameters {
         trunk: ParamStore::value_trunk_from(params, &base).unwrap(),
-        head: ParamStore::init_value_head(head, params, seed, bias, DType::F32, &Device::Cpu)
-            .unwrap(),
+        head: ParamStore::init_value_head(head, params, seed, bias, dtype, &Device::Cpu).unwrap(),
     }
 }
 
@@ -48,7 +56,7 @@ fn trainer<'a>(
         file,
         rows: file.labelled_rows(),
     };
-    ValueTrainer::new(params, store, rows(), rows(), settings).unwrap()
+    ValueTrainer::new(params, store, rows(), rows(), settings, &Ranks::alone()).unwrap()
 }
 
 fn quality(trainer: &ValueTrainer<'_>, file: &TokenFile) -> ValueQuality {
