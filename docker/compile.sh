@@ -8,7 +8,7 @@
 set -euo pipefail
 
 checkout=$(cd "$(dirname "$0")/.." && pwd)
-mkdir -p "$CARGO_TARGET_DIR"
+mkdir -p "${CARGO_TARGET_DIR:?is to name a folder for what is compiled}"
 CARGO_TARGET_DIR=$(cd "$CARGO_TARGET_DIR" && pwd)
 
 # Of several that fit, compilers take the last: folders come before those that may lie in them.

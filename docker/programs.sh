@@ -31,14 +31,18 @@ done
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-target}/programs
 docker/compile.sh cargo auditable build --locked --workspace --profile "$profile" "${programs[@]/#/--bin=}"
 built=$CARGO_TARGET_DIR/${profile/#dev/debug}
+# Without its debug information and the digest that the linker took of that, which differs between machines.
+bare() {
+  strip --remove-section=.note.gnu.build-id -o "$out/bin/$2" "$1/$2"
+}
 for program in "${programs[@]}"; do
-  strip -o "$out/bin/$program" "$built/$program"
+  bare "$built" "$program"
 done
 if [ -n "$cuda" ]; then
   CARGO_TARGET_DIR=$cuda docker/compile.sh docker/cuda/build.sh "$cuda" "$profile"
   # What it made replaces what knows nothing of CUDA: which programs these are is known there.
   for program in "${programs[@]}"; do
-    if [ -e "$cuda/bin/$program" ]; then install "$cuda/bin/$program" "$out/bin/$program"; fi
+    if [ -e "$cuda/bin/$program" ]; then bare "$cuda/bin" "$program"; fi
   done
 fi
 "$here/sbom.sh" "$out/sbom" "${programs[@]}" ${cuda:+-- --all-features}

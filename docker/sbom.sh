@@ -25,7 +25,10 @@ cargo cyclonedx -qq --manifest-path Cargo.toml --format json --spec-version 1.5 
   --target "$(rustc -vV | sed -n 's/^host: //p')" "${@:2}"
 for program in "${programs[@]}"; do
   # The list is called like the package, which may be called otherwise than its program.
-  manifest=$(grep -lx "name = \"$program\"" ./*/Cargo.toml ./*/*/Cargo.toml | head -n 1)
+  manifest=$(grep -lx "name = \"$program\"" ./*/Cargo.toml ./*/*/Cargo.toml | head -n 1) || {
+    echo "error: $program is no program of this workspace" >&2
+    exit 2
+  }
   package=$(sed -n 's/^name = "\(.*\)"/\1/p' "$manifest" | head -n 1)
   # Where the copy lay is nothing of the program's.
   sed "s|file://$copy|file:///wmtp|g" "${manifest%/*}/$package.cdx.json" >"$out/$program.cdx.json"
