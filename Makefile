@@ -45,7 +45,7 @@ IMAGES := .wmtp/images
 # What writes lists of dependencies. Of the same versions as in docker/Dockerfile.
 CARGO_TOOLS := $(abspath $(TOOLS))/cargo
 CYCLONEDX := $(CARGO_TOOLS)/bin/cargo-cyclonedx
-VESSL_SPECS := baseline verifiable rho1 random-matched shuffled beside-outside
+VESSL_SPECS := baseline verifiable rho1 random-matched shuffled beside-outside sharded
 VESSL_INPUTS = --experiment vessl/experiments/$(EXPERIMENT).yaml --profile $(VESSL_PROFILE)
 
 .PHONY: help
@@ -115,7 +115,7 @@ conformance: build ## Hold an image on this machine against the job contract. IM
 	$(TARGET)/debug/wmtp-images conform $(IMAGE)
 
 .PHONY: release-check
-release-check: $(CYCLONEDX) $(CARGO_TOOLS)/bin/cargo-auditable ## Make what a release holds and look whether it belongs together. PROFILE=dev|release
+release-check: $(CYCLONEDX) $(CARGO_TOOLS)/bin/cargo-auditable ## Make what a release holds, look whether it belongs together, run the demo from it. PROFILE=dev|release
 	cargo build -q --workspace --bin wmtp-images
 	PATH=$(CARGO_TOOLS)/bin:$$PATH docker/release.sh .wmtp/release $(PROFILE) $(TARGET)/debug/wmtp-images
 
@@ -136,11 +136,11 @@ vessl-submit: ## Submit run after run and follow them; again: go on. EXPERIMENT 
 .PHONY: vessl-specs
 vessl-specs: ## Render vessl/specs, vessl/cloud and vessl/argo anew
 	cargo build -q --workspace --bin wmtp-vessl
-	rm -rf vessl/specs
+	rm -rf vessl/specs vessl/cloud vessl/argo
 	$(foreach name,$(VESSL_SPECS),$(TARGET)/debug/wmtp-vessl render --experiment vessl/experiments/$(name).yaml \
 		--profile vessl/profile.yaml --out vessl/specs/$(name) &&) true
-	$(foreach form,cloud argo,$(TARGET)/debug/wmtp-vessl render --form $(form) --profile vessl/profile.yaml \
-		--experiment vessl/experiments/verifiable.yaml --out vessl/$(form) &&) true
+	$(foreach form,cloud argo,$(foreach name,verifiable sharded,$(TARGET)/debug/wmtp-vessl render --form $(form) \
+		--profile vessl/profile.yaml --experiment vessl/experiments/$(name).yaml --out vessl/$(form) &&)) true
 
 .PHONY: vessl-check
 vessl-check: ## Hold what vessl-specs renders against the classes of VESSL's client and of Argo; installs them first (330 MB)

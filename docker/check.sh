@@ -85,7 +85,7 @@ for job in "${jobs[@]}"; do
 done
 sources=$(cat Cargo.lock ./*/*/Cargo.toml | sha256sum)
 if [ "$(cat "$programs/sbom-from" 2>/dev/null)" != "$sources" ]; then
-  docker/sbom.sh "$programs/sbom"
+  docker/sbom.sh "$programs/sbom" "${jobs[@]}"
   echo "$sources" >"$programs/sbom-from"
 fi
 ls -s --block-size=M "$programs/bin"

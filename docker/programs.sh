@@ -1,18 +1,25 @@
 #!/usr/bin/env bash
-# Builds the programs of all jobs with their dependency lists, as images hold them.
+# Builds programs with their dependency lists, as images and releases hold them.
 #
-#   docker/programs.sh OUT PROFILE [CUDA]
+#   docker/programs.sh OUT PROFILE [--cuda FOLDER] [PROGRAM]...
 #
-#   OUT      gets bin/JOB, which names its dependencies (`cargo auditable`), and sbom/JOB.cdx.json (CycloneDX)
+#   OUT      gets bin/PROGRAM, which names its dependencies (`cargo auditable`), and sbom/PROGRAM.cdx.json (CycloneDX)
 #   PROFILE  dev, or release
-#   CUDA     folder for toolchain and build of docker/cuda/build.sh: jobs with feature `cuda` are built with it there
+#   FOLDER   for toolchain and build of docker/cuda/build.sh: jobs with feature `cuda` are built with it there
+#   PROGRAM  those of all jobs where none is named
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
 mkdir -p "$1/bin" "$1/sbom"
-out=$(cd "$1" && pwd) profile=$2 cuda=${3:-}
+out=$(cd "$1" && pwd) profile=$2 cuda=
+shift 2
+if [ "${1:-}" = --cuda ]; then
+  cuda=$2
+  shift 2
+fi
 cd "$here/.."
-mapfile -t jobs < <("$here/jobs.sh")
+programs=("$@")
+if [ $# = 0 ]; then mapfile -t programs < <("$here/jobs.sh"); fi
 
 for tool in auditable cyclonedx; do
   command -v "cargo-$tool" >/dev/null || {
@@ -21,22 +28,21 @@ for tool in auditable cyclonedx; do
   }
 done
 
-# Compilers of C are told a fixed time, and only the lists of dependencies that of the commit: with another time everything
-# written in C and all that stands on it is compiled anew, which is half of the dependencies and would be no layer of its own.
-compile() {
-  SOURCE_DATE_EPOCH=0 "$@"
+export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-target}/programs
+docker/compile.sh cargo auditable build --locked --workspace --profile "$profile" "${programs[@]/#/--bin=}"
+built=$CARGO_TARGET_DIR/${profile/#dev/debug}
+# Without its debug information and the digest that the linker took of that, which differs between machines.
+bare() {
+  strip --remove-section=.note.gnu.build-id -o "$out/bin/$2" "$1/$2"
 }
-
-compile cargo auditable build --locked --workspace --profile "$profile" "${jobs[@]/#/--bin=}"
-built=${CARGO_TARGET_DIR:-target}/${profile/#dev/debug}
-for job in "${jobs[@]}"; do
-  strip -o "$out/bin/$job" "$built/$job"
+for program in "${programs[@]}"; do
+  bare "$built" "$program"
 done
 if [ -n "$cuda" ]; then
-  compile docker/cuda/build.sh "$cuda" "$profile"
-  # What it made replaces what knows nothing of CUDA: which jobs these are is known there.
-  for job in "${jobs[@]}"; do
-    if [ -e "$cuda/bin/$job" ]; then install "$cuda/bin/$job" "$out/bin/$job"; fi
+  CARGO_TARGET_DIR=$cuda docker/compile.sh docker/cuda/build.sh "$cuda" "$profile"
+  # What it made replaces what knows nothing of CUDA: which programs these are is known there.
+  for program in "${programs[@]}"; do
+    if [ -e "$cuda/bin/$program" ]; then bare "$cuda/bin" "$program"; fi
   done
 fi
-"$here/sbom.sh" "$out/sbom" ${cuda:+--all-features}
+"$here/sbom.sh" "$out/sbom" "${programs[@]}" ${cuda:+-- --all-features}

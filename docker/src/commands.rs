@@ -307,6 +307,9 @@ pub struct Release {
     /// Version that the programs and the notes tell
     #[arg(long, value_name = "VERSION", default_value = env!("CARGO_PKG_VERSION"))]
     version: String,
+    /// Folder of the machine that built it, below which no file of the release may name a path
+    #[arg(long, value_name = "FOLDER", value_parser = builder)]
+    without: Vec<PathBuf>,
     /// Folder of the release
     #[arg(value_name = "FOLDER")]
     folder: PathBuf,
@@ -315,12 +318,22 @@ pub struct Release {
     programs: Vec<String>,
 }
 
+/// A folder that a path can be below of: every path is below `/`.
+fn builder(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    if path.is_absolute() && path.file_name().is_some() {
+        return Ok(path.components().collect());
+    }
+    Err("expected a full path, and not /".to_owned())
+}
+
 impl Tool for Release {
-    const ABOUT: &'static str = "Looks whether what a release holds belongs together: programs, their lists of dependencies, notes, checksums.";
-    const EXAMPLES: &'static str = "wmtp-images release .wmtp/release/0.1.0 train-stage2 evaluate";
+    const ABOUT: &'static str = "Looks whether what a release holds belongs together (programs, their lists of dependencies, notes, checksums), and that nothing in it names a folder of the machine that built it.";
+    const EXAMPLES: &'static str =
+        "wmtp-images release --without $HOME --without $PWD .wmtp/release train-stage2 evaluate";
 
     fn run(&self, cx: &mut ToolCx<'_>) -> Result<(), JobError> {
-        let found = release::check(&self.folder, &self.programs, &self.version)?;
+        let found = release::check(&self.folder, &self.programs, &self.version, &self.without)?;
         cx.json_result(
             json!({"findings": found.iter().map(ToString::to_string).collect::<Vec<_>>()}),
         );

@@ -6,6 +6,7 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use memchr::memmem;
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
@@ -19,73 +20,115 @@ const HEADINGS: [&str; 3] = ["### Added", "### Upgrade notes", "### Known issues
 /// The file of checksums, which `sha256sum --check` reads.
 pub(crate) const SUMS: &str = "SHA256SUMS";
 
+/// Most bytes of a path that a finding shows: in a program nothing says where a text ends.
+const MOST_SHOWN: usize = 100;
+
 type Packages = BTreeSet<(String, String)>;
 
-/// Looks through a release's folder.
+/// Looks through a release's folder, whose files are to hold no path below those of the machine that built it.
 ///
 /// # Errors
 /// Where a file cannot be read at all; what is wrong with files is found.
-pub(crate) fn check(folder: &Path, jobs: &[String], version: &str) -> Result<Vec<Finding>, Error> {
-    let mut found = Vec::new();
-    let mut say = |place: &str, message: String| {
-        found.push(Finding {
-            place: place.to_owned(),
-            message,
-        });
-    };
-    let notes = String::from_utf8_lossy(&read(&folder.join("NOTES.md"))?).into_owned();
-    if !notes.starts_with(&format!("# wmtp {version}\n")) {
-        say(
-            "NOTES.md",
-            format!("does not begin with \"# wmtp {version}\""),
-        );
+pub(crate) fn check(
+    folder: &Path,
+    programs: &[String],
+    version: &str,
+    builder: &[PathBuf],
+) -> Result<Vec<Finding>, Error> {
+    let are = digests(folder)?;
+    let mut found = of_notes(folder, programs, version)?;
+    for name in programs {
+        found.extend(of_program(folder, name, version)?);
     }
-    for heading in HEADINGS.iter().filter(|heading| !notes.contains(**heading)) {
-        say("NOTES.md", format!("has no {heading:?}"));
-    }
-    for job in jobs {
-        let program = folder.join("bin").join(job);
-        let place = format!("bin/{job}");
-        match output(Command::new(&program).arg("--version")) {
-            Ok(said) if said.stdout == format!("{job} {version}\n").into_bytes() => {}
-            Ok(said) => say(
-                &place,
-                format!(
-                    "--version says {:?}",
-                    String::from_utf8_lossy(&said.stdout).trim()
-                ),
-            ),
-            Err(error) => say(&place, error.to_string()),
-        }
-        let listed = listed(&folder.join(format!("sbom/{job}.cdx.json")))?;
-        match embedded(&program) {
-            Ok(embedded) => {
-                let lacking: Vec<String> = embedded
-                    .difference(&listed)
-                    .map(|(name, version)| format!("{name} {version}"))
-                    .collect();
-                if !lacking.is_empty() {
-                    say(
-                        &format!("sbom/{job}.cdx.json"),
-                        format!("lacks what the program is made of: {}", lacking.join(", ")),
-                    );
-                }
-            }
-            Err(why) => say(&place, format!("names no dependencies: {why}")),
-        }
-    }
-    let (sums, are) = (recorded(&folder.join(SUMS))?, digests(folder)?);
-    for (name, digest) in &are {
-        match sums.get(name) {
-            Some(recorded) if recorded == digest => {}
-            Some(_) => say(name, format!("is not what {SUMS} has recorded")),
-            None => say(name, format!("is not in {SUMS}")),
-        }
-    }
-    for name in sums.keys().filter(|name| !are.contains_key(*name)) {
-        say(name, format!("stands in {SUMS} and is not there"));
+    found.extend(of_sums(&recorded(&folder.join(SUMS))?, &are));
+    for name in are.keys() {
+        let bytes = read(&folder.join(name))?;
+        let held = builder.iter().filter_map(|path| held(&bytes, path));
+        found.extend(held.map(|message| finding(name, message)));
     }
     Ok(found)
+}
+
+fn finding(place: &str, message: impl Into<String>) -> Finding {
+    Finding {
+        place: place.to_owned(),
+        message: message.into(),
+    }
+}
+
+fn of_notes(folder: &Path, programs: &[String], version: &str) -> Result<Vec<Finding>, Error> {
+    let notes = String::from_utf8_lossy(&read(&folder.join("NOTES.md"))?).into_owned();
+    let mut found = Vec::new();
+    if !notes.starts_with(&format!("# wmtp {version}\n")) {
+        found.push(format!("does not begin with \"# wmtp {version}\""));
+    }
+    let headings = HEADINGS.iter().filter(|heading| !notes.contains(**heading));
+    found.extend(headings.map(|heading| format!("has no {heading:?}")));
+    let named = programs.iter().map(|name| format!("`bin/{name}`"));
+    let unnamed = named.filter(|name| !notes.contains(name.as_str()));
+    found.extend(unnamed.map(|name| format!("does not name {name}")));
+    let found = found.into_iter();
+    Ok(found.map(|message| finding("NOTES.md", message)).collect())
+}
+
+/// What is wrong with a program and its list.
+fn of_program(folder: &Path, name: &str, version: &str) -> Result<Vec<Finding>, Error> {
+    let mut found = Vec::new();
+    let program = folder.join("bin").join(name);
+    let (place, list) = (format!("bin/{name}"), format!("sbom/{name}.cdx.json"));
+    match output(Command::new(&program).arg("--version")) {
+        Ok(said) if said.stdout == format!("{name} {version}\n").into_bytes() => {}
+        Ok(said) => {
+            let said = String::from_utf8_lossy(&said.stdout).into_owned();
+            found.push(finding(&place, format!("--version says {:?}", said.trim())));
+        }
+        Err(error) => found.push(finding(&place, error.to_string())),
+    }
+    let listed = listed(&folder.join(&list))?;
+    match embedded(&program) {
+        Ok(embedded) => {
+            let lacking: Vec<String> = embedded
+                .difference(&listed)
+                .map(|(name, version)| format!("{name} {version}"))
+                .collect();
+            if !lacking.is_empty() {
+                let lacking = lacking.join(", ");
+                let message = format!("lacks what the program is made of: {lacking}");
+                found.push(finding(&list, message));
+            }
+        }
+        Err(why) => found.push(finding(&place, format!("names no dependencies: {why}"))),
+    }
+    Ok(found)
+}
+
+/// Where files and checksums differ.
+fn of_sums(sums: &BTreeMap<String, String>, are: &BTreeMap<String, String>) -> Vec<Finding> {
+    let mut found = Vec::new();
+    for (name, digest) in are {
+        match sums.get(name) {
+            Some(recorded) if recorded == digest => {}
+            Some(_) => found.push(finding(name, format!("is not what {SUMS} has recorded"))),
+            None => found.push(finding(name, format!("is not in {SUMS}"))),
+        }
+    }
+    let gone = sums.keys().filter(|name| !are.contains_key(*name));
+    found.extend(gone.map(|name| finding(name, format!("stands in {SUMS} and is not there"))));
+    found
+}
+
+/// What is to be said of paths below a folder that stand in a file.
+fn held(bytes: &[u8], folder: &Path) -> Option<String> {
+    let below = format!("{}/", folder.display());
+    let places: Vec<usize> = memmem::find_iter(bytes, &below).collect();
+    let text = bytes[*places.first()?..].iter().take(MOST_SHOWN);
+    let path: Vec<u8> = text.copied().take_while(u8::is_ascii_graphic).collect();
+    Some(format!(
+        "holds paths below {}, a folder of the machine that built it ({} in all), such as {}",
+        folder.display(),
+        places.len(),
+        String::from_utf8_lossy(&path)
+    ))
 }
 
 /// Every file of a release with its SHA-256, but for the checksums themselves.

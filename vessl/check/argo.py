@@ -1,6 +1,8 @@
 """Holds Argo WorkflowTemplates against the classes that hera generates from Argo's API.
 
-    python argo.py TEMPLATE...
+    python argo.py FILE...
+
+FILE is a template, or a ConfigMap whose limits the templates ask for.
 
 Needs no network and no cluster. The classes check types and leave out fields that they do not know, which are looked for
 here. Planted mistakes have to be refused, too.
@@ -53,7 +55,8 @@ def unknown(kind, value, path):
             yield from unknown(inner, value, path)
 
 
-def mistakes(template):
+def mistakes(template, limits):
+    """What is wrong with a template; `limits` are name and key of each limit that a ConfigMap holds."""
     found = list(unknown(models.WorkflowTemplate, template, "$"))
     parse = getattr(models.WorkflowTemplate, "model_validate", models.WorkflowTemplate.parse_obj)
     try:
@@ -61,11 +64,15 @@ def mistakes(template):
     except (ValidationError, OldError) as error:
         found += ["$." + ".".join(str(part) for part in each["loc"]) + ": " + each["msg"] for each in error.errors()]
     names = {each["name"] for each in template["spec"]["templates"]}
-    for each in template["spec"]["templates"]:
+    for index, each in enumerate(template["spec"]["templates"]):
         for task in each.get("dag", {}).get("tasks", []):
             tasks = {other["name"] for other in each["dag"]["tasks"]}
             if task["template"] not in names or not set(task.get("dependencies", [])) <= tasks:
                 found.append(f"$.spec.templates: task {task['name']} names what is not there")
+        for semaphore in each.get("synchronization", {}).get("semaphores", []):
+            limit = semaphore.get("configMapKeyRef", {})
+            if (limit.get("name"), limit.get("key")) not in limits:
+                found.append(f"$.spec.templates[{index}].synchronization: no ConfigMap holds {limit}")
     return found
 
 
@@ -82,22 +89,40 @@ def planted(template):
     yield bad("$.spec.templates: task", lambda s: s["templates"][0]["dag"]["tasks"][0].update(template="none"))
 
 
+def planted_limits(template):
+    """The index of a template with a semaphore, and the same template asking for limits in wrong ways."""
+    index = next(index for index, each in enumerate(template["spec"]["templates"]) if "synchronization" in each)
+    for field, semaphore in [
+        (f"$.spec.templates[{index}].synchronization.semaphores[0].configMap: unknown", {"configMap": {}}),
+        (f"$.spec.templates[{index}].synchronization: no ConfigMap", {"configMapKeyRef": {"name": "a", "key": "b"}}),
+    ]:
+        copied = copy.deepcopy(template)
+        copied["spec"]["templates"][index]["synchronization"]["semaphores"] = [semaphore]
+        yield field, copied
+
+
 def main(paths):
     failed, count = False, 0
+    files = {}
     for path in paths:
         with open(path, encoding="utf-8") as file:
-            template = yaml.safe_load(file)
-        found = mistakes(template)
+            files[path] = yaml.safe_load(file)
+    maps = [each for each in files.values() if each["kind"] == "ConfigMap"]
+    limits = {(each["metadata"]["name"], key) for each in maps for key, most in each["data"].items() if int(most) > 0}
+    templates = {path: each for path, each in files.items() if each["kind"] == "WorkflowTemplate"}
+    for path, template in templates.items():
+        found = mistakes(template, limits)
         failed |= bool(found)
         for line in found:
             print(f"{path}: {line}")
-    for field, bad in planted(template):
+    limited = next(each for each in templates.values() if any("synchronization" in job for job in each["spec"]["templates"]))
+    for field, bad in [*planted(next(iter(templates.values()))), *planted_limits(limited)]:
         count += 1
-        found = mistakes(bad)
+        found = mistakes(bad, limits)
         if not any(line.startswith(field) for line in found):
             failed = True
             print(f"planted mistake at {field} was not refused: {found}")
-    print(f"{len(paths)} templates held against Argo's classes, {count} planted mistakes")
+    print(f"{len(templates)} templates held against Argo's classes, {count} planted mistakes")
     return 65 if failed else 0
 
 

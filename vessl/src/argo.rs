@@ -15,6 +15,8 @@ use crate::spec::EnvValue;
 
 /// Key that holds the value in each secret.
 const SECRET_KEY: &str = "value";
+/// Key that holds the number of evaluations in an experiment's limits.
+const EVALUATIONS: &str = "evaluations";
 /// Volume of the folder that jobs may write.
 const SCRATCH: &str = "scratch";
 
@@ -25,6 +27,16 @@ pub(crate) struct WorkflowTemplate {
     kind: &'static str,
     metadata: Name,
     spec: Spec,
+}
+
+/// How many of some runs may be under way at a time: what the engine's semaphores read.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct ConfigMap {
+    api_version: &'static str,
+    kind: &'static str,
+    metadata: Name,
+    data: BTreeMap<&'static str, String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -65,9 +77,28 @@ struct Task {
 #[serde(rename_all = "camelCase")]
 struct Job {
     name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    synchronization: Option<Synchronization>,
     retry_strategy: Retry,
     container: Container,
     volumes: Vec<Volume>,
+}
+
+#[derive(Debug, Serialize)]
+struct Synchronization {
+    semaphores: [Semaphore; 1],
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Semaphore {
+    config_map_key_ref: KeyRef,
+}
+
+#[derive(Debug, Serialize)]
+struct KeyRef {
+    name: String,
+    key: &'static str,
 }
 
 #[derive(Debug, Serialize)]
@@ -113,13 +144,7 @@ enum Variable {
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct SecretSource {
-    secret_key_ref: SecretKey,
-}
-
-#[derive(Debug, Serialize)]
-struct SecretKey {
-    name: String,
-    key: &'static str,
+    secret_key_ref: KeyRef,
 }
 
 #[derive(Debug, Serialize)]
@@ -182,14 +207,14 @@ pub(crate) fn workflow(
         dag: graph,
     }];
     for planned in chain {
-        let job = job(planned, profile).map_err(|mistake| vec![mistake])?;
+        let job = job(experiment, planned, profile).map_err(|mistake| vec![mistake])?;
         templates.push(Template::Job(Box::new(job)));
     }
     Ok(WorkflowTemplate {
         api_version: "argoproj.io/v1alpha1",
         kind: "WorkflowTemplate",
         metadata: Name {
-            name: format!("wmtp-{}", experiment.name),
+            name: name(experiment),
         },
         spec: Spec {
             entrypoint: "chain",
@@ -198,12 +223,29 @@ pub(crate) fn workflow(
     })
 }
 
+/// The limits that the template's semaphores read, where the experiment has any.
+pub(crate) fn limits(experiment: &Experiment) -> Option<ConfigMap> {
+    let most = experiment.evaluation.at_once?;
+    Some(ConfigMap {
+        api_version: "v1",
+        kind: "ConfigMap",
+        metadata: Name {
+            name: name(experiment),
+        },
+        data: BTreeMap::from([(EVALUATIONS, most.to_string())]),
+    })
+}
+
+fn name(experiment: &Experiment) -> String {
+    format!("wmtp-{}", experiment.name)
+}
+
 fn is_kubernetes_name(name: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     name.bytes().all(plain) && !name.ends_with('-')
 }
 
-fn job(planned: &Planned, profile: &Profile) -> Result<Job, Mistake> {
+fn job(experiment: &Experiment, planned: &Planned, profile: &Profile) -> Result<Job, Mistake> {
     let again: Vec<String> = Exit::ALL
         .iter()
         .filter(|exit| exit.is_retryable())
@@ -211,6 +253,7 @@ fn job(planned: &Planned, profile: &Profile) -> Result<Job, Mistake> {
         .collect();
     Ok(Job {
         name: planned.step.id.clone(),
+        synchronization: synchronization(experiment, planned),
         retry_strategy: Retry {
             limit: "2",
             expression: format!("asInt(lastRetry.exitCode) in [{}]", again.join(", ")),
@@ -227,6 +270,17 @@ fn job(planned: &Planned, profile: &Profile) -> Result<Job, Mistake> {
     })
 }
 
+fn synchronization(experiment: &Experiment, planned: &Planned) -> Option<Synchronization> {
+    let limit = experiment.evaluation.at_once;
+    limit.filter(|_| planned.step.is_evaluation())?;
+    let config_map_key_ref = KeyRef {
+        name: name(experiment),
+        key: EVALUATIONS,
+    };
+    let semaphores = [Semaphore { config_map_key_ref }];
+    Some(Synchronization { semaphores })
+}
+
 fn container(planned: &Planned, profile: &Profile) -> Result<Container, Mistake> {
     let spec = &planned.spec;
     let env = spec.env.iter().map(|(name, value)| {
@@ -239,7 +293,7 @@ fn container(planned: &Planned, profile: &Profile) -> Result<Container, Mistake>
             EnvValue::Secret { secret } => Variable::Secret {
                 name,
                 value_from: SecretSource {
-                    secret_key_ref: SecretKey {
+                    secret_key_ref: KeyRef {
                         name: secret.clone(),
                         key: SECRET_KEY,
                     },

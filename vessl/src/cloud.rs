@@ -1,7 +1,10 @@
 //! The same runs for VESSL Cloud, which has no run spec: argument lists of its client, `vesslctl`.
 
+use std::num::NonZeroU16;
+
 use serde::Serialize;
 
+use crate::experiment::Experiment;
 use crate::mistake::Mistake;
 use crate::profile::Profile;
 use crate::render::Planned;
@@ -17,6 +20,9 @@ pub(crate) struct Call {
     id: String,
     /// Steps that have to be done before.
     after: Vec<String>,
+    /// Of the calls that have it, so many may be under way at a time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    at_once: Option<NonZeroU16>,
     /// The program and its arguments, none of which needs quoting by a shell.
     arguments: Vec<String>,
 }
@@ -25,14 +31,18 @@ pub(crate) struct Call {
 ///
 /// # Errors
 /// Fields of the profile that are missing, and commands that are too long.
-pub(crate) fn calls(chain: &[Planned], profile: &Profile) -> Result<Vec<Call>, Vec<Mistake>> {
+pub(crate) fn calls(
+    experiment: &Experiment,
+    chain: &[Planned],
+    profile: &Profile,
+) -> Result<Vec<Call>, Vec<Mistake>> {
     chain
         .iter()
-        .map(|planned| call(planned, profile).map_err(|mistake| vec![mistake]))
+        .map(|planned| call(experiment, planned, profile).map_err(|mistake| vec![mistake]))
         .collect()
 }
 
-fn call(planned: &Planned, profile: &Profile) -> Result<Call, Mistake> {
+fn call(experiment: &Experiment, planned: &Planned, profile: &Profile) -> Result<Call, Mistake> {
     let spec = &planned.spec;
     let key = profile.preset(planned.step.task).0;
     let resources = profile.cloud.get(key).ok_or_else(|| {
@@ -79,6 +89,10 @@ fn call(planned: &Planned, profile: &Profile) -> Result<Call, Mistake> {
     Ok(Call {
         id: planned.step.id.clone(),
         after: planned.step.after.clone(),
+        at_once: experiment
+            .evaluation
+            .at_once
+            .filter(|_| planned.step.is_evaluation()),
         arguments,
     })
 }

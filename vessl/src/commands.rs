@@ -1,6 +1,7 @@
 //! The commands of `wmtp-vessl`.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -165,6 +166,11 @@ fn notes(ready: &Ready) -> Vec<String> {
             ready.profile.store, ready.experiment.data, ready.experiment.name
         ));
     }
+    if let Some(most) = ready.experiment.evaluation.at_once {
+        notes.push(format!(
+            "at most {most} evaluations at a time, beside the other runs"
+        ));
+    }
     let examples = ready.profile.example_digests();
     notes.extend(
         examples
@@ -194,7 +200,7 @@ enum Form {
     Vessl,
     /// VESSL Cloud: the argument lists of `vesslctl`, as one JSON file; without the site
     Cloud,
-    /// Argo Workflows: one WorkflowTemplate; without the site
+    /// Argo Workflows: one WorkflowTemplate, with a ConfigMap where the experiment has evaluation.at_once; without the site
     Argo,
 }
 
@@ -235,14 +241,19 @@ impl Render {
         match self.form {
             Form::Vessl => chain.iter().enumerate().map(spec_file).collect(),
             Form::Cloud => {
-                let calls = cloud::calls(chain, profile).map_err(missing)?;
+                let calls = cloud::calls(experiment, chain, profile).map_err(missing)?;
                 let text = serde_json::to_string_pretty(&calls).map_err(JobError::internal)?;
                 Ok(vec![(format!("{}.json", experiment.name), text + "\n")])
             }
             Form::Argo => {
                 let workflow = argo::workflow(experiment, chain, profile).map_err(missing)?;
                 let text = yaml(&workflow).map_err(JobError::internal)?;
-                Ok(vec![(format!("{}.yaml", experiment.name), text)])
+                let mut files = vec![(format!("{}.yaml", experiment.name), text)];
+                if let Some(limits) = argo::limits(experiment) {
+                    let text = yaml(&limits).map_err(JobError::internal)?;
+                    files.push((format!("{}-limits.yaml", experiment.name), text));
+                }
+                Ok(files)
             }
         }
     }
@@ -295,7 +306,7 @@ pub struct Submit {
     /// VESSL's client
     #[arg(long, value_name = "PROGRAM", default_value = "vessl")]
     client: PathBuf,
-    /// Runs at a time
+    /// Runs at a time; evaluations are not among them where the experiment has evaluation.at_once
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     at_once: u16,
     /// Seconds between two looks at the runs
@@ -307,6 +318,10 @@ pub struct Submit {
     /// Seconds before the second run of a step, doubled with each further one
     #[arg(long, value_name = "SECS", default_value = "60", value_parser = secs)]
     pause: Duration,
+}
+
+fn usize_from(number: NonZeroU16) -> usize {
+    usize::from(number.get())
 }
 
 fn secs(text: &str) -> Result<Duration, String> {
@@ -344,6 +359,7 @@ impl Tool for Submit {
         let ledger = Ledger::open(&self.ledger.clone().unwrap_or_else(default))?;
         let pace = Pace {
             at_once: usize::from(self.at_once),
+            evaluations: ready.experiment.evaluation.at_once.map(usize_from),
             every: self.every,
             tries: self.tries,
             pause: self.pause,

@@ -19,7 +19,7 @@ pub(crate) struct Cost {
     pub(crate) gpu_hours: f64,
     /// Presets that the price file does not have.
     pub(crate) without_price: BTreeSet<String>,
-    /// Jobs, or `evaluate-external`, without expected hours.
+    /// Jobs, `evaluate-external` or `evaluate-infer`, without expected hours.
     pub(crate) without_hours: BTreeSet<&'static str>,
 }
 

@@ -1,6 +1,7 @@
 //! An experiment as a chain of jobs: which runs there are, and which wait for which.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -9,7 +10,7 @@ use wmtp_recipe::{DataSource, Origin, Recipe, Resolved, Sources};
 use wmtp_records::bad_external_name;
 
 use crate::mistake::{Error, Mistake, read};
-use crate::rules::{EVALUATE_EXTERNAL, bad_name, no_task};
+use crate::rules::{EVALUATE_EXTERNAL, EVALUATE_INFER, bad_name, no_task};
 
 /// What is compared: versions of recipes, over seeds, on one data set.
 #[derive(Debug, Clone, Deserialize)]
@@ -34,9 +35,24 @@ pub(crate) struct Experiment {
     pub(crate) recipes: Vec<PathBuf>,
     /// Seeds of training.
     pub(crate) seeds: Vec<u64>,
-    /// Hours that a run of each job, or of `evaluate-external`, is expected to take: what the plan's cost is made of.
+    /// How the models are evaluated that are computed here.
+    #[serde(default)]
+    pub(crate) evaluation: Evaluation,
+    /// Hours that a run of each job, of `evaluate-external` or of `evaluate-infer` is expected to take: what the plan's cost is made of.
     #[serde(default)]
     pub(crate) hours: BTreeMap<String, f64>,
+}
+
+/// How an evaluation is spread over runs.
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Evaluation {
+    /// Runs that generate for a part of the problems each, before one executes and scores all; left out, one run does both.
+    #[serde(default)]
+    pub(crate) shards: Option<NonZeroU16>,
+    /// Such runs under way at a time, beside all others; left out, they count among the others.
+    #[serde(default)]
+    pub(crate) at_once: Option<NonZeroU16>,
 }
 
 /// A model to begin with.
@@ -54,7 +70,7 @@ pub(crate) enum BaseModel {
 pub(crate) struct Step {
     /// Name within the chain.
     pub(crate) id: String,
-    /// What its machine and its hours are stated for: the job, or `evaluate-external`.
+    /// What its machine and its hours are stated for: the job, `evaluate-external` or `evaluate-infer`.
     pub(crate) task: &'static str,
     /// Its command line, without the program.
     pub(crate) arguments: Vec<String>,
@@ -72,9 +88,14 @@ impl Step {
     /// The job.
     pub(crate) fn job(&self) -> &'static str {
         match self.task {
-            EVALUATE_EXTERNAL => "evaluate",
+            EVALUATE_EXTERNAL | EVALUATE_INFER => "evaluate",
             job => job,
         }
+    }
+
+    /// Whether [`Evaluation::at_once`] counts it.
+    pub(crate) fn is_evaluation(&self) -> bool {
+        ["evaluate", EVALUATE_INFER].contains(&self.task)
     }
 }
 
@@ -300,12 +321,8 @@ impl Chain<'_> {
                 after: vec!["reference".to_owned()],
             };
         }
-        let command = format!(
-            "--data {data} --base {}{} --name {data}-base",
-            policy.name, beside.arguments
-        );
-        let after = [policy.after.as_slice(), &beside.after].concat();
-        self.step("evaluate-base", "evaluate", first, &command, &after);
+        let model = format!("--data {data} --base {}", policy.name);
+        self.evaluate("base", first, &model, &policy.after, &beside);
         self.external();
         self.versions(&policy, &beside);
         self.ending(site);
@@ -326,6 +343,40 @@ impl Chain<'_> {
             }
         };
         Base { name, after }
+    }
+
+    /// Evaluates a model, by one run or by one for each shard and one that puts them together.
+    fn evaluate(
+        &mut self,
+        name: &str,
+        version: &Version,
+        model: &str,
+        after: &[String],
+        beside: &Beside,
+    ) {
+        let data = &self.experiment.data;
+        let mut after = after.to_vec();
+        let mut merged = String::new();
+        let shards = self.experiment.evaluation.shards.map_or(1, NonZeroU16::get);
+        if shards > 1 {
+            let parts: Vec<String> = (1..=shards)
+                .map(|number| format!("{name}-{number}-of-{shards}"))
+                .collect();
+            for (number, part) in (1..).zip(&parts) {
+                let command =
+                    format!("infer {model} --shard {number}/{shards} --name {data}-{part}");
+                let id = format!("evaluate-{part}");
+                self.step(&id, EVALUATE_INFER, version, &command, &after);
+            }
+            after.extend(parts.iter().map(|part| format!("evaluate-{part}")));
+            let names = parts.iter().map(|part| format!(" {data}-{part}"));
+            merged = format!(" --merge{}", names.collect::<String>());
+        }
+        after.extend_from_slice(&beside.after);
+        let beside = &beside.arguments;
+        let command = format!("{model}{beside}{merged} --name {data}-{name}");
+        let id = format!("evaluate-{name}");
+        self.step(&id, "evaluate", version, &command, &after);
     }
 
     /// Judges the models from outside.
@@ -362,18 +413,8 @@ impl Chain<'_> {
                 );
                 let train = format!("train-{run}");
                 self.step(&train, "train-stage2", version, &command, &after);
-                let command = format!(
-                    "--set seed={seed} --data {data} --checkpoint {data}-{run}{} --name {data}-{run}",
-                    beside.arguments
-                );
-                let after = [&[train], beside.after.as_slice()].concat();
-                self.step(
-                    &format!("evaluate-{run}"),
-                    "evaluate",
-                    version,
-                    &command,
-                    &after,
-                );
+                let model = format!("--set seed={seed} --data {data} --checkpoint {data}-{run}");
+                self.evaluate(&run, version, &model, &[train], beside);
             }
         }
     }
@@ -385,7 +426,7 @@ impl Chain<'_> {
         let evaluations: Vec<String> = self
             .steps
             .iter()
-            .filter(|step| step.job() == "evaluate")
+            .filter(|step| step.job() == "evaluate" && step.task != EVALUATE_INFER)
             .map(|step| step.id.clone())
             .collect();
         let scores: Vec<String> = evaluations
@@ -426,7 +467,8 @@ impl Chain<'_> {
             self.experiment.name.clone(),
             task.to_owned(),
         ];
-        if task == "train-stage2" || (task == "evaluate" && id != "evaluate-base") {
+        let is_version = ["train-stage2", "evaluate", EVALUATE_INFER].contains(&task);
+        if is_version && !id.starts_with("evaluate-base") {
             tags.push(recipe.version.id.clone());
             let algo = recipe.experiment.algo.as_str();
             if algo != self.experiment.name {

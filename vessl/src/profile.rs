@@ -6,7 +6,9 @@ use std::path::Path;
 use serde::Deserialize;
 
 use crate::mistake::{Error, Mistake, read};
-use crate::rules::{EVALUATE_EXTERNAL, JOBS, bad_name, is_hex_digest, literal_secret, no_task};
+use crate::rules::{
+    EVALUATE_EXTERNAL, EVALUATE_INFER, JOBS, bad_name, is_hex_digest, literal_secret, no_task,
+};
 use crate::spec::{ExportS3, Spot};
 
 /// One account, cluster and store. Everything that another account would change stands here.
@@ -104,6 +106,10 @@ impl Profile {
     }
 
     fn preset_key<'a>(&'a self, task: &str) -> &'a str {
+        let task = match task {
+            EVALUATE_INFER => "evaluate",
+            task => task,
+        };
         self.jobs
             .get(task)
             .map_or_else(|| usual_preset(task), String::as_str)
@@ -183,7 +189,11 @@ impl Profile {
             }
         }
         for job in self.jobs.keys() {
-            found.extend(no_task(job).map(|message| Mistake::new(format!("jobs.{job}"), message)));
+            let message = match job.as_str() {
+                EVALUATE_INFER => Some("shards run where evaluate does: name that".to_owned()),
+                job => no_task(job),
+            };
+            found.extend(message.map(|message| Mistake::new(format!("jobs.{job}"), message)));
         }
         for job in JOBS.into_iter().chain([EVALUATE_EXTERNAL]) {
             let key = self.preset_key(job);
@@ -231,7 +241,7 @@ pub(crate) const ONE_GPU: &str = "one_gpu";
 /// What a task runs on unless the profile says otherwise.
 pub(crate) fn usual_preset(task: &str) -> &'static str {
     match task {
-        "train-stage1" | "train-stage2" | "evaluate" => ONE_GPU,
+        "train-stage1" | "train-stage2" | "evaluate" | EVALUATE_INFER => ONE_GPU,
         _ => "cpu",
     }
 }

@@ -22,11 +22,15 @@ pub(crate) const JOBS: [&str; 7] = [
 /// The mode of `evaluate` that executes programs of a model from outside: it computes no model, so its machine is another.
 pub(crate) const EVALUATE_EXTERNAL: &str = "evaluate-external";
 
-/// Why something is nothing that a machine or hours are stated for.
+/// The mode of `evaluate` that generates for a shard of the problems. It runs where `evaluate` does, since texts of different
+/// devices are not parts of one whole.
+pub(crate) const EVALUATE_INFER: &str = "evaluate-infer";
+
+/// Why something is nothing that hours are stated for.
 pub(crate) fn no_task(name: &str) -> Option<String> {
-    (!JOBS.contains(&name) && name != EVALUATE_EXTERNAL).then(|| {
+    (!JOBS.contains(&name) && ![EVALUATE_EXTERNAL, EVALUATE_INFER].contains(&name)).then(|| {
         let jobs = JOBS.join(", ");
-        format!("is no job: expected one of {jobs}, {EVALUATE_EXTERNAL}")
+        format!("is no job: expected one of {jobs}, {EVALUATE_EXTERNAL}, {EVALUATE_INFER}")
     })
 }
 

@@ -24,6 +24,8 @@ const BLINK: Duration = Duration::from_millis(50);
 pub(crate) struct Pace {
     /// Runs at a time.
     pub(crate) at_once: usize,
+    /// Evaluations at a time, where they are not counted among all runs.
+    pub(crate) evaluations: Option<usize>,
     /// Time between two looks at the runs.
     pub(crate) every: Duration,
     /// Runs of one step, the first included.
@@ -192,12 +194,7 @@ impl<'a> Course<'a> {
 
     fn submit_ready(&mut self, stop: &AtomicBool) -> Result<(), JobError> {
         for index in 0..self.walkers.len() {
-            let under_way = self
-                .walkers
-                .iter()
-                .filter(|walker| matches!(walker.place, Place::UnderWay(_)))
-                .count();
-            if under_way >= self.pace.at_once || stop.load(Ordering::SeqCst) {
+            if stop.load(Ordering::SeqCst) {
                 break;
             }
             let walker = &self.walkers[index];
@@ -205,11 +202,25 @@ impl<'a> Course<'a> {
                 continue;
             };
             let is_due = not_before.is_none_or(|then| then <= Instant::now());
-            if is_due && self.inputs_are_done(walker.planned) {
+            if is_due && self.inputs_are_done(walker.planned) && self.has_room(walker.planned) {
                 self.submit(index)?;
             }
         }
         Ok(())
+    }
+
+    /// Whether one more run of a step's kind may be under way.
+    fn has_room(&self, planned: &Planned) -> bool {
+        let apart = |planned: &Planned| {
+            let evaluations = self.pace.evaluations;
+            evaluations.filter(|_| planned.step.is_evaluation())
+        };
+        let under_way = self
+            .walkers
+            .iter()
+            .filter(|walker| matches!(walker.place, Place::UnderWay(_)))
+            .filter(|walker| apart(walker.planned) == apart(planned));
+        under_way.count() < apart(planned).unwrap_or(self.pace.at_once)
     }
 
     fn submit(&mut self, index: usize) -> Result<(), JobError> {

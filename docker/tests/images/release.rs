@@ -7,7 +7,10 @@ use std::process::{Command, Output};
 use tempfile::TempDir;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_wmtp-images");
-const NOTES: &str = "# wmtp 0.1.0\n\n### Added\n\n### Upgrade notes\n\n### Known issues\n";
+const NOTES: &str =
+    "# wmtp 0.1.0\n\n- `bin/wmtp-images`\n\n### Added\n\n### Upgrade notes\n\n### Known issues\n";
+/// Where no program was built.
+const ELSEWHERE: &str = "/home/a-builder";
 const PACKAGES: &str =
     r#"{"packages":[{"name":"job-images","version":"0.1.0"},{"name":"serde","version":"1.0.0"}]}"#;
 const LIST: &str = r#"{"metadata":{"component":{"name":"job-images","version":"0.1.0"}},"components":[{"name":"serde","version":"1.0.0"}]}"#;
@@ -59,7 +62,7 @@ fn release(change: impl Fn(&Path)) -> TempDir {
 
 fn verdict(folder: &TempDir) -> (Option<i32>, String) {
     let ended = Command::new(PROGRAM)
-        .arg("release")
+        .args(["release", "--without", ELSEWHERE])
         .arg(folder.path())
         .arg("wmtp-images")
         .output()
@@ -87,7 +90,15 @@ fn what_does_not_belong_to_the_rest_is_found() {
             .map(drop)
             .unwrap();
     };
-    let cases: [(Change, Change, &str); 7] = [
+    let plant = |path: &Path| {
+        let mut program = std::fs::OpenOptions::new()
+            .append(true)
+            .open(path.join("bin/wmtp-images"))
+            .unwrap();
+        let paths = b"\0/home/a-builder/a.rs\0/home/a-builders/b.rs\0\xff/home/a-builder/c.rs";
+        program.write_all(paths).unwrap();
+    };
+    let cases: [(Change, Change, &str); 10] = [
         (
             Box::new(write("NOTES.md", "# wmtp 0.2.0\n")),
             Box::new(nothing),
@@ -100,6 +111,24 @@ fn what_does_not_belong_to_the_rest_is_found() {
             )),
             Box::new(nothing),
             "has no \"### Known issues\"",
+        ),
+        (
+            Box::new(write("NOTES.md", "# wmtp 0.1.0\n`bin/wmtp-image`\n")),
+            Box::new(nothing),
+            "NOTES.md: does not name `bin/wmtp-images`",
+        ),
+        (
+            Box::new(plant),
+            Box::new(nothing),
+            "bin/wmtp-images: holds paths below /home/a-builder, a folder of the machine that built it (2 in all), such as /home/a-builder/a.rs\n",
+        ),
+        (
+            Box::new(write(
+                "sbom/wmtp-images.cdx.json",
+                r#"{"metadata":{"component":{"name":"job-images","version":"0.1.0","purl":"file:///home/a-builder/x"}},"components":[{"name":"serde","version":"1.0.0"}]}"#,
+            )),
+            Box::new(nothing),
+            "sbom/wmtp-images.cdx.json: holds paths below /home/a-builder, a folder of the machine that built it (1 in all), such as /home/a-builder/x",
         ),
         (
             Box::new(plain),
@@ -136,5 +165,18 @@ fn what_does_not_belong_to_the_rest_is_found() {
         let (code, said) = verdict(&folder);
         assert_eq!(code, Some(76), "{message:?}: {said}");
         assert!(said.contains(message), "{message:?} is not in {said}");
+    }
+}
+
+#[test]
+fn every_path_is_below_the_root() {
+    for folder in ["/", "", "home", "/.."] {
+        let ended = Command::new(PROGRAM)
+            .args(["release", "--without", folder, "release", "evaluate"])
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&ended.stderr);
+        assert_eq!(ended.status.code(), Some(2), "{folder:?}: {said}");
+        assert!(said.contains("expected a full path, and not /"), "{said}");
     }
 }

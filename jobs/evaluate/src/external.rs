@@ -47,20 +47,16 @@ const JUDGING: [&str; 5] = [
 
 /// Judges programs of a model that was not trained here.
 #[derive(Debug, clap::Args)]
+#[command(group(clap::ArgGroup::new("model").required(true)))]
 pub struct External {
     /// Folder of the model, which is called like it. `samples.jsonl` in it (or `.gz`) holds rows with `task_id` and
     /// `completion` or, for a whole program, `solution`, as many of each task as the recipe draws. Without it `infer` is run,
     /// a program that reads the problems as JSON lines on stdin and writes such rows to stdout
-    #[arg(
-        long,
-        value_name = "DIR",
-        required_unless_present = "stored",
-        conflicts_with = "stored"
-    )]
+    #[arg(long, value_name = "DIR", group = "model")]
     folder: Option<PathBuf>,
     /// Name of the model in the store, in place of a folder: what `sync-storage push --kind raw-data` made of it. Only its
     /// `samples.jsonl` (or `.gz`) is read; no program of it is run
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", group = "model")]
     stored: Option<String>,
     /// Processed data set: artifact id or name
     #[arg(long, value_name = "DATA")]

@@ -249,7 +249,9 @@ fn a_model_that_was_pushed_is_judged_as_its_folder_is() {
     stored(&["--stored=v001"])
         .expect(2)
         .says(&["its name is that of a version trained here"]);
-    stored(&[]).expect(2).says(&["--folder <DIR>"]);
+    stored(&[])
+        .expect(2)
+        .says(&["<--folder <DIR>|--stored <NAME>>"]);
     stored(&["--stored=half", "--folder=external/half"])
         .expect(2)
         .says(&["cannot be used with"]);

@@ -53,7 +53,8 @@ fn plan(place: &Place) -> Vec<Value> {
     place.write(
         "experiment.yaml",
         "{name: three, data: d, policy: {create: micro-mtp}, reference: {create: micro-ref},
-          external: [big], recipes: [v001.yaml, v002.yaml, v003.yaml], seeds: [7]}",
+          external: [big], recipes: [v001.yaml, v002.yaml, v003.yaml], seeds: [7],
+          evaluation: {shards: 2, at_once: 4}}",
     );
     place.write("profile.yaml", &profile(place));
     place.write(
@@ -128,13 +129,21 @@ fn rendered_runs_make_the_whole_chain_to_the_site() {
             "value-model",
             "reference-model",
             "reference",
+            "evaluate-base-1-of-2",
+            "evaluate-base-2-of-2",
             "evaluate-base",
             "evaluate-external-big",
             "train-v001-s7",
+            "evaluate-v001-s7-1-of-2",
+            "evaluate-v001-s7-2-of-2",
             "evaluate-v001-s7",
             "train-v002-s7",
+            "evaluate-v002-s7-1-of-2",
+            "evaluate-v002-s7-2-of-2",
             "evaluate-v002-s7",
             "train-v003-s7",
+            "evaluate-v003-s7-1-of-2",
+            "evaluate-v003-s7-2-of-2",
             "evaluate-v003-s7",
             "leaderboard",
             "site",
@@ -158,6 +167,8 @@ fn rendered_runs_make_the_whole_chain_to_the_site() {
         assert!(page.contains(version), "{version} is on the leaderboard");
     }
     // A machine that was lost and a run that was submitted again: there is nothing to do, and it says so.
-    let again = run(&place, &steps[9]["spec"]).expect(0);
+    let train = names.iter().position(|name| *name == "train-v002-s7");
+    let train = &steps[train.expect("the step")]["spec"];
+    let again = run(&place, train).expect(0);
     again.says(&["already done"]);
 }

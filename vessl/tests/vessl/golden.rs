@@ -6,13 +6,14 @@ use std::path::Path;
 use crate::place::{Place, home};
 
 /// Experiments whose specs are in the repository.
-const EXPERIMENTS: [&str; 6] = [
+const EXPERIMENTS: [&str; 7] = [
     "baseline",
     "verifiable",
     "rho1",
     "random-matched",
     "shuffled",
     "beside-outside",
+    "sharded",
 ];
 
 fn files(folder: &Path) -> BTreeMap<String, String> {
@@ -57,14 +58,12 @@ fn specs_in_the_repository_are_those_that_the_model_renders() {
 fn other_forms_in_the_repository_are_those_that_the_model_renders() {
     let place = Place::new();
     for form in ["cloud", "argo"] {
-        place
-            .with(
-                "render",
-                "verifiable",
-                "example.yaml",
-                &["--form", form, "--out", form],
-            )
-            .expect(0);
+        for experiment in ["verifiable", "sharded"] {
+            let arguments = ["--form", form, "--out", form];
+            place
+                .with("render", experiment, "example.yaml", &arguments)
+                .expect(0);
+        }
         let kept = files(&home().join(form));
         assert_eq!(
             files(&place.path(form)),
@@ -199,6 +198,76 @@ fn a_model_from_outside_is_judged_on_a_machine_without_a_gpu() {
     place.write("large.yaml", &profile);
     let large = spec("large.yaml", "large");
     assert_eq!(large["resources"]["preset"], "gpu-a100-80g-small");
+}
+
+/// Texts of different devices are not parts of one whole, so shards go where `evaluate` goes.
+#[test]
+fn an_evaluation_is_cut_into_runs_that_one_run_puts_together() {
+    let place = Place::new();
+    let profile = place
+        .read("profile.yaml")
+        .replace("jobs: {}", "jobs: {evaluate: cpu}");
+    place.write("cpu.yaml", &profile);
+    for (profile, preset, device) in [
+        ("profile.yaml", "gpu-a100-80g-small", "cuda"),
+        ("cpu.yaml", "cpu-small", "cpu"),
+    ] {
+        place
+            .with("render", "sharded", profile, &["--out", preset])
+            .expect(0);
+        let spec = |name: &str| -> serde_json::Value {
+            let text = place.read(&format!("{preset}/{name}.yaml"));
+            serde_saphyr::from_str(&text).expect("a spec")
+        };
+        let parts = [
+            spec("07-evaluate-v001-s42-1-of-2"),
+            spec("08-evaluate-v001-s42-2-of-2"),
+        ];
+        let whole = spec("09-evaluate-v001-s42");
+        let command = |spec: &serde_json::Value| spec["run"][0]["command"].clone();
+        let model = "--set seed=42 --data micropy --checkpoint micropy-v001-s42";
+        for (number, part) in (1..).zip(&parts) {
+            let expected = format!(
+                "evaluate infer {model} --shard {number}/2 --name micropy-v001-s42-{number}-of-2"
+            );
+            assert_eq!(command(part), expected);
+        }
+        let expected = format!(
+            "evaluate {model} --merge micropy-v001-s42-1-of-2 micropy-v001-s42-2-of-2 --name micropy-v001-s42"
+        );
+        assert_eq!(command(&whole), expected);
+        for spec in parts.iter().chain([&whole]) {
+            assert_eq!(spec["resources"]["preset"], preset);
+            assert_eq!(spec["env"]["WMTP_DEVICE"], device);
+        }
+        // Shards are no scores.
+        let leaderboard = command(&spec("10-leaderboard"));
+        let words = leaderboard.as_str().expect("a command");
+        assert!(
+            words.contains("--scores micropy-base,micropy-v001-s42 "),
+            "{words}"
+        );
+    }
+}
+
+#[test]
+fn one_shard_is_the_whole() {
+    let place = Place::new();
+    let home = crate::place::home();
+    let read = |name: &str| std::fs::read_to_string(home.join("experiments").join(name));
+    let recipes = home.join("../storage").display().to_string();
+    let text = read("baseline.yaml").expect("the experiment");
+    let text = text.replace("../../storage", &recipes);
+    place.write("plain.yaml", &text);
+    place.write("one.yaml", &format!("{text}evaluation: {{shards: 1}}\n"));
+    for name in ["plain", "one"] {
+        let experiment = format!("{name}.yaml");
+        let inputs = ["--experiment", &experiment, "--profile", "profile.yaml"];
+        place
+            .run(&[&["render", "--out", name], &inputs[..]].concat())
+            .expect(0);
+    }
+    assert_eq!(files(&place.path("one")), files(&place.path("plain")));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use crate::place::Place;
 
 /// In the profile: what is replaced, by what, and what the refusal says.
-const IN_PROFILES: [(&str, &str, &str); 13] = [
+const IN_PROFILES: [(&str, &str, &str); 14] = [
     (
         "cluster: vessl",
         "clusters: vessl",
@@ -30,6 +30,11 @@ const IN_PROFILES: [(&str, &str, &str); 13] = [
         "jobs: {}",
         "jobs: {evalute: cpu}",
         "jobs.evalute: is no job",
+    ),
+    (
+        "jobs: {}",
+        "jobs: {evaluate-infer: cpu}",
+        "jobs.evaluate-infer: shards run where evaluate does",
     ),
     (
         "  cpu: resourcespec",
@@ -239,6 +244,26 @@ fn mistakes_in_an_experiment_name_their_field() {
             "seeds",
             "hours: {trian: 1}\nseeds",
             "hours.trian: is no job",
+        ),
+        (
+            "seeds",
+            "evaluation: {shards: 0}\nseeds",
+            "evaluation.shards: invalid value: integer `0`",
+        ),
+        (
+            "seeds",
+            "evaluation: {shards: four}\nseeds",
+            "evaluation.shards: invalid type",
+        ),
+        (
+            "seeds",
+            "evaluation: {at_once: 0}\nseeds",
+            "evaluation.at_once: invalid value: integer `0`",
+        ),
+        (
+            "seeds",
+            "evaluation: {shard: 4}\nseeds",
+            "evaluation.shard: unknown field `shard`",
         ),
         (
             "seeds",

@@ -37,34 +37,38 @@ impl Place {
 
     /// Steps in the order in which the double took them.
     fn created(&self) -> Vec<String> {
+        self.created_of("verifiable")
+    }
+
+    fn created_of(&self, experiment: &str) -> Vec<String> {
+        let before = format!(" wmtp-{experiment}-");
         self.read("created")
             .lines()
-            .map(|line| {
-                line.split_once(" wmtp-verifiable-")
-                    .expect("run and name")
-                    .1
-                    .to_owned()
-            })
+            .map(|line| line.split_once(&before).expect("run and name").1.to_owned())
             .collect()
+    }
+
+    /// Starts to submit.
+    fn start(&self, experiment: &str, more: &[&str]) -> Child {
+        let inputs = ["--experiment", experiment, "--profile", "profile.yaml"];
+        self.command(&[&["submit"], &inputs[..], &QUICK, more].concat())
+            .spawn()
+            .expect("the program starts")
+    }
+
+    /// Waits while a child submits and looks until `holds`.
+    #[track_caller]
+    fn until(&self, child: &mut Child, holds: impl Fn() -> bool) {
+        while !holds() {
+            let ended = child.try_wait().expect("a child");
+            assert!(ended.is_none(), "it ended: {}", self.read("created"));
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
     }
 
     /// Starts to submit and waits until stderr says `words`.
     fn submitting(&self, words: &str) -> Child {
-        let experiment = home()
-            .join("experiments/verifiable.yaml")
-            .display()
-            .to_string();
-        let given = [
-            "submit",
-            "--experiment",
-            &experiment,
-            "--profile",
-            "profile.yaml",
-        ];
-        let mut child = self
-            .command(&[&given[..], &QUICK].concat())
-            .spawn()
-            .expect("the program starts");
+        let mut child = self.start(&verifiable(), &[]);
         let mut stderr = BufReader::new(child.stderr.take().expect("stderr is a pipe"));
         let mut line = String::new();
         while !line.contains(words) {
@@ -79,6 +83,11 @@ impl Place {
         std::thread::spawn(move || std::io::copy(&mut stderr, &mut std::io::sink()));
         child
     }
+}
+
+fn verifiable() -> String {
+    let path = home().join("experiments/verifiable.yaml");
+    path.display().to_string()
 }
 
 fn stand<'a>(report: &'a Value, step: &str) -> &'a str {
@@ -122,38 +131,16 @@ fn steps_that_wait_for_nothing_more_run_beside_each_other() {
     place.outcomes("value-model", "-\n");
     let mut child = place.submitting("value-model: submitted");
     // One at a time: while the value model is looked at again and again, nothing else is submitted.
-    while place.read("calls").matches("run read 102").count() < 3 {
-        assert!(child.try_wait().expect("a child").is_none(), "it ended");
-        std::thread::sleep(std::time::Duration::from_millis(20));
-    }
+    place.until(&mut child, || {
+        place.read("calls").matches("run read 102").count() >= 3
+    });
     assert_eq!(place.created(), STEPS[..3]);
     terminate(&child);
     assert_eq!(child.wait().expect("an end").code(), Some(143));
-    let experiment = home()
-        .join("experiments/verifiable.yaml")
-        .display()
-        .to_string();
-    let given = [
-        "submit",
-        "--experiment",
-        &experiment,
-        "--profile",
-        "profile.yaml",
-        "--at-once",
-        "2",
-    ];
-    let mut child = place
-        .command(&[&given[..], &QUICK].concat())
-        .spawn()
-        .expect("the program starts");
-    while !place.created().contains(&"evaluate-v001-s42".to_owned()) {
-        assert!(
-            child.try_wait().expect("a child").is_none(),
-            "it ended: {:?}",
-            place.created()
-        );
-        std::thread::sleep(std::time::Duration::from_millis(20));
-    }
+    let mut child = place.start(&verifiable(), &["--at-once", "2"]);
+    place.until(&mut child, || {
+        place.created().contains(&"evaluate-v001-s42".to_owned())
+    });
     assert!(!place.created().contains(&"train-v002-s42".to_owned()));
     place.write("runs/102", "0");
     assert_eq!(
@@ -161,6 +148,65 @@ fn steps_that_wait_for_nothing_more_run_beside_each_other() {
         Some(0)
     );
     assert_eq!(place.created().len(), STEPS.len());
+}
+
+/// One other run at a time, and three evaluations beside it; a call that was stopped goes on with the same runs.
+#[test]
+fn shards_run_beside_each_other_as_many_as_was_asked() {
+    let place = Place::new();
+    let text = std::fs::read_to_string(home().join("experiments/sharded.yaml"));
+    let recipes = home().join("../storage").display().to_string();
+    let text = text
+        .expect("the experiment")
+        .replace("../../storage", &recipes);
+    place.write("three.yaml", &text.replace("at_once: 4", "at_once: 3"));
+    for step in ["base-1-of-2", "base-2-of-2", "v001-s42-1-of-2"] {
+        place.write(&format!("outcomes/wmtp-sharded-evaluate-{step}"), "-\n");
+    }
+    let begun = [
+        "data-set",
+        "policy",
+        "evaluate-base-1-of-2",
+        "evaluate-base-2-of-2",
+        "train-v001-s42",
+        "evaluate-v001-s42-1-of-2",
+    ];
+    let mut child = place.start("three.yaml", &[]);
+    place.until(&mut child, || {
+        place.read("calls").matches("run read 105").count() >= 3
+    });
+    assert_eq!(place.created_of("sharded"), begun);
+    terminate(&child);
+    assert_eq!(child.wait().expect("an end").code(), Some(143));
+    // One shard is lost; what puts the shards together does not run without it, and the other model's does.
+    place.write("runs/102", "65");
+    for run in [103, 105] {
+        place.write(&format!("runs/{run}"), "0");
+    }
+    let again = |code| {
+        let child = place.start("three.yaml", &["--json"]);
+        ended(child.wait_with_output().expect("an end")).expect(code)
+    };
+    let report = report(&again(65));
+    for (step, expected) in [
+        ("evaluate-base-1-of-2", "failed"),
+        ("evaluate-base-2-of-2", "done"),
+        ("evaluate-base", "skipped"),
+        ("evaluate-v001-s42", "done"),
+        ("leaderboard", "skipped"),
+    ] {
+        assert_eq!(stand(&report, step), expected, "{step}");
+    }
+    again(0);
+    let more = [
+        "evaluate-v001-s42-2-of-2",
+        "evaluate-v001-s42",
+        "evaluate-base-1-of-2",
+        "evaluate-base",
+        "leaderboard",
+        "site",
+    ];
+    assert_eq!(place.created_of("sharded"), [&begun[..], &more].concat());
 }
 
 #[test]
