@@ -82,6 +82,8 @@ pub(crate) struct Step {
     pub(crate) after: Vec<String>,
     /// Expected hours.
     pub(crate) hours: Option<f64>,
+    /// Micro-batches of a full optimizer step of a training, which several GPUs share.
+    pub(crate) micro_batches: Option<usize>,
 }
 
 impl Step {
@@ -263,6 +265,17 @@ fn config(resolved: &Resolved) -> Value {
         section.insert(leaf.to_owned(), value);
     }
     Value::Object(config)
+}
+
+/// Micro-batches of a full optimizer step, where the task trains.
+fn micro_batches(task: &str, command: &str, recipe: &Recipe) -> Option<usize> {
+    let sequences = match task {
+        "train-stage2" => recipe.optim.batch_sequences,
+        "train-stage1" if command.contains("--objective value") => recipe.stage1.batch_sequences,
+        "train-stage1" => recipe.reference.batch_sequences,
+        _ => return None,
+    };
+    Some(sequences.div_ceil(recipe.optim.micro_batch_sequences.max(1)))
 }
 
 struct Chain<'a> {
@@ -483,6 +496,7 @@ impl Chain<'_> {
             tags,
             after: after.to_vec(),
             hours: self.experiment.hours.get(task).copied(),
+            micro_batches: micro_batches(task, command, recipe),
         });
     }
 }

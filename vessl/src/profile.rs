@@ -179,14 +179,6 @@ impl Profile {
             if let Some(message) = bad_name(&preset.name) {
                 found.push(Mistake::new(format!("presets.{key}.name"), message));
             }
-            if preset.gpus > 1 {
-                let idle = preset.gpus - 1;
-                let message = format!(
-                    "found {}, expected 0 or 1: a run computes on one GPU, and {idle} would be paid for and idle",
-                    preset.gpus
-                );
-                found.push(Mistake::new(format!("presets.{key}.gpus"), message));
-            }
         }
         for job in self.jobs.keys() {
             let message = match job.as_str() {
@@ -197,9 +189,17 @@ impl Profile {
         }
         for job in JOBS.into_iter().chain([EVALUATE_EXTERNAL]) {
             let key = self.preset_key(job);
-            if !self.presets.contains_key(key) {
+            let Some(preset) = self.presets.get(key) else {
                 let message = format!("{job} runs on {key:?}, and there is no such preset");
                 found.push(Mistake::new(format!("presets.{key}"), message));
+                continue;
+            };
+            if preset.gpus > 1 && !is_training(job) {
+                let (gpus, idle) = (preset.gpus, preset.gpus - 1);
+                let message = format!(
+                    "found {gpus}, but {job} computes on one GPU at most: {idle} would be paid for and idle"
+                );
+                found.push(Mistake::new(format!("presets.{key}.gpus"), message));
             }
         }
         found
@@ -233,6 +233,11 @@ impl Profile {
         }
         found
     }
+}
+
+/// Whether a task shares its work among all GPUs of its machine.
+pub(crate) fn is_training(task: &str) -> bool {
+    ["train-stage1", "train-stage2"].contains(&task)
 }
 
 /// Preset of the jobs that can compute on a GPU.

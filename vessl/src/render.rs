@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::experiment::{Experiment, Step};
 use crate::mistake::Mistake;
-use crate::profile::{ONE_GPU, Profile, usual_preset};
+use crate::profile::{ONE_GPU, Profile, is_training, usual_preset};
 use crate::rules::mistakes;
 use crate::spec::{Command, EnvValue, Export, Image, Resources, RunSpec};
 
@@ -37,8 +37,9 @@ pub(crate) fn render(
     let found: Vec<Mistake> = planned
         .iter()
         .flat_map(|planned| {
-            mistakes(&planned.spec, environment)
+            idle_gpus(&planned.step, profile)
                 .into_iter()
+                .chain(mistakes(&planned.spec, environment))
                 .map(|mistake| {
                     Mistake::new(
                         format!("{}: {}", planned.step.id, mistake.field),
@@ -52,6 +53,19 @@ pub(crate) fn render(
     } else {
         Err(found)
     }
+}
+
+/// GPUs of a training for which a step has no micro-batch.
+fn idle_gpus(step: &Step, profile: &Profile) -> Option<Mistake> {
+    let gpus = profile.preset(step.task).1.gpus;
+    let count = step.micro_batches?;
+    (gpus as usize > count).then(|| {
+        let message = format!(
+            "its {gpus} GPUs share the micro-batches of an optimizer step, and its recipe makes {count}: lower \
+             optim.micro_batch_sequences, or take a preset with fewer GPUs"
+        );
+        Mistake::new("resources.preset", message)
+    })
 }
 
 fn spec(experiment: &Experiment, step: &Step, profile: &Profile) -> RunSpec {
@@ -109,6 +123,10 @@ fn env(step: &Step, profile: &Profile) -> BTreeMap<String, EnvValue> {
             "cpu"
         };
         text.insert("WMTP_DEVICE".to_owned(), device.to_owned());
+    }
+    let gpus = profile.preset(step.task).1.gpus;
+    if is_training(step.task) && gpus > 1 {
+        text.insert("WMTP_RANKS".to_owned(), gpus.to_string());
     }
     let secrets = profile.secrets.iter().map(|(variable, secret)| {
         let secret = secret.clone();

@@ -3,7 +3,7 @@
 use crate::place::Place;
 
 /// In the profile: what is replaced, by what, and what the refusal says.
-const IN_PROFILES: [(&str, &str, &str); 14] = [
+const IN_PROFILES: [(&str, &str, &str); 15] = [
     (
         "cluster: vessl",
         "clusters: vessl",
@@ -13,7 +13,12 @@ const IN_PROFILES: [(&str, &str, &str); 14] = [
     (
         "gpus: 1}",
         "gpus: 4}",
-        "presets.one_gpu.gpus: found 4, expected 0 or 1",
+        "presets.one_gpu.gpus: found 4, but evaluate computes on one GPU at most: 3 would be paid for and idle",
+    ),
+    (
+        "jobs: {}",
+        "jobs: {prepare-data: four_gpus}",
+        "presets.four_gpus.gpus: found 4, but prepare-data computes on one",
     ),
     ("gpus: 0}", "gpus: none}", "presets.cpu.gpus: invalid type"),
     (
@@ -184,6 +189,41 @@ fn mistakes_in_a_profile_name_their_field() {
             .says(message);
         assert!(!place.path("x").exists(), "nothing is written after {to:?}");
     }
+}
+
+#[test]
+fn a_training_takes_all_gpus_of_its_machine_if_its_recipe_has_work_for_them() {
+    let place = Place::new();
+    let good = place.read("example.yaml");
+    let four = "jobs: {train-stage1: four_gpus, train-stage2: four_gpus}";
+    place.write("four.yaml", &planted(&good, "jobs: {}", four));
+    place
+        .with("render", "verifiable", "four.yaml", &["--out", "specs"])
+        .expect(2)
+        .says("train-v002-s42: resources.preset: its 4 GPUs share the micro-batches of an optimizer step, and its recipe makes 1");
+    assert!(!place.path("specs").exists());
+
+    place.write(
+        "r.yaml",
+        "version: {id: v001}\nexperiment: {algo: baseline}\noptim: {batch_sequences: 64, micro_batch_sequences: 16}\n",
+    );
+    place.write(
+        "x.yaml",
+        "name: x\ndata: micropy\npolicy: {create: micro-mtp}\nrecipes: [r.yaml]\nseeds: [42]\n",
+    );
+    let files = ["--experiment", "x.yaml", "--profile", "four.yaml"];
+    let arguments = [&["render"], &files[..], &["--out", "specs"]].concat();
+    place.run(&arguments).expect(0);
+    let training = place.read("specs/04-train-v001-s42.yaml");
+    for line in [
+        "WMTP_RANKS: \"4\"",
+        "preset: gpu-a100-80g-large",
+        "WMTP_DEVICE: cuda",
+    ] {
+        assert!(training.contains(line), "{line} is not in:\n{training}");
+    }
+    let evaluation = place.read("specs/05-evaluate-v001-s42.yaml");
+    assert!(!evaluation.contains("WMTP_RANKS"), "{evaluation}");
 }
 
 #[test]
