@@ -5,17 +5,17 @@ use std::sync::Arc;
 use serde::Serialize;
 use wmtp_data_sets::TokenFile;
 use wmtp_job_kit::{Inputs, JobError, Kind, Output, Run};
-use wmtp_model::{Device, Horizon, MtpModel, ParamStore, Params};
+use wmtp_model::{Device, ParamStore, Params};
 use wmtp_recipe::Recipe;
 use wmtp_recipe::seed::stream;
 use wmtp_records::{Split, jsonl};
-use wmtp_training::inference::{head_cross_entropies, mean};
+use wmtp_training::inference::mean;
 use wmtp_training::session::{
-    TOKENIZER_SHA256, check_vocabulary, drive, dtype, load_bundle, load_tokens, products,
+    TOKENIZER_SHA256, check_vocabulary, drive, dtype, load_bundle, load_tokens, products, score,
 };
 use wmtp_training::{
-    Error, OptimSettings, PolicySettings, PolicyTrainer, Ranks, Rows, StepScorer, TokenScores,
-    Trainer, Weights,
+    Error, OptimSettings, PolicySettings, PolicyTrainer, Ranks, Rows, Side, StepScorer,
+    TokenScores, Trainer, Weights,
 };
 use wmtp_weighting::WeightSettings;
 
@@ -75,26 +75,18 @@ impl Loaded {
 pub(crate) fn run(run: &Run, device: &Device, ranks: &Arc<Ranks>) -> Result<Vec<Output>, JobError> {
     let recipe = run.recipe();
     let loaded = Loaded::of(run, device)?;
-    let Loaded {
-        train,
-        params,
-        store,
-        ..
-    } = &loaded;
+    let Loaded { params, store, .. } = &loaded;
     check_vocabulary(params, run.manifest("data")?)?;
-    let next_token = only_head(params)?;
+    check_only_head(params)?;
     let mut trainer = loaded.trainer(recipe, ranks)?;
-    drive(&mut trainer, run, device, "reference")?;
-    let best_step = trainer.finish()?;
+    let best_step = drive(&mut trainer, run, device, "reference")?;
 
-    let train_rows = train.correct_rows();
+    let train_rows = loaded.train.correct_rows();
     run.log(format!(
         "cross-entropies of {} correct rows",
         train_rows.len()
     ));
-    let model = MtpModel::frozen(params, store).map_err(Error::from)?;
-    let size = recipe.optim.micro_batch_sequences;
-    let losses = head_cross_entropies(&model, train, &train_rows, size, next_token)?;
+    let losses = score(&trainer, Side::Train, &train_rows)?;
     let summary = Summary {
         train_rows: train_rows.len(),
         steps: trainer.total_steps(),
@@ -122,17 +114,16 @@ pub(crate) fn run(run: &Run, device: &Device, ranks: &Arc<Ranks>) -> Result<Vec<
     Ok(vec![output])
 }
 
-/// The head of a next-token model.
-fn only_head(params: &Params) -> Result<Horizon, JobError> {
-    let mut horizons = params.horizons();
-    match (horizons.next(), horizons.next()) {
-        (Some(first), None) => Ok(first),
-        _ => Err(JobError::usage(format!(
-            "the reference must predict the next token only, but this model has n_future_tokens {}",
-            params.n_future_tokens
-        ))
-        .hint("give a plain next-token model with --base, such as micro-ref")),
+/// Checks that a model predicts the next token and no other.
+fn check_only_head(params: &Params) -> Result<(), JobError> {
+    if params.n_future_tokens == 1 {
+        return Ok(());
     }
+    Err(JobError::usage(format!(
+        "the reference must predict the next token only, but this model has n_future_tokens {}",
+        params.n_future_tokens
+    ))
+    .hint("give a plain next-token model with --base, such as micro-ref"))
 }
 
 fn settings(recipe: &Recipe) -> PolicySettings {

@@ -12,10 +12,10 @@ use wmtp_recipe::seed::stream;
 use wmtp_recipe::{Recipe, ValueHeadKind, ValueObjective};
 use wmtp_records::{Record, Split, data_files, jsonl};
 use wmtp_training::session::{
-    TOKENIZER_SHA256, check_vocabulary, drive, dtype, load_bundle, load_tokens, products,
+    TOKENIZER_SHA256, check_vocabulary, drive, dtype, load_bundle, load_tokens, products, score,
 };
 use wmtp_training::{
-    Error, Judged, Lines, Objective, OptimSettings, Ranks, Rows, Trainer, ValueParameters,
+    Error, Judged, Lines, Objective, OptimSettings, Ranks, Rows, Side, Trainer, ValueParameters,
     ValueQuality, ValueSettings, ValueTrainer, advantages, balanced_rows,
 };
 use wmtp_weighting::{Whitening, td_errors};
@@ -140,8 +140,7 @@ pub(crate) fn run(run: &Run, device: &Device, ranks: &Arc<Ranks>) -> Result<Vec<
     let loaded = Loaded::of(run, device)?;
     check_vocabulary(&loaded.params, run.manifest("data")?)?;
     let mut trainer = loaded.trainer(recipe, ranks)?;
-    drive(&mut trainer, run, device, "value model")?;
-    let best_step = trainer.finish()?;
+    let best_step = drive(&mut trainer, run, device, "value model")?;
     let judged = judge(&trainer, &loaded.validation)?;
     let quality = ValueQuality::of(&judged);
     tell_squared_error(run, trainer.step(), &judged);
@@ -200,7 +199,7 @@ fn settings(recipe: &Recipe) -> Result<ValueSettings, JobError> {
 
 fn judge(trainer: &ValueTrainer<'_>, split: &Labelled) -> Result<Vec<Judged>, JobError> {
     let rows = split.tokens.labelled_rows();
-    let values = trainer.values(&split.tokens, &rows)?;
+    let values = score(trainer, Side::Validation, &rows)?;
     let judged = rows.iter().zip(values);
     Ok(judged
         .map(|(&row, values)| Judged {
@@ -307,12 +306,12 @@ fn write_advantages(
     train: &TokenFile,
     value_model: &str,
 ) -> Result<Output, JobError> {
-    let score = &run.recipe().score;
+    let settings = &run.recipe().score;
     let rows = train.correct_rows();
     run.log(format!("advantages of {} correct rows", rows.len()));
-    let values = trainer.values(train, &rows)?;
-    let scores = advantages(&rows, &values, REWARD, score.gamma, score.lambda_gae);
-    tell_td_errors(run, trainer.step(), &values, score.gamma);
+    let values = score(trainer, Side::Train, &rows)?;
+    let scores = advantages(&rows, &values, REWARD, settings.gamma, settings.lambda_gae);
+    tell_td_errors(run, trainer.step(), &values, settings.gamma);
     let flat: Vec<f64> = scores
         .values()
         .iter()
@@ -325,8 +324,8 @@ fn write_advantages(
     let description = Description {
         mean,
         std,
-        gamma: score.gamma,
-        lambda: score.lambda_gae,
+        gamma: settings.gamma,
+        lambda: settings.lambda_gae,
         value_model,
     };
     jsonl::write_json(&dir.join("advantages.json"), &description)?;

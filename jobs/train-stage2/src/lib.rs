@@ -177,8 +177,7 @@ train-stage2 --data micropy --base micro-mtp --reference-ce v003 --recipe v003.y
         let loaded = Loaded::of(run, &device)?;
         let mut trainer = loaded.trainer(run, &team.ranks)?;
         let label = format!("policy ({})", run.recipe().experiment.algo);
-        drive(&mut trainer, run, &device, &label)?;
-        let best_step = trainer.finish()?;
+        let best_step = drive(&mut trainer, run, &device, &label)?;
         let written = checkpoint::Checkpoint {
             params: &loaded.params,
             store: &loaded.store,

@@ -130,6 +130,15 @@ impl StepReport {
     }
 }
 
+/// Which of a trainer's rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Side {
+    /// Those of the file that it learns from.
+    Train,
+    /// Those of the file that it is validated on.
+    Validation,
+}
+
 /// A run that goes step by step and can stop between any two of them.
 pub trait Trainer: Send {
     /// Steps done.
@@ -148,8 +157,13 @@ pub trait Trainer: Send {
     fn best_loss(&self) -> Option<f64>;
     /// The stop before the last step, once it has come.
     fn stopped_early(&self) -> Option<StoppedEarly>;
-    /// The ranks that share its steps: each has a trainer like this one, and all have to do the same calls of
-    /// [`Trainer::advance`], [`Trainer::save`] and [`Trainer::restore`].
+    /// Puts the best weights into place and tells the step that they come from.
+    fn finish(&mut self) -> Result<u64>;
+    /// What the model makes of each response target of rows, with the present weights: its value, or the cross-entropy of
+    /// head 1. One entry per row.
+    fn score(&self, side: Side, rows: &[usize]) -> Result<Vec<Vec<f64>>>;
+    /// The ranks that share the work: each has a trainer like this one, and all have to do the same calls of those above that
+    /// can fail.
     fn ranks(&self) -> &Arc<Ranks>;
     /// Whether there is nothing left to do.
     fn is_done(&self) -> bool {
@@ -433,14 +447,18 @@ impl Engine {
         Ok(())
     }
 
-    /// Puts the best weights into the parameters; without any, the present ones stay.
-    pub fn adopt_best(&mut self) -> Result<()> {
+    /// Puts the best weights into the parameters of all ranks and tells the step that they come from; without any, the present
+    /// ones stay.
+    pub fn finish(&mut self) -> Result<u64> {
         if let Some(best) = &self.best {
+            // Those of a rank that does not lead come from the one that does.
             for (parameter, values) in self.parameters().iter().zip(&best.values) {
                 assign(parameter, values)?;
             }
+            let from_the_leader = vec![0; self.parameters().len()];
+            self.ranks().spread(&from_the_leader, self.parameters())?;
         }
-        Ok(())
+        Ok(self.best_step().unwrap_or(self.step))
     }
 
     /// Appends one line of metrics: the step, then the numbers that are finite.

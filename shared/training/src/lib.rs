@@ -29,7 +29,7 @@ mod throughput;
 mod value;
 
 pub use buffer::Buffer;
-pub use engine::{EarlyStop, OptimSettings, StepReport, StoppedEarly, Trainer, Update};
+pub use engine::{EarlyStop, OptimSettings, Side, StepReport, StoppedEarly, Trainer, Update};
 pub use error::{Error, Result};
 pub use lines::Lines;
 pub use measure::{Judged, ValueQuality};

@@ -13,7 +13,7 @@ use wmtp_records::jsonl;
 use wmtp_weighting::{Histogram, WeightStats};
 
 use crate::buffer;
-use crate::engine::{Engine, OptimSettings, StepReport, StoppedEarly, Trainer, Update};
+use crate::engine::{Engine, OptimSettings, Side, StepReport, StoppedEarly, Trainer, Update};
 use crate::error::{Error, Result};
 use crate::heads::{HeadTargets, Learner, StepLoss, Target, accumulate, target_counts};
 use crate::inference::{all_cross_entropies, head_cross_entropies, head_means};
@@ -589,12 +589,6 @@ impl<'a> PolicyTrainer<'a> {
         Ok(head_means(&losses, horizons.len()))
     }
 
-    /// Puts the best weights into the store (the best adapters into theirs) and tells the step that they come from.
-    pub fn finish(&mut self) -> Result<u64> {
-        self.engine.adopt_best()?;
-        Ok(self.engine.best_step().unwrap_or(self.engine.step()))
-    }
-
     /// Metrics as JSON lines, one per step.
     pub fn metrics(&self) -> &Lines {
         self.engine.metrics()
@@ -725,6 +719,23 @@ impl Trainer for PolicyTrainer<'_> {
             self.scorer.restore(&state.scorer)?;
         }
         Ok(())
+    }
+
+    /// Puts the best weights into the store, the best adapters into theirs.
+    fn finish(&mut self) -> Result<u64> {
+        self.engine.finish()
+    }
+
+    fn score(&self, side: Side, rows: &[usize]) -> Result<Vec<Vec<f64>>> {
+        let file = match side {
+            Side::Train => self.train.file,
+            Side::Validation => self.validation.file,
+        };
+        let first: Vec<Horizon> = self.params.horizons().take(1).collect();
+        let model = frozen(self.params, self.store, self.adapters)?;
+        let (ranks, size) = (self.engine.ranks(), self.engine.micro_batch_sequences());
+        let losses = all_cross_entropies(ranks, &model, file, rows, size, &first)?;
+        Ok(losses.into_iter().map(|heads| heads.concat()).collect())
     }
 
     fn ranks(&self) -> &Arc<Ranks> {

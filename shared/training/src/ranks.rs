@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use wmtp_job_kit::{Links, crew};
 
 use crate::buffer::Buffer;
+use crate::engine::Side;
 use crate::error::{Error, Result};
 use crate::optimizer::{Parameter, assign};
 
@@ -40,6 +41,10 @@ pub(crate) enum Order {
     Save(PathBuf),
     /// The state of this folder.
     Restore(PathBuf),
+    /// The best weights in place.
+    Finish,
+    /// Their part of what the model makes of these rows.
+    Score(Side, Vec<usize>),
 }
 
 /// A number that crosses to another rank as it is: JSON would round it.

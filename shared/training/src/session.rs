@@ -14,7 +14,7 @@ use wmtp_recipe::seed::stream;
 use wmtp_recipe::{Dtype, Optim, Recipe};
 use wmtp_records::{Split, data_files, jsonl};
 
-use crate::engine::{MAX_BAD_STEPS, StepReport, StoppedEarly, Trainer, Update};
+use crate::engine::{MAX_BAD_STEPS, Side, StepReport, StoppedEarly, Trainer, Update};
 use crate::error::{Error, Result};
 use crate::gpu::{NVIDIA_SMI, Told, Watch};
 use crate::memory::Halved;
@@ -97,6 +97,8 @@ pub fn follow(trainer: &mut dyn Trainer) -> Result<(), JobError> {
             Order::Advance => trainer.advance().map(drop),
             Order::Save(dir) => trainer.save(&dir),
             Order::Restore(dir) => trainer.restore(&dir),
+            Order::Finish => trainer.finish().map(drop),
+            Order::Score(side, rows) => trainer.score(side, &rows).map(drop),
         };
         match done {
             Err(Error::Rank { .. } | Error::RankLost { .. }) => return Ok(()),
@@ -105,6 +107,12 @@ pub fn follow(trainer: &mut dyn Trainer) -> Result<(), JobError> {
         }
     }
     Ok(())
+}
+
+/// What the trained model makes of rows, see [`Trainer::score`], by all ranks.
+pub fn score(trainer: &dyn Trainer, side: Side, rows: &[usize]) -> Result<Vec<Vec<f64>>> {
+    trainer.ranks().order(&Order::Score(side, rows.to_vec()))?;
+    trainer.score(side, rows)
 }
 
 /// A trainer whose steps the other ranks do with it.
@@ -145,6 +153,11 @@ impl<'a, 't> Led<'a, 't> {
     fn restore(&mut self, dir: &Path) -> Result<()> {
         self.ranks.order(&Order::Restore(dir.to_owned()))?;
         self.trainer.restore(dir)
+    }
+
+    fn finish(&mut self) -> Result<u64> {
+        self.ranks.order(&Order::Finish)?;
+        self.trainer.finish()
     }
 }
 
@@ -298,7 +311,7 @@ pub fn check_tokenizers(one: (&str, &Manifest), other: (&str, &Manifest)) -> Res
         .hint("token ids mean nothing under another tokenizer: make both from the same data set"))
 }
 
-/// Runs a trainer to its end.
+/// Runs a trainer to its end and puts the best weights into place; tells the step that they come from.
 ///
 /// Goes on from the run's last checkpoint, saves one after as many steps or minutes as the recipe says, stops
 /// between two steps on a signal, and keeps the state when the fallbacks are used up.
@@ -311,7 +324,7 @@ pub fn drive(
     run: &Run,
     device: &Device,
     label: &str,
-) -> Result<(), JobError> {
+) -> Result<u64, JobError> {
     let mut led = Led::new(trainer, device)?;
     if let Some((_, dir)) = run.latest_checkpoint()? {
         led.restore(&std::path::absolute(dir)?)?;
@@ -385,7 +398,7 @@ pub fn drive(
     if throughput.step_secs(0.5).is_some() {
         run.log(throughput.summary(peak, peak_memory_bytes(device)));
     }
-    Ok(())
+    Ok(led.finish()?)
 }
 
 /// A look at the GPU that a run computes on; none on the CPU. That there is no look fails no run.

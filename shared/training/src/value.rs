@@ -14,7 +14,7 @@ use wmtp_model::{HeadKind, ParamStore, Params, Products, ValueModel};
 use wmtp_weighting::{gae, td_errors};
 
 use crate::buffer::Buffer;
-use crate::engine::{Engine, OptimSettings, StepReport, StoppedEarly, Trainer, Update};
+use crate::engine::{Engine, OptimSettings, Side, StepReport, StoppedEarly, Trainer, Update};
 use crate::error::{Error, Result};
 use crate::heads::ids_tensor;
 use crate::inference::{mean, raw_values};
@@ -239,7 +239,7 @@ impl<'a> ValueTrainer<'a> {
     /// Mean loss over the value positions of the validation rows, which all ranks ask for together; `None` when there are none.
     pub fn validate(&self) -> Result<Option<f64>> {
         let (file, rows) = (self.validation.file, &self.validation.rows);
-        let mut losses = self.outputs(self.engine.ranks(), file, rows)?;
+        let mut losses = self.outputs(file, rows)?;
         for (row, outputs) in rows.iter().zip(&mut losses) {
             let reward = label(file, *row)?;
             for output in outputs {
@@ -249,26 +249,11 @@ impl<'a> ValueTrainer<'a> {
         Ok(mean(&losses))
     }
 
-    fn outputs(&self, ranks: &Ranks, file: &TokenFile, rows: &[usize]) -> Result<Vec<Vec<f64>>> {
+    fn outputs(&self, file: &TokenFile, rows: &[usize]) -> Result<Vec<Vec<f64>>> {
         let ValueParameters { trunk, head } = self.store;
         let model = ValueModel::frozen(self.params, self.settings.head, trunk, head)?;
-        let size = self.engine.micro_batch_sequences();
+        let (ranks, size) = (self.engine.ranks(), self.engine.micro_batch_sequences());
         raw_values(ranks, &model, head.device(), file, rows, size)
-    }
-
-    /// Values at the value positions p - 1 ..= T - 2 of each row, with the present weights; by this rank alone.
-    pub fn values(&self, file: &TokenFile, rows: &[usize]) -> Result<Vec<Vec<f64>>> {
-        let mut values = self.outputs(&Ranks::alone(), file, rows)?;
-        for output in values.iter_mut().flatten() {
-            *output = self.settings.objective.value(*output);
-        }
-        Ok(values)
-    }
-
-    /// Puts the best weights into the stores and tells the step that they come from.
-    pub fn finish(&mut self) -> Result<u64> {
-        self.engine.adopt_best()?;
-        Ok(self.engine.best_step().unwrap_or(self.engine.step()))
     }
 
     /// Metrics as JSON lines, one per step.
@@ -338,6 +323,23 @@ impl Trainer for ValueTrainer<'_> {
 
     fn restore(&mut self, dir: &Path) -> Result<()> {
         self.engine.restore(dir)
+    }
+
+    fn finish(&mut self) -> Result<u64> {
+        self.engine.finish()
+    }
+
+    /// Values at the value positions p - 1 ..= T - 2 of each row.
+    fn score(&self, side: Side, rows: &[usize]) -> Result<Vec<Vec<f64>>> {
+        let file = match side {
+            Side::Train => self.train.file,
+            Side::Validation => self.validation.file,
+        };
+        let mut values = self.outputs(file, rows)?;
+        for output in values.iter_mut().flatten() {
+            *output = self.settings.objective.value(*output);
+        }
+        Ok(values)
     }
 
     fn ranks(&self) -> &Arc<Ranks> {

@@ -11,7 +11,7 @@ use wmtp_model::{HeadKind, Horizon, ParamStore, Params};
 use wmtp_training::heads::Target;
 use wmtp_training::scorer::{StepRow, StepStats};
 use wmtp_training::{
-    Error, Objective, PolicySettings, PolicyTrainer, Ranks, Room, Rows, Scorer, StepReport,
+    Error, Objective, PolicySettings, PolicyTrainer, Ranks, Room, Rows, Scorer, Side, StepReport,
     Trainer, Update, ValueTrainer, Weights,
 };
 
@@ -362,11 +362,24 @@ fn a_value_model_learns_on_several_ranks_what_it_learns_on_one() {
         while !trainer.is_done() {
             reports.push(trainer.advance().unwrap());
         }
-        (reports, bits(&store.trunk), bits(&store.head))
+        let last = bits(&store.head);
+        trainer.finish().unwrap();
+        let best = bits(&store.head);
+        let values = trainer.score(Side::Train, &[5, 0, 11, 3, 8]).unwrap();
+        (reports, bits(&store.trunk), last, best, values)
     };
-    let (alone, ..) = run(&Ranks::alone());
+    let (alone, .., expected) = run(&Ranks::alone());
     let ended = among(3, run);
     assert!(ended[0] == ended[1] && ended[0] == ended[2]);
+    let (.., last, best, values) = &ended[0];
+    assert!(
+        last != best,
+        "the last weights are the best: nothing is shown"
+    );
+    assert_eq!(values.len(), expected.len());
+    for (found, expected) in values.iter().flatten().zip(expected.iter().flatten()) {
+        assert!((found - expected).abs() < 1e-9, "{found}, alone {expected}");
+    }
     for (found, expected) in numbers(&ended[0].0).zip(numbers(&alone)) {
         assert_eq!(found.0, expected.0);
         let near = (found.1 - expected.1).abs() <= 1e-9 * expected.1.abs().max(1e-3);

@@ -7,7 +7,7 @@ use candle_core::{DType, Device};
 use wmtp_data_sets::TokenFile;
 use wmtp_model::{HeadKind, ParamStore, Params, Products};
 use wmtp_training::{
-    Judged, Objective, OptimSettings, Ranks, Rows, Trainer, ValueParameters, ValueQuality,
+    Judged, Objective, OptimSettings, Ranks, Rows, Side, Trainer, ValueParameters, ValueQuality,
     ValueSettings, ValueTrainer, balanced_rows,
 };
 
@@ -63,7 +63,7 @@ fn quality(trainer: &ValueTrainer<'_>, file: &TokenFile) -> ValueQuality {
     let rows = file.labelled_rows();
     let judged: Vec<Judged> = rows
         .iter()
-        .zip(trainer.values(file, &rows).unwrap())
+        .zip(trainer.score(Side::Train, &rows).unwrap())
         .map(|(&row, values)| {
             assert_eq!(values.len(), file.row(row).response_len());
             let correct = file.row(row).is_correct == Some(true);
@@ -138,7 +138,6 @@ fn a_frozen_trunk_stays_as_it_was() {
 fn finished(
     trainer: &mut ValueTrainer<'_>,
     store: &ValueParameters,
-    file: &TokenFile,
 ) -> (BTreeMap<String, Vec<u8>>, Vec<Vec<f64>>) {
     while trainer.step() < trainer.total_steps() {
         trainer.advance().unwrap();
@@ -150,7 +149,7 @@ fn finished(
     store.head.save(&dir.path().join("head")).unwrap();
     let files = files_of(dir.path());
     assert_eq!(files.len(), 7);
-    (files, trainer.values(file, &[0, 3]).unwrap())
+    (files, trainer.score(Side::Train, &[0, 3]).unwrap())
 }
 
 #[test]
@@ -164,7 +163,7 @@ fn a_run_stopped_anywhere_any_number_of_times_equals_the_uninterrupted_one_bit_f
         let settings = settings(objective, head, lr_trunk);
         let whole_store = parameters(&params, objective, head);
         let mut whole = trainer(&params, &whole_store, &file, settings);
-        let expected = finished(&mut whole, &whole_store, &file);
+        let expected = finished(&mut whole, &whole_store);
         for seed in [1, 2, 3] {
             let stops = stops(seed, whole.total_steps());
             let mut saved = None;
@@ -176,7 +175,7 @@ fn a_run_stopped_anywhere_any_number_of_times_equals_the_uninterrupted_one_bit_f
             let store = parameters(&params, objective, head);
             let mut last = trainer(&params, &store, &file, settings);
             last.restore(saved.unwrap().path()).unwrap();
-            let found = finished(&mut last, &store, &file);
+            let found = finished(&mut last, &store);
             assert!(
                 found == expected,
                 "{objective:?}, seed {seed}, stopped after {stops:?}"
