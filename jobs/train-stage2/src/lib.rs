@@ -143,7 +143,8 @@ impl Job for TrainStage2 {
     const EXAMPLES: &'static str = "\
 train-stage2 --data micropy --base micro-mtp --recipe v001.yaml --store s3://bucket/wmtp --name v001-s42
 train-stage2 --data micropy --base micro-mtp --advantages v002 --recipe v002.yaml --store s3://bucket/wmtp --name v002-s42
-train-stage2 --data micropy --base micro-mtp --reference-ce v003 --recipe v003.yaml --store s3://bucket/wmtp --name v003-s42";
+train-stage2 --data micropy --base micro-mtp --reference-ce v003 --recipe v003.yaml --store s3://bucket/wmtp --name v003-s42
+train-stage2 --device cuda --ranks 4 --data mbpp --base big-mtp --recipe v001.yaml --store s3://bucket/wmtp --name v001-s42";
     const VERSION: u32 = 1;
 
     fn plan(&self, cx: &mut PlanCx<'_>) -> Result<Plan<Work>, JobError> {

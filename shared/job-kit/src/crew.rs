@@ -26,6 +26,9 @@ use crate::{JobError, Run};
 /// Set by the leader alone: the number of a process among those of its run.
 const RANK_VARIABLE: &str = "WMTP_RANK";
 
+const UNSET: &str =
+    "the first process of a run sets WMTP_RANK for the others: unset it, and give --ranks";
+
 /// This program, also where its file has been replaced meanwhile.
 const THIS_PROGRAM: &str = "/proc/self/exe";
 
@@ -267,7 +270,7 @@ impl Follower {
         let line = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
         let listens_at = format!("wmtp-{}", random_word()?);
         let listener = UnixListener::bind_addr(&address(&listens_at)?)?;
-        say(&line, 0, &Hello { listens_at })?;
+        say(&line, 0, &Hello { listens_at }).map_err(|error| error.hint(UNSET))?;
         let assignment: Assignment = hear(&line, 0)?;
         let mut peers = vec![Some(line)];
         peers.extend(assignment.listens_at.keys().map(|_| None));
@@ -311,8 +314,7 @@ pub(crate) fn rank() -> Result<Option<usize>, JobError> {
     };
     let rank = text.to_str().and_then(|text| text.parse().ok());
     rank.map(Some).ok_or_else(|| {
-        JobError::usage(format!("{RANK_VARIABLE} is {}", text.display()))
-            .hint("the first process of a run sets it for the others; unset it, and give --ranks")
+        JobError::usage(format!("{RANK_VARIABLE} is {}", text.display())).hint(UNSET)
     })
 }
 

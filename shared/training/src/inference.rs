@@ -19,6 +19,9 @@ fn batches(file: &TokenFile, rows: &[usize], size: usize) -> Vec<Vec<usize>> {
         .collect()
 }
 
+/// Batches of each rank whose answers cross to the others at once: messages stay small however many rows there are.
+const POOLED_BATCHES: usize = 64;
+
 /// One row's answers: a list of numbers for each of its heads.
 type Answer = Vec<Vec<f64>>;
 
@@ -31,19 +34,21 @@ fn by_row(
     size: usize,
     mut of_batch: impl FnMut(&[usize]) -> Result<Vec<Answer>>,
 ) -> Result<Vec<Answer>> {
-    let mut mine = || {
-        let mut found = Vec::new();
-        for (number, positions) in batches(file, rows, size).into_iter().enumerate() {
-            if ranks.takes(number) {
-                let batch: Vec<usize> = positions.iter().map(|&position| rows[position]).collect();
-                found.extend(positions.into_iter().zip(of_batch(&batch)?));
-            }
-        }
-        Ok(found)
-    };
     let mut answers = vec![Vec::new(); rows.len()];
-    for (position, answer) in ranks.pool(mine())? {
-        answers[position] = answer;
+    for pooled in batches(file, rows, size).chunks(POOLED_BATCHES * ranks.world()) {
+        let mut mine = || {
+            let mut found = Vec::new();
+            for (number, positions) in pooled.iter().enumerate() {
+                if ranks.takes(number) {
+                    let batch: Vec<usize> = positions.iter().map(|&at| rows[at]).collect();
+                    found.extend(positions.iter().copied().zip(of_batch(&batch)?));
+                }
+            }
+            Ok(found)
+        };
+        for (position, answer) in ranks.pool(mine())? {
+            answers[position] = answer;
+        }
     }
     Ok(answers)
 }

@@ -111,7 +111,13 @@ fn numbers(reports: &[StepReport]) -> impl Iterator<Item = (&str, f64)> {
 #[test]
 fn ranks_learn_what_one_learns_and_end_with_the_same_weights() {
     let run = Run::new(DType::F64);
-    for algo in ["baseline", "verifiable", "random_matched", "rho1"] {
+    for algo in [
+        "baseline",
+        "verifiable",
+        "random_matched",
+        "shuffled",
+        "rho1",
+    ] {
         let (alone, weights) = run.whole(algo, &Ranks::alone());
         for world in [2, 3, 4] {
             let ended = among(world, |ranks| run.whole(algo, ranks));
