@@ -70,12 +70,22 @@ pub(crate) fn num_parts(entry: &FileEntry) -> usize {
 
 /// Whether the bytes of a part are those that the manifest promises.
 pub(crate) fn is_right(entry: &FileEntry, index: usize, bytes: &[u8]) -> bool {
+    is_right_with(entry, index, bytes, || Crc64::of(bytes))
+}
+
+/// [`is_right`] of bytes whose checksum may be known.
+fn is_right_with(
+    entry: &FileEntry,
+    index: usize,
+    bytes: &[u8],
+    crc: impl FnOnce() -> Crc64,
+) -> bool {
     let (_, length) = part_bounds(entry, index);
     if bytes.len() as u64 != length {
         return false;
     }
     match &entry.parts {
-        Some(parts) => parts.crc64nvme.get(index) == Some(&Crc64::of(bytes)),
+        Some(parts) => parts.crc64nvme.get(index) == Some(&crc()),
         None => Digest::of(bytes) == entry.sha256,
     }
 }
@@ -144,16 +154,17 @@ async fn read_part(
     };
     let _slot = bucket.slot().await;
     for _ in 0..=MAX_MISMATCHES {
-        let is_there = if length == 0 {
-            bucket.head(&key).await?.is_some()
+        let crc = if length == 0 {
+            let head = bucket.head(&key).await?;
+            head.map(|_| Crc64::of(&[]))
         } else {
             let bytes = &mut buffer.bytes;
             bucket.get_range(&key, start, length, bytes).await?
         };
-        if !is_there {
+        let Some(crc) = crc else {
             return Err(damaged("the content is missing"));
-        }
-        if is_right(entry, index, &buffer.bytes) {
+        };
+        if is_right_with(entry, index, &buffer.bytes, || crc) {
             return Ok(buffer.freeze());
         }
         tracing::warn!(key, part = index, "content does not match its digest");

@@ -9,7 +9,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 use crate::blob::{Source, blocking, num_parts};
 use crate::client::Bucket;
 use crate::mirror::PartialFile;
-use crate::transfer::{PartReader, Task};
+use crate::transfer::{Hasher, PartReader, Task};
 use crate::{ArtifactId, Error, FileEntry, Manifest, Mirror, Result, Store, fault};
 
 /// Files fetched at a time, each by a task of its own.
@@ -158,15 +158,17 @@ pub(crate) async fn download(
         Ok(Some((partial, kept)))
     })
     .await?;
-    let Some((mut partial, kept)) = opened else {
+    let Some((mut partial, (kept, sha))) = opened else {
         return Ok(());
     };
     let source = Source::Store(Arc::clone(bucket));
     let mut parts = PartReader::new(source, entry, kept..num_parts(entry));
+    let hasher = Hasher::new(sha);
     while let Some(part) = parts.next().await? {
+        hasher.update(&part).await;
         partial = blocking(move || partial.append(&part).map(|()| partial)).await?;
         fault::point("fetch:after-part");
     }
-    let wanted = entry.clone();
-    blocking(move || partial.finish(&wanted)).await
+    let (found, wanted) = (hasher.finish().await, entry.clone());
+    blocking(move || partial.finish(found, &wanted)).await
 }

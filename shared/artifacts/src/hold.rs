@@ -282,7 +282,7 @@ mod tests {
             if !mirror.has(entry)? {
                 let mut part = PartialFile::open(mirror.blob(&entry.sha256))?.unwrap();
                 part.append(entry.path.as_bytes())?;
-                part.finish(entry)?;
+                part.finish(Digest::of(entry.path.as_bytes()), entry)?;
             }
             mirror.place(entry, &mirror.tree(&manifest.id))?;
         }

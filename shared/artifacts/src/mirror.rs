@@ -12,7 +12,7 @@ use sha2::{Digest as _, Sha256};
 use crate::blob::{is_right, num_parts, part_bounds};
 use crate::{ArtifactId, Digest, Error, FileEntry, Result};
 
-/// Bytes hashed and written at a time. Larger writes make the kernel ask for larger pieces of free memory, and where it
+/// Bytes written at a time. Larger writes make the kernel ask for larger pieces of free memory, and where it
 /// got those back from a hypervisor, each of their pages costs a fault: 1 GiB takes 0.4 s in blocks of up to 256 KiB, and
 /// 4 s in blocks of 1 MiB (virtual machine with Linux 6.18 and free page reporting, 2026-11).
 const BLOCK: usize = 128 << 10;
@@ -174,12 +174,11 @@ fn are_one(a: io::Result<Metadata>, b: io::Result<Metadata>) -> bool {
     }
 }
 
-/// A content being fetched: `<digest>.part`, locked, hashed while it is written.
+/// A content being fetched: `<digest>.part`, locked.
 pub(crate) struct PartialFile {
     file: File,
     path: PathBuf,
     target: PathBuf,
-    sha: Sha256,
 }
 
 impl PartialFile {
@@ -194,16 +193,12 @@ impl PartialFile {
             fs::remove_file(&path).map_err(|source| Error::io(&path, source))?;
             return Ok(None);
         }
-        Ok(Some(Self {
-            file,
-            path,
-            target,
-            sha: Sha256::new(),
-        }))
+        Ok(Some(Self { file, path, target }))
     }
 
-    /// Keeps the leading parts that an interrupted fetch left and that check out; returns their number.
-    pub(crate) fn resume(&mut self, entry: &FileEntry) -> Result<usize> {
+    /// Keeps the leading parts that an interrupted fetch left and that check out; returns their number and hash.
+    pub(crate) fn resume(&mut self, entry: &FileEntry) -> Result<(usize, Sha256)> {
+        let mut sha = Sha256::new();
         let mut kept = 0;
         let mut offset = 0;
         let mut bytes = Vec::new();
@@ -217,23 +212,24 @@ impl PartialFile {
             if !is_right(entry, kept, &bytes) {
                 break;
             }
-            self.sha.update(&bytes);
+            sha.update(&bytes);
             kept += 1;
             offset = start + length;
         }
-        let io = |source| Error::io(&self.path, source);
-        self.file.set_len(offset).map_err(io)?;
-        self.file.seek(SeekFrom::Start(offset)).map_err(io)?;
-        Ok(kept)
+        self.file
+            .seek(SeekFrom::Start(offset))
+            .map_err(|source| Error::io(&self.path, source))?;
+        self.end_at(offset)?;
+        Ok((kept, sha))
     }
 
     /// Appends one part.
     pub(crate) fn append(&mut self, bytes: &[u8]) -> Result<()> {
-        for block in bytes.chunks(BLOCK) {
-            self.sha.update(block);
-            self.write(block)?;
-        }
-        self.end_here()
+        bytes
+            .chunks(BLOCK)
+            .try_for_each(|block| self.write(block))?;
+        let end = self.file.stream_position();
+        self.end_at(end.map_err(|source| Error::io(&self.path, source))?)
     }
 
     /// Zeros become a hole: they are read back as zeros all the same.
@@ -246,31 +242,33 @@ impl PartialFile {
         written.map_err(|source| Error::io(&self.path, source))
     }
 
-    /// A hole at the end is no part of the file yet, and what an earlier attempt left may be longer.
-    fn end_here(&mut self) -> Result<()> {
-        self.file
-            .stream_position()
-            .and_then(|end| self.file.set_len(end))
+    /// A hole at the end is no part of the file yet, and what an earlier attempt left may be longer. A file that ends there
+    /// is left alone: ext4 takes even an empty one that is cut to nothing for one that is being replaced, and when it is
+    /// closed waits until all that was written since is on its way to the disk (half a second per GiB).
+    fn end_at(&self, length: u64) -> Result<()> {
+        let found = self.file.metadata();
+        found
+            .and_then(|found| {
+                if found.len() == length {
+                    return Ok(());
+                }
+                self.file.set_len(length)
+            })
             .map_err(|source| Error::io(&self.path, source))
     }
 
     /// Takes a whole content, which was checked when it arrived, and moves it to its place as [`PartialFile::finish`] does.
     pub(crate) fn fill(mut self, content: &[u8]) -> Result<()> {
         // What an interrupted fetch left has other bytes where zeros are skipped.
-        self.file
-            .set_len(0)
-            .map_err(|source| Error::io(&self.path, source))?;
-        content
-            .chunks(BLOCK)
-            .try_for_each(|block| self.write(block))?;
-        self.end_here()?;
+        self.end_at(0)?;
+        self.append(content)?;
         self.publish()
     }
 
-    /// Checks the digest of the whole and moves it, read-only, to its place. It is not made durable: a mirror hashes what
+    /// Checks the digest of what was written and moves it, read-only, to its place. It is not made durable: a mirror hashes what
     /// it has before every use, so what a power cut takes is fetched again.
-    pub(crate) fn finish(mut self, entry: &FileEntry) -> Result<()> {
-        if Digest(self.sha.finalize_reset().into()) != entry.sha256 {
+    pub(crate) fn finish(self, found: Digest, entry: &FileEntry) -> Result<()> {
+        if found != entry.sha256 {
             self.file
                 .set_len(0)
                 .map_err(|source| Error::io(&self.path, source))?;
@@ -327,7 +325,7 @@ mod tests {
             PartialFile::open(mirror.blob(&entry.sha256))?.expect("the content is not here yet");
         part.resume(&entry)?;
         part.append(bytes)?;
-        part.finish(&entry)
+        part.finish(Digest::of(bytes), &entry)
     }
 
     #[test]
@@ -339,7 +337,8 @@ mod tests {
             .unwrap()
             .unwrap();
         part.append(b"wrong").unwrap();
-        assert_eq!(part.finish(&wanted).unwrap_err().exit_class().code(), 76);
+        let error = part.finish(Digest::of(b"wrong"), &wanted).unwrap_err();
+        assert_eq!(error.exit_class().code(), 76);
         assert!(!mirror.has(&wanted).unwrap());
         fill(&mirror, b"right").unwrap();
         assert!(mirror.has(&wanted).unwrap());
@@ -380,7 +379,7 @@ mod tests {
             move || PartialFile::open(mirror.blob(&wanted.sha256)).map(|part| part.is_none())
         });
         part.append(b"right").unwrap();
-        part.finish(&wanted).unwrap();
+        part.finish(Digest::of(b"right"), &wanted).unwrap();
         assert!(waiting.join().unwrap().unwrap());
         let blob = mirror.blob(&wanted.sha256);
         assert_eq!(fs::read(&blob).unwrap(), b"right");

@@ -10,11 +10,12 @@ use std::time::Instant;
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::FuturesOrdered;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use sha2::{Digest as _, Sha256};
+use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
 use tokio::task::JoinHandle;
 
 use crate::blob::{Source, part_bounds};
-use crate::{FileEntry, Result};
+use crate::{Digest, FileEntry, Result};
 
 /// Bytes of contents that a process holds in memory at a time, over all its transfers, counted in [`GRAIN`]s. A larger
 /// part, of a file above 1.1 TB, takes all of it and goes alone.
@@ -106,12 +107,12 @@ impl Drop for Buffer {
     }
 }
 
-/// The bytes of a part, checked, with the room that they take.
-#[derive(Debug)]
+/// The bytes of a part, checked, with the room that they take. Clones share both.
+#[derive(Debug, Clone)]
 pub(crate) struct Part {
     pub(crate) index: usize,
     pub(crate) bytes: Bytes,
-    _room: Room,
+    _room: Arc<Room>,
 }
 
 impl Part {
@@ -119,7 +120,7 @@ impl Part {
         Self {
             index,
             bytes,
-            _room: room,
+            _room: Arc::new(room),
         }
     }
 }
@@ -129,6 +130,43 @@ impl Deref for Part {
 
     fn deref(&self) -> &[u8] {
         &self.bytes
+    }
+}
+
+/// The SHA-256 of a content, computed beside what else is done with its parts: hashing them takes longer than anything
+/// else, and can only be done in their order.
+pub(crate) struct Hasher {
+    parts: mpsc::Sender<Part>,
+    hashing: JoinHandle<Sha256>,
+}
+
+impl Hasher {
+    /// Goes on after the parts that were hashed before.
+    pub(crate) fn new(mut sha: Sha256) -> Self {
+        // One part is hashed and one waits: those further behind are still being received or written.
+        let (parts, mut given) = mpsc::channel::<Part>(1);
+        let hashing = tokio::task::spawn_blocking(move || {
+            while let Some(part) = given.blocking_recv() {
+                sha.update(&part[..]);
+            }
+            sha
+        });
+        Self { parts, hashing }
+    }
+
+    /// Takes the next part, once the one before it is being hashed.
+    pub(crate) async fn update(&self, part: &Part) {
+        let taken = self.parts.send(part.clone()).await;
+        taken.expect("parts are taken as long as they may come");
+    }
+
+    /// Waits for the last part.
+    pub(crate) async fn finish(self) -> Digest {
+        drop(self.parts);
+        match self.hashing.await {
+            Ok(sha) => Digest(sha.finalize().into()),
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        }
     }
 }
 
@@ -324,6 +362,21 @@ mod tests {
         drop(reader);
         assert_eq!(fill(3).0, first);
         assert_eq!(other[..], vec![2; 1 << 20]);
+    }
+
+    #[tokio::test]
+    async fn parts_are_hashed_in_the_order_in_which_they_come() {
+        let bytes: Vec<u8> = (0..1_000_000_u32).map(|n| (n >> 7) as u8).collect();
+        let mut pieces = bytes.chunks(70_000).enumerate();
+        let mut before = Sha256::new();
+        before.update(pieces.next().unwrap().1);
+        let hasher = Hasher::new(before);
+        for (index, piece) in pieces {
+            let room = Room::take(piece.len() as u64).await;
+            let part = Part::new(index, Bytes::copy_from_slice(piece), room);
+            hasher.update(&part).await;
+        }
+        assert_eq!(hasher.finish().await, Digest::of(&bytes));
     }
 
     /// A part larger than all the room there is must not wait for ever.

@@ -8,6 +8,7 @@ use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{ChecksumMode, ChecksumType};
 use aws_smithy_types::byte_stream;
 use bytes::Bytes;
+use crc_fast::CrcAlgorithm::Crc64Nvme;
 
 use super::clock::{DateHeader, age};
 use super::failure::{CHECK_NETWORK, causes, is_absent, status};
@@ -79,18 +80,18 @@ impl Bucket {
     pub(crate) async fn get_with(&self, patience: Patience, key: &str) -> Result<Option<Bytes>> {
         let mut bytes = Vec::new();
         let is_there = self.download(patience, key, None, MAX_SMALL, &mut bytes);
-        Ok(is_there.await?.then(|| bytes.into()))
+        Ok(is_there.await?.map(|_| bytes.into()))
     }
 
-    /// Puts some bytes of a content into `bytes` instead of what is in there; false when there is no such object. The
-    /// caller checks what it gets: the SDK does not check a part.
+    /// Puts some bytes of a content into `bytes` instead of what is in there; their checksum, or none when there is no
+    /// such object. The caller compares it: the SDK does not check a part.
     pub(crate) async fn get_range(
         &self,
         key: &str,
         start: u64,
         length: u64,
         bytes: &mut Vec<u8>,
-    ) -> Result<bool> {
+    ) -> Result<Option<Crc64>> {
         let part = Part::of(start, length, None);
         self.download(Patience::Full, key, Some(part), length, bytes)
             .await
@@ -106,7 +107,7 @@ impl Bucket {
     ) -> Result<Option<Bytes>> {
         let (part, mut bytes) = (Part::of(start, length, Some(etag)), Vec::new());
         let is_there = self.download(Patience::Full, key, Some(part), length, &mut bytes);
-        Ok(is_there.await?.then(|| bytes.into()))
+        Ok(is_there.await?.map(|_| bytes.into()))
     }
 
     /// The CRC64NVME of an object as headers spell it, where the store keeps that of the whole.
@@ -127,7 +128,8 @@ impl Bucket {
         }
     }
 
-    /// Reads a body, again when it breaks off: the SDK retries only up to the first byte. False when there is none.
+    /// Reads a body, again when it breaks off: the SDK retries only up to the first byte. Its checksum, or none when there
+    /// is no such object.
     async fn download(
         &self,
         patience: Patience,
@@ -135,7 +137,7 @@ impl Bucket {
         part: Option<Part<'_>>,
         limit: u64,
         bytes: &mut Vec<u8>,
-    ) -> Result<bool> {
+    ) -> Result<Option<Crc64>> {
         let mut pause = self.backoff();
         let mut mismatches = 0;
         loop {
@@ -150,9 +152,9 @@ impl Bucket {
                 .set_range(part.as_ref().map(|part| part.range.clone()));
             let output = match request.send().await {
                 Ok(output) => output,
-                Err(error) if is_absent(&error) || status(&error) == Some(412) => return Ok(false),
+                Err(error) if is_absent(&error) || status(&error) == Some(412) => return Ok(None),
                 // The object ends before the range begins.
-                Err(error) if status(&error) == Some(416) => return Ok(true),
+                Err(error) if status(&error) == Some(416) => return Ok(Some(Crc64::of(&[]))),
                 Err(error) => return Err(self.failure(&format!("read {key}"), error).await),
             };
             let length = u64::try_from(output.content_length().unwrap_or(0)).unwrap_or(u64::MAX);
@@ -163,7 +165,7 @@ impl Bucket {
                 ));
             }
             let detail = match collect(output.body, length, bytes).await {
-                Ok(()) => return Ok(true),
+                Ok(crc) => return Ok(Some(crc)),
                 Err(error) => causes(&error),
             };
             mismatches += u32::from(detail.contains("checksum"));
@@ -238,15 +240,18 @@ impl Bucket {
     }
 }
 
-/// A body of an announced length, in one piece; the SDK's own way holds it twice for a moment.
+/// A body of an announced length, in one piece, and its checksum, computed while what arrived is in the processor's
+/// cache; the SDK's own way holds the body twice for a moment.
 async fn collect(
     mut body: ByteStream,
     length: u64,
     bytes: &mut Vec<u8>,
-) -> std::result::Result<(), byte_stream::error::Error> {
+) -> std::result::Result<Crc64, byte_stream::error::Error> {
     bytes.reserve_exact(length as usize);
+    let mut crc = crc_fast::Digest::new(Crc64Nvme);
     while let Some(chunk) = body.try_next().await? {
+        crc.update(&chunk);
         bytes.extend_from_slice(&chunk);
     }
-    Ok(())
+    Ok(Crc64::from_value(crc.finalize()))
 }

@@ -23,9 +23,9 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use wmtp_artifacts::{
-    ArtifactId, CacheEntry, CacheLookup, CheckpointEntry, Claim, CopyScope, Credentials, Digest,
-    Direction, Draft, Error, Fault, FsckDepth, FsckPhase, FsckReport, GcPolicy, Input, Kind,
-    Lineage, Manifest, Mirror, NodeState, Outcome, Provenance, RunId, RunRequest, RunResult,
+    ArtifactId, CacheEntry, CacheLookup, CheckpointEntry, Claim, CopyScope, Crc64, Credentials,
+    Digest, Direction, Draft, Error, Fault, FsckDepth, FsckPhase, FsckReport, GcPolicy, Input,
+    Kind, Lineage, Manifest, Mirror, NodeState, Outcome, Provenance, RunId, RunRequest, RunResult,
     RunState, Status, Store, StoreOptions,
 };
 

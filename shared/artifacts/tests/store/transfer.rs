@@ -124,6 +124,67 @@ async fn a_broken_download_goes_on() {
     assert!(!blob.with_extension("part").exists());
 }
 
+/// A part with one wrong byte is refused, what came before it is kept, and nothing passes for the content meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_part_never_reaches_the_file() {
+    let world = World::new().await;
+    let draft = world.large("out");
+    let manifest = world
+        .store
+        .publish(&draft, &provenance(vec![]))
+        .await
+        .unwrap();
+    let (mirror, key) = (world.mirror(), blob_key(&manifest, "large.bin"));
+    let blob = mirror.root().join(key.strip_prefix("v1/").unwrap());
+    let bytes = fs::read(draft.root.join("large.bin")).unwrap();
+    let mut wrong = bytes.clone();
+    wrong[5 * PART + 7] ^= 1;
+    world.overwrite(&key, &wrong).await;
+    let error = world.store.fetch(&manifest.id, &mirror).await.unwrap_err();
+    assert_eq!(code(&error), 76, "{error}");
+    assert!(error.to_string().contains("CRC64NVME"), "{error}");
+    assert!(!blob.exists());
+    let left = fs::read(blob.with_extension("part")).unwrap();
+    assert!(left == bytes[..5 * PART], "{} bytes are kept", left.len());
+    world.overwrite(&key, &bytes).await;
+    world.store.fetch(&manifest.id, &mirror).await.unwrap();
+    assert!(fs::read(&blob).unwrap() == bytes);
+}
+
+/// Other bytes with the very checksums of the parts are told apart by the SHA-256 of the whole.
+#[tokio::test(flavor = "multi_thread")]
+async fn bytes_that_have_the_right_crc_alone_are_refused() {
+    // The generator of CRC64NVME, x^64 first: to add it somewhere leaves the checksum as it is.
+    const GENERATOR: u128 = 1 | 0x9a6c_9329_ac4b_c9b5 << 1;
+    let world = World::new().await;
+    let draft = world.large("out");
+    let manifest = world
+        .store
+        .publish(&draft, &provenance(vec![]))
+        .await
+        .unwrap();
+    let (mirror, key) = (world.mirror(), blob_key(&manifest, "large.bin"));
+    let blob = mirror.root().join(key.strip_prefix("v1/").unwrap());
+    let bytes = fs::read(draft.root.join("large.bin")).unwrap();
+    let mut forged = bytes.clone();
+    let place = &mut forged[3 * PART + 1000..];
+    for (byte, add) in place.iter_mut().zip(GENERATOR.to_le_bytes()) {
+        *byte ^= add;
+    }
+    let crc = |bytes: &[u8]| Crc64::of(&bytes[3 * PART..4 * PART]);
+    assert!(forged != bytes && crc(&forged) == crc(&bytes));
+    world.overwrite(&key, &forged).await;
+    let error = world.store.fetch(&manifest.id, &mirror).await.unwrap_err();
+    assert_eq!(code(&error), 76, "{error}");
+    assert!(error.to_string().contains("SHA-256"), "{error}");
+    assert!(!blob.exists());
+    // Nothing of it is gone on with, for which part is wrong cannot be told.
+    assert_eq!(fs::metadata(blob.with_extension("part")).unwrap().len(), 0);
+    world.overwrite(&key, &bytes).await;
+    world.store.fetch(&manifest.id, &mirror).await.unwrap();
+    assert!(fs::read(&blob).unwrap() == bytes);
+}
+
 /// A part of an unfinished upload that has the right size and other bytes is sent once more.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_an_upload_has_is_checked() {
