@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
+use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -26,10 +27,15 @@ use crate::optimizer::{Parameter, assign};
 /// Messages on their way to one rank that wait for it at most: each can be a whole tensor.
 const WAITING: usize = 4;
 
+/// How long a rank may compute before the others have something of it: a step of any model takes less, a card that hangs
+/// more.
+const SILENCE: Duration = Duration::from_secs(2 * 60 * 60);
+
 /// One rank and its links to the others.
 #[derive(Debug)]
 pub struct Ranks {
     links: Links,
+    silence: Duration,
 }
 
 /// What the leader has the others do.
@@ -119,7 +125,10 @@ impl Ranks {
 
     /// One of several.
     pub fn linked(links: Links) -> Arc<Self> {
-        Arc::new(Self { links })
+        Arc::new(Self {
+            links,
+            silence: SILENCE,
+        })
     }
 
     /// How many there are.
@@ -157,9 +166,13 @@ impl Ranks {
         Ok(())
     }
 
-    /// What the leader wants next; nothing when it has gone.
+    /// What the leader wants next, however long it has other things to do; nothing when it has gone.
     pub(crate) fn hear(&self) -> Result<Option<Order>> {
-        let heard = crew::receive(self.peer(0)).map_err(|source| self.lost(0, &source))?;
+        let leader = self.peer(0);
+        let heard = leader
+            .set_read_timeout(None)
+            .and_then(|()| crew::receive(leader));
+        let heard = heard.map_err(|source| self.lost(0, &source))?;
         heard.map(|bytes| self.read(0, &bytes)).transpose()
     }
 
@@ -315,6 +328,12 @@ impl Ranks {
     /// Runs `body`, while a thread for each other rank carries out what it leaves there. So no rank waits for another to
     /// listen before it listens itself.
     fn exchange<'a, T>(&self, body: impl FnOnce(&Outbox<'a>) -> Result<T>) -> Result<T> {
+        for (rank, peer) in self.links.peers.iter().enumerate() {
+            let Some(peer) = peer else { continue };
+            peer.set_read_timeout(Some(self.silence))
+                .and_then(|()| peer.set_write_timeout(Some(self.silence)))
+                .map_err(|source| self.lost(rank, &source))?;
+        }
         thread::scope(|scope| {
             let carried = self.links.peers.iter().map(|peer| {
                 peer.as_ref().map(|stream| {
@@ -356,10 +375,16 @@ impl Ranks {
     }
 
     fn lost(&self, rank: usize, source: &io::Error) -> Error {
+        let reason = match source.kind() {
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+                format!("it has said nothing for {:?}", self.silence)
+            }
+            _ => source.to_string(),
+        };
         Error::RankLost {
             rank,
             world: self.world(),
-            reason: source.to_string(),
+            reason,
         }
     }
 }
@@ -471,6 +496,19 @@ mod tests {
                     .all(|(rank, one)| one == &vec![rank; 1 << 20])
             );
         }
+    }
+
+    #[test]
+    fn a_rank_that_hangs_is_given_up() {
+        let mut links = Links::among_threads(2).unwrap();
+        // It is there and says nothing.
+        let _silent = links.pop();
+        let ranks = Ranks {
+            links: links.pop().unwrap(),
+            silence: Duration::from_millis(20),
+        };
+        let error = ranks.share(1).unwrap_err().to_string();
+        assert_eq!(error, "rank 1 of 2 is lost: it has said nothing for 20ms");
     }
 
     #[test]
