@@ -52,8 +52,9 @@ done
 
 cargo llvm-cov report --lcov --output-path "$folder/lines.lcov"
 cargo llvm-cov report --html --output-dir "$folder" >/dev/null
-awk -v least="$least" -v libraries="${libraries[*]}" '
-  /^SF:/ { name = ""; if (match($0, /\/shared\/[a-z-]+\/src\//)) { split(substr($0, RSTART), part, "/"); name = part[3] } }
+# Programs of another checkout may lie in the same folder, and are in the report as well.
+awk -v least="$least" -v libraries="${libraries[*]}" -v shared="SF:$PWD/shared/" '
+  /^SF:/ { name = ""; if (index($0, shared) == 1) { split(substr($0, length(shared) + 1), part, "/"); if (part[2] == "src") name = part[1] } }
   /^LF:/ { lines[name] += substr($0, 4) }
   /^LH:/ { run[name] += substr($0, 4) }
   END {
