@@ -29,7 +29,7 @@ const WAITING: usize = 4;
 
 /// How long a rank may compute before the others have something of it: a step of any model takes less, a card that hangs
 /// more.
-const SILENCE: Duration = Duration::from_secs(2 * 60 * 60);
+const SILENCE: Duration = Duration::from_hours(2);
 
 /// One rank and its links to the others.
 #[derive(Debug)]
