@@ -16,7 +16,7 @@ const TWO_RANKS: [&str; 2] = ["--ranks=2", "--set=optim.micro_batch_sequences=2"
 const POLICY: [&str; 3] = ["--data=d", "--base=base", "--recipe=tiny.yaml"];
 
 /// Long enough to be met in the middle.
-const LONG: &str = "--set=optim.epochs=40";
+const LONG: &str = "--set=optim.epochs=400";
 
 fn arguments<'a>(common: &[&'a str], own: &[&'a str]) -> Vec<&'a str> {
     [common, own].concat()
