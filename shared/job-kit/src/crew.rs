@@ -296,11 +296,6 @@ impl Follower {
         })
     }
 
-    /// Its number among the processes of the run.
-    pub fn rank(&self) -> usize {
-        self.links.rank
-    }
-
     /// Takes the connections out.
     pub fn take_links(&mut self) -> Links {
         std::mem::replace(&mut self.links, Links::alone())

@@ -139,6 +139,16 @@ pub enum Side {
     Validation,
 }
 
+impl Side {
+    /// The one of two that belongs to it.
+    pub(crate) fn of<T>(self, train: T, validation: T) -> T {
+        match self {
+            Self::Train => train,
+            Self::Validation => validation,
+        }
+    }
+}
+
 /// A run that goes step by step and can stop between any two of them.
 pub trait Trainer: Send {
     /// Steps done.

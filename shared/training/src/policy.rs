@@ -727,10 +727,7 @@ impl Trainer for PolicyTrainer<'_> {
     }
 
     fn score(&self, side: Side, rows: &[usize]) -> Result<Vec<Vec<f64>>> {
-        let file = match side {
-            Side::Train => self.train.file,
-            Side::Validation => self.validation.file,
-        };
+        let file = side.of(self.train.file, self.validation.file);
         let first: Vec<Horizon> = self.params.horizons().take(1).collect();
         let model = frozen(self.params, self.store, self.adapters)?;
         let (ranks, size) = (self.engine.ranks(), self.engine.micro_batch_sequences());

@@ -331,10 +331,7 @@ impl Trainer for ValueTrainer<'_> {
 
     /// Values at the value positions p - 1 ..= T - 2 of each row.
     fn score(&self, side: Side, rows: &[usize]) -> Result<Vec<Vec<f64>>> {
-        let file = match side {
-            Side::Train => self.train.file,
-            Side::Validation => self.validation.file,
-        };
+        let file = side.of(self.train.file, self.validation.file);
         let mut values = self.outputs(file, rows)?;
         for output in values.iter_mut().flatten() {
             *output = self.settings.objective.value(*output);
