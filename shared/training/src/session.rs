@@ -329,9 +329,9 @@ pub fn drive(
     if let Some((_, dir)) = run.latest_checkpoint()? {
         led.restore(&std::path::absolute(dir)?)?;
     }
-    if !products(run.recipe().model.dtype).are_native() {
+    if !products(run.recipe().model.dtype).are_fast() {
         run.warning(
-            "this processor has no AVX512-BF16: `model.dtype: bf16` gives the same numbers here, but slower than f32",
+            "this processor has no AVX-512: `model.dtype: bf16` gives the same numbers here, but slower than f32",
         );
     }
     let total = led.trainer.total_steps();

@@ -1,8 +1,12 @@
 //! Matrix products whose factors are rounded to bf16 and whose sums stay f32.
 //!
 //! Both factors are packed into panels of pairs along the inner dimension, as `VDPBF16PS` reads them: it adds two
-//! products to each of 16 sums at twice the rate of f32. A product of two bf16 numbers is exact in f32, so the plain
-//! loop gives the same bits wherever nothing is as small as a subnormal number, which the instruction takes for zero.
+//! products to each of 16 sums. A product of two bf16 numbers is exact in f32, so f32's own multiply-and-add gives the
+//! same bits wherever nothing is as small as a subnormal number, which the instruction takes for zero. Which of the two
+//! is faster depends on who made the processor: AMD's (Zen 4) finish one `VDPBF16PS` a cycle, twice the rate of f32;
+//! Intel's (Sapphire Rapids, measured) one in two cycles, half the rate of f32.
+
+use std::sync::OnceLock;
 
 use rayon::prelude::*;
 
@@ -75,10 +79,11 @@ pub(crate) fn matmul<T: Float>(
             row[..dst.cols].fill(T::zero());
         }
     }
-    let tile = fastest_tile();
+    let tile = Tile::fastest();
     // Parts of one size, so that none is too short to be worth its pass over the sums.
     let part = all_pairs.div_ceil(all_pairs.div_ceil(PAIRS).max(1)).max(1);
     let mut packed = vec![[0; ROWS]; PANELS * part];
+    let mut apart = Vec::new();
     let mut sums = [[0.0; COLS]; ROWS];
     for first_pair in (0..all_pairs).step_by(part) {
         let pairs = part.min(all_pairs - first_pair);
@@ -89,13 +94,21 @@ pub(crate) fn matmul<T: Float>(
             for (panel, out) in packed.chunks_exact_mut(pairs).enumerate() {
                 pack(lhs, top + panel * ROWS, first_pair, out);
             }
+            if matches!(tile, Tile::Apart(_)) {
+                apart.clear();
+                apart.extend(packed.iter().map(taken_apart));
+            }
             let columns = rhs.panels.chunks_exact(rhs.depth.div_ceil(2).max(1));
             for (column, right) in columns.take(dst.cols.div_ceil(COLS)).enumerate() {
                 let right = &right[first_pair..][..pairs];
                 let left = column * COLS;
                 let across = COLS.min(dst.cols - left);
-                for (panel, lhs) in packed.chunks_exact(pairs).enumerate() {
-                    tile(lhs, right, &mut sums);
+                for panel in 0..packed.len() / pairs {
+                    let panel_pairs = panel * pairs..(panel + 1) * pairs;
+                    match tile {
+                        Tile::Paired(tile) => tile(&packed[panel_pairs], right, &mut sums),
+                        Tile::Apart(tile) => tile(&apart[panel_pairs], right, &mut sums),
+                    }
                     let first_row = top + panel * ROWS;
                     let rows = ROWS.min(dst.rows - first_row);
                     let out = &mut dst.data[first_row * dst.row_stride + left..];
@@ -246,14 +259,60 @@ fn rounded(x: f32) -> u32 {
     if x.is_nan() { quiet } else { nearest }
 }
 
-/// Sums of one tile: `[ROWS, COLS]` over all pairs.
-type Tile = fn(&[[u32; ROWS]], &[[u32; COLS]], &mut [[f32; COLS]; ROWS]);
+/// A pair of each row, and the same with the first numbers of all pairs before the second ones.
+type Pairs = [u32; ROWS];
+type Numbers = [[f32; ROWS]; 2];
+type Sums = [[f32; COLS]; ROWS];
 
-/// Whether this processor multiplies bf16 numbers itself.
-pub(crate) fn native() -> bool {
+fn taken_apart(pairs: &Pairs) -> Numbers {
+    [pairs.map(first_of), pairs.map(second_of)]
+}
+
+#[inline(always)]
+fn first_of(pair: u32) -> f32 {
+    f32::from_bits(pair << 16)
+}
+
+#[inline(always)]
+fn second_of(pair: u32) -> f32 {
+    f32::from_bits(pair & 0xffff_0000)
+}
+
+/// A way to the sums of one tile over all pairs, in each pair of the second product first. All give the same bits.
+#[derive(Clone, Copy)]
+enum Tile {
+    Paired(fn(&[Pairs], &[[u32; COLS]], &mut Sums)),
+    Apart(fn(&[Numbers], &[[u32; COLS]], &mut Sums)),
+}
+
+impl Tile {
+    /// The fastest on this processor. Not found by trying: a run that goes on after a stop must take the same.
+    fn fastest() -> Self {
+        static FASTEST: OnceLock<Tile> = OnceLock::new();
+        *FASTEST.get_or_init(|| Self::of_this_processor()[0])
+    }
+
+    /// All that this processor can, the fastest first.
+    fn of_this_processor() -> Vec<Self> {
+        let mut ways = Vec::new();
+        #[cfg(target_arch = "x86_64")]
+        {
+            ways.extend(is_vectorised().then_some(Self::Apart(x86::apart)));
+            ways.extend(x86::has_bf16().then_some(Self::Paired(x86::paired)));
+            if x86::is_amd() {
+                ways.reverse();
+            }
+        }
+        ways.push(Self::Paired(plain));
+        ways
+    }
+}
+
+/// Whether this processor has a faster way to these products than the plain loop.
+pub(crate) fn is_vectorised() -> bool {
     #[cfg(target_arch = "x86_64")]
     {
-        is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bf16")
+        is_x86_feature_detected!("avx512f")
     }
     #[cfg(not(target_arch = "x86_64"))]
     {
@@ -261,28 +320,16 @@ pub(crate) fn native() -> bool {
     }
 }
 
-fn fastest_tile() -> Tile {
-    #[cfg(target_arch = "x86_64")]
-    if native() {
-        return x86::tile;
-    }
-    plain_tile
-}
-
-fn plain_tile(lhs: &[[u32; ROWS]], rhs: &[[u32; COLS]], sums: &mut [[f32; COLS]; ROWS]) {
+fn plain(lhs: &[Pairs], rhs: &[[u32; COLS]], sums: &mut Sums) {
     vectorised(
         #[inline(always)]
         || {
             *sums = [[0.0; COLS]; ROWS];
-            let (even, odd) = (
-                |pair: u32| f32::from_bits(pair << 16),
-                |pair: u32| f32::from_bits(pair & 0xffff_0000),
-            );
             for (lhs, rhs) in lhs.iter().zip(rhs) {
                 for (sums, lhs) in sums.iter_mut().zip(lhs) {
                     for (sum, rhs) in sums.iter_mut().zip(rhs) {
-                        *sum += odd(*lhs) * odd(*rhs);
-                        *sum += even(*lhs) * even(*rhs);
+                        *sum += second_of(*lhs) * second_of(*rhs);
+                        *sum += first_of(*lhs) * first_of(*rhs);
                     }
                 }
             }
@@ -293,24 +340,39 @@ fn plain_tile(lhs: &[[u32; ROWS]], rhs: &[[u32; COLS]], sums: &mut [[f32; COLS];
 #[cfg(target_arch = "x86_64")]
 #[expect(
     unsafe_code,
-    reason = "vector registers are made of arrays, and the instruction is called where it was found"
+    reason = "vector registers are made of arrays, and instructions are called where they were found"
 )]
 mod x86 {
     use std::arch::x86_64::{
-        __m512, __m512bh, _mm512_dpbf16_ps, _mm512_set1_epi32, _mm512_setzero_ps,
+        __cpuid, __m512, __m512bh, __m512i, _mm512_and_si512, _mm512_castsi512_ps,
+        _mm512_dpbf16_ps, _mm512_fmadd_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps,
+        _mm512_slli_epi32,
     };
     use std::mem::transmute;
 
-    use super::{COLS, ROWS};
+    use super::{COLS, Numbers, Pairs, ROWS, Sums};
 
-    pub(super) fn tile(lhs: &[[u32; ROWS]], rhs: &[[u32; COLS]], sums: &mut [[f32; COLS]; ROWS]) {
-        assert!(super::native(), "a processor with AVX512-BF16");
+    pub(super) fn has_bf16() -> bool {
+        is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bf16")
+    }
+
+    pub(super) fn is_amd() -> bool {
+        let maker = __cpuid(0);
+        [maker.ebx, maker.edx, maker.ecx]
+            .map(u32::to_le_bytes)
+            .as_flattened()
+            == b"AuthenticAMD"
+    }
+
+    /// With `VDPBF16PS`.
+    pub(super) fn paired(lhs: &[Pairs], rhs: &[[u32; COLS]], sums: &mut Sums) {
+        assert!(has_bf16(), "a processor with AVX512-BF16");
         // SAFETY: the processor has both features (above).
-        unsafe { on_avx512(lhs, rhs, sums) }
+        unsafe { paired_on_avx512(lhs, rhs, sums) }
     }
 
     #[target_feature(enable = "avx512f,avx512bf16")]
-    fn on_avx512(lhs: &[[u32; ROWS]], rhs: &[[u32; COLS]], sums: &mut [[f32; COLS]; ROWS]) {
+    fn paired_on_avx512(lhs: &[Pairs], rhs: &[[u32; COLS]], sums: &mut Sums) {
         let mut tile = [[_mm512_setzero_ps(); 2]; ROWS];
         for (lhs, rhs) in lhs.iter().zip(rhs) {
             // SAFETY: 64 bytes of plain numbers on both sides, every pattern of which is a value.
@@ -323,7 +385,45 @@ mod x86 {
             }
         }
         // SAFETY: as above.
-        *sums = unsafe { transmute::<[[__m512; 2]; ROWS], [[f32; COLS]; ROWS]>(tile) };
+        *sums = unsafe { transmute::<[[__m512; 2]; ROWS], Sums>(tile) };
+    }
+
+    /// With f32's multiply-and-add.
+    pub(super) fn apart(lhs: &[Numbers], rhs: &[[u32; COLS]], sums: &mut Sums) {
+        assert!(super::is_vectorised(), "a processor with AVX-512");
+        // SAFETY: the processor has the feature (above).
+        unsafe { apart_on_avx512(lhs, rhs, sums) }
+    }
+
+    #[target_feature(enable = "avx512f")]
+    fn apart_on_avx512(lhs: &[Numbers], rhs: &[[u32; COLS]], sums: &mut Sums) {
+        let mut tile = [[_mm512_setzero_ps(); 2]; ROWS];
+        let upper = _mm512_set1_epi32(0xffff_0000_u32 as i32);
+        for ([firsts, seconds], rhs) in lhs.iter().zip(rhs) {
+            // SAFETY: 64 bytes of plain numbers on both sides, every pattern of which is a value.
+            let [left, right] = unsafe { transmute::<[u32; COLS], [__m512i; 2]>(*rhs) };
+            let seconds_of = |half| _mm512_castsi512_ps(_mm512_and_si512(half, upper));
+            add_products(&mut tile, seconds, seconds_of(left), seconds_of(right));
+            let firsts_of = |half| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(half));
+            add_products(&mut tile, firsts, firsts_of(left), firsts_of(right));
+        }
+        // SAFETY: as above.
+        *sums = unsafe { transmute::<[[__m512; 2]; ROWS], Sums>(tile) };
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn add_products(
+        tile: &mut [[__m512; 2]; ROWS],
+        lhs: &[f32; ROWS],
+        left: __m512,
+        right: __m512,
+    ) {
+        for (sums, number) in tile.iter_mut().zip(lhs) {
+            let number = _mm512_set1_ps(*number);
+            sums[0] = _mm512_fmadd_ps(number, left, sums[0]);
+            sums[1] = _mm512_fmadd_ps(number, right, sums[1]);
+        }
     }
 }
 
@@ -420,10 +520,10 @@ mod tests {
 
     #[test]
     #[expect(clippy::print_stderr, reason = "a skipped comparison must be seen")]
-    fn the_instruction_gives_the_bits_of_the_plain_loop() {
-        if !native() {
-            eprintln!("SKIPPED: this processor has no AVX512-BF16; the plain loop stands alone");
-            return;
+    fn every_way_gives_the_bits_of_the_plain_loop() {
+        let ways = Tile::of_this_processor();
+        if ways.len() < 3 {
+            eprintln!("SKIPPED in part: this processor has no AVX-512 or no AVX512-BF16");
         }
         let pack_of = |seed, width: usize| -> Vec<u32> {
             let numbers = numbers(seed, 2 * 300 * width);
@@ -436,12 +536,19 @@ mod tests {
         };
         let (lhs, rhs) = (pack_of(4, ROWS), pack_of(5, COLS));
         let (lhs, rhs) = (lhs.as_chunks().0, rhs.as_chunks().0);
-        let (mut plain, mut fast) = ([[0.0; COLS]; ROWS], [[0.0; COLS]; ROWS]);
-        plain_tile(lhs, rhs, &mut plain);
-        fastest_tile()(lhs, rhs, &mut fast);
-        assert_eq!(
-            plain.map(|row| row.map(f32::to_bits)),
-            fast.map(|row| row.map(f32::to_bits))
-        );
+        let apart: Vec<Numbers> = lhs.iter().map(taken_apart).collect();
+        let mut expected = [[0.0; COLS]; ROWS];
+        plain(lhs, rhs, &mut expected);
+        for way in ways {
+            let mut sums = [[f32::NAN; COLS]; ROWS];
+            match way {
+                Tile::Paired(tile) => tile(lhs, rhs, &mut sums),
+                Tile::Apart(tile) => tile(&apart, rhs, &mut sums),
+            }
+            assert_eq!(
+                sums.map(|row| row.map(f32::to_bits)),
+                expected.map(|row| row.map(f32::to_bits))
+            );
+        }
     }
 }
