@@ -280,14 +280,8 @@ impl Follower {
             say(&stream, other, &Greeting { secret, rank })?;
             peers[other] = Some(stream);
         }
-        while peers[rank + 1..].iter().any(Option::is_none) {
-            let (stream, _) = listener.accept()?;
-            if let Some(other) = greeted(&stream, &assignment.secret)
-                && let Some(place @ None) = peers.get_mut(other)
-            {
-                *place = Some(stream);
-            }
-        }
+        let later = &mut peers[rank + 1..];
+        meet(&listener, rank + 1, later, &assignment.secret, PATIENCE)?;
         let recipe = session.resolved.as_ref();
         Ok(Self {
             recipe: recipe.map_or_else(Recipe::default, |resolved| resolved.recipe.clone()),
@@ -311,6 +305,37 @@ pub(crate) fn rank() -> Result<Option<usize>, JobError> {
     rank.map(Some).ok_or_else(|| {
         JobError::usage(format!("{RANK_VARIABLE} is {}", text.display())).hint(UNSET)
     })
+}
+
+/// Waits until everyone of this crew from the rank `first` on has come.
+fn meet(
+    listener: &UnixListener,
+    first: usize,
+    places: &mut [Option<UnixStream>],
+    secret: &str,
+    patience: Duration,
+) -> Result<(), JobError> {
+    let started = Instant::now();
+    listener.set_nonblocking(true)?;
+    while let Some(missing) = places.iter().position(Option::is_none) {
+        match listener.accept() {
+            Ok((stream, _)) => {
+                stream.set_nonblocking(false)?;
+                if let Some(rank) = greeted(&stream, secret)
+                    && let Some(at) = rank.checked_sub(first)
+                    && let Some(place @ None) = places.get_mut(at)
+                {
+                    *place = Some(stream);
+                }
+            }
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error.into()),
+            Err(_) if started.elapsed() > patience => {
+                return Err(gone(first + missing, "it has not come"));
+            }
+            Err(_) => std::thread::sleep(Duration::from_millis(10)),
+        }
+    }
+    Ok(())
 }
 
 /// The rank of whoever proves to be of this crew.
@@ -389,6 +414,26 @@ mod tests {
         let (here, there) = UnixStream::pair().unwrap();
         send(&here, b"not a greeting").unwrap();
         assert_eq!(greeted(&there, "word"), None);
+    }
+
+    #[test]
+    fn who_does_not_come_is_named_and_strangers_take_no_place() {
+        let name = format!("wmtp-{}", random_word().unwrap());
+        let listener = UnixListener::bind_addr(&address(&name).unwrap()).unwrap();
+        let come = |secret: &str, rank| {
+            let stream = UnixStream::connect_addr(&address(&name).unwrap()).unwrap();
+            let secret = secret.to_owned();
+            say(&stream, 0, &Greeting { secret, rank }).unwrap();
+            stream
+        };
+        let _guests = [come("guess", 3), come("word", 1), come("word", 2)];
+        let mut places = [None, None];
+        let brief = Duration::from_millis(50);
+        let error = meet(&listener, 2, &mut places, "word", brief).unwrap_err();
+        assert!(places[0].is_some() && places[1].is_none());
+        assert!(error.to_string().contains("rank 3"), "{error}");
+        let _last = come("word", 3);
+        meet(&listener, 2, &mut places, "word", PATIENCE).unwrap();
     }
 
     #[test]

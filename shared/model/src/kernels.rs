@@ -7,6 +7,8 @@
     reason = "loops take the vector width of the function they are inlined into"
 )]
 
+use std::mem::MaybeUninit;
+
 use crate::float::Float;
 
 mod bf16;
@@ -133,7 +135,76 @@ pub(crate) fn matmul<T: Float>(
         dst.rows,
         dst.cols
     );
-    if dst.rows == 0 || dst.cols == 0 {
+    // SAFETY: the constructor checked that every (row, column) of `dst` lies inside its slice, which is borrowed
+    // mutably and holds values, and the sizes agree (above).
+    #[expect(unsafe_code, reason = "the slice of `dst` is as large as its sides")]
+    unsafe {
+        multiply(
+            dst.data.as_mut_ptr(),
+            dst.row_stride,
+            lhs,
+            rhs,
+            scale,
+            write,
+        );
+    }
+}
+
+/// `lhs · rhs`, row-major, where nothing is yet.
+pub(crate) fn product<'a, T: Float>(
+    out: &'a mut [MaybeUninit<T>],
+    lhs: Matrix<'_, T>,
+    rhs: Matrix<'_, T>,
+) -> &'a mut [T] {
+    assert!(
+        lhs.cols == rhs.rows && out.len() == lhs.rows * rhs.cols,
+        "product of {}x{} and {}x{} into {} elements",
+        lhs.rows,
+        lhs.cols,
+        rhs.rows,
+        rhs.cols,
+        out.len()
+    );
+    // SAFETY: `out` has as many elements as the product, one row behind the other; a product that replaces reads none
+    // of them and writes every one, so all are there afterwards.
+    #[expect(unsafe_code, reason = "the product writes what the slice holds")]
+    unsafe {
+        let dst = out.as_mut_ptr().cast();
+        multiply(dst, rhs.cols, lhs, rhs, T::one(), Write::Replace);
+        out.assume_init_mut()
+    }
+}
+
+/// Zeros where nothing is yet.
+pub(crate) fn zeros<T: Float>(out: &mut [MaybeUninit<T>]) -> &mut [T] {
+    for element in &mut *out {
+        element.write(T::zero());
+    }
+    // SAFETY: the loop has written every element.
+    #[expect(unsafe_code, reason = "the elements were written one by one")]
+    unsafe {
+        out.assume_init_mut()
+    }
+}
+
+/// `dst = scale · lhs · rhs`, or `dst += …`, with the rows of `dst` `stride` elements apart.
+///
+/// # Safety
+/// `lhs.cols` is `rhs.rows`; every element of `dst [lhs.rows, rhs.cols]` can be written, overlaps neither factor, and
+/// holds a value where it is added to.
+#[expect(
+    unsafe_code,
+    reason = "the matrix product of the gemm crate takes raw pointers"
+)]
+unsafe fn multiply<T: Float>(
+    dst: *mut T,
+    stride: usize,
+    lhs: Matrix<'_, T>,
+    rhs: Matrix<'_, T>,
+    scale: T,
+    write: Write,
+) {
+    if lhs.rows == 0 || rhs.cols == 0 {
         return;
     }
     let (keep, old) = if write == Write::Add {
@@ -141,20 +212,16 @@ pub(crate) fn matmul<T: Float>(
     } else {
         (false, T::zero())
     };
-    // SAFETY: the constructors checked that every (row, column) of each view lies inside its slice, the
-    // sizes agree (above), and `dst` is borrowed mutably, so it overlaps neither operand.
-    #[expect(
-        unsafe_code,
-        reason = "the matrix product of the gemm crate takes raw pointers"
-    )]
+    // SAFETY: the constructor of both factors checked that every (row, column) lies inside its slice; the rest is the
+    // caller's word.
     unsafe {
         gemm::gemm(
-            dst.rows,
-            dst.cols,
+            lhs.rows,
+            rhs.cols,
             lhs.cols,
-            dst.data.as_mut_ptr(),
+            dst,
             1,
-            dst.row_stride as isize,
+            stride as isize,
             keep,
             lhs.data.as_ptr(),
             lhs.col_stride as isize,

@@ -1,9 +1,11 @@
 //! The right factor of matrix products, made ready for many of them.
 
+use std::mem::MaybeUninit;
+
 use rayon::prelude::*;
 
 use super::bf16::{self, PackedRhs};
-use super::{Matrix, MatrixMut, Write, matmul, turn};
+use super::{Matrix, MatrixMut, Write, matmul, product, turn, zeros};
 use crate::float::Float;
 
 /// Rows of turned weights that one parallel task writes.
@@ -94,14 +96,45 @@ impl<'a, T: Float> Right<'a, T> {
 
     /// [`Self::times`] for whole rows `left [rows, depth]`.
     pub(crate) fn apply(&self, out: &mut [T], left: &[T], write: Write) {
-        let (depth, width) = match self {
-            Self::AsItIs(right) => (right.rows, right.cols),
-            Self::Turned { depth, width, .. } => (*depth, *width),
-            Self::Bf16(right) => right.sides(),
-        };
+        let (depth, width) = self.sides();
         let rows = out.len() / width;
         let left = Matrix::new(left, rows, depth, depth);
         let out = MatrixMut::new(out, rows, width, width);
         self.times(out, left, T::one(), write);
+    }
+
+    /// `out = left · right` where nothing is yet.
+    pub(crate) fn fill<'o>(
+        &self,
+        out: &'o mut [MaybeUninit<T>],
+        left: Matrix<'_, T>,
+    ) -> &'o mut [T] {
+        match self {
+            Self::AsItIs(right) => product(out, left, *right),
+            Self::Turned { depth, width, data } => {
+                product(out, left, Matrix::new(data, *depth, *width, *width))
+            }
+            Self::Bf16(right) => {
+                let (out, (_, width)) = (zeros(out), right.sides());
+                let dst = MatrixMut::new(out, left.rows, width, width);
+                bf16::matmul(dst, left, right, T::one(), Write::Replace);
+                out
+            }
+        }
+    }
+
+    /// [`Self::fill`] for whole rows `left [rows, depth]`.
+    pub(crate) fn fill_rows<'o>(&self, out: &'o mut [MaybeUninit<T>], left: &[T]) -> &'o mut [T] {
+        let (depth, width) = self.sides();
+        self.fill(out, Matrix::new(left, out.len() / width, depth, depth))
+    }
+
+    /// Depth and width.
+    fn sides(&self) -> (usize, usize) {
+        match self {
+            Self::AsItIs(right) => (right.rows, right.cols),
+            Self::Turned { depth, width, .. } => (*depth, *width),
+            Self::Bf16(right) => right.sides(),
+        }
     }
 }

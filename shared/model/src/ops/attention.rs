@@ -14,14 +14,14 @@ use rayon::prelude::*;
 use super::cuda::{norm_width, run_on_device};
 use super::low_rank::{AdapterGradient, Factors, Fused, LowRank};
 use super::{
-    Fresh, Products, Right, Saved, TASK_ROWS, Wanted, WeightGradient, add_partials, backward,
-    by_dtype, gradient, storage_of, tensor_values, values,
+    Fresh, Products, Right, Saved, TASK_ROWS, Unwritten, Wanted, WeightGradient, add_partials,
+    backward, by_dtype, gradient, storage_of, tensor_values, values,
 };
 use crate::Rotary;
 use crate::float::Float;
 use crate::kernels::{
-    AttentionGrad, HeadLayout, Write, attention, attention_back, rms_norm, rms_norm_again,
-    rms_norm_back, rotate,
+    AttentionGrad, HeadLayout, attention, attention_back, rms_norm, rms_norm_again, rms_norm_back,
+    rotate,
 };
 
 /// What a block is, apart from its weights.
@@ -195,32 +195,35 @@ impl Fused for AttentionHeads {
         let mut out = Fresh::<T>::new(rows * sizes.query);
         let mut inverse = vec![T::zero(); rows];
         let mut log_sums = vec![T::zero(); rows * layout.heads];
-        let task =
-            |out: &mut [T], x: &[T], inverse: &mut [T], log_sums: &mut [T], qkv: &mut [T]| {
-                let mut normed = vec![T::zero(); x.len()];
-                rms_norm(x, norm, self.setup.eps, &mut normed, inverse);
-                into_qkv.apply(qkv, &normed, Write::Replace);
-                let mut scores = Vec::new();
-                let sequences = qkv
-                    .chunks_exact_mut(sequence * sizes.packed)
-                    .zip(out.chunks_exact_mut(sequence * sizes.query))
-                    .zip(log_sums.chunks_exact_mut(sequence * layout.heads));
-                for ((qkv, out), log_sums) in sequences {
-                    let turned = layout.heads + layout.kv_heads;
-                    rotate(
-                        qkv,
-                        sizes.packed,
-                        turned,
-                        &angles.cos,
-                        &angles.sin,
-                        angles.half,
-                        T::one(),
-                    );
-                    attention(layout, products, qkv, out, log_sums, &mut scores);
-                }
-            };
+        let task = |out: &mut [T],
+                    x: &[T],
+                    inverse: &mut [T],
+                    log_sums: &mut [T],
+                    qkv: Unwritten<'_, T>| {
+            let mut normed = vec![T::zero(); x.len()];
+            rms_norm(x, norm, self.setup.eps, &mut normed, inverse);
+            let qkv = qkv.product(&into_qkv, &normed);
+            let mut scores = Vec::new();
+            let sequences = qkv
+                .chunks_exact_mut(sequence * sizes.packed)
+                .zip(out.chunks_exact_mut(sequence * sizes.query))
+                .zip(log_sums.chunks_exact_mut(sequence * layout.heads));
+            for ((qkv, out), log_sums) in sequences {
+                let turned = layout.heads + layout.kv_heads;
+                rotate(
+                    qkv,
+                    sizes.packed,
+                    turned,
+                    &angles.cos,
+                    &angles.sin,
+                    angles.half,
+                    T::one(),
+                );
+                attention(layout, products, qkv, out, log_sums, &mut scores);
+            }
+        };
         let tasks = out
-            .uncleared()
+            .unwritten()
             .par_chunks(sizes.task_rows * sizes.query)
             .zip(x.par_chunks(sizes.task_rows * sizes.dim))
             .zip(inverse.par_chunks_mut(sizes.task_rows))
@@ -228,9 +231,9 @@ impl Fused for AttentionHeads {
         if self.keep {
             let mut kept = Fresh::<T>::new(rows * sizes.packed);
             tasks
-                .zip(kept.uncleared().par_chunks(sizes.task_rows * sizes.packed))
+                .zip(kept.unwritten().par_chunks(sizes.task_rows * sizes.packed))
                 .for_each(|((((out, x), inverse), log_sums), kept)| {
-                    task(out.cleared(), x, inverse, log_sums, kept.cleared());
+                    task(out.cleared(), x, inverse, log_sums, kept);
                 });
             self.saved.put(Context {
                 inverse,
@@ -239,8 +242,8 @@ impl Fused for AttentionHeads {
             })?;
         } else {
             tasks.for_each(|(((out, x), inverse), log_sums)| {
-                let mut qkv = vec![T::zero(); inverse.len() * sizes.packed];
-                task(out.cleared(), x, inverse, log_sums, &mut qkv);
+                let mut qkv = Fresh::new(inverse.len() * sizes.packed);
+                task(out.cleared(), x, inverse, log_sums, qkv.unwritten());
             });
         }
         let shape = Shape::from((batch, sequence, sizes.query));
@@ -283,10 +286,10 @@ impl Fused for AttentionHeads {
             .zip(context.inverse.par_chunks(sizes.task_rows))
             .zip(context.log_sums.par_chunks(sizes.task_rows * layout.heads));
         let made = dx
-            .uncleared()
+            .unwritten()
             .par_chunks(sizes.task_rows * sizes.dim)
-            .zip(normed.uncleared().par_chunks(sizes.task_rows * sizes.dim))
-            .zip(d_qkv.uncleared().par_chunks(sizes.task_rows * sizes.packed))
+            .zip(normed.unwritten().par_chunks(sizes.task_rows * sizes.dim))
+            .zip(d_qkv.unwritten().par_chunks(sizes.task_rows * sizes.packed))
             .zip(partials.par_chunks_mut(sizes.dim));
         given.zip(made).for_each(
             |((((((x, grad), out), qkv), inverse), log_sums), (((dx, normed), d_qkv), partial))| {
@@ -313,9 +316,9 @@ impl Fused for AttentionHeads {
                     );
                 }
                 rms_norm_again(x, norm, inverse, normed.cleared());
-                let mut d_normed = vec![T::zero(); x.len()];
-                into_qkv.apply(&mut d_normed, d_qkv, Write::Replace);
-                rms_norm_back(&d_normed, x, norm, inverse, dx.cleared(), partial);
+                let mut d_normed = Fresh::new(x.len());
+                let d_normed = d_normed.unwritten().product(&into_qkv, d_qkv);
+                rms_norm_back(d_normed, x, norm, inverse, dx.cleared(), partial);
             },
         );
 
@@ -332,7 +335,7 @@ impl Fused for AttentionHeads {
         }
         let d_packed = wanted.weights.then(|| {
             let mut d_packed = Fresh::<T>::new(packed.elem_count());
-            let (d_norm, d_weights) = d_packed.uncleared().split_at(sizes.dim);
+            let (d_norm, d_weights) = d_packed.unwritten().split_at(sizes.dim);
             add_partials(d_norm.cleared(), &partials);
             let (grad, input) = ((&*d_qkv, sizes.packed), (&*normed, sizes.dim));
             WeightGradient::new(grad, input, products).make(d_weights);

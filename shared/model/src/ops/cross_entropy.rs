@@ -13,7 +13,7 @@ use super::{
     values,
 };
 use crate::float::Float;
-use crate::kernels::{Write, exp_sum, maximum, vectorised};
+use crate::kernels::{exp_sum, maximum, vectorised};
 
 /// Rows whose logits are held at once: enough for the product that makes the unembedding's gradient to run at full
 /// speed. A constant, so that the order of its sums depends on shapes alone.
@@ -170,7 +170,7 @@ impl LinearCrossEntropy {
         let mut per_row = vec![0.0; rows];
         let d_width = if self.keep { dim } else { 1 };
         let mut d_hidden = Fresh::<T>::new(rows * d_width);
-        let mut d_hidden_rest = d_hidden.uncleared();
+        let mut d_hidden_rest = d_hidden.unwritten();
         let mut d_w = None;
         for first in (0..rows).step_by(SPAN_ROWS) {
             let span = first..rows.min(first + SPAN_ROWS);
@@ -179,7 +179,7 @@ impl LinearCrossEntropy {
             let d_hidden;
             (d_hidden, d_hidden_rest) = d_hidden_rest.split_at(span.len() * d_width);
             logits
-                .uncleared()
+                .unwritten()
                 .par_chunks(TASK_ROWS * vocab)
                 .zip(hidden.par_chunks(TASK_ROWS * dim))
                 .zip(self.targets[span.clone()].par_chunks(TASK_ROWS))
@@ -187,12 +187,12 @@ impl LinearCrossEntropy {
                 .zip(per_row[span.clone()].par_chunks_mut(TASK_ROWS))
                 .zip(d_hidden.par_chunks(TASK_ROWS * d_width))
                 .for_each(|(((((logits, hidden), targets), weights), ce), d_hidden)| {
-                    let (logits, d_hidden) = (logits.cleared(), d_hidden.cleared());
-                    unembedding.apply(logits, hidden, Write::Replace);
+                    let logits = logits.product(&unembedding, hidden);
                     softmax_rows(logits, vocab, targets, weights, ce);
-                    if let Some(back) = &back {
-                        back.apply(d_hidden, logits, Write::Replace);
-                    }
+                    match &back {
+                        Some(back) => d_hidden.product(back, logits),
+                        None => d_hidden.cleared(),
+                    };
                 });
             if self.keep_unembedding {
                 let logits = logits.finish();

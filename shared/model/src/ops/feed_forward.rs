@@ -12,8 +12,9 @@ use rayon::prelude::*;
 use super::cuda::{norm_width, run_on_device};
 use super::low_rank::{AdapterGradient, Factors, Fused, LowRank};
 use super::{
-    BlockSetup, Fresh, Products, Right, Saved, TASK_ROWS, Wanted, WeightGradient, add_partials,
-    backward, by_dtype, copied, gradient, rows_and_width, storage_of, tensor_values, values,
+    BlockSetup, Fresh, Products, Right, Saved, TASK_ROWS, Unwritten, Wanted, WeightGradient,
+    add_partials, backward, by_dtype, copied, gradient, rows_and_width, storage_of, tensor_values,
+    values,
 };
 use crate::float::Float;
 use crate::kernels::{Write, rms_norm, rms_norm_again, rms_norm_back, swiglu, swiglu_back};
@@ -147,11 +148,11 @@ impl Fused for FeedForward {
         let out_of_ffn = Right::transposed(weights.down, (dim, ffn), tasks, self.products);
         let mut out = copied(x);
         let mut inverse = vec![T::zero(); rows];
-        let task = |out: &mut [T], x: &[T], inverse: &mut [T], gate_up: &mut [T]| {
+        let task = |out: &mut [T], x: &[T], inverse: &mut [T], gate_up: Unwritten<'_, T>| {
             let mut normed = vec![T::zero(); x.len()];
             let mut act = vec![T::zero(); inverse.len() * ffn];
             rms_norm(x, weights.norm, self.eps, &mut normed, inverse);
-            into_ffn.apply(gate_up, &normed, Write::Replace);
+            let gate_up = gate_up.product(&into_ffn, &normed);
             swiglu(gate_up, ffn, &mut act);
             out_of_ffn.apply(out, &act, Write::Add);
         };
@@ -162,14 +163,14 @@ impl Fused for FeedForward {
         if self.keep {
             let mut kept = Fresh::<T>::new(rows * 2 * ffn);
             tasks
-                .zip(kept.uncleared().par_chunks(TASK_ROWS * 2 * ffn))
-                .for_each(|(((out, x), inverse), kept)| task(out, x, inverse, kept.cleared()));
+                .zip(kept.unwritten().par_chunks(TASK_ROWS * 2 * ffn))
+                .for_each(|(((out, x), inverse), kept)| task(out, x, inverse, kept));
             let gate_up = kept.finish();
             self.saved.put(Context { inverse, gate_up })?;
         } else {
             tasks.for_each(|((out, x), inverse)| {
-                let mut gate_up = vec![T::zero(); inverse.len() * 2 * ffn];
-                task(out, x, inverse, &mut gate_up);
+                let mut gate_up = Fresh::new(inverse.len() * 2 * ffn);
+                task(out, x, inverse, gate_up.unwritten());
             });
         }
         Ok((storage_of(out), x_layout.shape().clone()))
@@ -208,20 +209,20 @@ impl Fused for FeedForward {
             .zip(context.gate_up.par_chunks(TASK_ROWS * 2 * ffn));
         let made = dx
             .par_chunks_mut(TASK_ROWS * dim)
-            .zip(normed.uncleared().par_chunks(TASK_ROWS * dim))
-            .zip(act.uncleared().par_chunks(TASK_ROWS * ffn))
-            .zip(d_gate_up.uncleared().par_chunks(TASK_ROWS * 2 * ffn))
+            .zip(normed.unwritten().par_chunks(TASK_ROWS * dim))
+            .zip(act.unwritten().par_chunks(TASK_ROWS * ffn))
+            .zip(d_gate_up.unwritten().par_chunks(TASK_ROWS * 2 * ffn))
             .zip(partials.par_chunks_mut(dim));
         given.zip(made).for_each(
             |((((x, grad), inverse), gate_up), ((((dx, normed), act), d_gate_up), partial))| {
                 let (act, d_gate_up) = (act.cleared(), d_gate_up.cleared());
-                let mut d_act = vec![T::zero(); act.len()];
-                out_of_ffn.apply(&mut d_act, grad, Write::Replace);
-                swiglu_back(gate_up, &d_act, ffn, d_gate_up, act);
+                let mut d_act = Fresh::new(act.len());
+                let d_act = d_act.unwritten().product(&out_of_ffn, grad);
+                swiglu_back(gate_up, d_act, ffn, d_gate_up, act);
                 rms_norm_again(x, weights.norm, inverse, normed.cleared());
-                let mut d_normed = vec![T::zero(); x.len()];
-                into_ffn.apply(&mut d_normed, d_gate_up, Write::Replace);
-                rms_norm_back(&d_normed, x, weights.norm, inverse, dx, partial);
+                let mut d_normed = Fresh::new(x.len());
+                let d_normed = d_normed.unwritten().product(&into_ffn, d_gate_up);
+                rms_norm_back(d_normed, x, weights.norm, inverse, dx, partial);
             },
         );
 
@@ -244,7 +245,7 @@ impl Fused for FeedForward {
         }
         let d_packed = wanted.weights.then(|| {
             let mut d_packed = Fresh::<T>::new(packed.elem_count());
-            let (d_norm, rest) = d_packed.uncleared().split_at(dim);
+            let (d_norm, rest) = d_packed.unwritten().split_at(dim);
             let (d_weights, d_down) = rest.split_at(2 * ffn * dim);
             add_partials(d_norm.cleared(), &partials);
             let (up, input) = ((&*d_gate_up, 2 * ffn), (&*normed, dim));

@@ -1,5 +1,5 @@
-//! Results that the tasks that write them clear themselves, each its own part and just before: cleared before by all
-//! threads, large ones leave the caches in between and cost one more pass over memory.
+//! Results that hold nothing before the tasks that write them fill or clear their parts: cleared before by all threads,
+//! large ones leave the caches in between and cost one more pass over memory.
 
 use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -7,19 +7,20 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use rayon::prelude::*;
 
 use crate::float::Float;
+use crate::kernels::{Matrix, Right, zeros};
 
 /// A vector whose elements are not there yet.
 pub(super) struct Fresh<T> {
     values: Vec<T>,
     len: usize,
-    /// Elements cleared since [`Fresh::uncleared`].
-    cleared: AtomicUsize,
+    /// Elements written since [`Fresh::unwritten`].
+    written: AtomicUsize,
 }
 
-/// Part of a [`Fresh`] that no task has cleared.
-pub(super) struct Uncleared<'a, T> {
+/// Part of a [`Fresh`] that no task has written.
+pub(super) struct Unwritten<'a, T> {
     memory: &'a mut [MaybeUninit<T>],
-    cleared: &'a AtomicUsize,
+    written: &'a AtomicUsize,
 }
 
 impl<T: Float> Fresh<T> {
@@ -27,25 +28,25 @@ impl<T: Float> Fresh<T> {
         Self {
             values: Vec::with_capacity(len),
             len,
-            cleared: AtomicUsize::new(0),
+            written: AtomicUsize::new(0),
         }
     }
 
-    /// All of it, for tasks to share out and clear.
-    pub(super) fn uncleared(&mut self) -> Uncleared<'_, T> {
-        *self.cleared.get_mut() = 0;
-        Uncleared {
+    /// All of it, for tasks to share out and write.
+    pub(super) fn unwritten(&mut self) -> Unwritten<'_, T> {
+        *self.written.get_mut() = 0;
+        Unwritten {
             memory: &mut self.values.spare_capacity_mut()[..self.len],
-            cleared: &self.cleared,
+            written: &self.written,
         }
     }
 
     /// What the tasks have written.
     pub(super) fn finish(mut self) -> Vec<T> {
-        let cleared = *self.cleared.get_mut();
-        assert_eq!(cleared, self.len, "every part is cleared by its task");
-        // SAFETY: the capacity is at least `len`. The parts handed out by the last `uncleared` do not overlap, each is
-        // consumed when it is cleared, and as many elements as there are were cleared: so all of them were.
+        let written = *self.written.get_mut();
+        assert_eq!(written, self.len, "every part is written by its task");
+        // SAFETY: the capacity is at least `len`. The parts handed out by the last `unwritten` do not overlap, each is
+        // consumed when it is written, and as many elements as there are were written: so all of them were.
         #[expect(unsafe_code, reason = "the tasks have written what the vector holds")]
         unsafe {
             self.values.set_len(self.len);
@@ -54,45 +55,64 @@ impl<T: Float> Fresh<T> {
     }
 }
 
-impl<'a, T: Float> Uncleared<'a, T> {
+impl<'a, T: Float> Unwritten<'a, T> {
     pub(super) fn split_at(self, middle: usize) -> (Self, Self) {
         let (left, right) = self.memory.split_at_mut(middle);
-        let part = |memory| Uncleared {
+        let part = |memory| Unwritten {
             memory,
-            cleared: self.cleared,
+            written: self.written,
         };
         (part(left), part(right))
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.memory.len()
+    }
+
     /// Parts of `size` elements, the last as long as it is.
     pub(super) fn par_chunks(self, size: usize) -> impl IndexedParallelIterator<Item = Self> {
-        let cleared = self.cleared;
+        let written = self.written;
         let parts = self.memory.par_chunks_mut(size);
-        parts.map(move |memory| Uncleared { memory, cleared })
+        parts.map(move |memory| Unwritten { memory, written })
     }
 
     /// Zeros to write to.
     pub(super) fn cleared(self) -> &'a mut [T] {
-        for element in &mut *self.memory {
-            element.write(T::zero());
-        }
-        self.cleared.fetch_add(self.memory.len(), Ordering::Relaxed);
-        // SAFETY: the loop has written every element.
-        #[expect(unsafe_code, reason = "the elements were written one by one")]
-        unsafe {
-            self.memory.assume_init_mut()
-        }
+        self.filled(zeros)
+    }
+
+    /// The product of whole rows `left [rows, depth]`.
+    pub(super) fn product(self, right: &Right<'_, T>, left: &[T]) -> &'a mut [T] {
+        self.filled(|memory| right.fill_rows(memory, left))
+    }
+
+    /// The product of any matrix.
+    pub(super) fn product_of(self, right: &Right<'_, T>, left: Matrix<'_, T>) -> &'a mut [T] {
+        self.filled(|memory| right.fill(memory, left))
+    }
+
+    fn filled(self, fill: impl FnOnce(&'a mut [MaybeUninit<T>]) -> &'a mut [T]) -> &'a mut [T] {
+        let memory: *const [MaybeUninit<T>] = self.memory;
+        let values = fill(self.memory);
+        let found: *const [T] = values;
+        assert!(
+            std::ptr::addr_eq(memory, found) && memory.len() == found.len(),
+            "a part is filled where it lies"
+        );
+        self.written.fetch_add(values.len(), Ordering::Relaxed);
+        values
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::{Products, Write};
 
     #[test]
     fn tasks_clear_and_write_their_parts() {
         let mut fresh = Fresh::<f32>::new(1000);
-        let (head, rest) = fresh.uncleared().split_at(10);
+        let (head, rest) = fresh.unwritten().split_at(10);
         head.cleared()[3] = 3.0;
         rest.par_chunks(100).enumerate().for_each(|(index, part)| {
             let part = part.cleared();
@@ -109,19 +129,40 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "every part is cleared by its task")]
+    fn products_are_written_where_nothing_was() {
+        let numbers =
+            |len: usize| -> Vec<f32> { (0..len).map(|at| (at % 7) as f32 - 3.0).collect() };
+        for products in [Products::F32, Products::Bf16] {
+            for (rows, depth, width) in [(70, 33, 40), (1, 5, 3), (4, 1, 1), (3, 0, 2)] {
+                let (left, weights) = (numbers(rows * depth), numbers(depth * width));
+                let right = Right::stored(&weights, (depth, width), products);
+                let mut expected = vec![0.0; rows * width];
+                right.apply(&mut expected, &left, Write::Replace);
+                let mut fresh = Fresh::new(rows * width);
+                fresh.unwritten().product(&right, &left);
+                assert_eq!(
+                    fresh.finish(),
+                    expected,
+                    "{products:?} {rows}x{depth}x{width}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "every part is written by its task")]
     fn a_part_left_out_is_noticed() {
         let mut fresh = Fresh::<f32>::new(10);
-        fresh.uncleared().split_at(9).0.cleared();
+        fresh.unwritten().split_at(9).0.cleared();
         fresh.finish();
     }
 
     #[test]
-    #[should_panic(expected = "every part is cleared by its task")]
+    #[should_panic(expected = "every part is written by its task")]
     fn halves_cleared_twice_are_no_whole() {
         let mut fresh = Fresh::<f32>::new(10);
         for _ in 0..2 {
-            fresh.uncleared().split_at(5).0.cleared();
+            fresh.unwritten().split_at(5).0.cleared();
         }
         fresh.finish();
     }

@@ -16,7 +16,6 @@ use super::{
     rows_and_width, storage_of, tensor_values, values,
 };
 use crate::float::Float;
-use crate::kernels::Write;
 
 /// Projects the last dimension of `x [.., in]` by `w [out, in]`.
 pub fn linear(x: &Tensor, w: &Tensor) -> Result<Tensor> {
@@ -99,10 +98,10 @@ impl Fused for Linear {
         let (x, w) = (values::<T>(x, x_layout)?, values::<T>(w, w_layout)?);
         let weights = Right::transposed(w, (outputs, inputs), (rows, TASK_ROWS), self.0);
         let mut out = Fresh::<T>::new(rows * outputs);
-        out.uncleared()
+        out.unwritten()
             .par_chunks(TASK_ROWS * outputs)
             .zip(x.par_chunks(TASK_ROWS * inputs))
-            .for_each(|(out, x)| weights.apply(out.cleared(), x, Write::Replace));
+            .for_each(|(out, x)| _ = out.product(&weights, x));
         let mut dims = x_layout.shape().dims().to_vec();
         *dims.last_mut().expect("rows_and_width refused scalars") = outputs;
         Ok((storage_of(out.finish()), Shape::from(dims)))
@@ -129,10 +128,10 @@ impl Fused for Linear {
         let input_gradient = || {
             let weights = Right::stored(w_values, (outputs, inputs), self.0);
             let mut dx = Fresh::<T>::new(x_values.len());
-            dx.uncleared()
+            dx.unwritten()
                 .par_chunks(TASK_ROWS * inputs)
                 .zip(grad.par_chunks(TASK_ROWS * outputs))
-                .for_each(|(dx, grad)| weights.apply(dx.cleared(), grad, Write::Replace));
+                .for_each(|(dx, grad)| _ = dx.product(&weights, grad));
             dx.finish()
         };
         let dx = || wanted.input.then(input_gradient);

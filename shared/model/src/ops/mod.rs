@@ -33,7 +33,7 @@ use cuda::{back_on_device, back_parts, run_parts};
 pub use embedding::embedding;
 pub(crate) use embedding::scatter_rows;
 pub(crate) use feed_forward::{FeedForward, adapted_feed_forward, feed_forward};
-use fresh::{Fresh, Uncleared};
+use fresh::{Fresh, Unwritten};
 pub use linear::linear;
 pub(crate) use linear::{Linear, adapted_linear, linear_with};
 use low_rank::AdapterGradient;
@@ -262,34 +262,40 @@ impl<'a, T: Float> WeightGradient<'a, T> {
     /// `[out, in]`, row-major.
     fn made(&self) -> Vec<T> {
         let mut dst = Fresh::new(self.outputs * self.inputs);
-        self.make(dst.uncleared());
+        self.make(dst.unwritten());
         dst.finish()
     }
 
     /// Makes it where nothing is yet.
-    fn make(&self, dst: Uncleared<'_, T>) {
+    fn make(&self, dst: Unwritten<'_, T>) {
         dst.par_chunks(self.tile_rows() * self.inputs)
             .enumerate()
-            .for_each(|(index, dst)| self.tile(index, dst.cleared(), Write::Replace));
+            .for_each(|(index, dst)| {
+                let columns = self.columns(index, dst.len());
+                dst.product_of(&self.right, columns);
+            });
     }
 
     /// Adds it to what is there.
     fn add(&self, dst: &mut [T]) {
         dst.par_chunks_mut(self.tile_rows() * self.inputs)
             .enumerate()
-            .for_each(|(index, dst)| self.tile(index, dst, Write::Add));
+            .for_each(|(index, dst)| {
+                let columns = self.columns(index, dst.len());
+                let dst = MatrixMut::new(dst, dst.len() / self.inputs, self.inputs, self.inputs);
+                self.right.times(dst, columns, T::one(), Write::Add);
+            });
     }
 
-    fn tile(&self, index: usize, dst: &mut [T], write: Write) {
-        let height = dst.len() / self.inputs;
+    /// The gradient that belongs to a tile of `len` weights, turned.
+    fn columns(&self, index: usize, len: usize) -> Matrix<'a, T> {
+        let height = len / self.inputs;
         let first = if self.rows == 0 {
             0
         } else {
             index * self.tile_rows()
         };
-        let columns = Matrix::new(&self.grad[first..], self.rows, height, self.outputs);
-        let dst = MatrixMut::new(dst, height, self.inputs, self.inputs);
-        self.right.times(dst, columns.transposed(), T::one(), write);
+        Matrix::new(&self.grad[first..], self.rows, height, self.outputs).transposed()
     }
 }
 

@@ -120,7 +120,7 @@ impl RmsNorm {
         let (x, w) = (values::<T>(x, x_layout)?, values::<T>(w, w_layout)?);
         let mut out = Fresh::<T>::new(x.len());
         let mut inverse = vec![T::zero(); rows];
-        out.uncleared()
+        out.unwritten()
             .par_chunks(TASK_ROWS * dim)
             .zip(x.par_chunks(TASK_ROWS * dim))
             .zip(inverse.par_chunks_mut(TASK_ROWS))
@@ -150,7 +150,7 @@ impl RmsNorm {
         let grad = tensor_values::<T>(&grad_storage, grad_layout)?;
         let mut dx = Fresh::<T>::new(x_values.len());
         let mut partials = vec![T::zero(); inverse.len().div_ceil(TASK_ROWS) * dim];
-        dx.uncleared()
+        dx.unwritten()
             .par_chunks(TASK_ROWS * dim)
             .zip(x_values.par_chunks(TASK_ROWS * dim))
             .zip(grad.par_chunks(TASK_ROWS * dim))
