@@ -319,9 +319,15 @@ pub(crate) fn exp_sum<T: Float>(row: &mut [T], shift: T) -> T {
     for lane in lanes {
         total += lane;
     }
-    for x in rest {
+    // All lanes at once, though only some of them count.
+    let mut last = [shift; LANES];
+    last[..rest.len()].copy_from_slice(rest);
+    for x in &mut last {
         *x = (*x - shift).exp_fast();
-        total += *x;
+    }
+    for (x, e) in rest.iter_mut().zip(last) {
+        *x = e;
+        total += e;
     }
     total
 }
@@ -354,12 +360,18 @@ pub(crate) fn rms_norm<T: Float>(x: &[T], w: &[T], eps: f64, out: &mut [T], inve
             {
                 let r = T::one() / (dot(x, x) / count + eps).root();
                 *inverse = r;
-                for i in 0..dim {
-                    out[i] = x[i] * r * w[i];
-                }
+                normed(x, r, w, out);
             }
         },
     );
+}
+
+/// One row of [`rms_norm`]. Zipped: with indices the compiler checks each and takes the numbers one by one.
+#[inline(always)]
+fn normed<T: Float>(x: &[T], r: T, w: &[T], out: &mut [T]) {
+    for ((out, x), w) in out.iter_mut().zip(x).zip(w) {
+        *out = *x * r * *w;
+    }
 }
 
 /// Recomputes the output of [`rms_norm`] from the stored `inverse`.
@@ -373,9 +385,7 @@ pub(crate) fn rms_norm_again<T: Float>(x: &[T], w: &[T], inverse: &[T], out: &mu
                 .zip(out.chunks_exact_mut(dim))
                 .zip(inverse)
             {
-                for i in 0..dim {
-                    out[i] = x[i] * *r * w[i];
-                }
+                normed(x, *r, w, out);
             }
         },
     );
@@ -401,13 +411,15 @@ pub(crate) fn rms_norm_back<T: Float>(
                 .zip(x.chunks_exact(dim))
                 .zip(dx.chunks_exact_mut(dim));
             for (((grad, x), dx), r) in rows.zip(inverse) {
-                for i in 0..dim {
-                    scaled[i] = grad[i] * w[i];
-                    dw[i] += grad[i] * x[i] * *r;
+                // Zipped as in `normed`.
+                let sums = scaled.iter_mut().zip(&mut *dw);
+                for ((((scaled, dw), grad), x), w) in sums.zip(grad).zip(x).zip(w) {
+                    *scaled = *grad * *w;
+                    *dw += *grad * *x * *r;
                 }
                 let pull = *r * *r * dot(&scaled, x) / count;
-                for i in 0..dim {
-                    dx[i] += *r * (scaled[i] - x[i] * pull);
+                for ((dx, scaled), x) in dx.iter_mut().zip(&scaled).zip(x) {
+                    *dx += *r * (*scaled - *x * pull);
                 }
             }
         },
@@ -674,7 +686,9 @@ pub(crate) fn attention_back<T: Float>(
                         let own = i * query + head * e..i * query + (head + 1) * e;
                         let pull = dot(&grad_rows[own.clone()], &out_rows[own]);
                         let seen = first + i + 1;
-                        for (p, dp) in p[..seen].iter_mut().zip(&mut dp[..seen]) {
+                        // Whole lanes: what is not seen is cleared behind.
+                        let lanes = seen.next_multiple_of(LANES).min(last);
+                        for (p, dp) in p[..lanes].iter_mut().zip(&mut dp[..lanes]) {
                             *p = (*p - *log_sum).exp_fast();
                             *dp = *p * (*dp - pull) * scale;
                         }

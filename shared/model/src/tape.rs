@@ -11,7 +11,7 @@ use candle_core::{DType, Tensor, TensorId};
 
 use crate::loss::select_rows;
 use crate::model::{Block, Body, packed};
-use crate::ops::{BlockSetup, Layer, Wanted, scatter_rows};
+use crate::ops::{BlockSetup, Layer, Wanted, scatter_rows, sum};
 use crate::{Params, Result};
 
 /// The weights of one operation.
@@ -124,7 +124,7 @@ impl BlockPass {
             Some(rows) => (select_rows(x, rows)?, select_rows(&attention.output, rows)?),
         };
         let out = Step::run(block.out_layer(setup), heads)?;
-        let middle = (x + &out.output)?;
+        let middle = sum(&x, &out.output)?;
         let feed_forward = Step::run(block.feed_forward_layer(setup), middle)?;
         Ok(Self {
             attention,
@@ -159,8 +159,8 @@ impl BlockPass {
         };
         let (of_heads, of_middle) = (to_every_row(of_heads)?, to_every_row(of_middle)?);
         let through = self.attention.back(&of_heads, input, take)?;
-        let sum = through.map(|through| (through + of_middle).map_err(crate::Error::from));
-        Ok(sum.transpose()?)
+        let both = through.map(|through| sum(&through, &of_middle).map_err(crate::Error::from));
+        Ok(both.transpose()?)
     }
 }
 

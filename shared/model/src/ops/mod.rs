@@ -208,6 +208,25 @@ fn copied<T: Float>(values: &[T]) -> Vec<T> {
     values.par_iter().with_min_len(COPY).copied().collect()
 }
 
+/// `a + b` of one shape on all threads. candle adds one number at a time, on threads of its own or on one.
+pub(crate) fn sum(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    if !a.device().is_cpu() || a.shape() != b.shape() {
+        return a + b;
+    }
+    by_dtype!(a.dtype(), sum_here(&a.contiguous()?, &b.contiguous()?))
+}
+
+fn sum_here<T: Float>(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    let (a_storage, a_layout) = a.storage_and_layout();
+    let (b_storage, b_layout) = b.storage_and_layout();
+    let (x, y) = (
+        tensor_values::<T>(&a_storage, a_layout)?,
+        tensor_values::<T>(&b_storage, b_layout)?,
+    );
+    let pairs = x.par_iter().zip(y).with_min_len(COPY);
+    gradient(pairs.map(|(x, y)| *x + *y).collect(), a)
+}
+
 /// A gradient with the shape of `like`.
 fn gradient<T: Float>(data: Vec<T>, like: &Tensor) -> Result<Tensor> {
     Tensor::from_vec(data, like.shape(), like.device())
