@@ -140,7 +140,7 @@ mod tests {
     /// What is accepted lies inside of the file.
     #[test]
     fn no_header_makes_the_reader_fail() {
-        let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/corpus/header");
+        let corpus = "tests/corpus/header";
         let file = file(&[]);
         fuzzing::run(corpus.as_ref(), |bytes| {
             std::fs::write(file.path(), bytes).unwrap();

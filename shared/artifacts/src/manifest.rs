@@ -660,7 +660,7 @@ mod tests {
     /// What is accepted obeys the rules for paths and sizes, and is the same again when it is stored and read back.
     #[test]
     fn no_bytes_make_the_reader_fail() {
-        let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/corpus/manifest");
+        let corpus = "tests/corpus/manifest";
         fuzzing::run(corpus.as_ref(), |bytes| match Manifest::parse(bytes) {
             Ok(manifest) => {
                 for file in &manifest.content.files {

@@ -10,11 +10,7 @@ use wmtp_stats::{
 const TOLERANCE: f64 = 4e-15;
 
 fn answers(name: &str) -> Vec<Value> {
-    let path = concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/../../tests/statistics/answers.json"
-    );
-    let text = std::fs::read_to_string(path).expect("the answers");
+    let text = std::fs::read_to_string("../../tests/statistics/answers.json").expect("the answers");
     let all: Value = serde_json::from_str(&text).expect("JSON");
     match &all[name] {
         Value::Array(cases) => cases.clone(),

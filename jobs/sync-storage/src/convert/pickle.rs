@@ -503,7 +503,7 @@ mod tests {
 
     #[test]
     fn no_pickle_makes_the_reader_fail() {
-        let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/corpus/pickle");
+        let corpus = "tests/corpus/pickle";
         fuzzing::run(corpus.as_ref(), |bytes| match tensors(bytes) {
             Ok(tensors) => format!("{} tensors", tensors.len()),
             Err(refusal) => refusal.to_string(),

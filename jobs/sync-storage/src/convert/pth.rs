@@ -237,7 +237,7 @@ mod tests {
 
     #[test]
     fn no_archive_makes_the_reader_fail() {
-        let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures");
+        let corpus = "tests/fixtures";
         let file = tempfile::NamedTempFile::new().unwrap();
         fuzzing::run(corpus.as_ref(), |bytes| {
             std::fs::write(file.path(), bytes).unwrap();
