@@ -53,7 +53,7 @@ words! {
         /// 64 bits; for parity runs.
         F64 = "f64",
         /// Products with weights in 16 bits, everything else in 32: up to twice the rate of f32 on AMD's processors with
-        /// AVX512-BF16, f32's with AVX-512 otherwise, slower elsewhere.
+        /// AVX512-BF16, somewhat less than f32's with AVX-512 otherwise, far less elsewhere.
         Bf16 = "bf16",
     }
 }

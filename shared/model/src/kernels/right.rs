@@ -17,13 +17,13 @@ pub enum Products {
     /// As the tensors are.
     #[default]
     F32,
-    /// Factors rounded to bf16: up to twice the rate of f32 where the processor has the instructions, that of f32 with
-    /// AVX-512 alone, slower elsewhere.
+    /// Factors rounded to bf16: up to twice the rate of f32 on AMD's processors with
+    /// AVX512-BF16, somewhat less than f32's with AVX-512 otherwise, far less elsewhere.
     Bf16,
 }
 
 impl Products {
-    /// Whether this processor makes them at f32's rate at least.
+    /// Whether this processor makes them by vector instructions, at about f32's rate or above.
     pub fn are_fast(self) -> bool {
         self == Self::F32 || bf16::is_vectorised()
     }
