@@ -401,6 +401,7 @@ pub(crate) fn rms_norm_back<T: Float>(
     dw: &mut [T],
 ) {
     let dim = w.len();
+    assert_eq!(dw.len(), dim, "one gradient for each weight of the norm");
     let count = T::from_f64(dim as f64);
     let mut scaled = vec![T::zero(); dim];
     vectorised(
