@@ -1,14 +1,13 @@
 //! A training whose steps several processes share.
 
-use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
 use crate::place::{Ended, Place};
 use crate::steps::{Step, beginning, training};
+use crate::under_way::{Started, signal};
 
 /// Two processes, for each of which there is a micro-batch in every step.
 const TWO_RANKS: [&str; 2] = ["--ranks=2", "--set=optim.micro_batch_sequences=2"];
@@ -55,54 +54,6 @@ fn children(of: u32) -> Vec<u32> {
         parent(&status) == Some(of)
     })
     .collect()
-}
-
-fn signal(name: &str, process: u32) {
-    let done = Command::new("sh")
-        .args(["-c", &format!("kill -{name} {process}")])
-        .status();
-    assert!(done.expect("a shell").success());
-}
-
-/// A job under way and what it has said so far.
-struct Started {
-    job: Child,
-    said: String,
-}
-
-impl Started {
-    /// Starts a job and waits until it has done a step.
-    fn at_work(mut command: Command) -> Self {
-        let spawned = command
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn();
-        let mut started = Self {
-            job: spawned.expect("the job starts"),
-            said: String::new(),
-        };
-        let stderr = started.job.stderr.as_mut().expect("it is piped");
-        let mut lines = BufReader::new(stderr);
-        while !started.said.contains(r#""type":"progress""#) {
-            let read = lines.read_line(&mut started.said).expect("text");
-            assert!(read > 0, "it ended before its first step: {}", started.said);
-        }
-        started
-    }
-
-    fn end(mut self) -> Ended {
-        let status = self.job.wait().expect("it ends");
-        let mut stdout = String::new();
-        let (mut out, mut err) = (self.job.stdout.take(), self.job.stderr.take());
-        let pipes = (out.as_mut().expect("piped"), err.as_mut().expect("piped"));
-        pipes.0.read_to_string(&mut stdout).expect("text");
-        pipes.1.read_to_string(&mut self.said).expect("text");
-        Ended {
-            code: status.code(),
-            stdout,
-            stderr: self.said,
-        }
-    }
 }
 
 #[test]
