@@ -444,3 +444,48 @@ fn a_setting_that_came_later_leaves_the_digests_of_earlier_recipes_alone() {
         ]
     );
 }
+
+/// Where people read what can be set, beside the recipes.
+const PAGE: &str = "../../storage/recipes/settings.md";
+
+/// The schema as a page: a table for each section.
+fn page() -> String {
+    let defaults = Recipe::default().to_json();
+    let mut page = "# Settings of a recipe\n\n\
+        Made from the schema by a test of `shared/recipe`, which fails where they differ (`WMTP_SETTINGS=renew` writes it anew).\n"
+        .to_owned();
+    let mut section = "";
+    for leaf in leaves() {
+        let of = leaf.key.split('.').next().unwrap_or_default();
+        if of != section {
+            section = of;
+            page += &format!(
+                "\n## {section}\n\n| setting | default | takes | meaning |\n|---|---|---|---|\n"
+            );
+        }
+        let default = match at(&defaults, leaf.key) {
+            Value::Null => "nothing".to_owned(),
+            value => format!("`{value}`"),
+        };
+        let meaning: Vec<&str> = leaf.doc.split_whitespace().collect();
+        let cells = [leaf.shape.describe(), meaning.join(" ")].map(|cell| cell.replace('|', "\\|"));
+        page += &format!(
+            "| `{}` | {default} | {} | {} |\n",
+            leaf.key, cells[0], cells[1]
+        );
+    }
+    page
+}
+
+#[test]
+fn the_page_of_settings_tells_the_schema() {
+    if std::env::var("WMTP_SETTINGS").is_ok_and(|word| word == "renew") {
+        std::fs::write(PAGE, page()).expect("the page can be written");
+    }
+    let stored = std::fs::read_to_string(PAGE).expect("storage/recipes/settings.md");
+    assert_eq!(
+        stored,
+        page(),
+        "storage/recipes/settings.md tells another schema"
+    );
+}
