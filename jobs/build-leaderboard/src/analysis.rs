@@ -52,9 +52,10 @@ fn summary(board: &Leaderboard, row: &LeaderboardRow) -> String {
         Some(estimate) => {
             let joint = if row.is_trained() { "" } else { "; it" };
             format!(
-                "{who}{joint} solves {} of {} with one try (95% interval over tasks {}).",
+                "{who}{joint} solves {} of {} with one try (95% interval over {} {}).",
                 percent(estimate.mean),
                 count(board.num_tasks, "task"),
+                row.resampled(),
                 level_range(&estimate.interval)
             )
         }

@@ -93,8 +93,10 @@ fn protocol(report: &Report) -> String {
 }
 
 fn results(report: &Report, row: &LeaderboardRow) -> String {
-    let mut table =
-        "| metric | value | 95% interval over tasks and seeds |\n|---|---:|---:|\n".to_owned();
+    let mut table = format!(
+        "| metric | value | 95% interval over {} |\n|---|---:|---:|\n",
+        row.resampled()
+    );
     for metric in &row.metrics {
         let interval = row
             .estimate

@@ -184,6 +184,14 @@ impl LeaderboardRow {
             .map(|m| m.value)
     }
 
+    /// What the draws of its interval take with replacement.
+    pub fn resampled(&self) -> &'static str {
+        match self.seeds.len() {
+            0 | 1 => "tasks",
+            _ => "tasks and seeds",
+        }
+    }
+
     /// Whether the version is the untrained model.
     pub fn is_base(&self) -> bool {
         self.algo == "base"

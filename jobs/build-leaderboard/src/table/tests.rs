@@ -529,7 +529,7 @@ fn an_analysis_says_what_the_numbers_say() {
     let better = "better; the interval excludes 0";
     let expected = format!(
         "# v002\n\n\
-         v002 (verifiable, 3 seeds) solves 70.0% of 40 tasks with one try (95% interval over tasks 70.0 to 70.0). \
+         v002 (verifiable, 3 seeds) solves 70.0% of 40 tasks with one try (95% interval over tasks and seeds 70.0 to 70.0). \
          Its one change: scorer verifiable. \
          Against its parent v001: +20.0 points (+20.0 to +20.0), {better}. \
          Against the control v005: +15.0 points (+15.0 to +15.0), {better}. \
