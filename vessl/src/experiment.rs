@@ -16,7 +16,7 @@ use crate::rules::{EVALUATE_EXTERNAL, EVALUATE_INFER, bad_name, no_task};
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Experiment {
-    /// Name of the experiment and of its leaderboard.
+    /// Name of the experiment; its leaderboard is called `DATA-NAME`.
     pub(crate) name: String,
     /// Name of the data set, and start of the names of everything that is made from it.
     pub(crate) data: String,
