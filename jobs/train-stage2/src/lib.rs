@@ -105,6 +105,15 @@ fn check_made_for(role: &str, scores: &Manifest, data: &Manifest) -> Result<(), 
     Err(JobError::bad_input(error).hint("run train-stage1 on this data set"))
 }
 
+/// The base model's configuration, without its weights: a plan may be all that is wanted.
+fn params(cx: &PlanCx<'_>, base: &Manifest) -> Result<Params, JobError> {
+    let path = bundle::PARAMS;
+    let bytes = cx.store()?.read(base, path)?;
+    let bytes = bytes.ok_or_else(|| JobError::bad_input(format!("{} has no {path}", base.id)))?;
+    let read = Params::from_json(&bytes).map_err(Error::from);
+    read.map_err(|error| JobError::from(error).context(format!("{path} of {}", base.id)))
+}
+
 /// The recipe's horizon is the bundle's number of heads; it cannot be overridden.
 fn check_horizon(recipe: &Recipe, params: &Params) -> Result<(), JobError> {
     let (horizon, heads) = (recipe.model.horizon, params.n_future_tokens);
@@ -154,8 +163,7 @@ train-stage2 --device cuda --ranks 4 --data mbpp --base big-mtp --recipe v001.ya
         let base = cx.input("base", Kind::BaseModel, &self.base)?;
         check_tokenizers(("data", &data), ("base", &base))?;
         let notes = self.scores(cx, algo, &data)?;
-        let params =
-            Params::load(&cx.fetch(&base.id)?.join(bundle::PARAMS)).map_err(Error::from)?;
+        let params = params(cx, &base)?;
         check_horizon(&recipe, &params)?;
         check_vocabulary(&params, &data)?;
         let batch = ("optim.batch_sequences", recipe.optim.batch_sequences);
