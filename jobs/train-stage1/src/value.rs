@@ -193,6 +193,7 @@ fn settings(recipe: &Recipe) -> Result<ValueSettings, JobError> {
         epochs: stage1.epochs,
         batch_sequences: stage1.batch_sequences,
         products: products(recipe.model.dtype),
+        activation_bytes: optim.activation_bytes(),
         order_seed: stream(recipe.seed, "stage1/order"),
     })
 }

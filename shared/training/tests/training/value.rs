@@ -7,8 +7,8 @@ use candle_core::{DType, Device};
 use wmtp_data_sets::TokenFile;
 use wmtp_model::{HeadKind, ParamStore, Params, Products};
 use wmtp_training::{
-    Judged, Objective, OptimSettings, Ranks, Rows, Side, Trainer, ValueParameters, ValueQuality,
-    ValueSettings, ValueTrainer, balanced_rows,
+    Judged, Objective, OptimSettings, Ranks, Room, Rows, Side, Trainer, ValueParameters,
+    ValueQuality, ValueSettings, ValueTrainer, balanced_rows,
 };
 
 pub(crate) fn settings(objective: Objective, head: HeadKind, lr_trunk: f64) -> ValueSettings {
@@ -24,6 +24,7 @@ pub(crate) fn settings(objective: Objective, head: HeadKind, lr_trunk: f64) -> V
         epochs: 12.0,
         batch_sequences: 8,
         products: Products::F32,
+        activation_bytes: None,
         order_seed: 3,
     }
 }
@@ -182,6 +183,75 @@ fn a_run_stopped_anywhere_any_number_of_times_equals_the_uninterrupted_one_bit_f
             );
         }
     }
+}
+
+#[test]
+fn recomputation_changes_no_bit() {
+    let file = counting(24);
+    let params = tiny(2);
+    for head in [HeadKind::Linear, HeadKind::Mlp] {
+        let of = |activation_bytes| {
+            let settings = ValueSettings {
+                activation_bytes,
+                ..settings(Objective::MseMc, head, 5e-3)
+            };
+            let store = parameters(&params, Objective::MseMc, head);
+            finished(&mut trainer(&params, &store, &file, settings), &store)
+        };
+        let expected = of(None);
+        // Room for one of the two blocks of a micro-batch of three short rows, and for none.
+        let one_block = params.block_activation_bytes(3 * 16, DType::F32);
+        for bytes in [one_block, 0] {
+            assert!(of(Some(bytes)) == expected, "{head:?}, {bytes} bytes");
+        }
+    }
+}
+
+#[test]
+fn less_memory_for_activations_lets_more_sequences_through_at_once() {
+    let file = counting(24);
+    let params = Params {
+        n_layers: 14,
+        ..tiny(2)
+    };
+    let head = HeadKind::Linear;
+    let store = parameters(&params, Objective::MseMc, head);
+    // How often a first step is halved in so much room.
+    let halved = |activation_bytes, lr_trunk, bytes| {
+        let settings = ValueSettings {
+            activation_bytes,
+            optim: OptimSettings {
+                micro_batch_sequences: 8,
+                room: Room::Bytes(bytes),
+                ..optim()
+            },
+            ..settings(Objective::MseMc, head, lr_trunk)
+        };
+        let mut trainer = trainer(&params, &store, &file, settings);
+        trainer.advance().map(|report| report.halved.len()).ok()
+    };
+    // The least room in which nothing is halved.
+    let needed = |activation_bytes, lr_trunk| {
+        let (mut too_little, mut enough) = (0_u64, 1 << 30);
+        while enough - too_little > 1 {
+            let middle = u64::midpoint(too_little, enough);
+            if halved(activation_bytes, lr_trunk, middle) == Some(0) {
+                enough = middle;
+            } else {
+                too_little = middle;
+            }
+        }
+        enough
+    };
+    let (all, none, frozen) = (needed(None, 1e-3), needed(Some(0), 1e-3), needed(None, 0.0));
+    let of_block = params.block_activation_bytes(8 * 8, DType::F32) as u64;
+    // Twelve trunk blocks; half as much again is reckoned for what no formula knows.
+    assert!(
+        all - none >= 12 * of_block * 3 / 2,
+        "{all} and {none}, {of_block} each"
+    );
+    assert!(frozen < none, "{frozen} and {none}");
+    assert!(halved(None, 1e-3, none).is_some_and(|times| times > 0));
 }
 
 #[test]
