@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use wmtp_data_sets::{BatchPlan, TokenFile, pad_batch};
-use wmtp_model::{Adapters, Horizon, MtpModel, ParamStore, Params, Products};
+use wmtp_model::{Adapters, Horizon, MtpModel, ParamStore, Params, Products, Rotary};
 use wmtp_records::jsonl;
 use wmtp_weighting::{Histogram, WeightStats};
 
@@ -72,6 +72,23 @@ impl<'a> Rows<'a> {
             rows: file.correct_rows(),
         }
     }
+}
+
+/// Checks that a model has a position for every token of the longest row: its rotary table ends somewhere.
+///
+/// # Errors
+/// [`Error::BadData`] that says which split has a longer one.
+pub(crate) fn check_lengths(train: &Rows<'_>, validation: &Rows<'_>) -> Result<()> {
+    for (split, rows) in [("training", train), ("validation", validation)] {
+        let (longest, most) = (rows.file.max_len(), Rotary::POSITIONS);
+        if longest > most {
+            return Err(Error::BadData(format!(
+                "the longest row of the {split} split has {longest} tokens, and the model's positions end at {most}: \
+                 make the data set with a data.max_length of at most {most}"
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// A policy in training.
@@ -334,7 +351,7 @@ impl<'a> PolicyTrainer<'a> {
     /// Prepares a run of these ranks; nothing is computed yet.
     ///
     /// # Errors
-    /// [`Error::BadData`] when there are no training rows.
+    /// [`Error::BadData`] when there are no training rows, or rows that are longer than the model reads.
     pub fn new(
         weights: Weights<'a>,
         train: Rows<'a>,
@@ -352,6 +369,7 @@ impl<'a> PolicyTrainer<'a> {
             let reason = "the training split holds no row that is known to be correct";
             return Err(Error::BadData(reason.to_owned()));
         }
+        check_lengths(&train, &validation)?;
         let plan = plan(
             &train,
             settings.epochs,

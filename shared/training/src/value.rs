@@ -19,7 +19,7 @@ use crate::heads::ids_tensor;
 use crate::inference::{mean, raw_values};
 use crate::lines::Lines;
 use crate::optimizer::{Gradients, parameters};
-use crate::policy::{Rows, StepPlan, plan};
+use crate::policy::{Rows, StepPlan, check_lengths, plan};
 use crate::ranks::{Exact, Ranks};
 use crate::scores::TokenScores;
 use crate::throughput::Work;
@@ -117,7 +117,7 @@ impl<'a> ValueTrainer<'a> {
     /// Prepares a run of these ranks; nothing is computed yet.
     ///
     /// # Errors
-    /// [`Error::BadData`] when there are no labelled training rows.
+    /// [`Error::BadData`] when there are no labelled training rows, or rows that are longer than the model reads.
     pub fn new(
         params: &'a Params,
         store: &'a ValueParameters,
@@ -130,6 +130,7 @@ impl<'a> ValueTrainer<'a> {
             let reason = "the training split holds no row with a label";
             return Err(Error::BadData(reason.to_owned()));
         }
+        check_lengths(&train, &validation)?;
         let plan = plan(
             &train,
             settings.epochs,

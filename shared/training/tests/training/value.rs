@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use crate::support::{counting, files_of, go_on, optim, stops, store, tiny};
 use candle_core::{DType, Device};
 use wmtp_data_sets::TokenFile;
-use wmtp_model::{HeadKind, ParamStore, Params, Products};
+use wmtp_job_kit::{Exit, JobError};
+use wmtp_model::{HeadKind, ParamStore, Params, Products, Rotary};
+use wmtp_tokens::TokenizedSample;
 use wmtp_training::{
     Judged, Objective, OptimSettings, Ranks, Room, Rows, Side, Trainer, ValueParameters,
     ValueQuality, ValueSettings, ValueTrainer, balanced_rows,
@@ -252,6 +254,50 @@ fn less_memory_for_activations_lets_more_sequences_through_at_once() {
     );
     assert!(frozen < none, "{frozen} and {none}");
     assert!(halved(None, 1e-3, none).is_some_and(|times| times > 0));
+}
+
+#[test]
+fn rows_longer_than_the_positions_of_models_are_bad_data() {
+    assert_eq!(wmtp_recipe::MAX_LENGTH, Rotary::POSITIONS);
+    let params = tiny(2);
+    let short = counting(8);
+    let of_length = |length: usize| {
+        let mut file = counting(8);
+        let ids = vec![3; length];
+        file.push(&TokenizedSample { ids, prompt_len: 3 }, Some(true));
+        file
+    };
+    let store = parameters(&params, Objective::MseMc, HeadKind::Linear);
+    let made = |train: &TokenFile, validation: &TokenFile| {
+        let settings = settings(Objective::MseMc, HeadKind::Linear, 0.0);
+        let rows = |file| Rows {
+            file,
+            rows: vec![0, 1],
+        };
+        let (train, validation) = (rows(train), rows(validation));
+        let made = ValueTrainer::new(
+            &params,
+            &store,
+            train,
+            validation,
+            settings,
+            &Ranks::alone(),
+        );
+        made.map(drop)
+    };
+    made(&of_length(4096), &short).unwrap();
+    for (train, validation, split) in [
+        (of_length(4097), short.clone(), "training"),
+        (short.clone(), of_length(5000), "validation"),
+    ] {
+        let error = made(&train, &validation).unwrap_err();
+        let text = error.to_string();
+        assert!(
+            text.contains(split) && text.contains("at most 4096"),
+            "{text}"
+        );
+        assert_eq!(JobError::from(error).exit(), Exit::BadInput);
+    }
 }
 
 #[test]
