@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use wmtp_artifacts::fault;
@@ -172,6 +173,8 @@ pub trait Trainer: Send {
     /// What the model makes of each response target of rows, with the present weights: its value, or the cross-entropy of
     /// head 1. One entry per row.
     fn score(&self, side: Side, rows: &[usize]) -> Result<Vec<Vec<f64>>>;
+    /// Time spent on validations since this trainer was made.
+    fn validating(&self) -> Duration;
     /// The ranks that share the work: each has a trainer like this one, and all have to do the same calls of those above that
     /// can fail.
     fn ranks(&self) -> &Arc<Ranks>;
@@ -261,6 +264,7 @@ pub struct Engine {
     early_stop: Option<EarlyStop>,
     waiting: Waiting,
     metrics: Lines,
+    validating: Duration,
 }
 
 impl Engine {
@@ -304,6 +308,7 @@ impl Engine {
             early_stop: settings.early_stop,
             waiting: Waiting::default(),
             metrics: Lines::default(),
+            validating: Duration::ZERO,
         })
     }
 
@@ -375,6 +380,16 @@ impl Engine {
     pub(crate) fn validation_due(&self) -> bool {
         let (step, every) = (self.step, self.eval_every);
         step == self.total || (every > 0 && step.is_multiple_of(every))
+    }
+
+    /// Adds the time of a validation.
+    pub(crate) fn count_validation(&mut self, time: Duration) {
+        self.validating += time;
+    }
+
+    /// Time spent on validations so far.
+    pub fn validating(&self) -> Duration {
+        self.validating
     }
 
     /// Metrics as JSON lines, one per step.

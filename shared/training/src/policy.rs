@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use wmtp_data_sets::{BatchPlan, TokenFile, pad_batch};
@@ -21,7 +22,7 @@ use crate::lines::Lines;
 use crate::optimizer::{Gradients, parameters};
 use crate::ranks::{Exact, Ranks};
 use crate::scorer::{ExcessStats, Scorer, StepRow, StepStats};
-use crate::throughput::Work;
+use crate::throughput::{Learning, Work};
 
 /// Bins of the weight histogram.
 const BINS: usize = 60;
@@ -435,6 +436,10 @@ impl<'a> PolicyTrainer<'a> {
 
     /// What a step has to do on all ranks.
     fn work(&self, rows: &[usize], loss: &StepLoss) -> Work {
+        let learning = match self.adapters {
+            Some(_) => Learning::Through,
+            None => Learning::Trained,
+        };
         let at_once = self.engine.micro_batch_sequences();
         let mut work = Work::default();
         for micro in self
@@ -442,10 +447,13 @@ impl<'a> PolicyTrainer<'a> {
             .flat_map(|(_, group)| group.chunks(at_once))
         {
             let batch = pad_batch(self.train.file, micro);
-            work = work.with_batch(&batch, self.params.n_layers, self.params);
+            work = work.with_batch(&batch, (self.params.n_layers, learning), self.params);
         }
         let targets = loss.heads.iter().map(|head| head.count).sum();
-        work.flops += Work::TRAINING * self.params.unembedding_flops(targets);
+        work.flops += learning.of_products() * self.params.unembedding_flops(targets);
+        let of_adapters = self.adapters.map_or(0, |one| one.store().num_elements());
+        let products = 2.0 * (work.positions * of_adapters as u64) as f64;
+        work.flops += Learning::Trained.of_products() * products;
         work
     }
 
@@ -683,6 +691,7 @@ impl Trainer for PolicyTrainer<'_> {
         if let Some(last) = halved.last() {
             metrics.push(("micro_batch_sequences".to_owned(), last.to as f64));
         }
+        let done = Instant::now();
         if self.engine.validation_due() {
             let horizons: Vec<Horizon> = self.params.horizons().collect();
             let losses = self.validation_losses(&horizons)?;
@@ -695,6 +704,7 @@ impl Trainer for PolicyTrainer<'_> {
                 Some((format!("validation_ce_head_{}", horizon.get()), loss?))
             }));
         }
+        self.engine.count_validation(done.elapsed());
         self.engine.log(&metrics);
         Ok(StepReport {
             step: self.engine.step(),
@@ -763,6 +773,10 @@ impl Trainer for PolicyTrainer<'_> {
 
     fn stopped_early(&self) -> Option<StoppedEarly> {
         self.engine.stopped_early()
+    }
+
+    fn validating(&self) -> Duration {
+        self.engine.validating()
     }
 }
 

@@ -338,10 +338,7 @@ pub fn drive(
     let mut saving = Saving::new(&run.recipe().optim, run.elapsed());
     let progress = run.progress(label, "step", total);
     progress.set(led.trainer.step());
-    let peak = peak_flops(run, device)? * devices(&led.ranks, device);
-    let mut throughput = Throughput::default();
-    let mut epochs = Epochs::new(led.trainer.steps_per_epoch(), led.trainer.step());
-    let gpu = watched(device, run);
+    let mut pace = Pace::new(&led, run, device)?;
     while !led.trainer.is_done() {
         if run.should_stop() {
             save(&led, run)?;
@@ -358,30 +355,8 @@ pub fn drive(
             }
         };
         tell_fallbacks(run, &report);
-        let secs = run.elapsed().saturating_sub(started).as_secs_f64();
-        throughput.add(report.work, secs);
-        let rate = throughput.tokens_per_second();
-        let mut metrics: Vec<(&str, f64)> = report
-            .metrics
-            .iter()
-            .chain(&report.live)
-            .map(|(name, value)| (name.as_str(), *value))
-            .collect();
-        metrics.push(("tokens_per_second", rate));
-        metrics.push((
-            "padded_tokens_per_second",
-            throughput.positions_per_second(),
-        ));
-        metrics.push(("samples_per_second", throughput.sequences_per_second()));
-        metrics.extend(
-            epochs
-                .add(report.step, secs)
-                .map(|secs| ("epoch_secs", secs)),
-        );
-        metrics.push(("mfu", throughput.flops_per_second() / peak));
-        metrics.push(("step_secs", secs));
-        metrics.extend(gpu.iter().flat_map(|watch| told(watch, run)));
-        run.metrics(report.step, &metrics);
+        let took = run.elapsed().saturating_sub(started);
+        let rate = pace.tell(run, &led, &report, took);
         let loss = report.metric("train_loss").unwrap_or(f64::NAN);
         progress.detail(format!("loss {loss:.3}, {rate:.0} tokens/s"));
         progress.set(report.step);
@@ -395,10 +370,69 @@ pub fn drive(
     if let Some(stopped) = led.trainer.stopped_early() {
         tell_early_stop(run, &stopped, total);
     }
-    if throughput.step_secs(0.5).is_some() {
-        run.log(throughput.summary(peak, peak_memory_bytes(device)));
-    }
+    pace.finish(run, device);
     Ok(led.finish()?)
+}
+
+/// How fast a run is, step by step.
+struct Pace {
+    throughput: Throughput,
+    epochs: Epochs,
+    /// Floating-point operations per second that the devices of all ranks reach.
+    peak: f64,
+    gpu: Option<Watch>,
+    /// Time that all validations up to the last step took.
+    validating: Duration,
+}
+
+impl Pace {
+    fn new(led: &Led<'_, '_>, run: &Run, device: &Device) -> Result<Self> {
+        Ok(Self {
+            throughput: Throughput::default(),
+            epochs: Epochs::new(led.trainer.steps_per_epoch(), led.trainer.step()),
+            peak: peak_flops(run, device)? * devices(&led.ranks, device),
+            gpu: watched(device, run),
+            validating: led.trainer.validating(),
+        })
+    }
+
+    /// Counts a step that took so long, its validation included, and reports its numbers; returns real tokens per
+    /// second.
+    fn tell(&mut self, run: &Run, led: &Led<'_, '_>, report: &StepReport, took: Duration) -> f64 {
+        let validating = led.trainer.validating();
+        let validation = validating.saturating_sub(self.validating);
+        self.validating = validating;
+        let (whole, validation) = (took.as_secs_f64(), validation.as_secs_f64());
+        let step = self.throughput.add(report.work, whole, validation);
+        let rate = self.throughput.tokens_per_second();
+        let of_training = report.metrics.iter().chain(&report.live);
+        let mut metrics: Vec<(&str, f64)> = of_training
+            .map(|(name, value)| (name.as_str(), *value))
+            .collect();
+        metrics.push(("tokens_per_second", rate));
+        metrics.push((
+            "padded_tokens_per_second",
+            self.throughput.positions_per_second(),
+        ));
+        metrics.push(("samples_per_second", self.throughput.sequences_per_second()));
+        let pass = self.epochs.add(report.step, whole);
+        metrics.extend(pass.map(|secs| ("epoch_secs", secs)));
+        metrics.push(("mfu", self.throughput.flops_per_second() / self.peak));
+        metrics.push(("step_secs", step));
+        metrics.extend(self.gpu.iter().flat_map(|watch| told(watch, run)));
+        run.metrics(report.step, &metrics);
+        rate
+    }
+
+    /// Says for people how fast the run was.
+    fn finish(&self, run: &Run, device: &Device) {
+        if self.throughput.step_secs(0.5).is_some() {
+            run.log(
+                self.throughput
+                    .summary(self.peak, peak_memory_bytes(device)),
+            );
+        }
+    }
 }
 
 /// A look at the GPU that a run computes on; none on the CPU. That there is no look fails no run.
@@ -489,7 +523,8 @@ fn tell_early_stop(run: &Run, stopped: &StoppedEarly, total: u64) {
     run.event("stopped_early", &data);
 }
 
-/// Floating-point operations per second that this machine reaches in a plain f32 matrix product: the best of a few.
+/// Floating-point operations per second that this machine reaches in a plain matrix product of the run's kind and
+/// precision: the best of a few.
 fn peak_flops(run: &Run, device: &Device) -> Result<f64> {
     const TRIES: usize = 3;
     // On the CPU rows enough for every core, and a weight that fits its cache; more for a device.
@@ -498,12 +533,14 @@ fn peak_flops(run: &Run, device: &Device) -> Result<f64> {
     } else {
         (8192, 4096)
     };
-    let x = Tensor::ones((rows, width), DType::F32, device)?;
-    let weight = Tensor::ones((width, width), DType::F32, device)?;
+    let asked = run.recipe().model.dtype;
+    let (dtype, products) = (dtype(asked), products(asked));
+    let x = Tensor::ones((rows, width), dtype, device)?;
+    let weight = Tensor::ones((width, width), dtype, device)?;
     let mut best = 0.0_f64;
     for _ in 0..TRIES {
         let started = run.elapsed();
-        wmtp_model::ops::linear(&x, &weight)?;
+        wmtp_model::ops::linear_with(&x, &weight, products)?;
         device.synchronize()?;
         let secs = run.elapsed().saturating_sub(started).as_secs_f64();
         best = best.max(2.0 * (rows * width * width) as f64 / secs.max(1e-9));

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use candle_core::Tensor;
 use rand::SeedableRng;
@@ -22,7 +23,7 @@ use crate::optimizer::{Gradients, parameters};
 use crate::policy::{Rows, StepPlan, check_lengths, plan};
 use crate::ranks::{Exact, Ranks};
 use crate::scores::TokenScores;
-use crate::throughput::Work;
+use crate::throughput::{Learning, Work};
 
 /// What the head's output means and what it is trained with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -206,10 +207,19 @@ impl<'a> ValueTrainer<'a> {
         self.gradients.clear()?;
         let ranks = Arc::clone(self.engine.ranks());
         let (mut sum, mut work) = (0.0, Work::default());
+        let learning = if self.trains_trunk() {
+            Learning::Trained
+        } else {
+            Learning::Frozen
+        };
         let micro = rows.chunks(self.engine.micro_batch_sequences());
         for (number, micro) in micro.enumerate() {
             let batch = pad_batch(self.train.file, micro);
-            work = work.with_batch(&batch, self.params.num_trunk_blocks(), self.params);
+            work = work.with_batch(
+                &batch,
+                (self.params.num_trunk_blocks(), learning),
+                self.params,
+            );
             if ranks.takes(number) {
                 sum += self.accumulate(micro, &batch, count)?;
             }
@@ -323,12 +333,14 @@ impl Trainer for ValueTrainer<'_> {
         if let Some(last) = halved.last() {
             metrics.push(("micro_batch_sequences".to_owned(), last.to as f64));
         }
+        let done = Instant::now();
         if self.engine.validation_due()
             && let Some(loss) = self.validate()?
         {
             self.engine.offer_best(loss)?;
             metrics.push(("validation_loss".to_owned(), loss));
         }
+        self.engine.count_validation(done.elapsed());
         self.engine.log(&metrics);
         Ok(StepReport {
             step: self.engine.step(),
@@ -372,6 +384,10 @@ impl Trainer for ValueTrainer<'_> {
 
     fn stopped_early(&self) -> Option<StoppedEarly> {
         self.engine.stopped_early()
+    }
+
+    fn validating(&self) -> Duration {
+        self.engine.validating()
     }
 }
 

@@ -301,6 +301,20 @@ fn rows_longer_than_the_positions_of_models_are_bad_data() {
 }
 
 #[test]
+fn a_step_goes_through_a_frozen_trunk_once_and_through_one_that_learns_three_times() {
+    let (file, params) = (counting(16), tiny(2));
+    let store = parameters(&params, Objective::MseMc, HeadKind::Linear);
+    let flops = |lr_trunk| {
+        let settings = settings(Objective::MseMc, HeadKind::Linear, lr_trunk);
+        let mut trainer = trainer(&params, &store, &file, settings);
+        trainer.advance().unwrap().work.flops
+    };
+    let (learning, frozen) = (flops(1e-3), flops(0.0));
+    assert!(frozen > 0.0);
+    assert!((learning / frozen - 3.0).abs() < 1e-12);
+}
+
+#[test]
 fn balanced_rows_hold_both_labels_of_each_problem_alike() {
     let file = counting(40);
     let problems: Vec<String> = (0..40).map(|row| format!("p{}", row / 10)).collect();
