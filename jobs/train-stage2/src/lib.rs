@@ -16,8 +16,8 @@ use wmtp_recipe::seed::stream;
 use wmtp_recipe::{Algo, Recipe};
 use wmtp_records::Split;
 use wmtp_training::session::{
-    Compute, Team, adapters, bundle, check_tokenizers, check_vocabulary, drive, dtype, follow,
-    load_bundle, load_tokens, products,
+    Compute, Drive, Team, adapters, bundle, check_tokenizers, check_vocabulary, drive, dtype,
+    follow, load_bundle, load_tokens, products,
 };
 use wmtp_training::{Error, OptimSettings, PolicySettings, PolicyTrainer, Ranks, Rows, Weights};
 
@@ -186,7 +186,13 @@ train-stage2 --device cuda --ranks 4 --data mbpp --base big-mtp --recipe v001.ya
         let loaded = Loaded::of(run, &device)?;
         let mut trainer = loaded.trainer(run, &team.ranks)?;
         let label = format!("policy ({})", run.recipe().experiment.algo);
-        let best_step = drive(&mut trainer, run, &device, &label)?;
+        let how = Drive {
+            device: &device,
+            label: &label,
+            grace: work.compute.grace(),
+            is_scored: false,
+        };
+        let best_step = drive(&mut trainer, run, how)?;
         let written = checkpoint::Checkpoint {
             params: &loaded.params,
             store: &loaded.store,

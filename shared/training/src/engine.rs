@@ -173,8 +173,12 @@ pub trait Trainer: Send {
     /// What the model makes of each response target of rows, with the present weights: its value, or the cross-entropy of
     /// head 1. One entry per row.
     fn score(&self, side: Side, rows: &[usize]) -> Result<Vec<Vec<f64>>>;
+    /// Positions of rows in pieces: [`Trainer::score`] of one after another gives what that of all at once does, bit for bit.
+    fn pieces(&self, side: Side, rows: &[usize]) -> Vec<Vec<usize>>;
     /// Time spent on validations since this trainer was made.
     fn validating(&self) -> Duration;
+    /// Bytes that [`Trainer::save`] of all ranks writes now, but for curves and counters.
+    fn state_bytes(&self) -> u64;
     /// The ranks that share the work: each has a trainer like this one, and all have to do the same calls of those above that
     /// can fail.
     fn ranks(&self) -> &Arc<Ranks>;
@@ -390,6 +394,15 @@ impl Engine {
     /// Time spent on validations so far.
     pub fn validating(&self) -> Duration {
         self.validating
+    }
+
+    /// Bytes of the state that all ranks together write: the weights, two moments of each, and the best ones once there
+    /// are any.
+    pub fn state_bytes(&self) -> u64 {
+        let bytes = |p: &Parameter| p.var.elem_count() * p.var.dtype().size_in_bytes();
+        let weights: usize = self.parameters().iter().map(bytes).sum();
+        let copies = 3 + usize::from(self.best.is_some());
+        (copies * weights) as u64
     }
 
     /// Metrics as JSON lines, one per step.

@@ -17,7 +17,7 @@ use crate::buffer;
 use crate::engine::{Engine, OptimSettings, Side, StepReport, StoppedEarly, Trainer, Update};
 use crate::error::{Error, Result};
 use crate::heads::{HeadTargets, Learner, StepLoss, Target, accumulate, target_counts};
-use crate::inference::{all_cross_entropies, head_cross_entropies, head_means};
+use crate::inference::{all_cross_entropies, head_cross_entropies, head_means, pieces};
 use crate::lines::Lines;
 use crate::optimizer::{Gradients, parameters};
 use crate::ranks::{Exact, Ranks};
@@ -777,6 +777,20 @@ impl Trainer for PolicyTrainer<'_> {
 
     fn validating(&self) -> Duration {
         self.engine.validating()
+    }
+
+    fn state_bytes(&self) -> u64 {
+        self.engine.state_bytes()
+    }
+
+    fn pieces(&self, side: Side, rows: &[usize]) -> Vec<Vec<usize>> {
+        let file = side.of(self.train.file, self.validation.file);
+        pieces(
+            self.ranks(),
+            file,
+            rows,
+            self.engine.micro_batch_sequences(),
+        )
     }
 }
 

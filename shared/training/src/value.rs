@@ -17,7 +17,7 @@ use crate::buffer::Buffer;
 use crate::engine::{Engine, OptimSettings, Side, StepReport, StoppedEarly, Trainer, Update};
 use crate::error::{Error, Result};
 use crate::heads::ids_tensor;
-use crate::inference::{mean, raw_values};
+use crate::inference::{mean, pieces, raw_values};
 use crate::lines::Lines;
 use crate::optimizer::{Gradients, parameters};
 use crate::policy::{Rows, StepPlan, check_lengths, plan};
@@ -388,6 +388,20 @@ impl Trainer for ValueTrainer<'_> {
 
     fn validating(&self) -> Duration {
         self.engine.validating()
+    }
+
+    fn state_bytes(&self) -> u64 {
+        self.engine.state_bytes()
+    }
+
+    fn pieces(&self, side: Side, rows: &[usize]) -> Vec<Vec<usize>> {
+        let file = side.of(self.train.file, self.validation.file);
+        pieces(
+            self.ranks(),
+            file,
+            rows,
+            self.engine.micro_batch_sequences(),
+        )
     }
 }
 

@@ -57,7 +57,7 @@ fn children(of: u32) -> Vec<u32> {
     .collect()
 }
 
-fn signal(name: &str, process: u32) {
+pub(crate) fn signal(name: &str, process: u32) {
     let done = Command::new("sh")
         .args(["-c", &format!("kill -{name} {process}")])
         .status();
@@ -65,14 +65,19 @@ fn signal(name: &str, process: u32) {
 }
 
 /// A job under way and what it has said so far.
-struct Started {
-    job: Child,
+pub(crate) struct Started {
+    pub(crate) job: Child,
     said: String,
 }
 
 impl Started {
-    /// Starts a job and waits until it has done a step.
-    fn at_work(mut command: Command) -> Self {
+    /// Starts a job and waits until it is about to do its first step.
+    fn at_work(command: Command) -> Self {
+        Self::until(command, r#""type":"progress""#)
+    }
+
+    /// Starts a job and waits until it has said something.
+    pub(crate) fn until(mut command: Command, words: &str) -> Self {
         let spawned = command
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -83,14 +88,14 @@ impl Started {
         };
         let stderr = started.job.stderr.as_mut().expect("it is piped");
         let mut lines = BufReader::new(stderr);
-        while !started.said.contains(r#""type":"progress""#) {
+        while !started.said.contains(words) {
             let read = lines.read_line(&mut started.said).expect("text");
-            assert!(read > 0, "it ended before its first step: {}", started.said);
+            assert!(read > 0, "it never said {words}: {}", started.said);
         }
         started
     }
 
-    fn end(mut self) -> Ended {
+    pub(crate) fn end(mut self) -> Ended {
         let status = self.job.wait().expect("it ends");
         let mut stdout = String::new();
         let (mut out, mut err) = (self.job.stdout.take(), self.job.stderr.take());

@@ -1,6 +1,8 @@
 //! The value trainer on a tiny model.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 
 use crate::support::{counting, files_of, go_on, optim, stops, store, tiny};
 use candle_core::{DType, Device};
@@ -10,7 +12,7 @@ use wmtp_model::{HeadKind, ParamStore, Params, Products, Rotary};
 use wmtp_tokens::TokenizedSample;
 use wmtp_training::{
     Judged, Objective, OptimSettings, Ranks, Room, Rows, Side, Trainer, ValueParameters,
-    ValueQuality, ValueSettings, ValueTrainer, balanced_rows,
+    ValueQuality, ValueSettings, ValueTrainer, balanced_rows, session,
 };
 
 pub(crate) fn settings(objective: Objective, head: HeadKind, lr_trunk: f64) -> ValueSettings {
@@ -254,6 +256,37 @@ fn less_memory_for_activations_lets_more_sequences_through_at_once() {
     );
     assert!(frozen < none, "{frozen} and {none}");
     assert!(halved(None, 1e-3, none).is_some_and(|times| times > 0));
+}
+
+#[test]
+fn scoring_piece_by_piece_gives_what_all_rows_at_once_do_and_ends_between_two() {
+    let file = counting(120);
+    let params = tiny(2);
+    let (objective, head) = (Objective::Bce, HeadKind::Mlp);
+    let store = parameters(&params, objective, head);
+    let mut trainer = trainer(&params, &store, &file, settings(objective, head, 5e-3));
+    while trainer.step() < 3 {
+        trainer.advance().unwrap();
+    }
+    // Not in their order, and 40 batches of three: three pieces.
+    let rows: Vec<usize> = (0..120).map(|index| index * 7 % 120).collect();
+    assert_eq!(trainer.pieces(Side::Train, &rows).len(), 3);
+    let goes_on = || ControlFlow::Continue(());
+    let scored = session::score(&trainer, Side::Train, &rows, goes_on).unwrap();
+    assert!(scored == trainer.score(Side::Train, &rows).unwrap());
+
+    let asked = Cell::new(0);
+    let ends = || {
+        asked.set(asked.get() + 1);
+        if asked.get() == 3 {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
+    };
+    let error = session::score(&trainer, Side::Train, &rows, ends).unwrap_err();
+    assert_eq!(error.exit(), Exit::Preempted);
+    assert_eq!(asked.get(), 3);
 }
 
 #[test]
