@@ -1,5 +1,6 @@
 //! What is evaluated: a trained checkpoint, or the untrained base model.
 
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
 use wmtp_artifacts::Input;
@@ -11,6 +12,9 @@ use wmtp_tokens::Tokenizer;
 use wmtp_training::session::{self, bundle};
 
 use crate::report::Identity;
+
+/// Settings that a checkpoint was trained with.
+const RECIPE: &str = "recipe.json";
 
 /// Role of the evaluated model among the job's inputs.
 pub(crate) const ROLE: &str = "model";
@@ -61,9 +65,9 @@ impl Subject {
     /// never claim another training than the one that happened.
     pub(crate) fn checkpoint(cx: &mut PlanCx<'_>, reference: &str) -> Result<Self, JobError> {
         let manifest = cx.input(ROLE, Kind::Checkpoint, reference)?;
-        let folder = cx.fetch(&manifest.id)?;
-        // It holds the settings of the training; names and data are inputs, which manifests pin.
-        let trained: Recipe = jsonl::read_json(&folder.join("recipe.json"))?;
+        // It holds the settings of the training; names and data are inputs, which manifests pin. The weights beside it
+        // are no business of a plan.
+        let trained = trained_recipe(cx, &manifest)?;
         let mut recipe = cx.recipe()?.clone();
         recipe.version = trained.version;
         recipe.seed = trained.seed;
@@ -135,6 +139,15 @@ impl Subject {
     }
 }
 
+fn trained_recipe(cx: &PlanCx<'_>, checkpoint: &Manifest) -> Result<Recipe, JobError> {
+    let bytes = cx.store()?.read(checkpoint, RECIPE)?;
+    let bad = |reason: &dyn Display| {
+        JobError::bad_input(format!("{RECIPE} of {}: {reason}", checkpoint.id))
+    };
+    let bytes = bytes.ok_or_else(|| bad(&"it is not there"))?;
+    serde_json::from_slice(&bytes).map_err(|error| bad(&error))
+}
+
 impl Layout {
     fn load(self, folder: &Path) -> Result<(Params, ParamStore), JobError> {
         let params = Params::load(&folder.join(self.params)).map_err(JobError::bad_input)?;
@@ -177,7 +190,7 @@ impl Stored {
 
     /// Products of its training, where the place has a choice.
     pub(crate) fn products(&self, place: Place) -> Result<Products, JobError> {
-        let recipe = self.folder.join("recipe.json");
+        let recipe = self.folder.join(RECIPE);
         if place == Place::Cpu || !recipe.is_file() {
             return Ok(Products::F32);
         }

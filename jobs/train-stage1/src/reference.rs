@@ -1,6 +1,7 @@
 //! The tuned reference and its cross-entropies.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::Serialize;
 use wmtp_data_sets::TokenFile;
@@ -11,7 +12,8 @@ use wmtp_recipe::seed::stream;
 use wmtp_records::{Split, jsonl};
 use wmtp_training::inference::mean;
 use wmtp_training::session::{
-    TOKENIZER_SHA256, check_vocabulary, drive, dtype, load_bundle, load_tokens, products, score,
+    Drive, TOKENIZER_SHA256, check_vocabulary, drive, dtype, load_bundle, load_tokens, products,
+    score,
 };
 use wmtp_training::{
     Error, OptimSettings, PolicySettings, PolicyTrainer, Ranks, Rows, Side, StepScorer,
@@ -72,21 +74,32 @@ impl Loaded {
     }
 }
 
-pub(crate) fn run(run: &Run, device: &Device, ranks: &Arc<Ranks>) -> Result<Vec<Output>, JobError> {
+pub(crate) fn run(
+    run: &Run,
+    device: &Device,
+    ranks: &Arc<Ranks>,
+    grace: Duration,
+) -> Result<Vec<Output>, JobError> {
     let recipe = run.recipe();
     let loaded = Loaded::of(run, device)?;
     let Loaded { params, store, .. } = &loaded;
     check_vocabulary(params, run.manifest("data")?)?;
     check_only_head(params)?;
     let mut trainer = loaded.trainer(recipe, ranks)?;
-    let best_step = drive(&mut trainer, run, device, "reference")?;
+    let how = Drive {
+        device,
+        label: "reference",
+        grace,
+        is_scored: true,
+    };
+    let best_step = drive(&mut trainer, run, how)?;
 
     let train_rows = loaded.train.correct_rows();
     run.log(format!(
         "cross-entropies of {} correct rows",
         train_rows.len()
     ));
-    let losses = score(&trainer, Side::Train, &train_rows)?;
+    let losses = score(&trainer, Side::Train, &train_rows, || run.flow())?;
     let summary = Summary {
         train_rows: train_rows.len(),
         steps: trainer.total_steps(),

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::Serialize;
 use wmtp_artifacts::Digest;
@@ -12,7 +13,8 @@ use wmtp_recipe::seed::stream;
 use wmtp_recipe::{Recipe, ValueHeadKind, ValueObjective};
 use wmtp_records::{Record, Split, data_files, jsonl};
 use wmtp_training::session::{
-    TOKENIZER_SHA256, check_vocabulary, drive, dtype, load_bundle, load_tokens, products, score,
+    Drive, TOKENIZER_SHA256, check_vocabulary, drive, dtype, load_bundle, load_tokens, products,
+    score,
 };
 use wmtp_training::{
     Error, Judged, Lines, Objective, OptimSettings, Ranks, Rows, Side, Trainer, ValueParameters,
@@ -135,13 +137,24 @@ impl Loaded {
     }
 }
 
-pub(crate) fn run(run: &Run, device: &Device, ranks: &Arc<Ranks>) -> Result<Vec<Output>, JobError> {
+pub(crate) fn run(
+    run: &Run,
+    device: &Device,
+    ranks: &Arc<Ranks>,
+    grace: Duration,
+) -> Result<Vec<Output>, JobError> {
     let recipe = run.recipe();
     let loaded = Loaded::of(run, device)?;
     check_vocabulary(&loaded.params, run.manifest("data")?)?;
     let mut trainer = loaded.trainer(recipe, ranks)?;
-    let best_step = drive(&mut trainer, run, device, "value model")?;
-    let judged = judge(&trainer, &loaded.validation)?;
+    let how = Drive {
+        device,
+        label: "value model",
+        grace,
+        is_scored: true,
+    };
+    let best_step = drive(&mut trainer, run, how)?;
+    let judged = judge(run, &trainer, &loaded.validation)?;
     let quality = ValueQuality::of(&judged);
     tell_squared_error(run, trainer.step(), &judged);
     let gate_passed = gate(run, recipe, &quality)?;
@@ -193,13 +206,14 @@ fn settings(recipe: &Recipe) -> Result<ValueSettings, JobError> {
         epochs: stage1.epochs,
         batch_sequences: stage1.batch_sequences,
         products: products(recipe.model.dtype),
+        activation_bytes: optim.activation_bytes(),
         order_seed: stream(recipe.seed, "stage1/order"),
     })
 }
 
-fn judge(trainer: &ValueTrainer<'_>, split: &Labelled) -> Result<Vec<Judged>, JobError> {
+fn judge(run: &Run, trainer: &ValueTrainer<'_>, split: &Labelled) -> Result<Vec<Judged>, JobError> {
     let rows = split.tokens.labelled_rows();
-    let values = score(trainer, Side::Validation, &rows)?;
+    let values = score(trainer, Side::Validation, &rows, || run.flow())?;
     let judged = rows.iter().zip(values);
     Ok(judged
         .map(|(&row, values)| Judged {
@@ -239,7 +253,8 @@ fn gate(run: &Run, recipe: &Recipe, quality: &ValueQuality) -> Result<Option<boo
         Some(true) => run.log(found),
         _ if recipe.stage1.enforce_gate => {
             return Err(JobError::refused(found).hint(
-                "train longer, or set stage1.enforce_gate to false to go on with this value model",
+                "train longer, or set stage1.enforce_gate to false: that trains the same value model again, from its first \
+                 step, and keeps it",
             ));
         }
         _ => run.warning(found),
@@ -309,7 +324,7 @@ fn write_advantages(
     let settings = &run.recipe().score;
     let rows = train.correct_rows();
     run.log(format!("advantages of {} correct rows", rows.len()));
-    let values = score(trainer, Side::Train, &rows)?;
+    let values = score(trainer, Side::Train, &rows, || run.flow())?;
     let scores = advantages(&rows, &values, REWARD, settings.gamma, settings.lambda_gae);
     tell_td_errors(run, trainer.step(), &values, settings.gamma);
     let flat: Vec<f64> = scores

@@ -16,8 +16,8 @@ use wmtp_recipe::seed::stream;
 use wmtp_recipe::{Algo, Recipe};
 use wmtp_records::Split;
 use wmtp_training::session::{
-    Compute, Team, adapters, bundle, check_tokenizers, check_vocabulary, drive, dtype, follow,
-    load_bundle, load_tokens, products,
+    Compute, Drive, Team, adapters, bundle, check_tokenizers, check_vocabulary, drive, dtype,
+    follow, load_bundle, load_tokens, products,
 };
 use wmtp_training::{Error, OptimSettings, PolicySettings, PolicyTrainer, Ranks, Rows, Weights};
 
@@ -105,6 +105,15 @@ fn check_made_for(role: &str, scores: &Manifest, data: &Manifest) -> Result<(), 
     Err(JobError::bad_input(error).hint("run train-stage1 on this data set"))
 }
 
+/// The base model's configuration, without its weights: a plan may be all that is wanted.
+fn params(cx: &PlanCx<'_>, base: &Manifest) -> Result<Params, JobError> {
+    let path = bundle::PARAMS;
+    let bytes = cx.store()?.read(base, path)?;
+    let bytes = bytes.ok_or_else(|| JobError::bad_input(format!("{} has no {path}", base.id)))?;
+    let read = Params::from_json(&bytes).map_err(Error::from);
+    read.map_err(|error| JobError::from(error).context(format!("{path} of {}", base.id)))
+}
+
 /// The recipe's horizon is the bundle's number of heads; it cannot be overridden.
 fn check_horizon(recipe: &Recipe, params: &Params) -> Result<(), JobError> {
     let (horizon, heads) = (recipe.model.horizon, params.n_future_tokens);
@@ -154,8 +163,7 @@ train-stage2 --device cuda --ranks 4 --data mbpp --base big-mtp --recipe v001.ya
         let base = cx.input("base", Kind::BaseModel, &self.base)?;
         check_tokenizers(("data", &data), ("base", &base))?;
         let notes = self.scores(cx, algo, &data)?;
-        let params =
-            Params::load(&cx.fetch(&base.id)?.join(bundle::PARAMS)).map_err(Error::from)?;
+        let params = params(cx, &base)?;
         check_horizon(&recipe, &params)?;
         check_vocabulary(&params, &data)?;
         let batch = ("optim.batch_sequences", recipe.optim.batch_sequences);
@@ -178,7 +186,13 @@ train-stage2 --device cuda --ranks 4 --data mbpp --base big-mtp --recipe v001.ya
         let loaded = Loaded::of(run, &device)?;
         let mut trainer = loaded.trainer(run, &team.ranks)?;
         let label = format!("policy ({})", run.recipe().experiment.algo);
-        let best_step = drive(&mut trainer, run, &device, &label)?;
+        let how = Drive {
+            device: &device,
+            label: &label,
+            grace: work.compute.grace(),
+            is_scored: false,
+        };
+        let best_step = drive(&mut trainer, run, how)?;
         let written = checkpoint::Checkpoint {
             params: &loaded.params,
             store: &loaded.store,

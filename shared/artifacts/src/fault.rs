@@ -19,8 +19,9 @@
 //! | `publish:after-name` | when a name points to the artifact |
 //! | `run:before-result` | before the run's result is written |
 //!
-//! Training dies at `train:step` (a step is done); it goes on, as it does when the thing happens by itself, after
-//! `train:memory` (none is left for a micro-batch) and `train:loss` (a step's loss is no number).
+//! Training dies at `train:step` (a step is done) and `train:score` (a piece of the rows is about to be scored); it goes
+//! on, as it does when the thing happens by itself, after `train:memory` (none is left for a micro-batch) and `train:loss`
+//! (a step's loss is no number).
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};

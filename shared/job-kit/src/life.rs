@@ -32,7 +32,7 @@ pub(crate) struct Session {
     pub(crate) resolved: Option<Resolved>,
     pub(crate) reporter: Arc<Reporter>,
     pub(crate) runtime: Arc<Runtime>,
-    pub(crate) stop: Arc<AtomicBool>,
+    pub(crate) stop: signals::Stop,
     /// Whether a signal has to wait: there is a claim, or a tool that does something.
     pub(crate) at_work: Arc<AtomicBool>,
 }
@@ -529,7 +529,7 @@ fn claim<W>(
         reporter: Arc::clone(&session.reporter),
         scratch,
         kept,
-        stop: Arc::clone(&session.stop),
+        stop: session.stop.clone(),
         started: Instant::now(),
         may_resume: !session.common.force,
     })
@@ -553,7 +553,7 @@ fn publish<W>(
     name: Option<&str>,
 ) -> Result<Outputs, JobError> {
     check_roles(&task.plan.outputs, outputs)?;
-    if session.stop.load(Ordering::SeqCst) {
+    if session.stop.flag.load(Ordering::SeqCst) {
         run.log("publishing before the stop takes effect");
     }
     let store = run.store.store();

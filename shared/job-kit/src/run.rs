@@ -13,6 +13,7 @@ use wmtp_artifacts::{ArtifactId, Claim, Draft, Kind, Manifest, Provenance};
 use wmtp_recipe::Recipe;
 
 use crate::report::{Progress, Reporter};
+use crate::signals::Stop;
 use crate::{Crew, JobError, Links, StoreHandle};
 
 /// One output of a job, made in a folder; the kit publishes it.
@@ -58,7 +59,7 @@ pub struct Run {
     pub(crate) reporter: Arc<Reporter>,
     pub(crate) scratch: PathBuf,
     pub(crate) kept: PathBuf,
-    pub(crate) stop: Arc<AtomicBool>,
+    pub(crate) stop: Stop,
     pub(crate) started: Instant,
     /// Whether saved states of earlier attempts count.
     pub(crate) may_resume: bool,
@@ -170,7 +171,15 @@ impl Run {
 
     /// Whether a signal asked to stop: save a checkpoint and return [`JobError::preempted`].
     pub fn should_stop(&self) -> bool {
-        self.stop.load(Ordering::SeqCst)
+        self.stop.flag.load(Ordering::SeqCst)
+    }
+
+    /// Time since the signal that asked to stop; none as long as there was none.
+    pub fn stopping_for(&self) -> Duration {
+        self.stop
+            .since
+            .get()
+            .map_or(Duration::ZERO, Instant::elapsed)
     }
 
     /// [`Run::should_stop`] as what a loop of somebody else's asks for after each round.
@@ -184,7 +193,7 @@ impl Run {
 
     /// The flag behind [`Run::should_stop`], for worker threads.
     pub fn stop_flag(&self) -> Arc<AtomicBool> {
-        Arc::clone(&self.stop)
+        Arc::clone(&self.stop.flag)
     }
 
     /// Stores a folder as the state that a later attempt goes on from. Of older states a collection of the store keeps

@@ -2,21 +2,31 @@
 //! finish the first ends it, too: a job that waits for a silent store would else be killed at the end of its launcher's
 //! patience, and 137 is not tried again.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{Exit, life};
 
-/// Starts to listen; the flag rises with the first signal. `at_work` says whether a stop has something to finish.
+/// The first signal.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Stop {
+    /// Rises with it.
+    pub(crate) flag: Arc<AtomicBool>,
+    /// When it came.
+    pub(crate) since: Arc<OnceLock<Instant>>,
+}
+
+/// Starts to listen for the first signal. `at_work` says whether a stop has something to finish.
 pub(crate) fn listen(
     runtime: &tokio::runtime::Runtime,
     name: &str,
     at_work: &Arc<AtomicBool>,
-) -> Arc<AtomicBool> {
-    let flag = Arc::new(AtomicBool::new(false));
-    let raised = Arc::clone(&flag);
+) -> Stop {
+    let stop = Stop::default();
+    let raised = stop.clone();
     let (name, at_work) = (name.to_owned(), Arc::clone(at_work));
     // Here and not in the task, which a busy machine may start late: a first process of a container that has said nothing
     // of a signal never sees it.
@@ -28,7 +38,7 @@ pub(crate) fn listen(
     drop(entered);
     let (Ok(mut terminate), Ok(mut interrupt)) = signals else {
         tracing::warn!("signals cannot be caught: a stopped run starts from its last checkpoint");
-        return flag;
+        return stop;
     };
     runtime.spawn(async move {
         loop {
@@ -36,12 +46,13 @@ pub(crate) fn listen(
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
             }
-            if raised.swap(true, Ordering::SeqCst) || !at_work.load(Ordering::SeqCst) {
+            raised.since.get_or_init(Instant::now);
+            if raised.flag.swap(true, Ordering::SeqCst) || !at_work.load(Ordering::SeqCst) {
                 stop_now(&name);
             }
         }
     });
-    flag
+    stop
 }
 
 #[expect(

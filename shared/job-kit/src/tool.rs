@@ -158,7 +158,7 @@ impl<'a> ToolCx<'a> {
     /// Rises when a signal asks to stop. Who asks for it is not ended by the first signal.
     pub fn stop_flag(&self) -> Arc<AtomicBool> {
         self.session.at_work.store(true, Ordering::SeqCst);
-        Arc::clone(&self.session.stop)
+        Arc::clone(&self.session.stop.flag)
     }
 
     /// Prints the result of `--json`.

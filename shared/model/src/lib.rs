@@ -50,4 +50,4 @@ pub use rotary::Rotary;
 pub use rows::{Angles, KeyValues, RowBlock, RowEmbedding, RowOutput, RowSetup, Rows, Span};
 pub use store::ParamStore;
 pub use tape::{HeadTape, TrunkTape};
-pub use value::{HeadKind, ValueModel};
+pub use value::{HeadKind, ValueModel, ValueTape};

@@ -275,6 +275,11 @@ impl Body {
         &self.embeddings
     }
 
+    /// Whether the body's own tensors take gradients.
+    pub(crate) fn is_trained(&self) -> bool {
+        self.embeddings.track_op()
+    }
+
     pub(crate) fn setup(&self) -> &BlockSetup {
         &self.setup
     }

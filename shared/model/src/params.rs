@@ -249,15 +249,21 @@ impl Params {
             .sum()
     }
 
-    /// Floating-point operations of one block, forward, over `rows` sequences of `width` positions: two for each
-    /// weight of a matrix and position, and causal attention, which sees half of the pairs.
-    pub fn block_flops(&self, rows: usize, width: usize) -> f64 {
+    /// Floating-point operations of one block's products with weights, forward, for so many positions: two for each
+    /// weight of a matrix.
+    pub fn block_product_flops(&self, positions: usize) -> f64 {
         let (query, key) = (
             self.n_heads * self.head_dim(),
             self.n_kv_heads * self.head_dim(),
         );
         let weights = self.dim * (2 * query + 2 * key + 3 * self.ffn_dim());
-        (rows * width) as f64 * (2 * weights + 2 * width * query) as f64
+        2.0 * (positions * weights) as f64
+    }
+
+    /// Floating-point operations of one block's attention, forward, over `rows` sequences of `width` positions: it is
+    /// causal and sees half of the pairs.
+    pub fn block_attention_flops(&self, rows: usize, width: usize) -> f64 {
+        2.0 * (rows * width) as f64 * (width * self.n_heads * self.head_dim()) as f64
     }
 
     /// Floating-point operations of the unembedding, forward, for so many targets.
@@ -359,6 +365,27 @@ mod tests {
         assert_eq!(
             [width(4096), width(512), width(384), width(256), width(128)],
             [11_008, 1536, 1024, 768, 512]
+        );
+    }
+
+    #[test]
+    fn the_arithmetic_of_the_7b_block_is_counted() {
+        let params = meta_7b();
+        let (products, attention, unembedding) = (
+            params.block_product_flops(3),
+            params.block_attention_flops(2, 2048),
+            params.unembedding_flops(5),
+        );
+        // Scores and sums take 2 x 2 x 4096 operations for each of the pairs, which are half of both squares.
+        let pairs = 2048.0 * 2048.0;
+        assert_eq!(
+            (products, attention, unembedding),
+            (
+                // Two for each weight of the block's matrices; its two norms hold 8,192 more.
+                3.0 * 2.0 * 202_375_168.0,
+                pairs * 4.0 * 4096.0,
+                5.0 * 2.0 * 4096.0 * 32_000.0
+            )
         );
     }
 

@@ -5,9 +5,6 @@ use candle_core::Tensor;
 
 use crate::{Error, Params, Result};
 
-/// Positions for which a model prepares its table: twice the longest sequence of the 7B model.
-const PREPARED_POSITIONS: usize = 4096;
-
 /// Cosines and sines `[positions, e/2]`, computed in f64. Pairs are interleaved: (2i, 2i+1).
 #[derive(Debug, Clone)]
 pub struct Rotary {
@@ -23,9 +20,13 @@ pub struct Rotary {
 type DeviceTables = std::sync::Arc<std::sync::Mutex<Vec<(Tensor, Tensor)>>>;
 
 impl Rotary {
+    /// Positions for which a model prepares its table: twice the longest sequence of the 7B model. A longer sequence it
+    /// refuses.
+    pub const POSITIONS: usize = 4096;
+
     /// The table of a model for all positions it may meet.
     pub fn new(params: &Params) -> Self {
-        Self::with_positions(params, PREPARED_POSITIONS)
+        Self::with_positions(params, Self::POSITIONS)
     }
 
     /// The table of the positions `0..count`.
@@ -117,7 +118,7 @@ mod tests {
     fn angles_follow_the_formula() {
         let rotary = Rotary::new(&Params::micro_mtp(512));
         let half = rotary.half();
-        assert_eq!((half, rotary.positions()), (8, 4096));
+        assert_eq!((half, rotary.positions()), (8, Rotary::POSITIONS));
         assert!((rotary.cos(4)[3 * half] - 3f64.cos()).abs() < 1e-15);
         let angle = 3.0 * 10_000f64.powf(-2.0 / 16.0);
         assert!((rotary.sin(4)[3 * half + 1] - angle.sin()).abs() < 1e-15);

@@ -241,6 +241,37 @@ impl TrunkTape {
     }
 }
 
+/// A forward pass through the trunk and the shared norm, and what going back needs.
+pub(crate) struct NormedTape {
+    trunk: TrunkTape,
+    norm: Step,
+}
+
+impl NormedTape {
+    /// [`TrunkTape::record`] with the norm behind it.
+    pub(crate) fn record(body: &Body, ids_bs: &Tensor, num_kept: usize) -> Result<Self> {
+        let trunk = TrunkTape::record(body, ids_bs, num_kept)?;
+        let norm = Step::run(body.norm_layer(), trunk.output().clone())?;
+        Ok(Self { trunk, norm })
+    }
+
+    /// The normed trunk output `[b, s, d]`.
+    pub(crate) fn hidden(&self) -> &Tensor {
+        &self.norm.output
+    }
+
+    /// [`TrunkTape::backward`] from the gradient of the normed output; `take` gets that of the norm first.
+    pub(crate) fn backward<E: From<crate::Error>>(
+        self,
+        gradient_bsd: &Tensor,
+        mut take: impl FnMut(TensorId, &Tensor) -> std::result::Result<(), E>,
+    ) -> std::result::Result<(), E> {
+        let of_trunk = self.norm.back(gradient_bsd, true, &mut take)?;
+        let of_trunk = of_trunk.expect("the input's gradient was wanted");
+        self.trunk.backward(of_trunk, take)
+    }
+}
+
 /// A forward pass of one prediction head at the rows that predict, and what going back needs.
 pub struct HeadTape {
     block: BlockPass,
@@ -287,6 +318,13 @@ impl Params {
         let heads = (self.n_heads + 2 * self.n_kv_heads) * self.head_dim() + self.dim;
         let width = heads + self.n_heads + 2 + 3 * self.dim + 2 * self.ffn_dim();
         rows * width * dtype.size_in_bytes()
+    }
+
+    /// Trunk blocks whose activations so many bytes are enough for, at `rows` positions; without a limit all of them.
+    pub fn num_kept_blocks(&self, bytes: Option<usize>, rows: usize, dtype: DType) -> usize {
+        let of_block = self.block_activation_bytes(rows, dtype).max(1);
+        let fitting = bytes.map_or(usize::MAX, |bytes| bytes / of_block);
+        fitting.min(self.num_trunk_blocks())
     }
 }
 

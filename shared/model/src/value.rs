@@ -1,10 +1,12 @@
 //! The value model: a trunk of its own and a head that estimates success.
 
-use candle_core::Tensor;
+use candle_core::backprop::GradStore;
+use candle_core::{Tensor, TensorId, Var};
 use serde::{Deserialize, Serialize};
 
 use crate::model::{Body, Tracking};
 use crate::observer::{Observer, Site, Unobserved};
+use crate::tape::NormedTape;
 use crate::{Error, ParamStore, Params, Result, ops};
 
 /// Form of the value head.
@@ -150,6 +152,23 @@ impl ValueModel {
         observer.observe(Site::Value, self.head(&hidden)?)
     }
 
+    /// [`Self::values`] for training: a trunk that learns goes back block by block, with the activations of its last
+    /// `num_kept` blocks kept and the others computed again; through a frozen one nothing goes back.
+    pub fn taped(&self, ids_bs: &Tensor, num_kept: usize) -> Result<ValueTape> {
+        let record = || NormedTape::record(&self.body, ids_bs, num_kept);
+        let trunk = self.body.is_trained().then(record).transpose()?;
+        let hidden_bsd = match &trunk {
+            Some(tape) => Var::from_tensor(tape.hidden())?.into_inner(),
+            None => self.hidden(ids_bs)?,
+        };
+        Ok(ValueTape {
+            values_bs: self.head(&hidden_bsd)?,
+            layers: self.layers.clone(),
+            trunk,
+            hidden_bsd,
+        })
+    }
+
     fn head(&self, hidden_bsd: &Tensor) -> Result<Tensor> {
         let mut x = hidden_bsd.clone();
         for (index, (weight, bias)) in self.layers.iter().enumerate() {
@@ -167,8 +186,57 @@ impl ValueModel {
     }
 }
 
+/// A forward pass of a value model, and what going back needs.
+///
+/// The trunk goes back as [`crate::TrunkTape`] does. The head has a graph of candle's: beside a block it is nothing.
+pub struct ValueTape {
+    /// None where the trunk is frozen.
+    trunk: Option<NormedTape>,
+    /// What the head read: a variable where the trunk wants the gradient of it.
+    hidden_bsd: Tensor,
+    layers: Vec<(Tensor, Tensor)>,
+    values_bs: Tensor,
+}
+
+impl ValueTape {
+    /// The head's raw output `[b, s]`.
+    pub fn values(&self) -> &Tensor {
+        &self.values_bs
+    }
+
+    /// Takes the gradient `[b, s]` of the values back to the embedding. `take` gets the gradient of one parameter after
+    /// another, those of the head first, each once.
+    ///
+    /// # Errors
+    /// What `take` says, and what the operations say.
+    pub fn backward<E: From<Error>>(
+        self,
+        gradient_bs: &Tensor,
+        mut take: impl FnMut(TensorId, &Tensor) -> std::result::Result<(), E>,
+    ) -> std::result::Result<(), E> {
+        let of_head = self.head_gradients(gradient_bs)?;
+        for tensor in self.layers.iter().flat_map(|(weight, bias)| [weight, bias]) {
+            if let Some(gradient) = of_head.get(tensor) {
+                take(tensor.id(), gradient)?;
+            }
+        }
+        let Some(trunk) = self.trunk else {
+            return Ok(());
+        };
+        let of_hidden = of_head.get(&self.hidden_bsd);
+        trunk.backward(of_hidden.expect("the head reads it"), take)
+    }
+
+    fn head_gradients(&self, gradient_bs: &Tensor) -> Result<GradStore> {
+        let product = (&self.values_bs * gradient_bs)?.sum_all()?;
+        Ok(product.backward()?)
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
     use candle_core::{DType, Device};
 
@@ -233,18 +301,83 @@ mod tests {
         }
     }
 
+    fn numbers(tensor: &Tensor) -> Vec<f64> {
+        tensor.flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    /// A gradient of the values in which no two positions are alike.
+    fn seed() -> Tensor {
+        Tensor::arange(0f64, 8.0, &Device::Cpu)
+            .and_then(|t| t.affine(0.3, -0.7)?.reshape((2, 4)))
+            .unwrap()
+    }
+
+    /// What a tape hands out, by name.
+    fn taken(tape: ValueTape, stores: [&ParamStore; 2]) -> BTreeMap<String, Vec<f64>> {
+        let mut taken = BTreeMap::new();
+        tape.backward(&seed(), |id, gradient| {
+            let mut all = stores.into_iter().flat_map(ParamStore::iter);
+            let (name, var) = all.find(|(_, var)| var.id() == id).expect("a parameter");
+            assert_eq!(gradient.dims(), var.dims(), "{name}");
+            let before = taken.insert(name.to_owned(), numbers(gradient));
+            assert!(before.is_none(), "{name} comes twice");
+            Ok::<(), Error>(())
+        })
+        .unwrap();
+        taken
+    }
+
+    /// A head that no longer starts at zero: the trunk gets gradients.
+    fn moved(head: &ParamStore) {
+        for (_, var) in head.iter() {
+            let noise = Tensor::arange(0f64, var.elem_count() as f64, &Device::Cpu).unwrap();
+            let noise = noise.sin().unwrap().reshape(var.shape()).unwrap();
+            var.set(&(var.as_tensor() + noise * 0.1).unwrap()).unwrap();
+        }
+    }
+
     #[test]
-    fn a_frozen_trunk_gets_no_gradient() {
+    fn every_way_of_keeping_gives_the_gradients_of_the_whole_graph() {
+        for kind in [HeadKind::Linear, HeadKind::Mlp] {
+            let (trunk, head) = stores(kind);
+            moved(&head);
+            let model = ValueModel::new(&params(), kind, &trunk, &head).unwrap();
+            let whole = model.values(&ids()).unwrap();
+            let product = (&whole * &seed()).unwrap().sum_all().unwrap();
+            let graph = product.backward().unwrap();
+            let expected: BTreeMap<String, Vec<f64>> = trunk
+                .iter()
+                .chain(head.iter())
+                .map(|(name, var)| (name.to_owned(), numbers(graph.get(var).unwrap())))
+                .collect();
+            assert!(
+                expected
+                    .values()
+                    .all(|numbers| numbers.iter().any(|x| *x != 0.0)),
+                "a gradient of zeros shows nothing"
+            );
+            for num_kept in 0..=params().num_trunk_blocks() {
+                let tape = model.taped(&ids(), num_kept).unwrap();
+                assert_eq!(numbers(tape.values()), numbers(&whole), "{kind:?}");
+                // Equal numbers, not near ones: the graph runs the same operations.
+                assert_eq!(
+                    taken(tape, [&trunk, &head]),
+                    expected,
+                    "{kind:?}, {num_kept} kept"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_goes_back_through_a_frozen_trunk() {
         let (trunk, head) = stores(HeadKind::Mlp);
         let model = ValueModel::frozen_trunk(&params(), HeadKind::Mlp, &trunk, &head).unwrap();
-        let grads = model
-            .values(&ids())
-            .unwrap()
-            .sum_all()
-            .unwrap()
-            .backward()
-            .unwrap();
-        assert!(trunk.iter().all(|(_, var)| grads.get(var).is_none()));
-        assert!(head.iter().all(|(_, var)| grads.get(var).is_some()));
+        let tape = model.taped(&ids(), 1).unwrap();
+        assert!(tape.trunk.is_none());
+        let names: Vec<String> = taken(tape, [&trunk, &head]).into_keys().collect();
+        let mut all: Vec<&str> = head.iter().map(|(name, _)| name).collect();
+        all.sort_unstable();
+        assert_eq!(names, all);
     }
 }

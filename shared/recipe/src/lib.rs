@@ -40,6 +40,7 @@ pub use schema::{
     ValueObjective, Version, Weights, leaves,
 };
 pub use setting::{Affects, Leaf, Shape};
+pub use validate::MAX_LENGTH;
 
 /// The value of `KEY=VALUE`, checked against the schema: a YAML scalar or flow list, as `--set` takes it.
 ///

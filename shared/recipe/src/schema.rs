@@ -265,7 +265,7 @@ section! {
         epochs: f64 = 0.5;
         /// Sequences per optimiser step.
         batch_sequences: usize = 64;
-        /// Peak learning rate of the trunk.
+        /// Peak learning rate of the trunk; 0 freezes it and trains the value head alone.
         lr_trunk: f64 = 2e-5;
         /// Peak learning rate of the value head.
         lr_head: f64 = 1e-4;

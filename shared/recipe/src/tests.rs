@@ -319,6 +319,12 @@ fn broken_recipes_are_named_with_key_and_source() {
         set("optim.early_stop_min_delta=0.01"),
         set("stage1.objective=pairwise"),
         set("data.validation_share=0.9"),
+        set("data.max_length=7"),
+        set("data.max_length=4097"),
+        set("stage1.lr_trunk=-1e-5"),
+        broken(
+            "version: {id: v001}\nexperiment: {algo: verifiable}\nweights: {entropy_floor: 1}\n",
+        ),
         set("lora.targets=[wq, w4]"),
         set("lora.targets=[w1, wq]"),
         set("lora.targets=[]"),
@@ -357,6 +363,10 @@ fn broken_recipes_are_named_with_key_and_source() {
     `optim.early_stop_min_delta` is 0.01, which is not allowed: it means something only beside optim.early_stop_patience
     `stage1.objective` is pairwise, which is not allowed: this release trains with mse_mc or bce
     `data.test_share` is 0.2, which is not allowed: validation and test together leave something to train on
+    `data.max_length` is 7, which is not allowed: from 8 to 4096, where the positions of models end
+    `data.max_length` is 4097, which is not allowed: from 8 to 4096, where the positions of models end
+    `stage1.lr_trunk` is -0.00001, which is not allowed: at least 0, which freezes the trunk
+    `weights.entropy_floor` is 1, which is not allowed: 0 <= floor < 1: only equal weights have an entropy of 1
     `lora.targets` in --set: found a list, expected a list of some of wq, wk, wv, wo, w1, w2, w3
     `lora.targets` is [w1, wq], which is not allowed: at least one, each once, in the order wq, wk, wv, wo, w1, w2, w3
     `lora.targets` is [], which is not allowed: at least one, each once, in the order wq, wk, wv, wo, w1, w2, w3
@@ -364,6 +374,19 @@ fn broken_recipes_are_named_with_key_and_source() {
     `lora.dropout` is 0.05, which is not allowed: adapters are trained without dropout: they are added to the weights, not run beside them
     `model.dtype` is f16, which is not allowed: f16 ends at 65504 and loses gradients below 6e-8, and nothing here scales the loss; weights stored as f16 are widened when they are read, so train in f32 or bf16
     "#);
+}
+
+#[test]
+fn settings_at_the_ends_of_their_ranges_are_allowed() {
+    for given in [
+        "stage1.lr_trunk=0",
+        "data.max_length=4096",
+        "data.max_length=8",
+    ] {
+        resolve(&[("r.yaml", MINIMAL)], &[given])
+            .unwrap_or_else(|error| panic!("{given}: {error}"));
+    }
+    resolve(&scored(), &["weights.entropy_floor=0"]).expect("no floor");
 }
 
 #[test]

@@ -4,6 +4,10 @@ use crate::Error;
 use crate::resolve::{Origin, Resolved};
 use crate::schema::{Algo, LoraTarget, Recipe, ValueObjective};
 
+/// Tokens of the longest row that a model reads: the positions for which it has angles, twice the longest sequence of the
+/// 7B model. A test holds it against the model's own number.
+pub const MAX_LENGTH: usize = 4096;
+
 impl Recipe {
     /// Checks every rule that the settings alone can break.
     ///
@@ -47,7 +51,10 @@ impl Recipe {
 
     fn validate_data(&self) -> Result<(), Error> {
         at_least("model.horizon", self.model.horizon, 1)?;
-        at_least("data.max_length", self.data.max_length, 8)?;
+        let length = self.data.max_length;
+        let rule = format!("from 8 to {MAX_LENGTH}, where the positions of models end");
+        let holds = (8..=MAX_LENGTH).contains(&length);
+        ensure("data.max_length", length, holds, rule)?;
         at_least("data.num_problems", self.data.num_problems, 1)?;
         at_least(
             "data.solutions_per_problem",
@@ -124,7 +131,9 @@ impl Recipe {
         ensure("optim.early_stop_min_delta", delta, used, rule)?;
 
         positive("stage1.epochs", self.stage1.epochs)?;
-        positive("stage1.lr_trunk", self.stage1.lr_trunk)?;
+        let lr = self.stage1.lr_trunk;
+        let rule = "at least 0, which freezes the trunk";
+        ensure("stage1.lr_trunk", lr, lr >= 0.0, rule)?;
         positive("stage1.lr_head", self.stage1.lr_head)?;
         at_least("stage1.batch_sequences", self.stage1.batch_sequences, 1)?;
         share("stage1.gate", self.stage1.gate)?;
@@ -178,7 +187,10 @@ impl Recipe {
             weights.w_max >= 1.0,
             "at least 1",
         )?;
-        share("weights.entropy_floor", weights.entropy_floor)?;
+        let floor = weights.entropy_floor;
+        let rule = "0 <= floor < 1: only equal weights have an entropy of 1";
+        let holds = (0.0..1.0).contains(&floor);
+        ensure("weights.entropy_floor", floor, holds, rule)?;
         share("weights.blend", weights.blend)
     }
 

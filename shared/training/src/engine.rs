@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use wmtp_artifacts::fault;
@@ -172,6 +173,12 @@ pub trait Trainer: Send {
     /// What the model makes of each response target of rows, with the present weights: its value, or the cross-entropy of
     /// head 1. One entry per row.
     fn score(&self, side: Side, rows: &[usize]) -> Result<Vec<Vec<f64>>>;
+    /// Positions of rows in pieces: [`Trainer::score`] of one after another gives what that of all at once does, bit for bit.
+    fn pieces(&self, side: Side, rows: &[usize]) -> Vec<Vec<usize>>;
+    /// Time spent on validations since this trainer was made.
+    fn validating(&self) -> Duration;
+    /// Bytes that [`Trainer::save`] of all ranks writes now, but for curves and counters.
+    fn state_bytes(&self) -> u64;
     /// The ranks that share the work: each has a trainer like this one, and all have to do the same calls of those above that
     /// can fail.
     fn ranks(&self) -> &Arc<Ranks>;
@@ -261,6 +268,7 @@ pub struct Engine {
     early_stop: Option<EarlyStop>,
     waiting: Waiting,
     metrics: Lines,
+    validating: Duration,
 }
 
 impl Engine {
@@ -304,6 +312,7 @@ impl Engine {
             early_stop: settings.early_stop,
             waiting: Waiting::default(),
             metrics: Lines::default(),
+            validating: Duration::ZERO,
         })
     }
 
@@ -375,6 +384,25 @@ impl Engine {
     pub(crate) fn validation_due(&self) -> bool {
         let (step, every) = (self.step, self.eval_every);
         step == self.total || (every > 0 && step.is_multiple_of(every))
+    }
+
+    /// Adds the time of a validation.
+    pub(crate) fn count_validation(&mut self, time: Duration) {
+        self.validating += time;
+    }
+
+    /// Time spent on validations so far.
+    pub fn validating(&self) -> Duration {
+        self.validating
+    }
+
+    /// Bytes of the state that all ranks together write: the weights, two moments of each, and the best ones once there
+    /// are any.
+    pub fn state_bytes(&self) -> u64 {
+        let bytes = |p: &Parameter| p.var.elem_count() * p.var.dtype().size_in_bytes();
+        let weights: usize = self.parameters().iter().map(bytes).sum();
+        let copies = 3 + usize::from(self.best.is_some());
+        (copies * weights) as u64
     }
 
     /// Metrics as JSON lines, one per step.

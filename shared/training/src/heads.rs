@@ -154,7 +154,7 @@ impl Learner<'_> {
     pub(crate) fn peak_bytes(&self, positions: usize) -> usize {
         let (params, unembedding) = (self.model.params(), self.model.unembedding());
         let dtype = unembedding.dtype();
-        let kept = self.num_kept(positions).min(params.num_trunk_blocks());
+        let kept = self.num_kept(positions);
         let blocks = (kept + 3) * params.block_activation_bytes(positions, dtype);
         let stream = (params.num_trunk_blocks() + 4) * positions * params.dim;
         let outside = 2 * params.vocab_size * params.dim + params.dim;
@@ -166,9 +166,8 @@ impl Learner<'_> {
     /// Trunk blocks whose activations are kept for a batch of so many positions.
     fn num_kept(&self, positions: usize) -> usize {
         let dtype = self.model.unembedding().dtype();
-        let of_block = self.model.params().block_activation_bytes(positions, dtype);
-        self.activation_bytes
-            .map_or(usize::MAX, |bytes| bytes / of_block.max(1))
+        let params = self.model.params();
+        params.num_kept_blocks(self.activation_bytes, positions, dtype)
     }
 }
 

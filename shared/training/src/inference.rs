@@ -19,8 +19,27 @@ fn batches(file: &TokenFile, rows: &[usize], size: usize) -> Vec<Vec<usize>> {
         .collect()
 }
 
-/// Batches of each rank whose answers cross to the others at once: messages stay small however many rows there are.
-const POOLED_BATCHES: usize = 64;
+/// Batches of each rank whose answers cross to the others at once: messages stay small however many rows there are, and
+/// nobody waits long for a stop to be seen.
+const POOLED_BATCHES: usize = 16;
+
+/// The batches of `rows` that are pooled at once, one after another.
+fn pools(ranks: &Ranks, file: &TokenFile, rows: &[usize], size: usize) -> Vec<Vec<Vec<usize>>> {
+    let batches = batches(file, rows, size);
+    let pools = batches.chunks(POOLED_BATCHES * ranks.world());
+    pools.map(<[_]>::to_vec).collect()
+}
+
+/// Positions of `rows` in pieces which, passed through one after another, make the same batches as all rows at once.
+pub(crate) fn pieces(
+    ranks: &Ranks,
+    file: &TokenFile,
+    rows: &[usize],
+    size: usize,
+) -> Vec<Vec<usize>> {
+    let pools = pools(ranks, file, rows, size).into_iter();
+    pools.map(|batches| batches.concat()).collect()
+}
 
 /// One row's answers: a list of numbers for each of its heads.
 type Answer = Vec<Vec<f64>>;
@@ -35,7 +54,7 @@ fn by_row(
     mut of_batch: impl FnMut(&[usize]) -> Result<Vec<Answer>>,
 ) -> Result<Vec<Answer>> {
     let mut answers = vec![Vec::new(); rows.len()];
-    for pooled in batches(file, rows, size).chunks(POOLED_BATCHES * ranks.world()) {
+    for pooled in pools(ranks, file, rows, size) {
         let mut mine = || {
             let mut found = Vec::new();
             for (number, positions) in pooled.iter().enumerate() {

@@ -21,6 +21,7 @@ mod memory;
 pub mod optimizer;
 mod policy;
 mod ranks;
+mod saving;
 mod schedule;
 pub mod scorer;
 mod scores;

@@ -5,10 +5,11 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use wmtp_data_sets::{BatchPlan, TokenFile, pad_batch};
-use wmtp_model::{Adapters, Horizon, MtpModel, ParamStore, Params, Products};
+use wmtp_model::{Adapters, Horizon, MtpModel, ParamStore, Params, Products, Rotary};
 use wmtp_records::jsonl;
 use wmtp_weighting::{Histogram, WeightStats};
 
@@ -16,12 +17,12 @@ use crate::buffer;
 use crate::engine::{Engine, OptimSettings, Side, StepReport, StoppedEarly, Trainer, Update};
 use crate::error::{Error, Result};
 use crate::heads::{HeadTargets, Learner, StepLoss, Target, accumulate, target_counts};
-use crate::inference::{all_cross_entropies, head_cross_entropies, head_means};
+use crate::inference::{all_cross_entropies, head_cross_entropies, head_means, pieces};
 use crate::lines::Lines;
 use crate::optimizer::{Gradients, parameters};
 use crate::ranks::{Exact, Ranks};
 use crate::scorer::{ExcessStats, Scorer, StepRow, StepStats};
-use crate::throughput::Work;
+use crate::throughput::{Learning, Work};
 
 /// Bins of the weight histogram.
 const BINS: usize = 60;
@@ -72,6 +73,23 @@ impl<'a> Rows<'a> {
             rows: file.correct_rows(),
         }
     }
+}
+
+/// Checks that a model has a position for every token of the longest row: its rotary table ends somewhere.
+///
+/// # Errors
+/// [`Error::BadData`] that says which split has a longer one.
+pub(crate) fn check_lengths(train: &Rows<'_>, validation: &Rows<'_>) -> Result<()> {
+    for (split, rows) in [("training", train), ("validation", validation)] {
+        let (longest, most) = (rows.file.max_len(), Rotary::POSITIONS);
+        if longest > most {
+            return Err(Error::BadData(format!(
+                "the longest row of the {split} split has {longest} tokens, and the model's positions end at {most}: \
+                 make the data set with a data.max_length of at most {most}"
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// A policy in training.
@@ -334,7 +352,7 @@ impl<'a> PolicyTrainer<'a> {
     /// Prepares a run of these ranks; nothing is computed yet.
     ///
     /// # Errors
-    /// [`Error::BadData`] when there are no training rows.
+    /// [`Error::BadData`] when there are no training rows, or rows that are longer than the model reads.
     pub fn new(
         weights: Weights<'a>,
         train: Rows<'a>,
@@ -352,6 +370,7 @@ impl<'a> PolicyTrainer<'a> {
             let reason = "the training split holds no row that is known to be correct";
             return Err(Error::BadData(reason.to_owned()));
         }
+        check_lengths(&train, &validation)?;
         let plan = plan(
             &train,
             settings.epochs,
@@ -417,6 +436,10 @@ impl<'a> PolicyTrainer<'a> {
 
     /// What a step has to do on all ranks.
     fn work(&self, rows: &[usize], loss: &StepLoss) -> Work {
+        let learning = match self.adapters {
+            Some(_) => Learning::Through,
+            None => Learning::Trained,
+        };
         let at_once = self.engine.micro_batch_sequences();
         let mut work = Work::default();
         for micro in self
@@ -424,10 +447,13 @@ impl<'a> PolicyTrainer<'a> {
             .flat_map(|(_, group)| group.chunks(at_once))
         {
             let batch = pad_batch(self.train.file, micro);
-            work = work.with_batch(&batch, self.params.n_layers, self.params);
+            work = work.with_batch(&batch, (self.params.n_layers, learning), self.params);
         }
         let targets = loss.heads.iter().map(|head| head.count).sum();
-        work.flops += Work::TRAINING * self.params.unembedding_flops(targets);
+        work.flops += learning.of_products() * self.params.unembedding_flops(targets);
+        let of_adapters = self.adapters.map_or(0, |one| one.store().num_elements());
+        let products = 2.0 * (work.positions * of_adapters as u64) as f64;
+        work.flops += Learning::Trained.of_products() * products;
         work
     }
 
@@ -665,6 +691,7 @@ impl Trainer for PolicyTrainer<'_> {
         if let Some(last) = halved.last() {
             metrics.push(("micro_batch_sequences".to_owned(), last.to as f64));
         }
+        let done = Instant::now();
         if self.engine.validation_due() {
             let horizons: Vec<Horizon> = self.params.horizons().collect();
             let losses = self.validation_losses(&horizons)?;
@@ -677,6 +704,7 @@ impl Trainer for PolicyTrainer<'_> {
                 Some((format!("validation_ce_head_{}", horizon.get()), loss?))
             }));
         }
+        self.engine.count_validation(done.elapsed());
         self.engine.log(&metrics);
         Ok(StepReport {
             step: self.engine.step(),
@@ -745,6 +773,24 @@ impl Trainer for PolicyTrainer<'_> {
 
     fn stopped_early(&self) -> Option<StoppedEarly> {
         self.engine.stopped_early()
+    }
+
+    fn validating(&self) -> Duration {
+        self.engine.validating()
+    }
+
+    fn state_bytes(&self) -> u64 {
+        self.engine.state_bytes()
+    }
+
+    fn pieces(&self, side: Side, rows: &[usize]) -> Vec<Vec<usize>> {
+        let file = side.of(self.train.file, self.validation.file);
+        pieces(
+            self.ranks(),
+            file,
+            rows,
+            self.engine.micro_batch_sequences(),
+        )
     }
 }
 

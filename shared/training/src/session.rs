@@ -1,5 +1,6 @@
 //! A training run within a job: inputs, progress, checkpoints, signals, exit codes.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +20,7 @@ use crate::error::{Error, Result};
 use crate::gpu::{NVIDIA_SMI, Told, Watch};
 use crate::memory::Halved;
 use crate::ranks::{Order, Ranks};
+use crate::saving::Saving;
 use crate::throughput::{Epochs, Throughput, peak_memory_bytes};
 
 /// Paths inside a model bundle.
@@ -109,10 +111,30 @@ pub fn follow(trainer: &mut dyn Trainer) -> Result<(), JobError> {
     Ok(())
 }
 
-/// What the trained model makes of rows, see [`Trainer::score`], by all ranks.
-pub fn score(trainer: &dyn Trainer, side: Side, rows: &[usize]) -> Result<Vec<Vec<f64>>> {
-    trainer.ranks().order(&Order::Score(side, rows.to_vec()))?;
-    trainer.score(side, rows)
+/// What the trained model makes of rows, see [`Trainer::score`], by all ranks: piece by piece, and `flow` may end it
+/// between two.
+///
+/// # Errors
+/// Preempted (143) when it did, and what scoring says.
+pub fn score(
+    trainer: &dyn Trainer,
+    side: Side,
+    rows: &[usize],
+    flow: impl Fn() -> ControlFlow<()>,
+) -> Result<Vec<Vec<f64>>, JobError> {
+    let mut scores = vec![Vec::new(); rows.len()];
+    for piece in trainer.pieces(side, rows) {
+        if flow().is_break() {
+            return Err(JobError::preempted());
+        }
+        fault::point("train:score");
+        let rows: Vec<usize> = piece.iter().map(|&position| rows[position]).collect();
+        trainer.ranks().order(&Order::Score(side, rows.clone()))?;
+        for (position, of_row) in piece.into_iter().zip(trainer.score(side, &rows)?) {
+            scores[position] = of_row;
+        }
+    }
+    Ok(scores)
 }
 
 /// A trainer whose steps the other ranks do with it.
@@ -168,7 +190,7 @@ pub fn open_device(place: Place, run: &Run) -> Result<Device> {
     Ok(device)
 }
 
-/// Where a training computes.
+/// Where a training computes, and how long it may take to end.
 #[derive(Debug, Clone, Copy, clap::Args)]
 pub struct Compute {
     /// Where to compute: cpu, cuda, or cuda:1 for the second device.
@@ -183,9 +205,23 @@ pub struct Compute {
         value_parser = clap::value_parser!(u16).range(1..=64)
     )]
     ranks: u16,
+    /// Seconds between a signal to stop and the kill behind it: the state is saved where that is reckoned to fit into them.
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        env = "WMTP_GRACE_SECS",
+        default_value_t = 20
+    )]
+    grace_secs: u16,
 }
 
 impl Compute {
+    /// Time between a signal to stop and the kill behind it. By default less than the half minute that Kubernetes leaves:
+    /// the run's last events have to reach the store, too.
+    pub fn grace(self) -> Duration {
+        Duration::from_secs(u64::from(self.grace_secs))
+    }
+
     /// Opens the device of the rank that leads, and says which it is.
     ///
     /// # Errors
@@ -311,6 +347,20 @@ pub fn check_tokenizers(one: (&str, &Manifest), other: (&str, &Manifest)) -> Res
         .hint("token ids mean nothing under another tokenizer: make both from the same data set"))
 }
 
+/// How a trainer is driven.
+#[derive(Debug, Clone, Copy)]
+pub struct Drive<'a> {
+    /// Where it computes.
+    pub device: &'a Device,
+    /// What it trains, for people.
+    pub label: &'a str,
+    /// Time between a signal to stop and the kill behind it.
+    pub grace: Duration,
+    /// Whether many rows are scored next: the state after the last step is then saved, for a run that is stopped or dies
+    /// at that.
+    pub is_scored: bool,
+}
+
 /// Runs a trainer to its end and puts the best weights into place; tells the step that they come from.
 ///
 /// Goes on from the run's last checkpoint, saves one after as many steps or minutes as the recipe says, stops
@@ -319,86 +369,122 @@ pub fn check_tokenizers(one: (&str, &Manifest), other: (&str, &Manifest)) -> Res
 /// # Errors
 /// Preempted (143) after a signal, numeric (78) at the third bad step in a row, no room (73) when memory is too small for
 /// one sequence at a time.
-pub fn drive(
-    trainer: &mut dyn Trainer,
-    run: &Run,
-    device: &Device,
-    label: &str,
-) -> Result<u64, JobError> {
+pub fn drive(trainer: &mut dyn Trainer, run: &Run, drive: Drive<'_>) -> Result<u64, JobError> {
+    let device = drive.device;
     let mut led = Led::new(trainer, device)?;
-    if let Some((_, dir)) = run.latest_checkpoint()? {
+    let resumed = run.latest_checkpoint()?;
+    if let Some((_, dir)) = &resumed {
         led.restore(&std::path::absolute(dir)?)?;
     }
+    let saved = resumed.map(|(step, _)| step);
+    let mut saving = Saving::new(&run.recipe().optim, saved, run.elapsed());
     if !products(run.recipe().model.dtype).are_fast() {
         run.warning(
             "this processor has no AVX-512: `model.dtype: bf16` gives the same numbers here, but slower than f32",
         );
     }
     let total = led.trainer.total_steps();
-    let mut saving = Saving::new(&run.recipe().optim, run.elapsed());
-    let progress = run.progress(label, "step", total);
+    let progress = run.progress(drive.label, "step", total);
     progress.set(led.trainer.step());
-    let peak = peak_flops(run, device)? * devices(&led.ranks, device);
-    let mut throughput = Throughput::default();
-    let mut epochs = Epochs::new(led.trainer.steps_per_epoch(), led.trainer.step());
-    let gpu = watched(device, run);
+    let mut pace = Pace::new(&led, run, device)?;
     while !led.trainer.is_done() {
         if run.should_stop() {
-            save(&led, run)?;
-            return Err(JobError::preempted());
+            return Err(stop(&led, run, &mut saving, drive.grace)?);
         }
         let started = run.elapsed();
         let report = match led.advance() {
             Ok(report) => report,
             Err(error) => {
                 if matches!(error, Error::Numeric { .. }) || error.is_out_of_memory() {
-                    save(&led, run)?;
+                    save(&led, run, &mut saving)?;
                 }
                 return Err(error.into());
             }
         };
         tell_fallbacks(run, &report);
-        let secs = run.elapsed().saturating_sub(started).as_secs_f64();
-        throughput.add(report.work, secs);
-        let rate = throughput.tokens_per_second();
-        let mut metrics: Vec<(&str, f64)> = report
-            .metrics
-            .iter()
-            .chain(&report.live)
-            .map(|(name, value)| (name.as_str(), *value))
-            .collect();
-        metrics.push(("tokens_per_second", rate));
-        metrics.push((
-            "padded_tokens_per_second",
-            throughput.positions_per_second(),
-        ));
-        metrics.push(("samples_per_second", throughput.sequences_per_second()));
-        metrics.extend(
-            epochs
-                .add(report.step, secs)
-                .map(|secs| ("epoch_secs", secs)),
-        );
-        metrics.push(("mfu", throughput.flops_per_second() / peak));
-        metrics.push(("step_secs", secs));
-        metrics.extend(gpu.iter().flat_map(|watch| told(watch, run)));
-        run.metrics(report.step, &metrics);
+        let took = run.elapsed().saturating_sub(started);
+        let rate = pace.tell(run, &led, &report, took);
         let loss = report.metric("train_loss").unwrap_or(f64::NAN);
         progress.detail(format!("loss {loss:.3}, {rate:.0} tokens/s"));
         progress.set(report.step);
         fault::point("train:step");
         if saving.is_due(report.step, run.elapsed()) && !led.trainer.is_done() {
-            save(&led, run)?;
-            saving.last = run.elapsed();
+            save(&led, run, &mut saving)?;
         }
     }
     progress.finish();
     if let Some(stopped) = led.trainer.stopped_early() {
         tell_early_stop(run, &stopped, total);
     }
-    if throughput.step_secs(0.5).is_some() {
-        run.log(throughput.summary(peak, peak_memory_bytes(device)));
+    pace.finish(run, device);
+    if drive.is_scored {
+        if run.should_stop() {
+            return Err(stop(&led, run, &mut saving, drive.grace)?);
+        }
+        save_unless_saved(&led, run, &mut saving)?;
     }
     Ok(led.finish()?)
+}
+
+/// How fast a run is, step by step.
+struct Pace {
+    throughput: Throughput,
+    epochs: Epochs,
+    /// Floating-point operations per second that the devices of all ranks reach.
+    peak: f64,
+    gpu: Option<Watch>,
+    /// Time that all validations up to the last step took.
+    validating: Duration,
+}
+
+impl Pace {
+    fn new(led: &Led<'_, '_>, run: &Run, device: &Device) -> Result<Self> {
+        Ok(Self {
+            throughput: Throughput::default(),
+            epochs: Epochs::new(led.trainer.steps_per_epoch(), led.trainer.step()),
+            peak: peak_flops(run, device)? * devices(&led.ranks, device),
+            gpu: watched(device, run),
+            validating: led.trainer.validating(),
+        })
+    }
+
+    /// Counts a step that took so long, its validation included, and reports its numbers; returns real tokens per
+    /// second.
+    fn tell(&mut self, run: &Run, led: &Led<'_, '_>, report: &StepReport, took: Duration) -> f64 {
+        let validating = led.trainer.validating();
+        let validation = validating.saturating_sub(self.validating);
+        self.validating = validating;
+        let (whole, validation) = (took.as_secs_f64(), validation.as_secs_f64());
+        let step = self.throughput.add(report.work, whole, validation);
+        let rate = self.throughput.tokens_per_second();
+        let of_training = report.metrics.iter().chain(&report.live);
+        let mut metrics: Vec<(&str, f64)> = of_training
+            .map(|(name, value)| (name.as_str(), *value))
+            .collect();
+        metrics.push(("tokens_per_second", rate));
+        metrics.push((
+            "padded_tokens_per_second",
+            self.throughput.positions_per_second(),
+        ));
+        metrics.push(("samples_per_second", self.throughput.sequences_per_second()));
+        let pass = self.epochs.add(report.step, whole);
+        metrics.extend(pass.map(|secs| ("epoch_secs", secs)));
+        metrics.push(("mfu", self.throughput.flops_per_second() / self.peak));
+        metrics.push(("step_secs", step));
+        metrics.extend(self.gpu.iter().flat_map(|watch| told(watch, run)));
+        run.metrics(report.step, &metrics);
+        rate
+    }
+
+    /// Says for people how fast the run was.
+    fn finish(&self, run: &Run, device: &Device) {
+        if self.throughput.step_secs(0.5).is_some() {
+            run.log(
+                self.throughput
+                    .summary(self.peak, peak_memory_bytes(device)),
+            );
+        }
+    }
 }
 
 /// A look at the GPU that a run computes on; none on the CPU. That there is no look fails no run.
@@ -489,7 +575,8 @@ fn tell_early_stop(run: &Run, stopped: &StoppedEarly, total: u64) {
     run.event("stopped_early", &data);
 }
 
-/// Floating-point operations per second that this machine reaches in a plain f32 matrix product: the best of a few.
+/// Floating-point operations per second that this machine reaches in a plain matrix product of the run's kind and
+/// precision: the best of a few.
 fn peak_flops(run: &Run, device: &Device) -> Result<f64> {
     const TRIES: usize = 3;
     // On the CPU rows enough for every core, and a weight that fits its cache; more for a device.
@@ -498,43 +585,19 @@ fn peak_flops(run: &Run, device: &Device) -> Result<f64> {
     } else {
         (8192, 4096)
     };
-    let x = Tensor::ones((rows, width), DType::F32, device)?;
-    let weight = Tensor::ones((width, width), DType::F32, device)?;
+    let asked = run.recipe().model.dtype;
+    let (dtype, products) = (dtype(asked), products(asked));
+    let x = Tensor::ones((rows, width), dtype, device)?;
+    let weight = Tensor::ones((width, width), dtype, device)?;
     let mut best = 0.0_f64;
     for _ in 0..TRIES {
         let started = run.elapsed();
-        wmtp_model::ops::linear(&x, &weight)?;
+        wmtp_model::ops::linear_with(&x, &weight, products)?;
         device.synchronize()?;
         let secs = run.elapsed().saturating_sub(started).as_secs_f64();
         best = best.max(2.0 * (rows * width * width) as f64 / secs.max(1e-9));
     }
     Ok(best)
-}
-
-/// When the state is to be saved.
-struct Saving {
-    every_steps: u64,
-    every: Option<Duration>,
-    /// When that was done last; at first, when the run began.
-    last: Duration,
-}
-
-impl Saving {
-    fn new(optim: &Optim, now: Duration) -> Self {
-        let minutes = |minutes: usize| Duration::from_secs(60 * minutes as u64);
-        Self {
-            every_steps: optim.checkpoint_every_steps as u64,
-            every: optim.checkpoint_minutes.map(minutes),
-            last: now,
-        }
-    }
-
-    fn is_due(&self, step: u64, now: Duration) -> bool {
-        step.is_multiple_of(self.every_steps)
-            || self
-                .every
-                .is_some_and(|every| now.saturating_sub(self.last) >= every)
-    }
 }
 
 /// How many devices the ranks have: all of them one processor, or one GPU each.
@@ -547,10 +610,40 @@ fn devices(ranks: &Ranks, device: &Device) -> f64 {
 }
 
 /// Saves what continuing needs.
-fn save(led: &Led<'_, '_>, run: &Run) -> Result<(), JobError> {
+fn save(led: &Led<'_, '_>, run: &Run, saving: &mut Saving) -> Result<(), JobError> {
+    let (step, bytes) = (led.trainer.step(), led.trainer.state_bytes());
+    let began = run.elapsed();
     let dir = fresh_dir(std::path::absolute(run.scratch().join("resume"))?)?;
     led.save(&dir)?;
-    run.save_checkpoint(led.trainer.step(), &dir, led.trainer.best_loss())
+    run.save_checkpoint(step, &dir, led.trainer.best_loss())?;
+    saving.count(step, bytes, began, run.elapsed());
+    Ok(())
+}
+
+fn save_unless_saved(led: &Led<'_, '_>, run: &Run, saving: &mut Saving) -> Result<(), JobError> {
+    if saving.step() == Some(led.trainer.step()) {
+        return Ok(());
+    }
+    save(led, run, saving)
+}
+
+/// Ends a run that was told to stop, with what it ends with: its state is saved where the rest of the grace is enough for
+/// that. An upload that the kill cuts off would be of no use to anyone.
+fn stop(
+    led: &Led<'_, '_>,
+    run: &Run,
+    saving: &mut Saving,
+    grace: Duration,
+) -> Result<JobError, JobError> {
+    let left = grace.saturating_sub(run.stopping_for());
+    match saving.unsaved(led.trainer.step(), led.trainer.state_bytes(), left) {
+        None => save_unless_saved(led, run, saving)?,
+        Some(unsaved) => {
+            run.warning(unsaved.to_string());
+            run.event("not_saved", &json!(unsaved));
+        }
+    }
+    Ok(JobError::preempted())
 }
 
 fn fresh_dir(dir: PathBuf) -> Result<PathBuf, JobError> {
@@ -620,27 +713,4 @@ pub fn write_recipe(path: &Path, recipe: &Recipe, options: &serde_json::Value) -
         }
     }
     Ok(jsonl::write_json(path, &kept)?)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_state_is_saved_after_so_many_steps_and_after_so_many_minutes() {
-        let optim = Optim {
-            checkpoint_every_steps: 100,
-            checkpoint_minutes: Some(15),
-            ..Optim::default()
-        };
-        let secs = Duration::from_secs;
-        let mut saving = Saving::new(&optim, secs(60));
-        assert!(!saving.is_due(99, secs(60 + 899)));
-        assert!(saving.is_due(100, secs(61)));
-        assert!(saving.is_due(7, secs(60 + 900)));
-        saving.last = secs(960);
-        assert!(!saving.is_due(8, secs(960 + 899)));
-        saving.every = None;
-        assert!(!saving.is_due(8, secs(1_000_000)));
-    }
 }

@@ -19,19 +19,53 @@ pub struct Work {
     pub flops: f64,
 }
 
-impl Work {
-    /// A step costs three times the forward pass: backward computes the gradients of inputs and of weights.
-    pub(crate) const TRAINING: f64 = 3.0;
+/// What a step makes of the weights that its positions go through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Learning {
+    /// They learn: forward, the gradient of what went in, that of the weights.
+    Trained,
+    /// They are frozen, and something before or beside them learns: no gradient of the weights.
+    Through,
+    /// They are frozen, and so is all before them: nothing goes back.
+    Frozen,
+}
 
-    /// With a batch that goes through so many blocks and back.
-    pub(crate) fn with_batch(self, batch: &PaddedBatch, blocks: usize, params: &Params) -> Self {
+impl Learning {
+    /// Operations of a step on products with weights for each one forward.
+    pub(crate) fn of_products(self) -> f64 {
+        match self {
+            Self::Trained => 3.0,
+            Self::Through => 2.0,
+            Self::Frozen => 1.0,
+        }
+    }
+
+    /// The same of attention, both of whose factors are results: going back takes the gradients of both.
+    fn of_attention(self) -> f64 {
+        match self {
+            Self::Trained | Self::Through => 3.0,
+            Self::Frozen => 1.0,
+        }
+    }
+}
+
+impl Work {
+    /// With a batch that goes through so many blocks and back. What is computed again on the way is not counted.
+    pub(crate) fn with_batch(
+        self,
+        batch: &PaddedBatch,
+        (blocks, learning): (usize, Learning),
+        params: &Params,
+    ) -> Self {
         let tokens: usize = batch.lengths.iter().sum();
+        let positions = batch.rows * batch.width;
+        let of_block = learning.of_products() * params.block_product_flops(positions)
+            + learning.of_attention() * params.block_attention_flops(batch.rows, batch.width);
         Self {
             tokens: self.tokens + tokens as u64,
-            positions: self.positions + (batch.rows * batch.width) as u64,
+            positions: self.positions + positions as u64,
             sequences: self.sequences + batch.rows as u64,
-            flops: self.flops
-                + Self::TRAINING * blocks as f64 * params.block_flops(batch.rows, batch.width),
+            flops: self.flops + blocks as f64 * of_block,
         }
     }
 }
@@ -44,13 +78,16 @@ pub struct Throughput {
 }
 
 impl Throughput {
-    /// Counts one step; a validation that belongs to it is in its time, a checkpoint is not.
-    pub fn add(&mut self, work: Work, secs: f64) {
+    /// Counts one step that took so many seconds, those of a validation behind it included, which are no part of its work;
+    /// a checkpoint is in neither. Returns the seconds of the work.
+    pub fn add(&mut self, work: Work, secs: f64, validation_secs: f64) -> f64 {
+        let secs = (secs - validation_secs).max(0.0);
         self.total.tokens += work.tokens;
         self.total.positions += work.positions;
         self.total.sequences += work.sequences;
         self.total.flops += work.flops;
         self.step_secs.push(secs);
+        secs
     }
 
     fn secs(&self) -> f64 {
@@ -165,25 +202,59 @@ mod tests {
 
     fn counted() -> Throughput {
         let mut throughput = Throughput::default();
-        for secs in [0.1, 0.3, 0.2, 0.4] {
+        // The second and the last step were validated, which took as long again.
+        for (secs, validation_secs) in [(0.1, 0.0), (0.6, 0.3), (0.2, 0.0), (0.8, 0.4)] {
             let work = Work {
                 tokens: 50,
                 positions: 80,
                 sequences: 4,
                 flops: 2e9,
             };
-            throughput.add(work, secs);
+            throughput.add(work, secs, validation_secs);
         }
         throughput
     }
 
     #[test]
-    fn rates_are_totals_over_the_time_of_steps() {
+    fn rates_are_totals_over_the_time_of_steps_without_validations() {
         let throughput = counted();
         assert!((throughput.tokens_per_second() - 200.0).abs() < 1e-9);
         assert!((throughput.positions_per_second() - 320.0).abs() < 1e-9);
         assert!((throughput.sequences_per_second() - 16.0).abs() < 1e-9);
         assert!((throughput.flops_per_second() - 8e9).abs() < 1e-3);
+    }
+
+    #[test]
+    fn frozen_weights_cost_no_gradient_of_their_own() {
+        let params = Params::micro_mtp(320);
+        let batch = PaddedBatch {
+            ids: vec![0; 48],
+            rows: 3,
+            width: 16,
+            lengths: vec![16, 9, 11],
+            prompt_lens: vec![4, 4, 4],
+        };
+        let of = |learning| Work::default().with_batch(&batch, (5, learning), &params);
+        let (products, attention) = (
+            5.0 * params.block_product_flops(48),
+            5.0 * params.block_attention_flops(3, 16),
+        );
+        let [trained, through, frozen] =
+            [Learning::Trained, Learning::Through, Learning::Frozen].map(of);
+        assert_eq!(
+            (trained.tokens, trained.positions, trained.sequences),
+            (36, 48, 3)
+        );
+        assert_eq!(
+            (trained.flops, through.flops, frozen.flops),
+            (
+                3.0 * (products + attention),
+                2.0 * products + 3.0 * attention,
+                products + attention
+            )
+        );
+        let twice = trained.with_batch(&batch, (5, Learning::Trained), &params);
+        assert!((twice.flops / trained.flops - 2.0).abs() < 1e-12);
     }
 
     #[test]

@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use candle_core::Tensor;
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use wmtp_data_sets::{PaddedBatch, TokenFile, pad_batch};
-use wmtp_model::loss::select_rows;
 use wmtp_model::{HeadKind, ParamStore, Params, Products, ValueModel};
 use wmtp_weighting::{gae, td_errors};
 
@@ -17,13 +17,13 @@ use crate::buffer::Buffer;
 use crate::engine::{Engine, OptimSettings, Side, StepReport, StoppedEarly, Trainer, Update};
 use crate::error::{Error, Result};
 use crate::heads::ids_tensor;
-use crate::inference::{mean, raw_values};
+use crate::inference::{mean, pieces, raw_values};
 use crate::lines::Lines;
 use crate::optimizer::{Gradients, parameters};
-use crate::policy::{Rows, StepPlan, plan};
+use crate::policy::{Rows, StepPlan, check_lengths, plan};
 use crate::ranks::{Exact, Ranks};
 use crate::scores::TokenScores;
-use crate::throughput::Work;
+use crate::throughput::{Learning, Work};
 
 /// What the head's output means and what it is trained with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,6 +85,9 @@ pub struct ValueSettings {
     pub batch_sequences: usize,
     /// How products with weights are computed in training steps; validation is f32.
     pub products: Products,
+    /// Bytes that the activations of a trunk that learns may take; blocks beyond them are computed again on the way
+    /// back. `None` keeps all. It changes no bit of the result.
+    pub activation_bytes: Option<usize>,
     /// Seed of the order of rows.
     pub order_seed: u64,
 }
@@ -115,7 +118,7 @@ impl<'a> ValueTrainer<'a> {
     /// Prepares a run of these ranks; nothing is computed yet.
     ///
     /// # Errors
-    /// [`Error::BadData`] when there are no labelled training rows.
+    /// [`Error::BadData`] when there are no labelled training rows, or rows that are longer than the model reads.
     pub fn new(
         params: &'a Params,
         store: &'a ValueParameters,
@@ -128,6 +131,7 @@ impl<'a> ValueTrainer<'a> {
             let reason = "the training split holds no row with a label";
             return Err(Error::BadData(reason.to_owned()));
         }
+        check_lengths(&train, &validation)?;
         let plan = plan(
             &train,
             settings.epochs,
@@ -158,23 +162,43 @@ impl<'a> ValueTrainer<'a> {
         })
     }
 
-    /// Makes sure that there is room for the largest micro-batch of a step: a trunk that learns keeps every block and
-    /// gets its gradients at once, a frozen one keeps nothing.
+    /// Makes sure that there is room for the largest micro-batch of a step.
     fn admit(&mut self, rows: &[usize]) -> Result<()> {
         let micro = rows.chunks(self.engine.micro_batch_sequences());
         let positions = micro.map(|rows| pad_batch(self.train.file, rows).ids.len());
-        let positions = positions.max().unwrap_or(0);
-        let (params, trunk) = (self.params, &self.store.trunk);
-        let (kept, gradients) = if self.settings.lr_trunk > 0.0 {
-            (params.num_trunk_blocks(), trunk.num_elements())
+        let bytes = self.peak_bytes(positions.max().unwrap_or(0));
+        self.engine.admit(bytes)
+    }
+
+    /// Bytes that a micro-batch of so many positions takes at its peak, on top of weights, gradient sums and optimiser.
+    /// A trunk that learns takes what the policy's does, see [`crate::heads::Learner`], and at the end the gradient of
+    /// its embeddings; a frozen one a block and the stream. The stream is wide behind the trunk: the norm's output, the
+    /// head's graph and the gradients of both.
+    fn peak_bytes(&self, positions: usize) -> usize {
+        let (params, dtype) = (self.params, self.store.trunk.dtype());
+        let (blocks, inputs, weights) = if self.trains_trunk() {
+            let (kept, embeddings) = (self.num_kept(positions), params.vocab_size * params.dim);
+            let trunk = self.store.trunk.num_elements() - embeddings - params.dim;
+            let of_block = trunk / params.num_trunk_blocks();
+            let weights = (kept + 2) * of_block + embeddings;
+            (kept + 2, params.num_trunk_blocks(), weights)
         } else {
-            (0, 0)
+            (2, 0, 0)
         };
-        let dtype = trunk.dtype();
-        let blocks = (kept + 2) * params.block_activation_bytes(positions, dtype);
-        let stream = (kept + 4) * positions * params.dim;
-        self.engine
-            .admit(blocks + (stream + gradients) * dtype.size_in_bytes())
+        let stream = (inputs + 8) * positions * params.dim;
+        let of_block = params.block_activation_bytes(positions, dtype);
+        blocks * of_block + (stream + weights) * dtype.size_in_bytes()
+    }
+
+    fn trains_trunk(&self) -> bool {
+        self.settings.lr_trunk > 0.0
+    }
+
+    /// Trunk blocks whose activations are kept for a batch of so many positions.
+    fn num_kept(&self, positions: usize) -> usize {
+        let dtype = self.store.trunk.dtype();
+        self.params
+            .num_kept_blocks(self.settings.activation_bytes, positions, dtype)
     }
 
     /// Sum of the loss over this rank's value positions of one optimizer step, `count` in all; gradients are left in
@@ -183,10 +207,19 @@ impl<'a> ValueTrainer<'a> {
         self.gradients.clear()?;
         let ranks = Arc::clone(self.engine.ranks());
         let (mut sum, mut work) = (0.0, Work::default());
+        let learning = if self.trains_trunk() {
+            Learning::Trained
+        } else {
+            Learning::Frozen
+        };
         let micro = rows.chunks(self.engine.micro_batch_sequences());
         for (number, micro) in micro.enumerate() {
             let batch = pad_batch(self.train.file, micro);
-            work = work.with_batch(&batch, self.params.num_trunk_blocks(), self.params);
+            work = work.with_batch(
+                &batch,
+                (self.params.num_trunk_blocks(), learning),
+                self.params,
+            );
             if ranks.takes(number) {
                 sum += self.accumulate(micro, &batch, count)?;
             }
@@ -212,27 +245,27 @@ impl<'a> ValueTrainer<'a> {
     /// Sum of the loss over one micro-batch. The derivative for each output is computed on the host and
     /// goes back through the model as a plain tensor.
     fn accumulate(&mut self, rows: &[usize], batch: &PaddedBatch, count: usize) -> Result<f64> {
-        let (mut positions, mut rewards) = (Vec::new(), Vec::new());
+        let device = self.store.head.device();
+        let num_kept = self.num_kept(batch.ids.len());
+        let tape = self.model.taped(&ids_tensor(batch, device)?, num_kept)?;
+        let outputs = Buffer::of(tape.values())?.into_f64()?;
+        let (mut sum, mut derivatives) = (0.0, vec![0.0; outputs.len()]);
         for (slot, &row) in rows.iter().enumerate() {
             let start = slot * batch.width;
             let (prompt, length) = (batch.prompt_lens[slot], batch.lengths[slot]);
             let reward = label(self.train.file, row)?;
-            positions.extend((prompt - 1..length - 1).map(|t| (start + t) as u32));
-            rewards.extend((prompt..length).map(|_| reward));
+            for position in start + prompt - 1..start + length - 1 {
+                let (loss, derivative) = self.settings.objective.loss(outputs[position], reward);
+                sum += loss;
+                derivatives[position] = derivative / count as f64;
+            }
         }
-        let device = self.store.head.device().clone();
-        let outputs = self.model.values(&ids_tensor(batch, &device)?)?;
-        let outputs = select_rows(&outputs.reshape((batch.rows * batch.width, 1))?, &positions)?;
-        let (mut sum, mut derivatives) = (0.0, Vec::with_capacity(rewards.len()));
-        for (output, reward) in Buffer::of(&outputs)?.into_f64()?.into_iter().zip(rewards) {
-            let (loss, derivative) = self.settings.objective.loss(output, reward);
-            sum += loss;
-            derivatives.push(derivative / count as f64);
-        }
-        let derivatives = Tensor::from_vec(derivatives, outputs.dims(), &device)?;
-        let surrogate = (&outputs * derivatives.to_dtype(outputs.dtype())?)?.sum_all()?;
-        self.gradients
-            .add_store(self.engine.parameters(), &surrogate.backward()?)?;
+        let derivatives = Tensor::from_vec(derivatives, tape.values().dims(), device)?;
+        let derivatives = derivatives.to_dtype(tape.values().dtype())?;
+        let (parameters, gradients) = (self.engine.parameters(), &mut self.gradients);
+        tape.backward(&derivatives, |id, gradient| {
+            gradients.add(parameters, id, gradient)
+        })?;
         Ok(sum)
     }
 
@@ -300,12 +333,14 @@ impl Trainer for ValueTrainer<'_> {
         if let Some(last) = halved.last() {
             metrics.push(("micro_batch_sequences".to_owned(), last.to as f64));
         }
+        let done = Instant::now();
         if self.engine.validation_due()
             && let Some(loss) = self.validate()?
         {
             self.engine.offer_best(loss)?;
             metrics.push(("validation_loss".to_owned(), loss));
         }
+        self.engine.count_validation(done.elapsed());
         self.engine.log(&metrics);
         Ok(StepReport {
             step: self.engine.step(),
@@ -349,6 +384,24 @@ impl Trainer for ValueTrainer<'_> {
 
     fn stopped_early(&self) -> Option<StoppedEarly> {
         self.engine.stopped_early()
+    }
+
+    fn validating(&self) -> Duration {
+        self.engine.validating()
+    }
+
+    fn state_bytes(&self) -> u64 {
+        self.engine.state_bytes()
+    }
+
+    fn pieces(&self, side: Side, rows: &[usize]) -> Vec<Vec<usize>> {
+        let file = side.of(self.train.file, self.validation.file);
+        pieces(
+            self.ranks(),
+            file,
+            rows,
+            self.engine.micro_batch_sequences(),
+        )
     }
 }
 

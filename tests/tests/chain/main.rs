@@ -14,6 +14,7 @@ mod ranks;
 mod repeats;
 mod scores;
 mod steps;
+mod stops;
 mod tracking;
 mod under_way;
 mod vessl;

@@ -23,7 +23,7 @@ pub fn linear(x: &Tensor, w: &Tensor) -> Result<Tensor> {
 }
 
 /// [`linear`] with products of another kind.
-pub(crate) fn linear_with(x: &Tensor, w: &Tensor, products: Products) -> Result<Tensor> {
+pub fn linear_with(x: &Tensor, w: &Tensor, products: Products) -> Result<Tensor> {
     x.contiguous()?.apply_op2(w, Linear(products))
 }
 

@@ -1,14 +1,18 @@
 //! The value trainer on a tiny model.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 
 use crate::support::{counting, files_of, go_on, optim, stops, store, tiny};
 use candle_core::{DType, Device};
 use wmtp_data_sets::TokenFile;
-use wmtp_model::{HeadKind, ParamStore, Params, Products};
+use wmtp_job_kit::{Exit, JobError};
+use wmtp_model::{HeadKind, ParamStore, Params, Products, Rotary};
+use wmtp_tokens::TokenizedSample;
 use wmtp_training::{
-    Judged, Objective, OptimSettings, Ranks, Rows, Side, Trainer, ValueParameters, ValueQuality,
-    ValueSettings, ValueTrainer, balanced_rows,
+    Judged, Objective, OptimSettings, Ranks, Room, Rows, Side, Trainer, ValueParameters,
+    ValueQuality, ValueSettings, ValueTrainer, balanced_rows, session,
 };
 
 pub(crate) fn settings(objective: Objective, head: HeadKind, lr_trunk: f64) -> ValueSettings {
@@ -24,6 +28,7 @@ pub(crate) fn settings(objective: Objective, head: HeadKind, lr_trunk: f64) -> V
         epochs: 12.0,
         batch_sequences: 8,
         products: Products::F32,
+        activation_bytes: None,
         order_seed: 3,
     }
 }
@@ -182,6 +187,164 @@ fn a_run_stopped_anywhere_any_number_of_times_equals_the_uninterrupted_one_bit_f
             );
         }
     }
+}
+
+#[test]
+fn recomputation_changes_no_bit() {
+    let file = counting(24);
+    let params = tiny(2);
+    for head in [HeadKind::Linear, HeadKind::Mlp] {
+        let of = |activation_bytes| {
+            let settings = ValueSettings {
+                activation_bytes,
+                ..settings(Objective::MseMc, head, 5e-3)
+            };
+            let store = parameters(&params, Objective::MseMc, head);
+            finished(&mut trainer(&params, &store, &file, settings), &store)
+        };
+        let expected = of(None);
+        // Room for one of the two blocks of a micro-batch of three short rows, and for none.
+        let one_block = params.block_activation_bytes(3 * 16, DType::F32);
+        for bytes in [one_block, 0] {
+            assert!(of(Some(bytes)) == expected, "{head:?}, {bytes} bytes");
+        }
+    }
+}
+
+#[test]
+fn less_memory_for_activations_lets_more_sequences_through_at_once() {
+    let file = counting(24);
+    let params = Params {
+        n_layers: 14,
+        ..tiny(2)
+    };
+    let head = HeadKind::Linear;
+    let store = parameters(&params, Objective::MseMc, head);
+    // How often a first step is halved in so much room.
+    let halved = |activation_bytes, lr_trunk, bytes| {
+        let settings = ValueSettings {
+            activation_bytes,
+            optim: OptimSettings {
+                micro_batch_sequences: 8,
+                room: Room::Bytes(bytes),
+                ..optim()
+            },
+            ..settings(Objective::MseMc, head, lr_trunk)
+        };
+        let mut trainer = trainer(&params, &store, &file, settings);
+        trainer.advance().map(|report| report.halved.len()).ok()
+    };
+    // The least room in which nothing is halved.
+    let needed = |activation_bytes, lr_trunk| {
+        let (mut too_little, mut enough) = (0_u64, 1 << 30);
+        while enough - too_little > 1 {
+            let middle = u64::midpoint(too_little, enough);
+            if halved(activation_bytes, lr_trunk, middle) == Some(0) {
+                enough = middle;
+            } else {
+                too_little = middle;
+            }
+        }
+        enough
+    };
+    let (all, none, frozen) = (needed(None, 1e-3), needed(Some(0), 1e-3), needed(None, 0.0));
+    let of_block = params.block_activation_bytes(8 * 8, DType::F32) as u64;
+    // Twelve trunk blocks; half as much again is reckoned for what no formula knows.
+    assert!(
+        all - none >= 12 * of_block * 3 / 2,
+        "{all} and {none}, {of_block} each"
+    );
+    assert!(frozen < none, "{frozen} and {none}");
+    assert!(halved(None, 1e-3, none).is_some_and(|times| times > 0));
+}
+
+#[test]
+fn scoring_piece_by_piece_gives_what_all_rows_at_once_do_and_ends_between_two() {
+    let file = counting(120);
+    let params = tiny(2);
+    let (objective, head) = (Objective::Bce, HeadKind::Mlp);
+    let store = parameters(&params, objective, head);
+    let mut trainer = trainer(&params, &store, &file, settings(objective, head, 5e-3));
+    while trainer.step() < 3 {
+        trainer.advance().unwrap();
+    }
+    // Not in their order, and 40 batches of three: three pieces.
+    let rows: Vec<usize> = (0..120).map(|index| index * 7 % 120).collect();
+    assert_eq!(trainer.pieces(Side::Train, &rows).len(), 3);
+    let goes_on = || ControlFlow::Continue(());
+    let scored = session::score(&trainer, Side::Train, &rows, goes_on).unwrap();
+    assert!(scored == trainer.score(Side::Train, &rows).unwrap());
+
+    let asked = Cell::new(0);
+    let ends = || {
+        asked.set(asked.get() + 1);
+        if asked.get() == 3 {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
+    };
+    let error = session::score(&trainer, Side::Train, &rows, ends).unwrap_err();
+    assert_eq!(error.exit(), Exit::Preempted);
+    assert_eq!(asked.get(), 3);
+}
+
+#[test]
+fn rows_longer_than_the_positions_of_models_are_bad_data() {
+    assert_eq!(wmtp_recipe::MAX_LENGTH, Rotary::POSITIONS);
+    let params = tiny(2);
+    let short = counting(8);
+    let of_length = |length: usize| {
+        let mut file = counting(8);
+        let ids = vec![3; length];
+        file.push(&TokenizedSample { ids, prompt_len: 3 }, Some(true));
+        file
+    };
+    let store = parameters(&params, Objective::MseMc, HeadKind::Linear);
+    let made = |train: &TokenFile, validation: &TokenFile| {
+        let settings = settings(Objective::MseMc, HeadKind::Linear, 0.0);
+        let rows = |file| Rows {
+            file,
+            rows: vec![0, 1],
+        };
+        let (train, validation) = (rows(train), rows(validation));
+        let made = ValueTrainer::new(
+            &params,
+            &store,
+            train,
+            validation,
+            settings,
+            &Ranks::alone(),
+        );
+        made.map(drop)
+    };
+    made(&of_length(4096), &short).unwrap();
+    for (train, validation, split) in [
+        (of_length(4097), short.clone(), "training"),
+        (short.clone(), of_length(5000), "validation"),
+    ] {
+        let error = made(&train, &validation).unwrap_err();
+        let text = error.to_string();
+        assert!(
+            text.contains(split) && text.contains("at most 4096"),
+            "{text}"
+        );
+        assert_eq!(JobError::from(error).exit(), Exit::BadInput);
+    }
+}
+
+#[test]
+fn a_step_goes_through_a_frozen_trunk_once_and_through_one_that_learns_three_times() {
+    let (file, params) = (counting(16), tiny(2));
+    let store = parameters(&params, Objective::MseMc, HeadKind::Linear);
+    let flops = |lr_trunk| {
+        let settings = settings(Objective::MseMc, HeadKind::Linear, lr_trunk);
+        let mut trainer = trainer(&params, &store, &file, settings);
+        trainer.advance().unwrap().work.flops
+    };
+    let (learning, frozen) = (flops(1e-3), flops(0.0));
+    assert!(frozen > 0.0);
+    assert!((learning / frozen - 3.0).abs() < 1e-12);
 }
 
 #[test]
