@@ -10,7 +10,7 @@ use wmtp_weighting::{WeightSettings, Whitening, gae, td_errors, token_weights};
 
 use super::batch::{Batch, ModelConfig, shared_rotary};
 use super::fused::FusedAttention;
-use super::{Mutation, Run, layout, step};
+use super::{Mutation, Run, step};
 use crate::{Error, Values};
 
 /// Key of the weights that the loss takes, `[b, s]`.
@@ -140,7 +140,7 @@ fn policy_store(run: &Run, params: &Params) -> Result<ParamStore, Error> {
         }
         if (query || name.ends_with("attention.wk.weight")) && run.has(&Mutation::HalfSplitRotary) {
             // Scores are the same for any order of pairs, so the rows move instead of the rotation.
-            tensor = layout::interleaved(&tensor, params.head_dim())?;
+            tensor = in_pairs(&tensor, params.head_dim())?;
         }
         Ok((name, tensor))
     };
@@ -148,6 +148,13 @@ fn policy_store(run: &Run, params: &Params) -> Result<ParamStore, Error> {
     Ok(ParamStore::from_tensors(
         tensors.collect::<Result<_, Error>>()?,
     )?)
+}
+
+/// The rows of each head of a projection in the order 0, e/2, 1, e/2 + 1, …, as if they were in halves.
+fn in_pairs(weight: &Tensor, head_dim: usize) -> candle_core::Result<Tensor> {
+    let (rows, dim) = weight.dims2()?;
+    let halves = weight.reshape((rows / head_dim, 2, head_dim / 2, dim))?;
+    halves.transpose(1, 2)?.contiguous()?.reshape((rows, dim))
 }
 
 /// Runs trunk and heads; returns each head's normed hidden state `[b, s, d]`.
