@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use candle_core::Device;
+
 use crate::compare::{Comparison, Gate};
 use crate::floor::Floor;
 use crate::golden::{GOLDEN_FILE, INPUTS_FILE, Kind};
@@ -272,11 +274,12 @@ pub(crate) fn judge(
     case: &Case,
     precision: Precision,
     mode: Mode,
+    device: &Device,
     actual: &Results,
 ) -> Result<Report, Error> {
     let expected = expectations(case)?;
     let stages = stages(case.kind);
-    let mut report = Report::new(case, precision, mode);
+    let mut report = Report::new(case, precision, mode, device);
     for stage in stages {
         let (mut judged, divergence) = judge_stage(stage, case, precision, &expected, actual);
         if report.first_divergence.is_none() {
