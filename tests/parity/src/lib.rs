@@ -99,7 +99,7 @@ fn compare(
     let precision = precision.of(case.kind);
     let judged = |mode| {
         let actual = subject::run(case, precision, mode, device, mutation)?;
-        stages::judge(case, precision, mode, device, &actual)
+        stages::judge(case, precision, mode, device, actual)
     };
     let mut report = judged(mode)?;
     if mode == Mode::Chained && report.first_divergence.is_some() {

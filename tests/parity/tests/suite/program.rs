@@ -44,7 +44,7 @@ fn the_program_writes_both_reports_and_exits_0() {
     );
     assert_eq!(
         (&json["mismatch_count"], &json["compared_count"]),
-        (&0.into(), &116.into())
+        (&0.into(), &155.into())
     );
     let again = "make parity CASE=nano DTYPE=f64 GOLDENS=goldens";
     assert_eq!(json["rerun"], again);
@@ -139,6 +139,26 @@ fn a_case_that_cannot_be_read_leaves_no_report_of_an_earlier_run() {
     std::fs::remove_dir_all(folder("passk")).unwrap();
     assert_eq!(run("passk"), Some(3));
     assert!(!alone.exists());
+}
+
+#[test]
+fn a_manifest_must_say_which_weights_have_no_gradient() {
+    for (absent, reason) in [
+        ("\"norm.weight\"", "norm.weight, which has a gradient"),
+        ("\"other.weight\"", "other.weight, which is no weight"),
+        ("", "value_head.weight has no gradient"),
+    ] {
+        let dir = copy("nano", |name, bytes| {
+            if name == "manifest.json" {
+                let text = String::from_utf8(bytes.clone()).unwrap();
+                assert_eq!(text.matches("\"value_head.weight\"").count(), 1);
+                *bytes = text.replace("\"value_head.weight\"", absent).into_bytes();
+            }
+        });
+        let output = program(&["--goldens", dir.path().to_str().unwrap(), "--dtype", "f64"]);
+        assert_eq!(output.status.code(), Some(3), "{reason}");
+        assert!(stderr(&output).contains(reason), "{}", stderr(&output));
+    }
 }
 
 #[test]
