@@ -94,6 +94,8 @@ pub enum Kind {
     Weighting,
     /// Excess loss and its weights from two models.
     Rho1,
+    /// The same, and the training step of the policy under its continuous weights.
+    Rho1Step,
     /// Schedule, clipping and optimizer on plain tensors.
     AdamW,
     /// Order of query and key rows, casts to half precision.
@@ -112,7 +114,7 @@ impl Kind {
         match self {
             Self::Model | Self::Lora | Self::Fv | Self::Rope | Self::Layout => "wmtp-model",
             Self::Weighting => "wmtp-weighting",
-            Self::Rho1 | Self::AdamW => "wmtp-training",
+            Self::Rho1 | Self::Rho1Step | Self::AdamW => "wmtp-training",
             Self::Generate => "wmtp-decoding",
             Self::Tokenizer => "wmtp-tokens",
             Self::PassK => "wmtp-stats",
