@@ -12,6 +12,10 @@ bf16, with bf16 products too (PyTorch's autocast; weights and sums stay f32 on b
 would run it: fused attention, fused norm, fused AdamW; eager and compiled. Every round runs each contender once, in an order that turns;
 the first two steps of a run warm up, the median of the others over all rounds is printed. The first losses of both
 sides are compared on equal weights by the parity goldens, not here.
+
+On the CPU every size and kind of products has a goal against each of PyTorch's two: the last lines say which were met, and
+the exit status is 1 where one was missed or a contender did not run. PyTorch's compiler alone may be missing, as not every
+machine can run it; that is said, and no verdict. A device has no goals.
 """
 import argparse, json, os, pathlib, statistics, subprocess, sys, time
 
@@ -29,6 +33,8 @@ DEVICE_SIZES = {
     "7b": ((4096, 28, 4, 11008, 32, 32000, 2048, 2), 0, 4000, True),
 }
 WARM_UP = 2
+# Least ratio of our tokens/s to each of PyTorch's.
+GOALS = {"eager": 1.1, "compiled": 1.0}
 
 
 def torch_steps(size, steps, compiled, threads, products, device="cpu", rank=0, again=False):
@@ -176,8 +182,7 @@ def run_ours(binary, size, steps, threads, products, device):
     command = [binary, *map(str, dims), str(steps), products, *([str(kept)] if kept else [])]
     found = subprocess.run(command, env=env, capture_output=True, text=True)
     if found.returncode != 0:
-        print(f"  ours did not run: {found.stderr.strip()[:400]}", file=sys.stderr)
-        return None
+        return did_not_run("ours", found)
     return json.loads(found.stdout)
 
 
@@ -187,15 +192,59 @@ def run_torch(kind, name, steps, threads, products, device):
     command += ["--steps", str(steps), "--threads", str(threads), "--device", device]
     found = subprocess.run(command, env=env, capture_output=True, text=True)
     if found.returncode != 0:
-        print(f"  PyTorch {kind} did not run: {found.stderr.strip().splitlines()[-1]}", file=sys.stderr)
-        return None
+        return did_not_run(f"PyTorch {kind}", found)
     return json.loads(found.stdout)
 
 
-def default_products():
-    """bf16 as well where the processor has instructions for it."""
+def did_not_run(who, found):
+    """Says so with the last that it said; `None`."""
+    last = (found.stderr.strip().splitlines() or ["without a word"])[-1][:400]
+    print(f"  {who} did not run (exit status {found.returncode}): {last}", file=sys.stderr)
+
+
+def bf16_instructions():
+    """Those that the processor has for products of bf16 numbers. PyTorch takes the tiles of AMX where they are, we do not."""
     flags = pathlib.Path("/proc/cpuinfo").read_text() if os.path.exists("/proc/cpuinfo") else ""
-    return "f32,bf16" if "avx512_bf16" in flags or "amx_bf16" in flags else "f32"
+    return [name for name in ("avx512_bf16", "amx_bf16") if name in flags]
+
+
+def measure(contenders, rounds, peak):
+    """Seconds of every step behind the warm-up, and bytes on the device, of each contender that ran in every round; and
+    what `peak` measured after each."""
+    kinds = list(contenders)
+    secs, memory, peaks = {kind: [] for kind in kinds}, {}, []
+    for turn in range(rounds):
+        first = turn % len(kinds)
+        for kind in kinds[first:] + kinds[:first]:
+            found = contenders[kind]() if kind in secs else None
+            if not found:
+                secs.pop(kind, None)
+                continue
+            secs[kind] += found["secs"][WARM_UP:]
+            if found["device_bytes"]:
+                memory[kind] = found["device_bytes"]
+        peaks.append(peak())
+    return secs, memory, peaks
+
+
+def verdict(rates, kinds):
+    """Prints what became of the goals; whether all that could be judged were met."""
+    missed = unjudged = 0
+    print(f"\n{'goal':<34}{'least':>6}{'here':>7}")
+    for load, rate in rates.items():
+        for kind in filter(GOALS.get, kinds):
+            line, least = f"{load} over {kind}", GOALS[kind]
+            absent = [who for who in ("ours", kind) if who not in rate]
+            if absent:
+                excused = absent == ["compiled"]
+                missed, unjudged = missed + (not excused), unjudged + excused
+                print(f"{line:<34}{least:>6.1f}{'-':>7}  {absent[0]} did not run{'' if excused else ': MISSED'}")
+            else:
+                ratio = rate["ours"] / rate[kind]
+                missed += ratio < least
+                print(f"{line:<34}{least:>6.1f}{ratio:>7.2f}{'' if ratio >= least else '  MISSED'}")
+    print(f"{missed} missed, {unjudged} not judged")
+    return missed == 0
 
 
 def main():
@@ -212,46 +261,54 @@ def main():
     parser.add_argument("--size", default="micro-a")
     arguments = parser.parse_args()
     device = arguments.device
-    arguments.products = arguments.products or ("bf16" if device == "cuda" else default_products())
+    instructions = bf16_instructions()
+    of_cpu = "f32,bf16" if instructions else "f32"
+    arguments.products = arguments.products or ("bf16" if device == "cuda" else of_cpu)
     arguments.sizes = arguments.sizes or ",".join(sizes_on(device))
     if arguments.worker:
         return worker(arguments)
-    binary = str(pathlib.Path(arguments.binary).resolve())
-    threads, steps = arguments.threads, arguments.steps + WARM_UP
-    print(f"{threads} threads, median of {arguments.steps} steps in each of {arguments.rounds} rounds")
+    threads = arguments.threads
+    print(f"{threads} threads, bf16 by {' and '.join(instructions) or 'no instructions'}; ", end="")
+    print(f"median of {arguments.steps} steps in each of {arguments.rounds} rounds")
     print(f"{'size':<14}{'ours':>9}{'eager':>9}{'compiled':>10}   tokens/s   {'/eager':>7}{'/compiled':>10}  of the matmul peak")
-    pairs = [(name, products) for products in arguments.products.split(",") for name in arguments.sizes.split(",")]
-    for name, products in pairs:
-        whole = sizes_on(device)[name]
-        size, rank = whole[:2]
-        contenders = {
-            "ours": lambda: run_ours(binary, whole, steps, threads, products, device),
-            "eager": lambda: run_torch("eager", name, steps, threads, products, device),
-            "compiled": lambda: run_torch("compiled", name, steps, threads, products, device),
-        }
-        kinds = arguments.kinds.split(",")
-        secs = {kind: [] for kind in kinds}
-        peaks, memory = [], {}
-        for turn in range(arguments.rounds):
-            first = turn % len(kinds)
-            for kind in kinds[first:] + kinds[:first]:
-                found = contenders[kind]()
-                secs[kind] += found["secs"][WARM_UP:] if found else []
-                if found and found["device_bytes"]:
-                    memory[kind] = found["device_bytes"]
-            peaks.append(run_torch("peak", name, steps, threads, products, device))
-        tokens = size[6] * size[7]
-        rate = {kind: tokens / statistics.median(found) for kind, found in secs.items() if found}
-        cell = lambda kind, width: f"{rate[kind]:>{width},.0f}" if kind in rate else f"{'-':>{width}}"
-        ours = rate.get("ours", float("nan"))
-        ratio = lambda kind, width: f"{ours / rate[kind]:>{width}.2f}" if kind in rate else f"{'-':>{width}}"
-        share = ours * flops_per_token(size, rank) / statistics.median(peaks) / 1e9
-        held = "".join(f"; {kind} {held / 2**30:.1f} GiB" for kind, held in memory.items())
-        print(
-            f"{name + ' ' + products:<14}{cell('ours', 9)}{cell('eager', 9)}{cell('compiled', 10)}              {ratio('eager', 7)}"
-            f"{ratio('compiled', 10)}  {share:.0%} of {statistics.median(peaks):.0f} GFLOP/s{held}",
-            flush=True,
-        )
+    rates = {}
+    for products in arguments.products.split(","):
+        for name in arguments.sizes.split(","):
+            rates[f"{name} {products}"] = compare(arguments, name, products)
+    kinds = arguments.kinds.split(",")
+    if device == "cpu" and "ours" in kinds and not verdict(rates, kinds):
+        sys.exit(1)
+
+
+def compare(arguments, name, products):
+    """Runs all contenders of a size and prints their line; tokens/s of each that ran."""
+    device, threads, steps = arguments.device, arguments.threads, arguments.steps + WARM_UP
+    whole = sizes_on(device)[name]
+    size, rank = whole[:2]
+    binary = str(pathlib.Path(arguments.binary).resolve())
+    contenders = {
+        "ours": lambda: run_ours(binary, whole, steps, threads, products, device),
+        "eager": lambda: run_torch("eager", name, steps, threads, products, device),
+        "compiled": lambda: run_torch("compiled", name, steps, threads, products, device),
+    }
+    asked = {kind: contenders[kind] for kind in arguments.kinds.split(",")}
+    peak = lambda: run_torch("peak", name, steps, threads, products, device)
+    secs, memory, peaks = measure(asked, arguments.rounds, peak)
+    rate = {kind: size[6] * size[7] / statistics.median(found) for kind, found in secs.items()}
+    cell = lambda kind, width: f"{rate[kind]:>{width},.0f}" if kind in rate else f"{'-':>{width}}"
+    both = lambda kind: "ours" in rate and kind in rate
+    ratio = lambda kind, width: f"{rate['ours'] / rate[kind]:>{width}.2f}" if both(kind) else f"{'-':>{width}}"
+    share = "-"
+    if "ours" in rate and all(peaks):
+        most = statistics.median(peaks)
+        share = f"{rate['ours'] * flops_per_token(size, rank) / most / 1e9:.0%} of {most:.0f} GFLOP/s"
+    held = "".join(f"; {kind} {held / 2**30:.1f} GiB" for kind, held in memory.items())
+    print(
+        f"{name + ' ' + products:<14}{cell('ours', 9)}{cell('eager', 9)}{cell('compiled', 10)}              {ratio('eager', 7)}"
+        f"{ratio('compiled', 10)}  {share}{held}",
+        flush=True,
+    )
+    return rate
 
 
 if __name__ == "__main__":

@@ -107,7 +107,8 @@ fn renamed(params: &Params) -> Vec<Renamed> {
     shapes.map(pair).collect()
 }
 
-fn hugging_face_name(meta: &str) -> String {
+/// The name that Hugging Face's port of Llama has for a tensor of Meta's.
+pub fn hugging_face_name(meta: &str) -> String {
     let path = match meta {
         "tok_embeddings.weight" => return "model.embed_tokens.weight".to_owned(),
         "norm.weight" => return "model.norm.weight".to_owned(),

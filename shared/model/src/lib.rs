@@ -9,6 +9,7 @@
 //! Shape letters: b batch, s sequence, d hidden, n query heads, g key/value heads, e head dim, f
 //! feed-forward width, v vocabulary.
 
+mod cast;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 mod error;
@@ -37,9 +38,10 @@ mod composed;
 
 /// Element type and place of tensors, so that jobs need not see candle themselves.
 pub use candle_core::{DType, Device};
+pub use cast::{Element, cast};
 pub use error::{Error, Result};
 pub use gguf::{GgufFacts, save_gguf};
-pub use layout::{load_hugging_face, next_token, save_hugging_face};
+pub use layout::{hugging_face_name, load_hugging_face, next_token, save_hugging_face};
 pub use lora::{Adapters, LoraSettings, LoraTarget};
 pub use model::MtpModel;
 pub use observer::{Observer, Point, Site, Unobserved};

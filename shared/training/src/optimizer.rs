@@ -145,6 +145,11 @@ impl Gradients {
         self.touched.iter().position(|touched| !touched)
     }
 
+    /// Whether the parameter at this index got a gradient.
+    pub fn is_touched(&self, index: usize) -> bool {
+        self.touched[index]
+    }
+
     /// The gradient of the parameter at this index.
     pub fn get(&self, index: usize) -> &Buffer {
         &self.sums[index]

@@ -325,7 +325,7 @@ struct HeadStep {
 
 /// Rho-1: excess of the policy's cross-entropy over a tuned reference's, per head, normalised over each
 /// micro-batch.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Rho1Scorer {
     reference: Arc<TokenScores>,
     rho1: Rho1Settings,

@@ -150,12 +150,13 @@ def token_ce(lg, ids, k):
 
 
 def loss(logits, ids, mask, w, rec):
-    """Mean over heads of the weighted sum over the number of targets."""
+    """Mean over heads of the weighted sum over the number of targets; weights are [B, S], or [B, S, H] of each head."""
     tot = 0.0
     for k, lg in enumerate(logits, 1):
         m, ce = mask[:, k:], token_ce(lg, ids, k)
         rec[f'ce.{k}'] = ce
-        l = (ce * w[:, k:].to(ce.dtype) * m).sum() / m.sum()
+        of_head = w[:, k:] if w.dim() == 2 else w[:, k:, k - 1]
+        l = (ce * of_head.to(ce.dtype) * m).sum() / m.sum()
         rec[f'loss.head.{k}'] = l.reshape(1)
         tot = tot + l
     tot = tot / len(logits)
@@ -163,8 +164,11 @@ def loss(logits, ids, mask, w, rec):
     return tot
 
 
-def train(p32, blocks, c, opt, inp, dtype, w=None, steps=10, trained=lambda name: True):
-    """Everything a golden holds: sites, loss, gradients, parameters after step 1, the trace. And the token weights."""
+def train(p32, blocks, c, opt, inp, dtype, w=None, steps=10, trained=lambda name: True, weigh=None):
+    """Everything a golden holds: sites, loss, gradients, parameters after step 1, the trace. And the token weights.
+
+    They are made in the first step, from the values, or by `weigh` from the logits.
+    """
     # Copied first: without, an f32 run would train the shipped weights in place.
     p = {k: v.detach().to(dtype, copy=True).requires_grad_(trained(k)) for k, v in p32.items()}
     adamw, learned = {k: v for k, v in opt.items() if k != 'clip'}, [v for v in p.values() if v.requires_grad]
@@ -172,7 +176,9 @@ def train(p32, blocks, c, opt, inp, dtype, w=None, steps=10, trained=lambda name
     for step in range(steps):
         rec = {}
         lg = forward(p, blocks, c, inp['ids'], inp['rope.cos'].to(dtype), inp['rope.sin'].to(dtype), rec)
-        if w is None:
+        if w is None and weigh:
+            w = weigh([l.detach() for l in lg], rec)
+        elif w is None:
             w = weights_from_value(rec['value.v'], inp['mask'], inp['reward'], c, rec)
         l = loss(lg, inp['ids'], inp['mask'], w, rec)
         optimizer.zero_grad()

@@ -1,4 +1,4 @@
-"""Cases that run a model: nano, nano-h4-mha, lora, rho1, generate, layout, fv."""
+"""Cases that run a model: nano, nano-h4-mha, lora, rho1, rho1-step, generate, layout, fv."""
 import math
 import torch
 
@@ -182,6 +182,35 @@ def rho1(folder):
     weights = {f'policy.{k}': v for k, v in p.items()} | {f'reference.{k}': v for k, v in r.items()}
     floors = {k: {'f32': distance(single[k], t)} for k, t in truth.items()}
     write_case(folder, 'rho1', dict(policy=policy, reference=reference), truth, inp, weights, floors, seed=20242)
+
+
+def rho1_step(folder):
+    """One optimizer step of a policy under the continuous Rho-1 weights of each of its heads; its reference is frozen."""
+    policy = dict(vocab=29, dim=20, ffn=28, n_heads=2, n_kv=1, n_layers=3, n_future=2, eps=1e-5, theta=10000.0,
+                  B=3, S=13, ratio=0.3, min_ce_diff=0.1, **WEIGHTING)
+    reference = policy | dict(n_layers=2, n_future=1)
+    g = torch.Generator().manual_seed(20250)
+    (p, p_blocks), (r, r_blocks) = (model.random_parameters(c, g, value_head=False) for c in (policy, reference))
+    inp = inputs(policy, g, ((3, 13), (5, 11), (1, 4)))
+    del inp['reward']
+
+    def run(dtype):
+        def weigh(logits, rec):
+            frozen = {k: v.to(dtype) for k, v in r.items()}
+            cos, sin = inp['rope.cos'].to(dtype), inp['rope.sin'].to(dtype)
+            theirs = model.token_ce(model.forward(frozen, r_blocks, reference, inp['ids'], cos, sin, {})[0], inp['ids'], 1)
+            ours = [model.token_ce(l, inp['ids'], k) for k, l in enumerate(logits, 1)]
+            keys = rho1_keys(policy, ours, theirs, inp['mask'])
+            rec.update(keys)
+            return keys['rho1.weight']
+        # Later steps would be weighed by statistics of the earlier ones.
+        out, _ = model.train(p, p_blocks, policy, OPT, inp, dtype, steps=1, weigh=weigh)
+        return {k: v for k, v in out.items() if k.startswith(('rho1.', 'loss.', 'grad.', 'param.', 'trace.'))}
+    truth, single = run(torch.float64), run(torch.float32)
+    weights = p | {f'reference.{k}': v for k, v in r.items()}
+    floors = {k: {'f32': distance(single[k], t)} for k, t in truth.items()}
+    write_case(folder, 'rho1step', dict(policy=policy, reference=reference), {k: v.double() for k, v in truth.items()},
+               inp, weights, floors, optimizer=OPT, seed=20250, grad_absent=sorted(set(weights) - set(p)))
 
 
 def nucleus(logits, temperature, top_p):

@@ -18,6 +18,7 @@ CASES = {
     'rope': unit_cases.rope,
     'weighting': unit_cases.weighting,
     'rho1': model_cases.rho1,
+    'rho1-step': model_cases.rho1_step,
     'adamw': unit_cases.adamw,
     'layout': model_cases.layout,
     'generate': model_cases.generate,

@@ -25,6 +25,8 @@ pub enum Gate {
         rel_l2: f64,
         /// Bound on `max|a−b| / max|b|`, where single elements are bounded.
         scaled_max: Option<f64>,
+        /// Bound from below on the cosine of the angle between them, where it says more than the others.
+        cosine: Option<f64>,
         /// Whether elements that are 0 in the golden must be 0.
         zeros_exact: bool,
     },
@@ -39,6 +41,8 @@ pub struct Comparison {
     pub scaled_max: f64,
     /// `rel_l2` over the reference's own distance, where one applies.
     pub noise_ratio: Option<f64>,
+    /// `a·b / (‖a‖ ‖b‖)`; 1 when they are equal.
+    pub cosine: f64,
     /// Elements outside the gate, or 1 for a tensor that fails as a whole.
     pub mismatch_count: usize,
     /// The first element outside the gate.
@@ -71,7 +75,8 @@ impl Comparison {
             .filter(|i| !element_passes(a[*i], b[*i], top, gate.at(i / width)))
             .collect();
         let noise_ratio = floor.and_then(|floor| noise_ratio(a, b, floor));
-        let mut failed = first_failure(rel_l2, scaled_max, noise_ratio, gate);
+        let cosine = cosine(a, b);
+        let mut failed = first_failure(rel_l2, scaled_max, noise_ratio, cosine, gate);
         if failed.is_none()
             && let Some(first) = outside.first()
         {
@@ -90,6 +95,7 @@ impl Comparison {
             rel_l2,
             scaled_max,
             noise_ratio,
+            cosine,
             mismatch_count,
             first_mismatch: outside.first().copied(),
             failed,
@@ -116,6 +122,12 @@ fn noise_ratio(a: &[f64], b: &[f64], floor: &Floor) -> Option<f64> {
     let counts = |i: &usize| floor.resolved.as_ref().is_none_or(|resolved| resolved[*i]);
     let distance = norm((0..a.len()).filter(counts).map(|i| difference(a[i], b[i])));
     Some(ratio(distance, norm(b.iter().copied())) / floor.rel_l2)
+}
+
+fn cosine(a: &[f64], b: &[f64]) -> f64 {
+    let dot: f64 = a.iter().zip(b).map(|(a, b)| a * b).sum();
+    let lengths = norm(a.iter().copied()) * norm(b.iter().copied());
+    if a == b { 1.0 } else { dot / lengths }
 }
 
 fn norm(values: impl Iterator<Item = f64>) -> f64 {
@@ -166,17 +178,20 @@ fn first_failure(
     rel_l2: f64,
     scaled: f64,
     noise_ratio: Option<f64>,
+    cosine: f64,
     gate: Gate,
 ) -> Option<(&'static str, f64, f64)> {
     let Gate::Relative {
         rel_l2: bound,
         scaled_max,
+        cosine: least,
         ..
     } = gate
     else {
         return None;
     };
     let passes = |value: f64, bound: f64| value <= bound;
+    let turned = least.filter(|least| !passes(*least, cosine));
     let gates = [
         ("rel_l2", rel_l2, bound),
         ("scaled_max", scaled, scaled_max.unwrap_or(f64::INFINITY)),
@@ -185,6 +200,7 @@ fn first_failure(
     gates
         .into_iter()
         .find(|(_, value, bound)| !passes(*value, *bound))
+        .or(turned.map(|least| ("cosine", cosine, least)))
 }
 
 #[cfg(test)]
@@ -198,6 +214,7 @@ mod tests {
     const LOOSE: Gate = Gate::Relative {
         rel_l2: 0.1,
         scaled_max: Some(0.1),
+        cosine: None,
         zeros_exact: false,
     };
 
@@ -295,10 +312,27 @@ mod tests {
     }
 
     #[test]
+    fn the_cosine_fails_what_turned_and_passes_what_grew() {
+        let gate = Gate::Relative {
+            rel_l2: 0.2,
+            scaled_max: None,
+            cosine: Some(0.99),
+            zeros_exact: false,
+        };
+        let (golden, turned) = (values(&[1.0, 0.0]), values(&[1.0, 0.15]));
+        let got = Comparison::of(&turned, &golden, gate, None);
+        let cosine = 1.0 / (1.0f64 + 0.15 * 0.15).sqrt();
+        assert_eq!(got.failed, Some(("cosine", cosine, 0.99)));
+        let grown = Comparison::of(&values(&[1.125, 0.0]), &golden, gate, None);
+        assert_eq!((grown.cosine, grown.failed), (1.0, None));
+    }
+
+    #[test]
     fn exact_zeros_are_kept_where_the_gate_says_so() {
         let gate = Gate::Relative {
             rel_l2: 0.1,
             scaled_max: Some(0.1),
+            cosine: None,
             zeros_exact: true,
         };
         let got = Comparison::of(&values(&[1.0, 1e-9]), &values(&[1.0, 0.0]), gate, None);

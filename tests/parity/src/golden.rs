@@ -1,6 +1,6 @@
 //! A golden case on disk: manifest, weights, inputs and results, digests checked.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
@@ -94,6 +94,8 @@ pub enum Kind {
     Weighting,
     /// Excess loss and its weights from two models.
     Rho1,
+    /// The same, and the training step of the policy under its continuous weights.
+    Rho1Step,
     /// Schedule, clipping and optimizer on plain tensors.
     AdamW,
     /// Order of query and key rows, casts to half precision.
@@ -112,7 +114,7 @@ impl Kind {
         match self {
             Self::Model | Self::Lora | Self::Fv | Self::Rope | Self::Layout => "wmtp-model",
             Self::Weighting => "wmtp-weighting",
-            Self::Rho1 | Self::AdamW => "wmtp-training",
+            Self::Rho1 | Self::Rho1Step | Self::AdamW => "wmtp-training",
             Self::Generate => "wmtp-decoding",
             Self::Tokenizer => "wmtp-tokens",
             Self::PassK => "wmtp-stats",
@@ -141,6 +143,8 @@ struct Manifest {
     optimizer: Option<Optimizer>,
     #[serde(default)]
     noise_floor: BTreeMap<String, BTreeMap<String, f64>>,
+    /// Weights that get no gradient.
+    grad_absent: Option<BTreeSet<String>>,
 }
 
 /// A golden case in memory.
@@ -186,10 +190,14 @@ impl Case {
         let golden = tensors
             .remove(GOLDEN_FILE)
             .ok_or_else(|| golden_error(&path, format!("{GOLDEN_FILE} is not listed")))?;
+        let weights = tensors.remove("weights.safetensors").unwrap_or_default();
+        if let Some(absent) = &manifest.grad_absent {
+            check_gradients(absent, &weights, &golden).map_err(|e| golden_error(&path, e))?;
+        }
         Ok(Self {
             golden,
             golden_sha256: manifest.files[GOLDEN_FILE].clone(),
-            weights: tensors.remove("weights.safetensors").unwrap_or_default(),
+            weights,
             inputs: tensors.remove(INPUTS_FILE).unwrap_or_default(),
             folder: folder.to_owned(),
             name: manifest.case,
@@ -246,6 +254,35 @@ fn check_digest(path: &Path, bytes: &[u8], expected: &str) -> Result<(), Error> 
         path,
         format!("SHA-256 is {digest}, the manifest says {expected}"),
     ))
+}
+
+/// Every weight either has a gradient or is said to have none. A golden that lost one would else agree with a subject that
+/// lost it too.
+fn check_gradients(
+    absent: &BTreeSet<String>,
+    weights: &BTreeMap<String, Values>,
+    golden: &BTreeMap<String, Values>,
+) -> Result<(), String> {
+    if let Some(name) = absent.iter().find(|name| !weights.contains_key(*name)) {
+        return Err(format!("grad_absent names {name}, which is no weight"));
+    }
+    for name in weights.keys() {
+        match (
+            golden.contains_key(&format!("grad.{name}")),
+            absent.contains(name),
+        ) {
+            (true, true) => {
+                return Err(format!("grad_absent names {name}, which has a gradient"));
+            }
+            (false, false) => {
+                return Err(format!(
+                    "{name} has no gradient, and grad_absent does not say so"
+                ));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 fn golden_error(path: &Path, reason: impl std::fmt::Display) -> Error {

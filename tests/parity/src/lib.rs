@@ -51,7 +51,7 @@ pub enum Error {
     /// The tokenizer failed.
     #[error("the tokenizer under test failed")]
     Tokens(#[from] wmtp_tokens::Error),
-    /// A report could not be written.
+    /// A report could not be written, or an older one not be removed.
     #[error("cannot write {path}")]
     Write {
         /// The file.
@@ -99,18 +99,13 @@ fn compare(
     let precision = precision.of(case.kind);
     let judged = |mode| {
         let actual = subject::run(case, precision, mode, device, mutation)?;
-        stages::judge(case, precision, mode, &actual)
+        stages::judge(case, precision, mode, device, actual)
     };
     let mut report = judged(mode)?;
-    report.subject.device = name_of(device);
     if mode == Mode::Chained && report.first_divergence.is_some() {
         report.adopt_isolated(&judged(Mode::Isolated)?);
     }
     Ok(report)
-}
-
-fn name_of(device: &Device) -> &'static str {
-    if device.is_cuda() { "cuda" } else { "cpu" }
 }
 
 /// The folder of the case `name` under `goldens`, or `goldens` itself when it is that case's folder.

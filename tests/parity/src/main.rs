@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use candle_core::Device;
 use clap::{Parser, ValueEnum};
-use parity::{Case, Error, Mode, Precision, Status};
+use parity::{Case, Error, Mode, Precision, Report, Status};
 use wmtp_model::Place;
 
 /// Everything compared and within its tolerance.
@@ -14,6 +14,9 @@ const EXIT_PASS: u8 = 0;
 
 /// The subject failed or differs.
 const EXIT_DIVERGENCE: u8 = 1;
+
+/// Usage or configuration: no such device, a report that cannot be written.
+const EXIT_CONFIGURATION: u8 = 2;
 
 /// Golden missing, corrupt or of the wrong digest.
 const EXIT_GOLDEN: u8 = 3;
@@ -23,8 +26,9 @@ const ALL: &str = "all";
 
 /// Compare our numbers with PyTorch goldens, stage by stage.
 ///
-/// Exit codes: 0 pass, 1 divergence, 2 usage, 3 golden missing or corrupt, 4 nothing compared. Over several
-/// cases it is the code of the first one that does not pass.
+/// Exit codes: 0 pass, 1 divergence, 2 usage or configuration (no such device, a report that cannot be written),
+/// 3 golden missing or corrupt, 4 nothing compared. Over several cases it is the code of the first one that does
+/// not pass.
 #[derive(Parser)]
 #[command(
     version,
@@ -76,27 +80,60 @@ enum InputMode {
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    let device = match args.device.open() {
-        Ok(device) => device,
-        Err(error) => return ExitCode::from(explain(&error.into())),
-    };
-    let folders = if args.case == ALL {
-        parity::find_all(&args.goldens)
-    } else {
-        parity::find(&args.goldens, &args.case).map(|folder| vec![folder])
-    };
-    let codes = match folders {
-        Ok(folders) => {
-            let nested = folders.len() > 1;
-            let code = |folder: &PathBuf| {
-                compare(&args, &device, folder, nested).unwrap_or_else(|error| explain(&error))
-            };
-            folders.iter().map(code).collect()
-        }
-        Err(error) => vec![explain(&error)],
-    };
+    let codes = run(&args).unwrap_or_else(|error| vec![explain(&error)]);
     let failed = codes.into_iter().find(|code| *code != EXIT_PASS);
     ExitCode::from(failed.unwrap_or(EXIT_PASS))
+}
+
+/// The exit code of each case.
+fn run(args: &Args) -> Result<Vec<u8>, Failure> {
+    if args.case != ALL {
+        args.forget(&args.case)?;
+    }
+    let folders = if args.case == ALL {
+        parity::find_all(&args.goldens)?
+    } else {
+        vec![parity::find(&args.goldens, &args.case)?]
+    };
+    for name in folders.iter().filter_map(|folder| folder.file_name()) {
+        args.forget(name)?;
+    }
+    let device = args.device.open().map_err(Failure::Device)?;
+    let nested = folders.len() > 1;
+    let code = |folder: &PathBuf| {
+        compare(args, &device, folder, nested).unwrap_or_else(|error| explain(&error.into()))
+    };
+    Ok(folders.iter().map(code).collect())
+}
+
+impl Args {
+    /// Removes the reports that earlier runs left of a case, alone or as one of all.
+    fn forget(&self, case: impl AsRef<Path>) -> Result<(), Error> {
+        let Some(target) = &self.report else {
+            return Ok(());
+        };
+        Report::remove(target)?;
+        Report::remove(&target.join(case))
+    }
+}
+
+/// Why nothing was compared.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error("nothing can be compared on that device")]
+    Device(#[source] wmtp_model::Error),
+    #[error(transparent)]
+    Case(#[from] Error),
+}
+
+impl Failure {
+    fn exit_code(&self) -> u8 {
+        match self {
+            Self::Device(_) | Self::Case(Error::Write { .. }) => EXIT_CONFIGURATION,
+            Self::Case(Error::Golden { .. }) => EXIT_GOLDEN,
+            Self::Case(_) => EXIT_DIVERGENCE,
+        }
+    }
 }
 
 /// Compares one case and prints its report: to stdout when it passes, to stderr when it does not.
@@ -128,17 +165,13 @@ fn compare(args: &Args, device: &Device, folder: &Path, nested: bool) -> Result<
 }
 
 /// Prints an error with its causes and gives its exit code.
-fn explain(error: &Error) -> u8 {
-    let mut lines = vec![format!("error: {error}")];
-    let mut cause = std::error::Error::source(error);
+fn explain(failure: &Failure) -> u8 {
+    let mut lines = vec![format!("error: {failure}")];
+    let mut cause = std::error::Error::source(failure);
     while let Some(inner) = cause {
         lines.push(format!("  caused by: {inner}"));
         cause = inner.source();
     }
     let _ = writeln!(std::io::stderr(), "{}", lines.join("\n"));
-    if matches!(error, Error::Golden { .. }) {
-        EXIT_GOLDEN
-    } else {
-        EXIT_DIVERGENCE
-    }
+    failure.exit_code()
 }

@@ -1,12 +1,18 @@
 //! The report: JSON for machines, Markdown for people (`spec/parity.md` 4.6).
 
 use std::fmt::Write;
+use std::io::ErrorKind;
 use std::path::Path;
 
+use candle_core::{Device, DeviceLocation};
 use serde::Serialize;
+use wmtp_model::Place;
 
 use crate::compare::Comparison;
 use crate::{Case, Error, Mode, Precision, Values};
+
+/// The files of a report.
+const FILES: [&str; 2] = ["parity_report.json", "parity_report.md"];
 
 /// Outcome of a stage or of the whole comparison.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -217,7 +223,7 @@ fn farthest(expected: &Values, actual: &Values) -> usize {
 }
 
 /// The command that gives this report again.
-fn rerun(case: &Case, precision: Precision, mode: Mode) -> String {
+fn rerun(case: &Case, precision: Precision, mode: Mode, device: DeviceLocation) -> String {
     let name = case.folder.file_name().map_or_else(
         || case.name.clone(),
         |name| name.to_string_lossy().into_owned(),
@@ -232,7 +238,17 @@ fn rerun(case: &Case, precision: Precision, mode: Mode) -> String {
     if mode == Mode::Isolated {
         command.push_str(" MODE=isolated");
     }
+    if let DeviceLocation::Cuda { gpu_id } = device {
+        let _ = write!(command, " DEVICE={}", Place::Cuda(gpu_id));
+    }
     command
+}
+
+fn write_error(path: &Path, source: std::io::Error) -> Error {
+    Error::Write {
+        path: path.display().to_string(),
+        source,
+    }
 }
 
 /// What was compared with what.
@@ -279,7 +295,7 @@ pub struct Report {
 }
 
 impl Report {
-    pub(crate) fn new(case: &Case, precision: Precision, mode: Mode) -> Self {
+    pub(crate) fn new(case: &Case, precision: Precision, mode: Mode, device: &Device) -> Self {
         Self {
             schema: "wmtp.parity-report/1",
             status: Status::Pass,
@@ -289,7 +305,7 @@ impl Report {
                 name: case.kind.crate_name(),
                 commit: None,
                 dtype: precision.name(),
-                device: "cpu",
+                device: if device.is_cuda() { "cuda" } else { "cpu" },
             },
             mode,
             first_divergence: None,
@@ -297,7 +313,7 @@ impl Report {
             compared_count: 0,
             stages: Vec::new(),
             not_compared: Vec::new(),
-            rerun: rerun(case, precision, mode),
+            rerun: rerun(case, precision, mode, device.location()),
         }
     }
 
@@ -336,19 +352,24 @@ impl Report {
 
     /// Writes `parity_report.json` and `parity_report.md` into a folder, which is made if need be.
     pub fn write(&self, folder: &Path) -> Result<(), Error> {
-        let write_error = |path: &Path, source| Error::Write {
-            path: path.display().to_string(),
-            source,
-        };
         std::fs::create_dir_all(folder).map_err(|source| write_error(folder, source))?;
         let json =
             serde_json::to_string_pretty(self).expect("a report has only names and numbers") + "\n";
-        for (name, text) in [
-            ("parity_report.json", json),
-            ("parity_report.md", self.markdown()),
-        ] {
+        for (name, text) in FILES.into_iter().zip([json, self.markdown()]) {
             let path = folder.join(name);
             std::fs::write(&path, text).map_err(|source| write_error(&path, source))?;
+        }
+        Ok(())
+    }
+
+    /// Removes what [`Self::write`] wrote into a folder before, so that a run that fails leaves no word of an older one.
+    pub fn remove(folder: &Path) -> Result<(), Error> {
+        for path in FILES.map(|name| folder.join(name)) {
+            if let Err(e) = std::fs::remove_file(&path)
+                && e.kind() != ErrorKind::NotFound
+            {
+                return Err(write_error(&path, e));
+            }
         }
         Ok(())
     }
@@ -463,5 +484,24 @@ impl Divergence {
             )?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_names_what_is_not_the_default() {
+        let case = Case::load(Path::new("goldens/passk")).expect("the committed golden is whole");
+        let again = |mode, device| rerun(&case, Precision::F32, mode, device);
+        let plain = "make parity CASE=passk DTYPE=f32 GOLDENS=goldens";
+        assert_eq!(again(Mode::Chained, DeviceLocation::Cpu), plain);
+        let first = DeviceLocation::Cuda { gpu_id: 0 };
+        let expected = format!("{plain} MODE=isolated DEVICE=cuda");
+        assert_eq!(again(Mode::Isolated, first), expected);
+        let third = DeviceLocation::Cuda { gpu_id: 2 };
+        let expected = format!("{plain} DEVICE=cuda:2");
+        assert_eq!(again(Mode::Chained, third), expected);
     }
 }

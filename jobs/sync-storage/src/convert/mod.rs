@@ -3,7 +3,6 @@
 //! Reads whatever it is given as hostile: nothing in a pickle is executed, and nothing is written before everything was
 //! checked. Memory holds one block of one tensor, whatever the size of the model.
 
-mod cast;
 mod pickle;
 mod pth;
 mod source;
@@ -16,8 +15,8 @@ use clap::ValueEnum;
 use serde_json::{Map, Value, json};
 use wmtp_artifacts::Digest;
 use wmtp_job_kit::{JobError, Progress, Tool, ToolCx, bytes};
+use wmtp_model::{Element, cast};
 
-use self::pickle::Element;
 use self::source::{Source, Tensor};
 use crate::folder;
 
@@ -164,7 +163,7 @@ impl Merged {
             self.sources[*index].read(&tensor.place, |block| {
                 done += block.len() as u64;
                 progress.set(done);
-                writer.write_all(&cast::cast(block, from, to)).map_err(at)
+                writer.write_all(&cast(block, from, to)).map_err(at)
             })?;
         }
         let file = writer

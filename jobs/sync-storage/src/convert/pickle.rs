@@ -6,6 +6,8 @@
 
 use std::collections::HashMap;
 
+use wmtp_model::Element;
+
 /// Longer pickles describe no weights: each tensor takes some hundred bytes.
 pub(crate) const MAX_PICKLE: u64 = 64 << 20;
 
@@ -27,15 +29,6 @@ pub(crate) enum Refusal {
     /// It holds no flat dictionary of tensors.
     #[error("the pickle holds {0}, not a dictionary of tensors by name")]
     Shape(&'static str),
-}
-
-/// Element types that weights come in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Element {
-    F16,
-    Bf16,
-    F32,
-    F64,
 }
 
 /// Where a tensor's elements lie.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use wmtp_job_kit::JobError;
 use zip::{CompressionMethod, ZipArchive};
 
-use super::pickle::{self, Element, MAX_PICKLE, StoredTensor};
+use super::pickle::{self, MAX_PICKLE, StoredTensor};
 use super::source::{Place, Tensor};
 
 /// Archives of more entries are no checkpoints.
@@ -203,17 +203,6 @@ impl Pth {
 /// Whether a path stays inside of the archive.
 fn is_inside(name: &str) -> bool {
     !name.contains(['\\', '\0']) && name.split('/').all(|part| !matches!(part, "" | "." | ".."))
-}
-
-impl Element {
-    /// Bytes.
-    pub(super) fn width(self) -> u64 {
-        match self {
-            Self::F16 | Self::Bf16 => 2,
-            Self::F32 => 4,
-            Self::F64 => 8,
-        }
-    }
 }
 
 #[cfg(test)]

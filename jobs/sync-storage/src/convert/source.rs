@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use safetensors::Dtype;
 use wmtp_job_kit::JobError;
+use wmtp_model::Element;
 
-use super::pickle::Element;
 use super::pth::Pth;
 use crate::header::Header;
 

@@ -1,6 +1,6 @@
 //! Adapters in the policy trainer.
 
-use crate::support::{counting, settings, store, tiny};
+use crate::support::{bits, counting, settings, store, tiny};
 use candle_core::{DType, Device};
 use wmtp_data_sets::TokenFile;
 use wmtp_model::{Adapters, LoraSettings, LoraTarget, MtpModel, ParamStore, Params};
@@ -40,12 +40,6 @@ fn run(trainer: &mut PolicyTrainer<'_>) {
         trainer.advance().unwrap();
     }
     trainer.finish().unwrap();
-}
-
-fn bits(store: &ParamStore) -> Vec<u32> {
-    let values = |var: &candle_core::Var| var.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-    let all = store.iter().flat_map(|(_, var)| values(var));
-    all.map(f32::to_bits).collect()
 }
 
 #[test]

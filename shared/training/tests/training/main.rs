@@ -1,4 +1,4 @@
-//! Training as its callers see it: both trainers on a tiny model, and the step against PyTorch.
+//! Training as its callers see it: both trainers on a tiny model.
 
 #![expect(
     clippy::unwrap_used,
@@ -6,7 +6,6 @@
 )]
 
 mod device;
-mod golden;
 mod long;
 mod lora;
 mod policy;

@@ -3,14 +3,16 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::support::{counting, files_of, go_on, settings, some_scores, stops, store, tiny};
+use crate::support::{
+    bits, counting, counting_to, files_of, go_on, settings, some_scores, stops, store, tiny,
+};
 use candle_core::{DType, Device, Tensor};
 use wmtp_data_sets::{TokenFile, pad_batch};
 use wmtp_model::{Horizon, MtpModel, ParamStore, Params, Products};
-use wmtp_training::heads::{HeadTargets, Learner, StepLoss, accumulate, target_counts};
+use wmtp_training::heads::{HeadTargets, Learner, StepLoss, Target, accumulate, target_counts};
 use wmtp_training::inference::{head_cross_entropies, mean};
 use wmtp_training::optimizer::{Gradients, Parameter, parameters};
-use wmtp_training::scorer::StepRow;
+use wmtp_training::scorer::{StepRow, StepStats};
 use wmtp_training::{
     EarlyStop, Error, PolicySettings, PolicyTrainer, Ranks, Rho1Scorer, Rho1Settings,
     Rho1Weighting, Room, Rows, Scorer, StepReport, StepScorer, Trainer, Update, Weights,
@@ -365,15 +367,22 @@ fn a_run_stopped_anywhere_any_number_of_times_equals_the_uninterrupted_one_bit_f
 
 /// What a run leaves when rayon has so many threads.
 fn finished_with_threads(threads: usize, settings: PolicySettings) -> BTreeMap<String, Vec<u8>> {
+    finished_of(&counting(40), threads, settings)
+}
+
+fn finished_of(
+    file: &TokenFile,
+    threads: usize,
+    settings: PolicySettings,
+) -> BTreeMap<String, Vec<u8>> {
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
         .build()
         .unwrap();
     pool.install(|| {
-        let file = counting(40);
         let params = tiny(2);
         let store = store(&params, DType::F32);
-        let mut trainer = trainer(&params, &store, &file, "rho1", settings);
+        let mut trainer = trainer(&params, &store, file, "rho1", settings);
         finished(&mut trainer, &store)
     })
 }
@@ -392,6 +401,30 @@ fn threads_and_recomputation_change_no_bit() {
         };
         let same = finished_with_threads(2, settings) == expected;
         assert!(same, "{activation_bytes} bytes for activations");
+    }
+}
+
+/// Work is handed out by 256 rows, attention by whole sequences: a micro-batch of 12 rows of 100 tokens makes five tasks of
+/// the one and four of the other, and its 1,164 targets two spans of logits.
+#[test]
+fn threads_change_no_bit_of_steps_that_are_several_tasks() {
+    let file = counting_to(16, |_| 96);
+    for products in [Products::F32, Products::Bf16] {
+        let mut settings = PolicySettings {
+            products,
+            epochs: 3.0,
+            batch_sequences: 12,
+            ..settings()
+        };
+        settings.optim.micro_batch_sequences = 12;
+        let expected = finished_of(&file, 1, settings);
+        for threads in [2, 3] {
+            let same = finished_of(&file, threads, settings) == expected;
+            assert!(same, "{threads} threads, {products:?}");
+        }
+        settings.activation_bytes = Some(0);
+        let same = finished_of(&file, 3, settings) == expected;
+        assert!(same, "3 threads, nothing kept, {products:?}");
     }
 }
 
@@ -488,6 +521,68 @@ fn three_steps_that_are_not_finite_end_the_run() {
             })
         ));
     }
+}
+
+/// Weights so large in one step that the loss, a sum in f64, is a number and its gradient in f32 is none.
+struct TooLarge {
+    step: u64,
+    now: bool,
+}
+
+impl Scorer for TooLarge {
+    fn begin_step(&mut self, step: u64, _: &[StepRow]) -> wmtp_training::Result<()> {
+        self.now = step == self.step;
+        Ok(())
+    }
+
+    fn weigh(
+        &mut self,
+        _: Horizon,
+        targets: &[Target],
+        _: Option<&[f64]>,
+    ) -> wmtp_training::Result<Vec<f64>> {
+        Ok(vec![if self.now { 1e300 } else { 1.0 }; targets.len()])
+    }
+
+    fn end_step(&mut self) -> Vec<StepStats> {
+        Vec::new()
+    }
+}
+
+#[test]
+fn a_gradient_that_is_not_finite_is_skipped_though_the_loss_is() {
+    let (file, params) = (counting(40), tiny(2));
+    let store = store(&params, DType::F32);
+    let weights = Weights {
+        params: &params,
+        store: &store,
+        adapters: None,
+    };
+    let rows = Rows::correct(&file);
+    let scorer = Box::new(TooLarge {
+        step: 1,
+        now: false,
+    });
+    let (settings, ranks) = (settings(), Ranks::alone());
+    let mut trainer =
+        PolicyTrainer::new(weights, rows.clone(), rows, scorer, settings, &ranks).unwrap();
+    let applied = |report: &StepReport| matches!(report.update, Update::Applied { .. });
+    assert!(applied(&trainer.advance().unwrap()));
+    let before = bits(&store);
+    let report = trainer.advance().unwrap();
+    assert!(report.metric("train_loss").unwrap().is_finite());
+    let skipped = Update::Skipped {
+        in_a_row: 1,
+        lr_factor: 0.5,
+    };
+    assert_eq!(report.update, skipped);
+    assert!(bits(&store) == before, "nothing moved");
+    assert!(applied(&trainer.advance().unwrap()));
+    assert!(
+        bits(&store)
+            .into_iter()
+            .all(|bits| f32::from_bits(bits).is_finite())
+    );
 }
 
 /// Memory in which two sequences of [`counting`] at once fit, and three do not: the first step says that two need 694,560

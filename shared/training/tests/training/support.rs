@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Var};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use tempfile::TempDir;
@@ -32,15 +32,27 @@ pub(crate) fn store(params: &Params, dtype: DType) -> ParamStore {
     ParamStore::init(params, 7, dtype, &Device::Cpu).expect("the tiny model is valid")
 }
 
+/// All weights of a store, bit by bit.
+pub(crate) fn bits(store: &ParamStore) -> Vec<u32> {
+    let values = |var: &Var| var.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let all = store.iter().flat_map(|(_, var)| values(var));
+    all.map(f32::to_bits).collect()
+}
+
 /// Prompts that name a start and a stride, responses that count by it; two labels per problem.
 pub(crate) fn counting(rows: usize) -> TokenFile {
+    counting_to(rows, |row| 4 + row % 4)
+}
+
+/// The same with responses of so many tokens before the end.
+pub(crate) fn counting_to(rows: usize, length: impl Fn(usize) -> usize) -> TokenFile {
     let mut file = TokenFile::default();
     for row in 0..rows {
         let (start, stride) = (row % 5, 1 + row % 3);
         let correct = row % 4 != 3;
         let mut ids = vec![1, 3 + start as u32, 10 + stride as u32];
         let prompt_len = ids.len();
-        for index in 0..4 + row % 4 {
+        for index in 0..length(row) {
             let wrong = usize::from(!correct && index > 1) * 2;
             ids.push(3 + ((start + index * stride + wrong) % 20) as u32);
         }

@@ -108,7 +108,7 @@ fn gradients(run: &Run, parameters: &[Parameter], step: usize) -> Result<Gradien
             shape: parameter.var.dims().to_vec(),
             data: all.data[step * count..(step + 1) * count].to_vec(),
         };
-        gradients.add_store(parameters, &step::given(parameter, &gradient)?)?;
+        step::give(&mut gradients, parameters, parameter, &gradient)?;
     }
     Ok(gradients)
 }

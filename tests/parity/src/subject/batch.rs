@@ -22,6 +22,11 @@ pub(crate) struct ModelConfig {
 }
 
 impl ModelConfig {
+    /// Whether the model is as wide as the wide one of `spec/parity.md` 4.8.
+    pub(crate) fn is_wide(&self) -> bool {
+        self.dim >= 256
+    }
+
     /// Our configuration of the same model.
     pub(super) fn params(&self, case: &Case) -> Result<Params, Error> {
         let params = Params {

@@ -1,7 +1,11 @@
 //! Hugging Face's order of query and key rows, and casts to half precision.
 
+use std::collections::HashMap;
+
 use candle_core::{DType, Device, Tensor};
-use wmtp_model::{Horizon, MtpModel, ParamStore};
+use wmtp_model::{
+    Element, Horizon, MtpModel, ParamStore, Params, cast, hugging_face_name, load_hugging_face,
+};
 
 use super::Run;
 use super::batch::{ModelConfig, shared_rotary};
@@ -12,27 +16,32 @@ pub(super) fn run(run: &mut Run) -> Result<(), Error> {
     record_casts(run)
 }
 
-/// Rows of a query or key projection from half-split to interleaved order: in each head row i of the first
-/// half goes to 2i, row i of the second half to 2i + 1.
-pub(super) fn interleaved(weight: &Tensor, head_dim: usize) -> Result<Tensor, Error> {
-    let (rows, dim) = weight.dims2()?;
-    let halves = weight.reshape((rows / head_dim, 2, head_dim / 2, dim))?;
-    Ok(halves.transpose(1, 2)?.contiguous()?.reshape((rows, dim))?)
+/// The case's weights, which lie in Hugging Face's order under Meta's names, by way of a file of Hugging Face's layout.
+fn imported(run: &Run, params: &Params) -> Result<ParamStore, Error> {
+    let named = params.tensor_shapes().into_iter().map(|(name, _)| {
+        let weight = run.case.weight(&name)?.tensor(DType::F32, &Device::Cpu)?;
+        Ok((hugging_face_name(&name), weight))
+    });
+    let named = named.collect::<Result<HashMap<String, Tensor>, Error>>()?;
+    let folder = tempfile::tempdir().map_err(|source| Error::Write {
+        path: std::env::temp_dir().display().to_string(),
+        source,
+    })?;
+    let path = folder.path().join("model.safetensors");
+    candle_core::safetensors::save(&named, &path)?;
+    let (dtype, device) = (run.precision.dtype(), &run.device);
+    Ok(load_hugging_face(&path, params, dtype, device)?)
 }
 
 /// Brings the projections into Meta's order and runs the model on them.
 fn record_logits(run: &mut Run) -> Result<(), Error> {
     let params = run.case.config::<ModelConfig>()?.params(run.case)?;
-    let mut tensors = Vec::new();
-    for (name, _) in params.tensor_shapes() {
-        let mut tensor = run.weight(&name)?;
+    let store = imported(run, &params)?;
+    for (name, weight) in store.iter() {
         if name.ends_with("attention.wq.weight") || name.ends_with("attention.wk.weight") {
-            tensor = interleaved(&tensor, params.head_dim())?;
-            run.record(format!("rows.{name}"), Values::of(&tensor)?);
+            run.record(format!("rows.{name}"), Values::of(weight)?);
         }
-        tensors.push((name, tensor));
     }
-    let store = ParamStore::from_tensors(tensors)?;
     let model = MtpModel::frozen(&params, &store)?.with_rotary(shared_rotary(run.case)?);
     let ids = run.case.input("ids")?;
     let ids_bs = Tensor::from_vec(ids.ids(), ids.shape.as_slice(), &Device::Cpu)?;
@@ -42,19 +51,27 @@ fn record_logits(run: &mut Run) -> Result<(), Error> {
     Ok(())
 }
 
-/// Bits of f32 values rounded to each half type, and the same read back as a checkpoint is.
+/// Bits of f32 values rounded to each half type, and the same widened again, as checkpoints are converted.
 fn record_casts(run: &mut Run) -> Result<(), Error> {
-    let values = run.case.input("values")?.tensor(DType::F32, &Device::Cpu)?;
-    for (name, dtype) in [("bf16", DType::BF16), ("f16", DType::F16)] {
-        let mut bytes = Vec::new();
-        values.to_dtype(dtype)?.write_bytes(&mut bytes)?;
-        let (pairs, _) = bytes.as_chunks::<2>();
+    let values = run.case.input("values")?;
+    let single = values.data.iter().flat_map(|x| (*x as f32).to_le_bytes());
+    let single: Vec<u8> = single.collect();
+    for (name, half) in [("bf16", Element::Bf16), ("f16", Element::F16)] {
+        let rounded = cast(&single, Element::F32, half);
+        let (pairs, _) = rounded.as_chunks::<2>();
         let bits = pairs
             .iter()
             .map(|pair| f64::from(u16::from_le_bytes(*pair)));
         run.record(format!("bits.{name}"), Values::vector(bits.collect()));
-        let read = Tensor::from_raw_buffer(&bytes, dtype, values.dims(), &Device::Cpu)?;
-        let widened = Values::of(&read.to_dtype(DType::F32)?)?;
+        let widened = cast(&rounded, half, Element::F32);
+        let (words, _) = widened.as_chunks::<4>();
+        let data = words
+            .iter()
+            .map(|word| f64::from(f32::from_le_bytes(*word)));
+        let widened = Values {
+            shape: values.shape.clone(),
+            data: data.collect(),
+        };
         run.record(format!("widened.{name}"), widened);
     }
     Ok(())

@@ -6,6 +6,7 @@ use wmtp_model::{Adapters, LoraSettings, LoraTarget, MtpModel, ParamStore, Param
 
 use super::batch::{Batch, ModelConfig, shared_rotary};
 use super::model::{self, TargetWeights};
+use super::step::{Fixed, Learned};
 use super::{Mutation, Run, step};
 use crate::{Error, Values};
 
@@ -35,11 +36,17 @@ pub(super) fn run(run: &mut Run) -> Result<(), Error> {
         .filter(|_| run.has(&Mutation::LoraLeak));
     let unembedding = leak.map_or(policy.unembedding(), |trained| trained.as_tensor());
     let total = model::record_loss(run, &hidden, unembedding, &batch, &weights)?;
-    let gradients = total.backward()?;
-    model::record_gradients(run, &base, &gradients)?;
-    model::record_gradients(run, adapters.store(), &gradients)?;
+    let scorer = || Ok::<_, Error>(Fixed::boxed(&batch, &weights));
+    let learned = Learned {
+        policy: &policy,
+        trained: adapters.store(),
+        frozen: Some(&base),
+        batch: &batch,
+        scorer: &scorer,
+    };
+    let first = step::first_gradients(run, &learned, Some(&total))?;
     record_merged(run, &params, &base, rotary, &batch)?;
-    step::record(run, &policy, adapters.store(), &gradients, &batch, &weights)
+    step::record(run, &learned, &first)
 }
 
 /// The golden's adapters on every matrix.

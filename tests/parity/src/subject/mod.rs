@@ -241,7 +241,7 @@ pub(crate) fn run(
         Kind::Fv => fv::run(&mut run)?,
         Kind::Rope => rope::run(&mut run)?,
         Kind::Weighting => weighting::run(&mut run)?,
-        Kind::Rho1 => rho1::run(&mut run)?,
+        Kind::Rho1 | Kind::Rho1Step => rho1::run(&mut run)?,
         Kind::AdamW => adamw::run(&mut run)?,
         Kind::Layout => layout::run(&mut run)?,
         Kind::Generate => generate::run(&mut run)?,

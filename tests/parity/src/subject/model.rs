@@ -1,7 +1,6 @@
 //! A whole training step of a model: `spec/parity.md` 4.2, stages 1 to 13.
 
 use candle_core::Tensor;
-use candle_core::backprop::GradStore;
 use serde::Deserialize;
 use wmtp_model::{
     HeadKind, Horizon, MtpModel, Observer, ParamStore, Params, Rotary, Site, ValueModel, loss,
@@ -10,7 +9,8 @@ use wmtp_weighting::{WeightSettings, Whitening, gae, td_errors, token_weights};
 
 use super::batch::{Batch, ModelConfig, shared_rotary};
 use super::fused::FusedAttention;
-use super::{Mutation, Run, layout, step};
+use super::step::{Fixed, Learned};
+use super::{Mutation, Run, step};
 use crate::{Error, Values};
 
 /// Key of the weights that the loss takes, `[b, s]`.
@@ -76,9 +76,16 @@ pub(super) fn run(run: &mut Run) -> Result<(), Error> {
     record_weights(run, &batch)?;
     let weights = TargetWeights::new(run, &batch, run.upstream(TOKEN_WEIGHTS)?)?;
     let total = record_loss(run, &hidden, policy.unembedding(), &batch, &weights)?;
-    let gradients = total.backward()?;
-    record_gradients(run, &store, &gradients)?;
-    step::record(run, &policy, &store, &gradients, &batch, &weights)
+    let scorer = || Ok::<_, Error>(Fixed::boxed(&batch, &weights));
+    let learned = Learned {
+        policy: &policy,
+        trained: &store,
+        frozen: None,
+        batch: &batch,
+        scorer: &scorer,
+    };
+    let first = step::first_gradients(run, &learned, Some(&total))?;
+    step::record(run, &learned, &first)
 }
 
 pub(super) fn record_tokens(run: &mut Run, batch: &Batch, params: &Params) {
@@ -140,7 +147,7 @@ fn policy_store(run: &Run, params: &Params) -> Result<ParamStore, Error> {
         }
         if (query || name.ends_with("attention.wk.weight")) && run.has(&Mutation::HalfSplitRotary) {
             // Scores are the same for any order of pairs, so the rows move instead of the rotation.
-            tensor = layout::interleaved(&tensor, params.head_dim())?;
+            tensor = in_pairs(&tensor, params.head_dim())?;
         }
         Ok((name, tensor))
     };
@@ -148,6 +155,13 @@ fn policy_store(run: &Run, params: &Params) -> Result<ParamStore, Error> {
     Ok(ParamStore::from_tensors(
         tensors.collect::<Result<_, Error>>()?,
     )?)
+}
+
+/// The rows of each head of a projection in the order 0, e/2, 1, e/2 + 1, …, as if they were in halves.
+fn in_pairs(weight: &Tensor, head_dim: usize) -> candle_core::Result<Tensor> {
+    let (rows, dim) = weight.dims2()?;
+    let halves = weight.reshape((rows / head_dim, 2, head_dim / 2, dim))?;
+    halves.transpose(1, 2)?.contiguous()?.reshape((rows, dim))
 }
 
 /// Runs trunk and heads; returns each head's normed hidden state `[b, s, d]`.
@@ -263,7 +277,7 @@ impl TargetWeights {
     }
 }
 
-/// Mean over heads of `Σ w·ce / count`; records every cross-entropy and loss.
+/// Mean over heads of `Σ w·ce / count` with candle's graph behind it; records every cross-entropy and loss.
 pub(super) fn record_loss(
     run: &mut Run,
     hidden: &[Tensor],
@@ -310,22 +324,4 @@ pub(super) fn record_loss(
     let total = (Tensor::cat(&losses, 0)?.sum_all()? / losses.len() as f64)?;
     run.record("loss.total", Values::of(&total.reshape(1)?)?);
     Ok(total)
-}
-
-/// The gradient of each parameter that has one.
-pub(super) fn record_gradients(
-    run: &mut Run,
-    store: &ParamStore,
-    gradients: &GradStore,
-) -> Result<(), Error> {
-    for (name, var) in store.iter() {
-        let cut = match run.mutation {
-            Some(Mutation::CutGradient(cut)) => cut == name,
-            _ => false,
-        };
-        if let Some(gradient) = gradients.get(var).filter(|_| !cut) {
-            run.record(format!("grad.{name}"), Values::of(gradient)?);
-        }
-    }
-    Ok(())
 }

@@ -1,19 +1,20 @@
-//! Rho-1: a policy and a reference, their excess loss and its weights.
+//! Rho-1: a policy and a reference, their excess loss, its weights and a training step under them.
 
 use std::sync::Arc;
 
-use candle_core::Tensor;
 use serde::Deserialize;
-use wmtp_model::{Horizon, MtpModel, loss};
+use wmtp_model::{Horizon, MtpModel, ParamStore, loss};
 use wmtp_training::TokenScores;
 use wmtp_training::heads::Target;
-use wmtp_training::scorer::{Rho1Scorer, Rho1Settings, Rho1Weighting, Scorer, StepRow};
+use wmtp_training::optimizer::parameters;
+use wmtp_training::scorer::{Rho1Scorer, Rho1Settings, Rho1Weighting, Scorer, StepRow, StepStats};
 use wmtp_weighting::WeightSettings;
 use wmtp_weighting::rho1::{ExcessMode, excess};
 
 use super::batch::{Batch, ModelConfig, shared_rotary};
-use super::{Mutation, Run};
-use crate::{Error, Values};
+use super::step::Learned;
+use super::{Mode, Mutation, Run, step};
+use crate::{Error, Kind, Values};
 
 #[derive(Deserialize)]
 struct Config {
@@ -38,59 +39,37 @@ struct Weighting {
 pub(super) fn run(run: &mut Run) -> Result<(), Error> {
     let config: Config = run.case.config()?;
     let batch = Batch::new(run.case)?;
-    let reference = Scored::new(run, &config.reference, "reference.")?;
-    let next = Horizon::new(1).expect("1 is a horizon");
-    let reference_ce = Values {
-        shape: vec![batch.responses.len(), batch.sequence],
-        data: reference.cross_entropy(&batch, next)?,
-    };
-    run.record("rho1.reference_ce", reference_ce);
-    let policy = Scored::new(run, &config.policy, "policy.")?;
-    let by_horizon = policy
-        .model
-        .params()
-        .horizons()
-        .map(|k| policy.cross_entropy(&batch, k));
-    let policy_ce = interleave(&batch, &by_horizon.collect::<Result<Vec<_>, Error>>()?);
-    run.record("rho1.policy_ce", policy_ce);
+    let reference = reference_losses(run, &config.reference, &batch)?;
+    run.record("rho1.reference_ce", reference);
+    let params = config.policy.params(run.case)?;
+    // What trains has its weights under their own names, as gradients and steps are named after them.
+    let trains = run.case.kind == Kind::Rho1Step;
+    let store = run.store(&params, if trains { "" } else { "policy." })?;
+    let policy = MtpModel::new(&params, &store)?.with_rotary(shared_rotary(run.case)?);
+    record_steps(run, &policy, &store, &batch)?;
     record_scores(run, &batch, config.policy.n_future)?;
-    record_weights(run, &batch, config.policy.n_future)
+    if trains {
+        record_training(run, &policy, &store, &batch)?;
+    }
+    Ok(())
 }
 
-/// A frozen model and its trunk output on the batch.
-struct Scored {
-    model: MtpModel,
-    trunk_bsd: Tensor,
-}
-
-impl Scored {
-    fn new(run: &Run, config: &ModelConfig, prefix: &str) -> Result<Self, Error> {
-        let params = config.params(run.case)?;
-        let store = run.store(&params, prefix)?;
-        let model = MtpModel::frozen(&params, &store)?.with_rotary(shared_rotary(run.case)?);
-        let trunk_bsd = model.trunk(&Batch::new(run.case)?.ids_bs)?;
-        Ok(Self { model, trunk_bsd })
-    }
-
-    /// Cross-entropy `[b, s]` of every response target that the horizon reaches, 0 elsewhere.
-    fn cross_entropy(&self, batch: &Batch, horizon: Horizon) -> Result<Vec<f64>, Error> {
-        let (k, s) = (horizon.get(), batch.sequence);
-        let places: Vec<_> = batch.targets().filter(|(_, j)| *j >= k).collect();
-        let rows: Vec<u32> = places.iter().map(|(b, j)| (b * s + j - k) as u32).collect();
-        let targets: Vec<u32> = places.iter().map(|(b, j)| batch.ids[b * s + j]).collect();
-        let hidden = self.model.head_hidden_at(horizon, &self.trunk_bsd, &rows)?;
-        let ce = loss::cross_entropy(
-            &hidden,
-            self.model.unembedding(),
-            &targets,
-            self.model.products(),
-        )?;
-        let mut full = vec![0.0; batch.ids.len()];
-        for ((b, j), ce) in places.into_iter().zip(ce) {
-            full[b * s + j] = ce;
-        }
-        Ok(full)
-    }
+/// The reference's cross-entropy `[b, s]` of every response target, 0 elsewhere.
+fn reference_losses(run: &Run, config: &ModelConfig, batch: &Batch) -> Result<Values, Error> {
+    let params = config.params(run.case)?;
+    let store = run.store(&params, "reference.")?;
+    let model = MtpModel::frozen(&params, &store)?.with_rotary(shared_rotary(run.case)?);
+    let trunk_bsd = model.trunk(&batch.ids_bs)?;
+    let next = Horizon::new(1).expect("1 is a horizon");
+    let places: Vec<usize> = batch
+        .targets()
+        .map(|(b, j)| b * batch.sequence + j)
+        .collect();
+    let rows: Vec<u32> = places.iter().map(|place| *place as u32 - 1).collect();
+    let targets: Vec<u32> = places.iter().map(|place| batch.ids[*place]).collect();
+    let hidden = model.head_hidden_at(next, &trunk_bsd, &rows)?;
+    let losses = loss::cross_entropy(&hidden, model.unembedding(), &targets, model.products())?;
+    Ok(batch.spread(&losses))
 }
 
 /// `[b, s]` of each horizon side by side as `[b, s, horizons]`.
@@ -149,41 +128,141 @@ fn record_scores(run: &mut Run, batch: &Batch, horizons: usize) -> Result<(), Er
     Ok(())
 }
 
-/// Weights of the signed excess by the scorer that training takes, one micro-batch of one step.
-fn record_weights(run: &mut Run, batch: &Batch, horizons: usize) -> Result<(), Error> {
+/// Losses and weights of one step by the pass that trains, once for each way of weighting the signed excess.
+fn record_steps(
+    run: &mut Run,
+    policy: &MtpModel,
+    store: &ParamStore,
+    batch: &Batch,
+) -> Result<(), Error> {
+    let trained = parameters(store, 0.0);
+    let reference = run.upstream("rho1.reference_ce")?.clone();
     for (key, weighting) in [
         ("rho1.weight", Rho1Weighting::Continuous),
         ("rho1.topk", Rho1Weighting::Topk),
     ] {
-        let policy = run.upstream("rho1.policy_ce")?;
-        let reference = run.upstream("rho1.reference_ce")?;
-        let mut scorer = scorer(run, batch, reference, weighting)?;
-        let rows: Vec<StepRow> = rows(batch).collect();
+        let mut heard = Heard::new(run, batch, &reference, weighting)?;
         if run.has(&Mutation::StaleStatistics) {
-            scorer.begin_step(0, &rows)?;
-            weigh(&mut scorer, batch, horizons, |place, column| {
-                9.0 * policy.data[place * horizons + column]
-            })?;
-            scorer.end_step();
+            heard.scale = 9.0;
+            step::pass(policy, &trained, batch, &mut heard)?;
+            heard.end_step();
+            heard.scale = 1.0;
         }
-        scorer.begin_step(1, &rows)?;
-        let weights = weigh(&mut scorer, batch, horizons, |place, column| {
-            // The scorer's reference is stored in f32. What rounding it added goes onto the policy too, so that the
-            // excess is the golden's at every precision.
-            let reference = reference.data[place];
-            policy.data[place * horizons + column] - reference + f64::from(reference as f32)
-        })?;
-        run.record(key, weights);
+        step::pass(policy, &trained, batch, &mut heard)?;
+        let (policy_ce, weights) = (heard.policy_ce, heard.weights);
+        run.record("rho1.policy_ce", interleave(batch, &policy_ce));
+        run.record(key, interleave(batch, &weights));
     }
     Ok(())
 }
 
-fn rows(batch: &Batch) -> impl Iterator<Item = StepRow> {
-    let rows = batch.responses.iter().enumerate();
-    rows.map(|(row, (first, last))| StepRow {
-        row,
-        targets: last - first,
-    })
+/// The optimizer step that follows from the continuous weights.
+fn record_training(
+    run: &mut Run,
+    policy: &MtpModel,
+    store: &ParamStore,
+    batch: &Batch,
+) -> Result<(), Error> {
+    let reference = run.upstream("rho1.reference_ce")?.clone();
+    let heard = Heard::new(run, batch, &reference, Rho1Weighting::Continuous)?;
+    let scorer = || Ok::<_, Error>(Box::new(heard.clone()) as Box<dyn Scorer>);
+    let learned = Learned {
+        policy,
+        trained: store,
+        frozen: None,
+        batch,
+        scorer: &scorer,
+    };
+    let first = step::first_gradients(run, &learned, None)?;
+    step::record(run, &learned, &first)
+}
+
+/// Passes the questions of the pass that trains on to its scorer, and keeps what it was given and answered: one `[b, s]`
+/// for each horizon, 0 where there is no target.
+#[derive(Clone)]
+struct Heard<'a> {
+    scorer: Rho1Scorer,
+    batch: &'a Batch,
+    reference: &'a Values,
+    /// The golden's losses of the policy, which isolated mode puts in the place of ours.
+    golden: Option<&'a Values>,
+    /// What the policy's losses are multiplied with.
+    scale: f64,
+    policy_ce: Vec<Vec<f64>>,
+    weights: Vec<Vec<f64>>,
+}
+
+impl<'a> Heard<'a> {
+    fn new(
+        run: &Run<'a>,
+        batch: &'a Batch,
+        reference: &'a Values,
+        weighting: Rho1Weighting,
+    ) -> Result<Self, Error> {
+        let golden = run.case.golden.get("rho1.policy_ce");
+        let horizons = run.case.config::<Config>()?.policy.n_future;
+        Ok(Self {
+            scorer: scorer(run, batch, reference, weighting)?,
+            batch,
+            reference,
+            golden: golden.filter(|_| run.mode == Mode::Isolated),
+            scale: 1.0,
+            policy_ce: vec![vec![0.0; batch.ids.len()]; horizons],
+            weights: vec![vec![0.0; batch.ids.len()]; horizons],
+        })
+    }
+
+    fn place(&self, target: &Target) -> usize {
+        target.slot * self.batch.sequence + self.batch.responses[target.slot].0 + target.index
+    }
+
+    /// The loss that the scorer is to compare. Its reference is stored in f32: what rounding that added goes onto the policy
+    /// too, so that the excess is the golden's at every precision.
+    fn compared(&self, column: usize, place: usize, ours: f64) -> f64 {
+        let horizons = self.weights.len();
+        let policy = self
+            .golden
+            .map_or(ours, |golden| golden.data[place * horizons + column]);
+        let reference = self.reference.data[place];
+        self.scale * policy - reference + f64::from(reference as f32)
+    }
+}
+
+impl Scorer for Heard<'_> {
+    fn begin_step(&mut self, step: u64, rows: &[StepRow]) -> wmtp_training::Result<()> {
+        self.scorer.begin_step(step, rows)
+    }
+
+    fn needs_policy_ce(&self) -> bool {
+        self.scorer.needs_policy_ce()
+    }
+
+    fn weigh(
+        &mut self,
+        horizon: Horizon,
+        targets: &[Target],
+        policy_ce: Option<&[f64]>,
+    ) -> wmtp_training::Result<Vec<f64>> {
+        let column = horizon.get() - 1;
+        let places: Vec<usize> = targets.iter().map(|target| self.place(target)).collect();
+        let compared = policy_ce.map(|losses| {
+            for (place, loss) in places.iter().zip(losses) {
+                self.policy_ce[column][*place] = *loss;
+            }
+            let both = places.iter().zip(losses);
+            both.map(|(place, loss)| self.compared(column, *place, *loss))
+                .collect::<Vec<f64>>()
+        });
+        let weights = self.scorer.weigh(horizon, targets, compared.as_deref())?;
+        for (place, weight) in places.iter().zip(&weights) {
+            self.weights[column][*place] = *weight;
+        }
+        Ok(weights)
+    }
+
+    fn end_step(&mut self) -> Vec<StepStats> {
+        self.scorer.end_step()
+    }
 }
 
 fn scorer(
@@ -214,27 +293,4 @@ fn scorer(
         rho1,
         settings,
     ))
-}
-
-/// Weights `[b, s, horizons]` for the policy's cross-entropy at a place and horizon.
-fn weigh(
-    scorer: &mut Rho1Scorer,
-    batch: &Batch,
-    horizons: usize,
-    policy_ce: impl Fn(usize, usize) -> f64,
-) -> Result<Values, Error> {
-    per_horizon(batch, horizons, |places, column| {
-        let target = |place: &usize| {
-            let (slot, j) = (place / batch.sequence, place % batch.sequence);
-            let index = j - batch.responses[slot].0;
-            Target { slot, index }
-        };
-        let targets: Vec<Target> = places.iter().map(target).collect();
-        let ce: Vec<f64> = places
-            .iter()
-            .map(|place| policy_ce(*place, column))
-            .collect();
-        let horizon = Horizon::new(column + 1).expect("a column more than none");
-        Ok(scorer.weigh(horizon, &targets, Some(&ce))?)
-    })
 }

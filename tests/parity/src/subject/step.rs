@@ -1,7 +1,7 @@
-//! Clipping, the optimizer's first step and the trace of the first steps, by the code that trains.
+//! The first step's gradients, clipping, the optimizer's first update and the trace of the first steps, by the code that
+//! trains.
 
 use candle_core::Tensor;
-use candle_core::backprop::GradStore;
 use wmtp_model::{Horizon, MtpModel, ParamStore};
 use wmtp_training::heads::{HeadTargets, Learner, StepLoss, Target, accumulate};
 use wmtp_training::optimizer::{Parameter, clip_coefficient};
@@ -14,30 +14,108 @@ use super::{Mode, Mutation, Run};
 use crate::golden::Optimizer;
 use crate::{Error, Values};
 
-/// Clips and applies the gradients of the first step, then trains on as long as the golden's trace.
-pub(super) fn record(
+/// A policy, what its optimizer moves, and what it learns from.
+pub(super) struct Learned<'a> {
+    pub(super) policy: &'a MtpModel,
+    pub(super) trained: &'a ParamStore,
+    /// The base of adapters, which no gradient may reach.
+    pub(super) frozen: Option<&'a ParamStore>,
+    pub(super) batch: &'a Batch,
+    /// Makes what weighs the targets of one pass.
+    pub(super) scorer: &'a dyn Fn() -> Result<Box<dyn Scorer + 'a>, Error>,
+}
+
+/// The gradients of the first step, as the pass that trains gives them; records them, and the losses that it reports.
+///
+/// A graph behind `total` is the pass's plain twin. It takes the golden's activations, which the pass has no place for:
+/// so isolated mode goes back through it. And it holds the faults of operations that cut a graph.
+pub(super) fn first_gradients(
     run: &mut Run,
-    policy: &MtpModel,
-    store: &ParamStore,
-    backward: &GradStore,
-    batch: &Batch,
-    weights: &TargetWeights,
+    learned: &Learned,
+    total: Option<&Tensor>,
+) -> Result<Gradients, Error> {
+    let isolated = total.filter(|_| run.mode == Mode::Isolated);
+    let twin = isolated.or(total.filter(|_| run.mutation.is_some_and(cuts_the_graph)));
+    let gradients = |parameters: &[Parameter]| -> Result<Gradients, Error> {
+        let Some(total) = twin else {
+            return Ok(training_pass(learned, parameters)?.1);
+        };
+        let mut gradients = Gradients::zeros(parameters)?;
+        gradients.add_store(parameters, &total.backward()?)?;
+        Ok(gradients)
+    };
+    let trained = parameters(learned.trained, run.case.optimizer()?.lr);
+    let first = gradients(&trained)?;
+    record_gradients(run, &trained, &first)?;
+    if let Some(base) = learned.frozen {
+        let base = parameters(base, 0.0);
+        record_gradients(run, &base, &gradients(&base)?)?;
+    }
+    if isolated.is_none() {
+        record_losses(run, &training_pass(learned, &trained)?.0);
+    }
+    Ok(first)
+}
+
+/// Whether a fault is one of candle's graph, which the pass that trains does not have.
+fn cuts_the_graph(mutation: &Mutation) -> bool {
+    matches!(
+        mutation,
+        Mutation::FusedNorm | Mutation::FusedAttention | Mutation::LoraLeak
+    )
+}
+
+/// The gradient of each parameter that got one.
+fn record_gradients(
+    run: &mut Run,
+    parameters: &[Parameter],
+    gradients: &Gradients,
 ) -> Result<(), Error> {
+    for (index, parameter) in parameters.iter().enumerate() {
+        let cut = match run.mutation {
+            Some(Mutation::CutGradient(cut)) => *cut == parameter.name,
+            _ => false,
+        };
+        if gradients.is_touched(index) && !cut {
+            let gradient = Values {
+                shape: parameter.var.dims().to_vec(),
+                data: gradients.get(index).clone().into_f64()?,
+            };
+            run.record(format!("grad.{}", parameter.name), gradient);
+        }
+    }
+    Ok(())
+}
+
+/// What the pass says that it minimises.
+fn record_losses(run: &mut Run, loss: &StepLoss) {
+    for (k, head) in (1..).zip(&loss.heads) {
+        let mean = head.weighted / head.count as f64;
+        run.record(format!("loss.head.{k}"), Values::vector(vec![mean]));
+    }
+    run.record("loss.total", Values::vector(vec![loss.weighted()]));
+}
+
+/// Clips and applies the gradients of the first step, then trains on as long as the golden's trace.
+pub(super) fn record(run: &mut Run, learned: &Learned, first: &Gradients) -> Result<(), Error> {
     let settings = run.case.optimizer()?;
-    let mut adamw = optimizer(run, store, settings)?;
-    let first = first_gradients(run, adamw.parameters(), backward)?;
+    let mut adamw = optimizer(run, learned.trained, settings)?;
+    let golden = match run.mode {
+        Mode::Chained => None,
+        Mode::Isolated => Some(golden_gradients(run, adamw.parameters())?),
+    };
+    let first = golden.as_ref().unwrap_or(first);
     let norm = first.norm()?;
     run.record("clip.norm", Values::vector(vec![norm]));
     let coefficient = coefficient(run, norm, settings.clip);
     run.record("clip.coefficient", Values::vector(vec![coefficient]));
 
-    let mut scorer = Fixed { weights, batch };
     let (mut losses, mut norms) = (Vec::new(), Vec::new());
     for step in 0..trace_length(run) {
-        let (loss, gradients) = training_pass(policy, adamw.parameters(), batch, &mut scorer)?;
-        losses.push(loss);
+        let (loss, gradients) = training_pass(learned, adamw.parameters())?;
+        losses.push(loss.weighted());
         norms.push(gradients.norm()?);
-        let gradients = if step == 0 { &first } else { &gradients };
+        let gradients = if step == 0 { first } else { &gradients };
         let scale = if run.has(&Mutation::NoClipping) {
             1.0
         } else {
@@ -45,7 +123,7 @@ pub(super) fn record(
         };
         adamw.update(gradients, scale, 1.0)?;
         if step == 0 {
-            record_parameters(run, store)?;
+            record_parameters(run, learned.trained)?;
         }
     }
     run.record("trace.loss", Values::vector(losses));
@@ -60,13 +138,13 @@ fn trace_length(run: &Run) -> usize {
 }
 
 /// The reference decays every parameter, vectors too.
+fn parameters(store: &ParamStore, lr: f64) -> Vec<Parameter> {
+    let mut parameters = wmtp_training::optimizer::parameters(store, lr);
+    parameters.iter_mut().for_each(|one| one.decays = true);
+    parameters
+}
+
 fn optimizer(run: &Run, store: &ParamStore, settings: Optimizer) -> Result<AdamW, Error> {
-    let parameter = |(name, var): (&str, &candle_core::Var)| Parameter {
-        name: name.to_owned(),
-        var: var.clone(),
-        lr: settings.lr,
-        decays: true,
-    };
     let (eps, decay) = match run.mutation {
         Some(Mutation::AdamEpsilon) => (1e-6, settings.weight_decay),
         Some(Mutation::WeightDecay) => (settings.eps, 0.01),
@@ -78,10 +156,7 @@ fn optimizer(run: &Run, store: &ParamStore, settings: Optimizer) -> Result<AdamW
         eps,
         weight_decay: decay,
     };
-    Ok(AdamW::new(
-        store.iter().map(parameter).collect(),
-        constants,
-    )?)
+    Ok(AdamW::new(parameters(store, settings.lr), constants)?)
 }
 
 fn coefficient(run: &Run, norm: f64, max_norm: f64) -> f64 {
@@ -91,30 +166,26 @@ fn coefficient(run: &Run, norm: f64, max_norm: f64) -> f64 {
     clip_coefficient(norm, max_norm)
 }
 
-/// The gradients of the first step: of our backward pass, or the golden's in isolated mode.
-fn first_gradients(
-    run: &Run,
-    parameters: &[Parameter],
-    backward: &GradStore,
-) -> Result<Gradients, Error> {
+/// The golden's gradients of the first step.
+fn golden_gradients(run: &Run, parameters: &[Parameter]) -> Result<Gradients, Error> {
     let mut gradients = Gradients::zeros(parameters)?;
-    if run.mode == Mode::Chained {
-        gradients.add_store(parameters, backward)?;
-        return Ok(gradients);
-    }
     for parameter in parameters {
         if let Some(golden) = run.case.golden.get(&format!("grad.{}", parameter.name)) {
-            gradients.add_store(parameters, &given(parameter, golden)?)?;
+            give(&mut gradients, parameters, parameter, golden)?;
         }
     }
     Ok(gradients)
 }
 
-/// A backward pass that leaves exactly these numbers for a parameter: that of `Σ gradient · parameter`.
-pub(super) fn given(parameter: &Parameter, gradient: &Values) -> Result<GradStore, Error> {
-    let gradient = gradient.tensor(parameter.var.dtype(), parameter.var.device())?;
-    let product: Tensor = (parameter.var.as_tensor() * gradient)?;
-    Ok(product.sum_all()?.backward()?)
+/// Hands a parameter these numbers as its gradient.
+pub(super) fn give(
+    gradients: &mut Gradients,
+    parameters: &[Parameter],
+    parameter: &Parameter,
+    values: &Values,
+) -> Result<(), Error> {
+    let gradient = values.tensor(parameter.var.dtype(), parameter.var.device())?;
+    Ok(gradients.add(parameters, parameter.var.id(), &gradient)?)
 }
 
 fn record_parameters(run: &mut Run, store: &ParamStore) -> Result<(), Error> {
@@ -124,19 +195,34 @@ fn record_parameters(run: &mut Run, store: &ParamStore) -> Result<(), Error> {
     Ok(())
 }
 
-/// Loss and gradients of one optimizer step.
+/// Loss and gradients of one optimizer step, by the pass of the policy's trainer.
 fn training_pass(
+    learned: &Learned,
+    parameters: &[Parameter],
+) -> Result<(StepLoss, Gradients), Error> {
+    let mut scorer = (learned.scorer)()?;
+    pass(learned.policy, parameters, learned.batch, scorer.as_mut())
+}
+
+/// The same with a scorer that is looked at afterwards.
+pub(super) fn pass(
     policy: &MtpModel,
     parameters: &[Parameter],
     batch: &Batch,
-    scorer: &mut Fixed,
-) -> Result<(f64, Gradients), Error> {
+    scorer: &mut dyn Scorer,
+) -> Result<(StepLoss, Gradients), Error> {
     let padded = batch.padded();
     let counts: Vec<usize> = policy
         .params()
         .horizons()
         .map(|horizon| HeadTargets::of(&padded, horizon, 0).ids.len())
         .collect();
+    let rows = batch.responses.iter().enumerate();
+    let rows = rows.map(|(row, (first, last))| StepRow {
+        row,
+        targets: last - first,
+    });
+    scorer.begin_step(0, &rows.collect::<Vec<_>>())?;
     let mut loss = StepLoss::new(&counts);
     let mut gradients = Gradients::zeros(parameters)?;
     let learner = Learner {
@@ -145,13 +231,19 @@ fn training_pass(
         activation_bytes: None,
     };
     accumulate(&learner, &padded, 0, scorer, &mut loss, &mut gradients)?;
-    Ok((loss.weighted(), gradients))
+    Ok((loss, gradients))
 }
 
 /// Gives every step the weights of the first one, as the reference does.
-struct Fixed<'a> {
+pub(super) struct Fixed<'a> {
     weights: &'a TargetWeights,
     batch: &'a Batch,
+}
+
+impl<'a> Fixed<'a> {
+    pub(super) fn boxed(batch: &'a Batch, weights: &'a TargetWeights) -> Box<dyn Scorer + 'a> {
+        Box::new(Self { weights, batch })
+    }
 }
 
 impl Scorer for Fixed<'_> {

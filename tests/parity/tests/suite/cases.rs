@@ -3,7 +3,7 @@
 use candle_core::Device;
 use std::path::{Path, PathBuf};
 
-use parity::{Case, Mode, Precision, Report, Status};
+use parity::{Case, Mode, Precision, Report, Status, Values};
 
 /// Tests run in their package's folder; a compiled-in path would be wrong where checkouts share a target folder.
 pub(crate) const GOLDENS: &str = "goldens";
@@ -46,6 +46,7 @@ fn every_committed_case_passes_in_every_precision_and_mode() {
         "nano-h4-mha",
         "passk",
         "rho1",
+        "rho1-step",
         "rope",
         "tokenizer",
         "weighting",
@@ -76,7 +77,7 @@ fn nano_compares_thirteen_stages() {
         ("loss", 3),
         ("gradients", 39),
         ("clip", 2),
-        ("optimizer", 39),
+        ("optimizer", 2 * 39),
         ("trace", 2),
     ];
     assert_eq!(compared("nano"), expected);
@@ -96,7 +97,7 @@ fn lora_compares_the_adapters_of_every_matrix_and_no_gradient_of_the_base() {
         ("gradients", blocks * matrices * 2),
         ("merge", blocks * matrices + 2),
         ("clip", 2),
-        ("optimizer", blocks * matrices * 2),
+        ("optimizer", 2 * blocks * matrices * 2),
         ("trace", 2),
     ];
     assert_eq!(compared("lora"), expected);
@@ -146,8 +147,15 @@ fn one_wrong_element_fails_at_its_stage_key_and_index() {
         }
         let passing = parity::run(&case, Precision::F32, Mode::Chained, &Device::Cpu).unwrap();
         for stage in &passing.stages {
-            let key = &stage.worst.as_ref().expect("every stage compares").key;
-            if !case.golden.contains_key(key) {
+            let worst = &stage.worst.as_ref().expect("every stage compares").key;
+            // Steps are differences of parameters, which come first.
+            let key = &match worst.strip_prefix("step.") {
+                Some(name) => format!("param.step1.{name}"),
+                None => worst.clone(),
+            };
+            // A trace of one step is what was clipped.
+            let golden = case.golden.get(key);
+            if golden.is_none_or(|golden| stage.name == "trace" && golden.data.len() == 1) {
                 continue;
             }
             let damaged = damage(&case, key);
@@ -167,6 +175,43 @@ fn one_wrong_element_fails_at_its_stage_key_and_index() {
             assert_eq!(report.exit_code(), 1);
         }
     }
+}
+
+#[test]
+fn rho1_step_compares_from_the_losses_to_the_step() {
+    let parameters = 3 * 9 + 3;
+    let expected = [
+        ("token-loss", 2),
+        ("excess", 2),
+        ("weighting", 2),
+        ("loss", 3),
+        ("gradients", parameters),
+        ("clip", 2),
+        ("optimizer", 2 * parameters),
+        ("trace", 2),
+    ];
+    assert_eq!(compared("rho1-step"), expected);
+}
+
+#[test]
+fn a_wrong_step_fails_where_its_parameter_passes() {
+    let mut case = load("nano");
+    let name = "layers.0.attention.wq.weight";
+    let weights = candle_core::safetensors::load(case_file("nano"), &Device::Cpu).unwrap();
+    let before = Values::of(&weights[name]).unwrap().data;
+    let after = case.golden.get_mut(&format!("param.step1.{name}")).unwrap();
+    for (after, before) in after.data.iter_mut().zip(before) {
+        *after += 1e-8 * (*after - before);
+    }
+    let report = parity::run(&case, Precision::F64, Mode::Chained, &Device::Cpu).unwrap();
+    let first = report.first_divergence.expect("a difference is found");
+    let expected = ("optimizer", Some(format!("step.{name}")), Some("rel_l2"));
+    assert_eq!((first.stage, first.key, first.metric), expected);
+    assert_eq!(report.mismatch_count, 1);
+}
+
+fn case_file(case: &str) -> PathBuf {
+    Path::new(GOLDENS).join(case).join("weights.safetensors")
 }
 
 #[test]

@@ -169,7 +169,23 @@ fn faults_of_the_adapters_are_found_where_they_are() {
 fn stale_statistics_of_rho1_are_found_at_its_weights() {
     for precision in [Precision::F32, Precision::F64] {
         let mutation = Mutation::StaleStatistics;
-        assert_found_in("rho1", &mutation, precision, "weighting", "rho1.weight");
+        for case in ["rho1", "rho1-step"] {
+            assert_found_in(case, &mutation, precision, "weighting", "rho1.weight");
+        }
+    }
+}
+
+#[test]
+fn faults_of_a_step_under_rho1_are_found_where_they_are() {
+    let one = "extra_heads.0.ffn_norm.weight";
+    let cut = Mutation::CutGradient(one.to_owned());
+    for precision in [Precision::F32, Precision::F64] {
+        let find = |mutation: &Mutation, stage: &str, key: &str| {
+            assert_found_in("rho1-step", mutation, precision, stage, key);
+        };
+        find(&cut, "gradients", &format!("grad.{one}"));
+        find(&Mutation::AdamEpsilon, "optimizer", FIRST_PARAMETER);
+        find(&Mutation::WeightDecay, "optimizer", FIRST_PARAMETER);
     }
 }
 

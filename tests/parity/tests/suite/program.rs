@@ -44,7 +44,7 @@ fn the_program_writes_both_reports_and_exits_0() {
     );
     assert_eq!(
         (&json["mismatch_count"], &json["compared_count"]),
-        (&0.into(), &116.into())
+        (&0.into(), &155.into())
     );
     let again = "make parity CASE=nano DTYPE=f64 GOLDENS=goldens";
     assert_eq!(json["rerun"], again);
@@ -89,14 +89,76 @@ fn one_and_two_threads_give_the_same_report() {
 /// A copy of a committed case in which files may be changed.
 fn copy(case: &str, change: impl Fn(&str, &mut Vec<u8>)) -> tempfile::TempDir {
     let dir = tempfile::tempdir().expect("a folder");
+    copy_into(dir.path(), case, change);
+    dir
+}
+
+fn copy_into(dir: &Path, case: &str, change: impl Fn(&str, &mut Vec<u8>)) {
+    std::fs::create_dir_all(dir).expect("a folder");
     let entries = std::fs::read_dir(Path::new(GOLDENS).join(case)).expect("a committed case");
     for path in entries.map(|entry| entry.expect("an entry").path()) {
         let name = path.file_name().and_then(OsStr::to_str).expect("a name");
         let mut bytes = std::fs::read(&path).expect("a file");
         change(name, &mut bytes);
-        std::fs::write(dir.path().join(name), bytes).expect("a copy");
+        std::fs::write(dir.join(name), bytes).expect("a copy");
     }
-    dir
+}
+
+#[test]
+fn a_case_that_cannot_be_read_leaves_no_report_of_an_earlier_run() {
+    let (goldens, reports) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let folder = |case: &str| goldens.path().join(case);
+    for case in ["passk", "weighting"] {
+        copy_into(&folder(case), case, |_, _| ());
+    }
+    let run = |case: &str| {
+        let (goldens, reports) = (goldens.path().to_str(), reports.path().to_str());
+        let at = ["--goldens", goldens.unwrap(), "--report", reports.unwrap()];
+        let what = ["--case", case, "--dtype", "f64"];
+        program(&[at, what].concat()).status.code()
+    };
+    let of_all = reports.path().join("passk/parity_report.json");
+    let alone = reports.path().join("parity_report.json");
+    assert_eq!((run("all"), run("passk")), (Some(0), Some(0)));
+    assert!(alone.is_file() && !of_all.exists(), "the newer one alone");
+    assert_eq!(run("all"), Some(0));
+    assert!(of_all.is_file() && !alone.exists(), "the newer one alone");
+
+    copy_into(&folder("passk"), "passk", |name, bytes| {
+        if name == "golden.safetensors" {
+            *bytes.last_mut().unwrap() ^= 1;
+        }
+    });
+    assert_eq!(run("all"), Some(3));
+    assert!(!of_all.exists() && !of_all.with_extension("md").exists());
+    let other = reports.path().join("weighting/parity_report.json");
+    assert!(other.is_file(), "the sound case is compared all the same");
+
+    copy_into(&folder("passk"), "passk", |_, _| ());
+    assert_eq!(run("passk"), Some(0));
+    std::fs::remove_dir_all(folder("passk")).unwrap();
+    assert_eq!(run("passk"), Some(3));
+    assert!(!alone.exists());
+}
+
+#[test]
+fn a_manifest_must_say_which_weights_have_no_gradient() {
+    for (absent, reason) in [
+        ("\"norm.weight\"", "norm.weight, which has a gradient"),
+        ("\"other.weight\"", "other.weight, which is no weight"),
+        ("", "value_head.weight has no gradient"),
+    ] {
+        let dir = copy("nano", |name, bytes| {
+            if name == "manifest.json" {
+                let text = String::from_utf8(bytes.clone()).unwrap();
+                assert_eq!(text.matches("\"value_head.weight\"").count(), 1);
+                *bytes = text.replace("\"value_head.weight\"", absent).into_bytes();
+            }
+        });
+        let output = program(&["--goldens", dir.path().to_str().unwrap(), "--dtype", "f64"]);
+        assert_eq!(output.status.code(), Some(3), "{reason}");
+        assert!(stderr(&output).contains(reason), "{}", stderr(&output));
+    }
 }
 
 #[test]
@@ -162,4 +224,27 @@ fn missing_goldens_and_wrong_usage_have_their_own_exit_codes() {
         code(&["--dtype", "f64", "--goldens", GOLDENS, "--mode", "other"]),
         Some(2)
     );
+}
+
+#[test]
+fn what_cannot_be_opened_or_written_is_a_matter_of_configuration() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let below = file.path().join("report");
+    for report in [file.path(), &below] {
+        let report = report.to_str().unwrap();
+        let case = ["--goldens", GOLDENS, "--case", "passk", "--dtype", "f64"];
+        let output = program(&[&case[..], &["--report", report]].concat());
+        assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+        assert!(stderr(&output).contains(report), "{}", stderr(&output));
+    }
+    if cfg!(not(feature = "cuda")) {
+        let case = ["--goldens", GOLDENS, "--case", "passk", "--dtype", "f64"];
+        let output = program(&[&case[..], &["--device", "cuda"]].concat());
+        assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+        assert!(
+            stderr(&output).contains("cuda-build"),
+            "{}",
+            stderr(&output)
+        );
+    }
 }

@@ -4,10 +4,32 @@ use std::borrow::Cow;
 
 use half::{bf16, f16};
 
-use super::pickle::Element;
+/// Element types that weights come in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Element {
+    /// IEEE 754's half precision.
+    F16,
+    /// The upper half of f32.
+    Bf16,
+    /// Single precision.
+    F32,
+    /// Double precision.
+    F64,
+}
+
+impl Element {
+    /// Bytes.
+    pub fn width(self) -> u64 {
+        match self {
+            Self::F16 | Self::Bf16 => 2,
+            Self::F32 => 4,
+            Self::F64 => 8,
+        }
+    }
+}
 
 /// Converts little-endian elements: exactly where the type is wider, to the nearest (ties to even) where it is not.
-pub(super) fn cast(block: &[u8], from: Element, to: Element) -> Cow<'_, [u8]> {
+pub fn cast(block: &[u8], from: Element, to: Element) -> Cow<'_, [u8]> {
     if from == to {
         return Cow::Borrowed(block);
     }
