@@ -24,7 +24,7 @@ VESSL_PRICES ?= vessl/prices.yaml
 
 # Of `make cuda-build`: release optimises each program as a whole, and takes many times as long.
 PROFILE ?= dev
-# Of `make cuda-demo`, `make parity` and `make bench-train`: where training computes.
+# Of `make cuda-demo`, `make pipeline`, `make loop`, `make parity` and `make bench-train`: where training computes.
 DEVICE ?= cpu
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
@@ -40,12 +40,14 @@ SITE_BENCH := .wmtp/site-bench
 BROWSER := .wmtp/browser
 # Programs of `make cuda-build`, where DEVICE asks for them: a machine with a GPU need not be able to build.
 ON_CUDA := $(if $(filter cuda%,$(DEVICE)),$(TARGET)/cuda/bin)
+# How a chain is run on DEVICE.
+ON_DEVICE = $(if $(ON_CUDA),WMTP_DEVICE=$(DEVICE)) BIN=$(TARGET)/$(if $(ON_CUDA),cuda/chain,debug) SEEDS=$(SEEDS) $(addsuffix /with-cuda,$(ON_CUDA))
 VESSL_CLASSES := .wmtp/vessl-classes
 IMAGES := .wmtp/images
 # What writes lists of dependencies. Of the same versions as in docker/Dockerfile.
 CARGO_TOOLS := $(abspath $(TOOLS))/cargo
 CYCLONEDX := $(CARGO_TOOLS)/bin/cargo-cyclonedx
-VESSL_SPECS := baseline verifiable rho1 random-matched shuffled beside-outside sharded
+VESSL_SPECS := baseline verifiable rho1 random-matched shuffled beside-outside sharded mbpp-7b
 VESSL_INPUTS = --experiment vessl/experiments/$(EXPERIMENT).yaml --profile $(VESSL_PROFILE)
 
 .PHONY: help
@@ -60,25 +62,29 @@ build: ## Compile every binary
 cuda-build: ## The programs that can use a GPU, on a machine that needs none. PROFILE=dev|release
 	docker/cuda/build.sh $(TARGET)/cuda $(PROFILE)
 
-.PHONY: cuda-demo
-cuda-demo: build cuda-build ## The demo with the programs of cuda-build. DEVICE=cpu|cuda DATA, RAW and SEEDS as of demo
+.PHONY: cuda-chain
+cuda-chain: build cuda-build
 	mkdir -p $(TARGET)/cuda/chain
 	ln -sf $(abspath $(TARGET))/debug/{dev-store,sync-storage,prepare-data,build-leaderboard,build-site} $(TARGET)/cuda/chain
 	ln -sf $(abspath $(TARGET))/cuda/bin/{train-stage1,train-stage2,evaluate} $(TARGET)/cuda/chain
-	WMTP_DEVICE=$(DEVICE) WMTP_ROOT=.wmtp/cuda-$(DEVICE) BIN=$(TARGET)/cuda/chain SEEDS=$(SEEDS) \
-		$(if $(filter cuda%,$(DEVICE)),$(TARGET)/cuda/bin/with-cuda) jobs/demo.sh $(DATA) $(RAW)
+
+.PHONY: cuda-demo
+cuda-demo: cuda-chain ## The demo with the programs of cuda-build. DEVICE=cpu|cuda DATA, RAW and SEEDS as of demo
+	WMTP_ROOT=.wmtp/cuda-$(DEVICE) WMTP_DEVICE=$(DEVICE) BIN=$(TARGET)/cuda/chain SEEDS=$(SEEDS) \
+		$(addsuffix /with-cuda,$(ON_CUDA)) jobs/demo.sh $(DATA) $(RAW)
 
 .PHONY: demo
-demo: build ## The whole chain on this machine: data to site. DATA=micropy|mbpp RAW=folder SEEDS=1
+demo: build ## The whole chain on this machine: data to site. DATA=micropy|mbpp|codecontests RAW=folder SEEDS=1
 	BIN=$(TARGET)/debug SEEDS=$(SEEDS) jobs/demo.sh $(DATA) $(RAW)
 
+# BASE and REFERENCE of these two are names of models in the store; without them micro models are created.
 .PHONY: loop
-loop: build ## Version after version, one change each, to the final report. MAX=4 DATA, RAW and SEEDS as of demo
-	BIN=$(TARGET)/debug SEEDS=$(SEEDS) CHAIN=loop MAX=$(MAX) jobs/demo.sh $(DATA) $(RAW)
+loop: $(if $(ON_CUDA),cuda-chain,build) ## Version after version, one change each, to the final report. MAX=4 DEVICE and BASE as of pipeline
+	CHAIN=loop MAX=$(MAX) $(ON_DEVICE) jobs/demo.sh $(DATA) $(RAW)
 
 .PHONY: pipeline
-pipeline: build ## The chain against WMTP_STORE and the AWS variables. RECIPE=folder DATA=name RAW=folder SEEDS=1
-	BIN=$(TARGET)/debug SEEDS=$(SEEDS) jobs/chain.sh $(RECIPE) $(DATA) $(RAW)
+pipeline: $(if $(ON_CUDA),cuda-chain,build) ## The chain on WMTP_STORE. RECIPE=folder DATA=name RAW=folder BASE=name REFERENCE=name DEVICE=cpu|cuda
+	$(ON_DEVICE) jobs/chain.sh $(RECIPE) $(DATA) $(RAW)
 
 .PHONY: test
 test: build ## Every fast test; the chain's tests run the binaries
@@ -138,7 +144,7 @@ vessl-specs: ## Render vessl/specs, vessl/cloud and vessl/argo anew
 	cargo build -q --workspace --bin wmtp-vessl
 	rm -rf vessl/specs vessl/cloud vessl/argo
 	$(foreach name,$(VESSL_SPECS),$(TARGET)/debug/wmtp-vessl render --experiment vessl/experiments/$(name).yaml \
-		--profile vessl/profile.yaml --out vessl/specs/$(name) &&) true
+		--profile vessl/profile$(if $(filter mbpp-7b,$(name)),-four-gpus).yaml --out vessl/specs/$(name) &&) true
 	$(foreach form,cloud argo,$(foreach name,verifiable sharded,$(TARGET)/debug/wmtp-vessl render --form $(form) \
 		--profile vessl/profile.yaml --experiment vessl/experiments/$(name).yaml --out vessl/$(form) &&)) true
 

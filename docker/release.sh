@@ -15,7 +15,7 @@ folder=$1 profile=$2 images=$(realpath "$3")
 tools=(dev-store wmtp-store wmtp-vessl wmtp-images)
 # What their commands read, and what is read about them.
 files=(README.md site/leaderboard.png jobs/{demo,chain,loop,stages}.sh storage/README.md storage/recipes storage/policies
-  vessl/experiments vessl/{profile,prices}.yaml)
+  vessl/experiments vessl/{profile,profile-four-gpus,prices}.yaml)
 rm -rf "$folder"
 mkdir -p "$folder"
 folder=$(cd "$folder" && pwd)

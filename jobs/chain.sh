@@ -9,14 +9,25 @@
 #
 # Environment: WMTP_STORE (s3://bucket/prefix), the usual AWS variables, SEEDS (number of training seeds, 1),
 # LANES (jobs at a time, 1; they share the cores), OUT (folder for reports and site), BIN (folder of the job
-# binaries), EXTERNAL (folder of models from outside, a folder each; "external"). Every job is idempotent: run it again and only what is missing is done.
+# binaries), EXTERNAL (folder of models from outside, a folder each; "external"), BASE (name of the base model in the store that is
+# trained, and whose tokenizer the data set gets; left out, a micro model is created) and REFERENCE (likewise, for Rho-1 and the
+# value model). Every job is idempotent: run it again and only what is missing is done.
 set -euo pipefail
 
 recipes=$1 data=$2 raw=${3:-}
 bin=${BIN:-target/debug} out=${OUT:-.wmtp/$data} seeds=${SEEDS:-1} lanes=${LANES:-1}
-first=$recipes/v001.yaml
+first=$recipes/v001.yaml beside=()
 # shellcheck source=jobs/stages.sh
 . "$(dirname "$0")/stages.sh"
+
+# Whether a recipe of the folder has one of these algorithms.
+compares() {
+  local recipe
+  for recipe in "$recipes"/v*.yaml; do
+    case " $* " in *" $(algo_of "$recipe") "*) return 0 ;; esac
+  done
+  return 1
+}
 
 # Trains and evaluates one version with one seed.
 version() {
@@ -25,16 +36,19 @@ version() {
   run=$data-$version-s$seed
   train "train $version, seed $seed" "$recipe" "$seed" "$run" "$data"
   stage "evaluate $version, seed $seed" evaluate --recipe "$recipe" --set "seed=$seed" \
-    --data "$data" --checkpoint "$run" --reference-ce "$data" --name "$run"
+    --data "$data" --checkpoint "$run" ${beside[@]+"${beside[@]}"} --name "$run"
 }
 
 beginnings "$first" "$raw"
-lane reference "$first" "$data"
-lane value_model "$first" "$data"
+if compares rho1; then
+  lane tuned_reference "$first" "$data"
+  beside=(--reference-ce "$data")
+fi
+if compares verifiable random_matched shuffled; then lane value_model "$first" "$data"; fi
 settle
 
 scores=$data-base
-lane base "$first" --reference-ce "$data"
+lane base "$first" ${beside[@]+"${beside[@]}"}
 outsiders "$first"
 for seed in $(seq 42 $((41 + seeds))); do
   for recipe in "$recipes"/v*.yaml; do

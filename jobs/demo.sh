@@ -3,7 +3,7 @@
 #
 #   jobs/demo.sh DATA [RAW]
 #
-# LANES (the number of cores, 5 at most) says how many jobs run at a time.
+# LANES (the number of cores, 5 at most; 1 with BASE, a model of the user's) says how many jobs run at a time.
 set -euo pipefail
 
 data=$1 raw=${2:-}
@@ -24,6 +24,7 @@ export WMTP_STORE=${WMTP_STORE:-s3://wmtp/$data}
 export WMTP_SCRATCH=${WMTP_SCRATCH:-$root/scratch} WMTP_CACHE=${WMTP_CACHE:-$root/cache}
 # A micro model is too small to keep two cores busy: two jobs with one core each get through much more.
 cores=$(getconf _NPROCESSORS_ONLN)
+if [ -n "${BASE:-}" ]; then cores=1; fi
 export LANES=${LANES:-$((cores < 5 ? cores : 5))}
 chain=${CHAIN:-chain} suffix=
 if [ "$chain" = loop ]; then suffix=-loop; fi

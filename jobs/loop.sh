@@ -65,7 +65,7 @@ if [ "$(algo_of "$recipes/v001.yaml")" = baseline ]; then
   smoke=(--smoke "$loop-smoke")
 fi
 stage 'audit of the baseline' build-leaderboard audit-baseline --recipe "$recipes/v001.yaml" --rules "$recipes" \
-  --loop "$out" --data "$data" --base "$data-mtp" ${smoke[@]+"${smoke[@]}"}
+  --loop "$out" --data "$data" --base "$policy" ${smoke[@]+"${smoke[@]}"}
 
 first=$out/recipes/v001.yaml
 seed=$(sed -n 's/^seed: *//p' "$first")
@@ -80,7 +80,7 @@ while [ -n "$version" ]; do
   recipe=$out/recipes/$version.yaml
   case $(algo_of "$recipe") in
     verifiable | random_matched | shuffled) value_model "$recipe" "$loop-$version" "$version" ;;
-    rho1) reference "$recipe" "$loop-$version" "$version" ;;
+    rho1) tuned_reference "$recipe" "$loop-$version" "$version" ;;
   esac
   for each in $(seq "$seed" "$last_seed"); do
     lane version "$recipe" "$each"

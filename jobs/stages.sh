@@ -2,7 +2,12 @@
 #
 # Wants: bin (folder of the job binaries), data (name of the data set), lanes (jobs at a time), scores (names, separated by
 # commas, of all scores so far).
+# Environment: BASE, REFERENCE (names of base models in the store; left out, micro models are created).
 # shellcheck shell=bash disable=SC2154
+
+policy=${BASE:-$data-mtp} reference=${REFERENCE:-$data-ref}
+# All models and the data set share one tokenizer: that of the stored model, which created ones get through the data set.
+tokenizer=${BASE:-${REFERENCE:-}}
 
 if [[ ! $lanes =~ ^[1-9][0-9]*$ ]]; then
   echo "error: LANES is '$lanes', expected a whole number of at least 1" >&2
@@ -115,12 +120,14 @@ algo_of() {
   fi
 }
 
+# The value model begins as the reference, where that is a model of the user's and mostly the smaller one, else as the policy.
 value_model() {
-  stage "value model${3:+ of $3}" train-stage1 --objective value --recipe "$1" --data "$data" --base "$data-mtp" --name "$2"
+  stage "value model${3:+ of $3}" train-stage1 --objective value --recipe "$1" --data "$data" \
+    --base "${REFERENCE:-$policy}" --name "$2"
 }
 
-reference() {
-  stage "reference${3:+ of $3}" train-stage1 --objective reference --recipe "$1" --data "$data" --base "$data-ref" \
+tuned_reference() {
+  stage "reference${3:+ of $3}" train-stage1 --objective reference --recipe "$1" --data "$data" --base "$reference" \
     --name "$2"
 }
 
@@ -133,26 +140,30 @@ train() {
     rho1) inputs=(--reference-ce "$scores") ;;
   esac
   stage "$label" train-stage2 --recipe "$recipe" --set "seed=$seed" \
-    --data "$data" --base "$data-mtp" ${inputs[@]+"${inputs[@]}"} --name "$run" "$@"
+    --data "$data" --base "$policy" ${inputs[@]+"${inputs[@]}"} --name "$run" "$@"
 }
 
 # The data set and the models that training starts from.
 beginnings() {
-  local recipe=$1 raw=$2
+  local recipe=$1 raw=$2 inputs=()
   if [ -n "$raw" ]; then
     stage 'raw data' sync-storage push --kind raw-data --folder "$raw" --name "$data"
-    stage 'data set' prepare-data --recipe "$recipe" --raw "$data" --name "$data"
-  else
-    stage 'data set' prepare-data --recipe "$recipe" --name "$data"
+    inputs=(--raw "$data")
   fi
-  stage 'base model' sync-storage create --model micro-mtp --data "$data" --name "$data-mtp"
-  stage 'reference model' sync-storage create --model micro-ref --data "$data" --name "$data-ref"
+  stage 'data set' prepare-data --recipe "$recipe" ${inputs[@]+"${inputs[@]}"} ${tokenizer:+--tokenizer "$tokenizer"} \
+    --name "$data"
+  if [ -z "${BASE:-}" ]; then
+    stage 'base model' sync-storage create --model micro-mtp --data "$data" --name "$policy"
+  fi
+  if [ -z "${REFERENCE:-}" ]; then
+    stage 'reference model' sync-storage create --model micro-ref --data "$data" --name "$reference"
+  fi
 }
 
 base() {
   local recipe=$1
   shift
-  stage 'evaluate base' evaluate --recipe "$recipe" --data "$data" --base "$data-mtp" "$@" --name "$data-base"
+  stage 'evaluate base' evaluate --recipe "$recipe" --data "$data" --base "$policy" "$@" --name "$data-base"
 }
 
 outsider() {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
-use wmtp_recipe::{DataSource, Origin, Recipe, Resolved, Sources};
+use wmtp_recipe::{Algo, DataSource, Origin, Recipe, Resolved, Sources};
 use wmtp_records::bad_external_name;
 
 use crate::mistake::{Error, Mistake, read};
@@ -28,6 +28,9 @@ pub(crate) struct Experiment {
     /// The model that Rho-1 compares with.
     #[serde(default)]
     pub(crate) reference: Option<BaseModel>,
+    /// Name of the model in the store that the value model starts from; left out, it starts from the policy's.
+    #[serde(default)]
+    pub(crate) value: Option<String>,
     /// Models from outside, for comparison: names of raw data in the store, each a folder with `samples.jsonl`.
     #[serde(default)]
     pub(crate) external: Vec<String>,
@@ -61,8 +64,17 @@ pub(crate) struct Evaluation {
 pub(crate) enum BaseModel {
     /// Created by `sync-storage create`, with the tokenizer of the data set.
     Create(String),
-    /// In the store under this name.
+    /// In the store under this name. The data set is made with its tokenizer, which all models share.
     Stored(String),
+}
+
+impl BaseModel {
+    fn stored(&self) -> Option<&str> {
+        match self {
+            Self::Create(_) => None,
+            Self::Stored(name) => Some(name),
+        }
+    }
 }
 
 /// One run of a job.
@@ -144,8 +156,10 @@ impl Experiment {
         };
         name("name", &self.name);
         name("data", &self.data);
-        if let Some(raw) = &self.raw {
-            name("raw", raw);
+        for (field, given) in [("raw", &self.raw), ("value", &self.value)] {
+            if let Some(given) = given {
+                name(field, given);
+            }
         }
         for (field, model) in [
             ("policy", Some(&self.policy)),
@@ -284,45 +298,34 @@ struct Chain<'a> {
     steps: Vec<Step>,
 }
 
-impl Chain<'_> {
+impl<'a> Chain<'a> {
     fn build(&mut self, site: Option<&str>) {
         let data = &self.experiment.data;
-        let raw = self.experiment.raw.as_deref();
-        let raw = raw.map_or_else(String::new, |raw| format!("--raw {raw} "));
+        let given = |flag: &str, name: Option<&str>| {
+            name.map_or_else(String::new, |name| format!("{flag} {name} "))
+        };
+        let raw = given("--raw", self.experiment.raw.as_deref());
+        let tokenizer = given("--tokenizer", self.tokenizer());
         let first = &self.versions[0];
         self.step(
             "data-set",
             "prepare-data",
             first,
-            &format!("{raw}--name {data}"),
+            &format!("{raw}{tokenizer}--name {data}"),
             &[],
         );
         let policy = self.base("policy", &self.experiment.policy, "mtp");
-        let algos = || {
-            self.versions
-                .iter()
-                .map(|version| version.recipe.experiment.algo)
-        };
-        if algos().any(wmtp_recipe::Algo::needs_advantages) {
+        if self.any(Algo::needs_advantages) {
+            let value = self.experiment.value.as_deref().map(Base::stored);
+            let base = value.as_ref().unwrap_or(&policy);
             let command = format!(
                 "--objective value --data {data} --base {} --name {data}",
-                policy.name
+                base.name
             );
-            self.step(
-                "value-model",
-                "train-stage1",
-                first,
-                &command,
-                &policy.after,
-            );
+            self.step("value-model", "train-stage1", first, &command, &base.after);
         }
         let mut beside = Beside::default();
-        if let Some(model) = self
-            .experiment
-            .reference
-            .as_ref()
-            .filter(|_| algos().any(wmtp_recipe::Algo::needs_reference))
-        {
+        if let Some(model) = self.reference() {
             let model = self.base("reference-model", model, "ref");
             let command = format!(
                 "--objective reference --data {data} --base {} --name {data}",
@@ -341,21 +344,40 @@ impl Chain<'_> {
         self.ending(site);
     }
 
+    fn any(&self, needs: fn(Algo) -> bool) -> bool {
+        self.versions
+            .iter()
+            .any(|version| needs(version.recipe.experiment.algo))
+    }
+
+    /// The reference, where a version compares with one.
+    fn reference(&self) -> Option<&'a BaseModel> {
+        let reference = self.experiment.reference.as_ref();
+        reference.filter(|_| self.any(Algo::needs_reference))
+    }
+
+    /// The stored model whose tokenizer the data set is made with; what is created gets the tokenizer of the data set.
+    fn tokenizer(&self) -> Option<&'a str> {
+        let policy = self.experiment.policy.stored();
+        policy.or_else(|| self.reference()?.stored())
+    }
+
     /// A model to begin with, and the step that makes it.
     fn base(&mut self, id: &str, model: &BaseModel, suffix: &str) -> Base {
         let data = &self.experiment.data;
-        let mut after = vec!["data-set".to_owned()];
-        let name = match model {
-            BaseModel::Stored(name) => name.clone(),
+        match model {
+            BaseModel::Stored(name) => Base::stored(name),
             BaseModel::Create(model) => {
                 let name = format!("{data}-{suffix}");
                 let command = format!("create --model {model} --data {data} --name {name}");
+                let after = ["data-set".to_owned()];
                 self.step(id, "sync-storage", &self.versions[0], &command, &after);
-                after = vec![id.to_owned()];
-                name
+                Base {
+                    name,
+                    after: vec![id.to_owned()],
+                }
             }
-        };
-        Base { name, after }
+        }
     }
 
     /// Evaluates a model, by one run or by one for each shard and one that puts them together.
@@ -511,4 +533,14 @@ struct Beside {
 struct Base {
     name: String,
     after: Vec<String>,
+}
+
+impl Base {
+    /// One that was there before: what reads it waits for the data set alone.
+    fn stored(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            after: vec!["data-set".to_owned()],
+        }
+    }
 }

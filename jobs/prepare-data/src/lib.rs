@@ -4,17 +4,19 @@
 //! tokenizer, apply the length rule, write. The result depends on the recipe's `data` section, the execution
 //! limits and the inputs only.
 
-use std::num::NonZeroUsize;
-use std::path::PathBuf;
+mod splits;
 
-use wmtp_artifacts::{Digest, Kind};
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+
+use wmtp_artifacts::{Digest, FileEntry, Kind};
 use wmtp_data_sets::{
-    DataSet, Description, Error, Labelled, SourceProblem, codecontests, label, mbpp, micropy,
-    separate, tokenizer_texts,
+    DataSet, Description, Error, Labelled, SourceProblem, by_shares, codecontests, label, mbpp,
+    micropy, separate, tokenizer_texts,
 };
 use wmtp_grading::{Grader, GraderConfig, Limits};
 use wmtp_job_kit::{Job, JobError, Output, Plan, PlanCx, Run};
-use wmtp_recipe::{Data, DataSource, Evaluation, SandboxTier};
+use wmtp_recipe::{Data, DataSource, Evaluation, SandboxTier, SplitBy};
 use wmtp_records::{Split, data_files};
 use wmtp_tokens::Tokenizer;
 
@@ -24,6 +26,11 @@ const DATA: &str = "data";
 const RAW: &str = "raw";
 /// Role of the bundle whose tokenizer is taken.
 const TOKENIZER: &str = "tokenizer";
+/// Its file in the bundle.
+const TOKENIZER_FILE: &str = "tokenizer/tokenizer.json";
+
+/// Attribute that tells who decided the splits.
+const SPLIT_LEVEL: &str = "split_level";
 
 /// Arguments of the job's own.
 #[derive(Debug, clap::Args)]
@@ -32,7 +39,8 @@ pub struct PrepareData {
     #[arg(long, value_name = "ID|NAME")]
     raw: Option<String>,
 
-    /// Take the tokenizer of this base model (id or name) instead of training one
+    /// Take the tokenizer of this base model (id or name) instead of training one; a model that was not created on the data
+    /// set can be trained on it in no other way
     #[arg(long, value_name = "ID|NAME")]
     tokenizer: Option<String>,
 
@@ -48,6 +56,8 @@ pub struct Work {
     limits: Limits,
     accept_degraded: bool,
     own_tokenizer: bool,
+    /// Who decides the splits.
+    split_level: String,
 }
 
 impl Job for PrepareData {
@@ -57,14 +67,15 @@ impl Job for PrepareData {
     const ABOUT: &'static str =
         "Make a processed data set: records, token ids, splits, tests and statistics.";
     const EXAMPLES: &'static str = "prepare-data --recipe storage/recipes/micropy/v001.yaml --store s3://wmtp/demo --name micropy\n\
-         prepare-data --recipe storage/recipes/mbpp/v001.yaml --raw mbpp --store s3://wmtp/demo --name mbpp";
+         prepare-data --recipe storage/recipes/mbpp/v001.yaml --raw mbpp --store s3://wmtp/demo --name mbpp\n\
+         prepare-data --recipe storage/recipes/mbpp-7b/v001.yaml --raw mbpp --tokenizer meta-llama-mtp --store s3://bucket/wmtp --name mbpp";
     const VERSION: u32 = 1;
 
     fn plan(&self, cx: &mut PlanCx<'_>) -> Result<Plan<Work>, JobError> {
         let recipe = cx.recipe()?.clone();
-        match (recipe.data.source, &self.raw) {
+        let raw = match (recipe.data.source, &self.raw) {
             (DataSource::Mbpp | DataSource::CodeContests, Some(raw)) => {
-                cx.input(RAW, Kind::RawData, raw)?;
+                Some(cx.input(RAW, Kind::RawData, raw)?)
             }
             (source @ (DataSource::Mbpp | DataSource::CodeContests), None) => {
                 return Err(JobError::usage(format!(
@@ -79,8 +90,11 @@ impl Job for PrepareData {
                 )
                 .hint("leave --raw out, or --set data.source=mbpp"));
             }
-            (DataSource::Micropy, None) => {}
-        }
+            (DataSource::Micropy, None) => None,
+        };
+        let set = splits::SHARES.into_iter().find(|share| cx.is_set(share));
+        let levels = splits::levels(&recipe.data, raw.as_ref(), set)?;
+        let split_level = splits::told(&levels);
         if let Some(bundle) = &self.tokenizer {
             cx.input(TOKENIZER, Kind::BaseModel, bundle)?;
         }
@@ -96,17 +110,26 @@ impl Job for PrepareData {
             accept_degraded: self.accept_degraded_sandbox
                 || recipe.evaluation.sandbox == SandboxTier::Degraded,
             own_tokenizer: self.tokenizer.is_none(),
+            split_level: split_level.clone(),
         };
-        Ok(Plan::new(work)
+        let plan = Plan::new(work)
             .options(options)
-            .output(DATA, Kind::ProcessedData))
+            .output(DATA, Kind::ProcessedData)
+            .note(format!("splits as the level {split_level} decides"));
+        // micropy has no other rule than the shares; its data sets had their ids before there were levels.
+        Ok(match raw {
+            Some(_) => plan.option(SPLIT_LEVEL, split_level),
+            None => plan,
+        })
     }
 
     fn run(work: &Work, run: &mut Run) -> Result<Vec<Output>, JobError> {
         let problems = read_problems(work, run)?;
         let (problems, separation) = separate(problems);
         let labelled = execute(work, problems, run)?;
-        let tokenizer = tokenizer(work, &labelled, run)?;
+        let stored = (!work.own_tokenizer).then(|| stored_tokenizer(run));
+        let stored = stored.transpose()?;
+        let tokenizer = tokenizer(work, &labelled, stored.as_deref())?;
         let set = DataSet::assemble(
             description(work.data.source),
             &labelled,
@@ -117,6 +140,11 @@ impl Job for PrepareData {
         .map_err(job_error)?;
         let folder = run.output_dir(DATA)?;
         set.write(&folder).map_err(job_error)?;
+        if let Some(stored) = stored {
+            // To the byte: models and data sets know their tokenizer by the digest of its file.
+            std::fs::copy(stored, folder.join(data_files::TOKENIZER))?;
+        }
+        run.log(format!("splits: decided by level {}", work.split_level));
         log_summary(&set, run);
         Ok(vec![output(work, &set, folder)?])
     }
@@ -139,7 +167,7 @@ fn incorrect_per_problem(data: &Data) -> usize {
 fn read_problems(work: &Work, run: &Run) -> Result<Vec<SourceProblem>, JobError> {
     let data = &work.data;
     let incorrect_per_problem = incorrect_per_problem(data);
-    match data.source {
+    let problems = match data.source {
         DataSource::Micropy => Ok(micropy::generate(&micropy::Settings {
             num_problems: data.num_problems,
             validation_share: data.validation_share,
@@ -148,20 +176,21 @@ fn read_problems(work: &Work, run: &Run) -> Result<Vec<SourceProblem>, JobError>
             incorrect_per_problem,
             seed: data.split_seed,
         })),
-        DataSource::Mbpp => {
-            mbpp::read(&run.input(RAW)?, incorrect_per_problem, data.split_seed).map_err(job_error)
-        }
+        DataSource::Mbpp => mbpp::read(&run.input(RAW)?, incorrect_per_problem, data.split_seed),
         DataSource::CodeContests => {
             let settings = codecontests::Settings {
-                validation_share: data.validation_share,
-                test_share: data.test_share,
+                shares: splits::shares(data),
                 solutions_per_problem: data.solutions_per_problem,
                 incorrect_per_problem,
-                seed: data.split_seed,
             };
-            codecontests::read(&run.input(RAW)?, &settings).map_err(job_error)
+            codecontests::read(&run.input(RAW)?, &settings)
         }
+    };
+    let mut problems = problems.map_err(job_error)?;
+    if data.split_by == SplitBy::Shares && data.source != DataSource::Micropy {
+        by_shares(&mut problems, &splits::shares(data));
     }
+    Ok(problems)
 }
 
 fn execute(work: &Work, problems: Vec<SourceProblem>, run: &Run) -> Result<Labelled, JobError> {
@@ -193,13 +222,26 @@ fn execute(work: &Work, problems: Vec<SourceProblem>, run: &Run) -> Result<Label
     .map_err(job_error)
 }
 
-fn tokenizer(work: &Work, labelled: &Labelled, run: &Run) -> Result<Tokenizer, JobError> {
-    let tokenizer = if work.own_tokenizer {
-        Tokenizer::train(&tokenizer_texts(labelled), work.data.vocab_size)
-    } else {
-        Tokenizer::load(&run.input(TOKENIZER)?.join("tokenizer/tokenizer.json"))
+fn tokenizer(
+    work: &Work,
+    labelled: &Labelled,
+    stored: Option<&Path>,
+) -> Result<Tokenizer, JobError> {
+    let tokenizer = match stored {
+        None => Tokenizer::train(&tokenizer_texts(labelled), work.data.vocab_size),
+        Some(file) => Tokenizer::load(file),
     };
     tokenizer.map_err(|error| job_error(error.into()))
+}
+
+/// The file of the bundle's tokenizer, fetched without the weights beside it.
+fn stored_tokenizer(run: &Run) -> Result<PathBuf, JobError> {
+    let bundle = &run.manifest(TOKENIZER)?.id;
+    let wanted = |file: &FileEntry| file.path == TOKENIZER_FILE;
+    Ok(run
+        .store()
+        .fetch_files(bundle, wanted)?
+        .join(TOKENIZER_FILE))
 }
 
 fn description(source: DataSource) -> Description {
@@ -258,6 +300,9 @@ fn output(work: &Work, set: &DataSet, folder: PathBuf) -> Result<Output, JobErro
         .attribute("tokenizer_sha256", tokenizer)
         .attribute("vocab_size", summary.vocab_size)
         .attribute("max_length", work.data.max_length);
+    if work.data.source != DataSource::Micropy {
+        output = output.attribute(SPLIT_LEVEL, &work.split_level);
+    }
     for split in Split::ALL {
         let rows = set.split(split).records.len();
         output = output.attribute(&format!("rows_{split}"), rows);

@@ -155,6 +155,11 @@ pub fn complete(root: &Path, origin: &Origin) -> Result<Summary, JobError> {
         }
     }
     let header = Header::read(&root.join(MODEL))?;
+    if header.tensors.contains_key("model.embed_tokens.weight") {
+        return Err(bad(root, MODEL, "its tensors have Hugging Face's names").hint(
+            "give the folder that they came in, with its config.json, to `sync-storage convert`",
+        ));
+    }
     let params = params(root, &header, origin.num_heads)?;
     check_tensors(&root.join(MODEL), &header, &params)?;
     check_tokenizer(&root.join(TOKENIZER), &params)?;
@@ -277,7 +282,8 @@ fn check_tensors(path: &Path, header: &Header, params: &Params) -> Result<(), Jo
     Ok(())
 }
 
-fn check_tokenizer(path: &Path, params: &Params) -> Result<(), JobError> {
+/// The vocabulary of a tokenizer against that of the sizes.
+pub(crate) fn check_tokenizer(path: &Path, params: &Params) -> Result<(), JobError> {
     let tokenizer = Tokenizer::load(path).map_err(JobError::bad_input)?;
     if tokenizer.vocab_size() == params.vocab_size {
         return Ok(());

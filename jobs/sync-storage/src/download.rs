@@ -40,7 +40,8 @@ impl Tool for Download {
     const ABOUT: &'static str = "Fetches a revision of the Hugging Face hub or objects of an S3 store into a folder, every file checked; goes on where it was cut off.";
     const EXAMPLES: &'static str = "
         sync-storage download hf://facebook/multi-token-prediction@main --only 7B_1T_4/ --to hub/7b
-        HF_TOKEN=… sync-storage download hf://datasets/google-research-datasets/mbpp@main --to hub/mbpp --dry-run
+        HF_TOKEN=… sync-storage download hf://meta-llama/Llama-2-7b-hf@main --to hub/Llama-2-7b-hf --dry-run
+        sync-storage download hf://datasets/Muennighoff/mbpp@main --only data/mbpp.jsonl --to hub/mbpp
         sync-storage download s3://lab-models/7b --endpoint https://s3.example.org --profile lab --to models/7b";
 
     fn run(&self, cx: &mut ToolCx<'_>) -> Result<(), JobError> {

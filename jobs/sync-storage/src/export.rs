@@ -13,7 +13,7 @@ use wmtp_records::jsonl;
 use wmtp_tokens::Tokenizer;
 
 use crate::bundle::{self, MAX_POSITIONS};
-use crate::folder;
+use crate::folder::Unfinished;
 use crate::header::Header;
 
 /// The files of the folder, by the names that `transformers` looks for.
@@ -76,10 +76,10 @@ impl Tool for Export {
             cx.print(format!("would export {id} to {to}; nothing was touched"));
             return Ok(());
         }
-        self.refuse_what_is_there()?;
+        let part = Unfinished::beside(&self.to)?;
         let source = cx.store()?.fetch(&id)?;
         let params = Params::load(&source.join(places.params)).map_err(JobError::bad_input)?;
-        let size = self.write(&id, &source, &places, &params)?;
+        let size = self.write(part, &id, &source, &places, &params)?;
         let left_out = params.num_horizons() - 1;
         cx.print(format!(
             "{id} is in {}: trunk and head 1, {}; {left_out} further heads are left out, for which the layout has no place",
@@ -103,18 +103,10 @@ impl Tool for Export {
 }
 
 impl Export {
-    fn refuse_what_is_there(&self) -> Result<(), JobError> {
-        let is_empty = std::fs::read_dir(&self.to).is_ok_and(|mut found| found.next().is_none());
-        if !self.to.exists() || is_empty {
-            return Ok(());
-        }
-        let what = format!("{} is there already", self.to.display());
-        Err(JobError::bad_input(what).hint("choose a folder that does not exist yet"))
-    }
-
-    /// Writes the files into a folder beside the target and renames it; returns the size of the weights.
+    /// Writes the files; returns the size of the weights.
     fn write(
         &self,
+        part: Unfinished,
         id: &ArtifactId,
         source: &Path,
         places: &Places,
@@ -123,15 +115,6 @@ impl Export {
         let at = |error: std::io::Error| {
             JobError::from(error).context(format!("writing {}", self.to.display()))
         };
-        folder::create_parent(&self.to)?;
-        let parent = self
-            .to
-            .parent()
-            .filter(|parent| !parent.as_os_str().is_empty());
-        let part = tempfile::Builder::new()
-            .prefix(".export-")
-            .tempdir_in(parent.unwrap_or_else(|| Path::new(".")))
-            .map_err(at)?;
         let weights = source.join(places.weights);
         let (dtype, name) = stored_type(&weights)?;
         let store =
@@ -161,7 +144,7 @@ impl Export {
         });
         jsonl::write_json(&part.path().join(TOKENIZER_CONFIG), &tokenizer_config)?;
         let size = std::fs::metadata(&target).map_err(at)?.len();
-        std::fs::rename(part.keep(), &self.to).map_err(at)?;
+        part.finish()?;
         Ok(size)
     }
 }

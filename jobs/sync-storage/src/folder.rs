@@ -117,6 +117,51 @@ fn copy_bytes(from: &Path, to: &Path) -> std::io::Result<u64> {
     std::io::copy(&mut File::open(from)?, &mut File::create(to)?)
 }
 
+/// A folder that is made beside its place, and appears there when it is whole.
+pub(crate) struct Unfinished {
+    part: tempfile::TempDir,
+    target: PathBuf,
+}
+
+impl Unfinished {
+    /// Begins one.
+    ///
+    /// # Errors
+    /// 65 where there is something already; an empty folder may be replaced.
+    pub(crate) fn beside(target: &Path) -> Result<Self, JobError> {
+        let is_empty = std::fs::read_dir(target).is_ok_and(|mut found| found.next().is_none());
+        if target.exists() && !is_empty {
+            let what = format!("{} is there already", target.display());
+            return Err(JobError::bad_input(what).hint("choose a folder that does not exist yet"));
+        }
+        create_parent(target)?;
+        let parent = target
+            .parent()
+            .filter(|parent| !parent.as_os_str().is_empty());
+        let part = tempfile::Builder::new()
+            .prefix(".unfinished-")
+            .tempdir_in(parent.unwrap_or_else(|| Path::new(".")))
+            .map_err(|error| at(target, error))?;
+        Ok(Self {
+            part,
+            target: target.to_owned(),
+        })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.part.path()
+    }
+
+    /// Puts it into its place.
+    pub(crate) fn finish(self) -> Result<(), JobError> {
+        std::fs::rename(self.part.keep(), &self.target).map_err(|error| at(&self.target, error))
+    }
+}
+
+fn at(path: &Path, error: std::io::Error) -> JobError {
+    JobError::from(error).context(format!("writing {}", path.display()))
+}
+
 /// Creates the folder of a file.
 pub(crate) fn create_parent(file: &Path) -> Result<(), JobError> {
     let parent = file.parent().unwrap_or_else(|| Path::new("."));

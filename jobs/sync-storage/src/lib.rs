@@ -8,7 +8,7 @@
 //! | `pull` | any artifact | a folder |
 //! | `export` | a checkpoint or base-model artifact | a folder for Hugging Face's transformers, or with a GGUF file for llama.cpp |
 //! | `download` | a revision of the Hugging Face hub, objects of another S3 store | a folder |
-//! | `convert` | PyTorch checkpoints or safetensors shards | one safetensors file |
+//! | `convert` | PyTorch checkpoints or safetensors shards; a folder in Hugging Face's layout | one safetensors file; a bundle |
 //!
 //! The layout of a base-model bundle is that of storage v2 (specification 2.1 to 2.4); [`bundle`] knows it.
 

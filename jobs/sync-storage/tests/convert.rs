@@ -11,6 +11,8 @@ use std::process::{Command, Stdio};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use wmtp_model::{DType, Device, ParamStore, Params, save_hugging_face};
+use wmtp_tokens::Tokenizer;
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipWriter};
 
@@ -372,4 +374,169 @@ fn a_link_and_a_lying_header_are_refused() {
         fs::write(&lying, bytes).unwrap();
         place.refuses(&lying, message);
     }
+}
+
+/// A model of two blocks in Hugging Face's layout, with a change to its `config.json`.
+fn hugging_face(folder: &Path, change: impl FnOnce(&mut Value)) {
+    fs::create_dir_all(folder).unwrap();
+    let tokenizer = Tokenizer::train(&["def f(a, b):\n    return a + b\n"; 4], 300).unwrap();
+    tokenizer.save(&folder.join("tokenizer.json")).unwrap();
+    let params = Params {
+        dim: 16,
+        n_layers: 2,
+        n_heads: 2,
+        n_kv_heads: 1,
+        multiple_of: 8,
+        n_future_tokens: 1,
+        ..Params::micro_mtp(tokenizer.vocab_size())
+    };
+    let store = ParamStore::init(&params, 1, DType::F32, &Device::Cpu).unwrap();
+    save_hugging_face(&folder.join("model.safetensors"), &params, &store).unwrap();
+    let mut config = json!({
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": 16,
+        "intermediate_size": params.ffn_dim(),
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "vocab_size": tokenizer.vocab_size(),
+        "rms_norm_eps": 1e-5,
+        "rope_scaling": null,
+        "hidden_act": "silu",
+    });
+    change(&mut config);
+    fs::write(folder.join("config.json"), config.to_string()).unwrap();
+}
+
+#[test]
+fn a_model_that_computes_otherwise_than_ours_is_refused_by_the_key_that_says_so() {
+    let place = Place::new();
+    let folder = place.path("hub");
+    hugging_face(&folder, |_| {});
+    let ended = place.convert(&[&folder], &[]);
+    assert_eq!(ended.code, Some(0), "as it is: {}", ended.stderr);
+    fs::remove_dir_all(place.path("out")).unwrap();
+    for (key, value, message) in [
+        (
+            "model_type",
+            json!("mistral"),
+            "model_type \"mistral\" (llama alone is) is not supported",
+        ),
+        ("hidden_act", json!("gelu"), "hidden_act \"gelu\""),
+        (
+            "attention_bias",
+            json!(true),
+            "attention_bias true is not supported",
+        ),
+        ("mlp_bias", json!(true), "mlp_bias true is not supported"),
+        (
+            "tie_word_embeddings",
+            json!(true),
+            "tie_word_embeddings true is not supported",
+        ),
+        (
+            "quantization_config",
+            json!({"bits": 4}),
+            "quantization_config",
+        ),
+        (
+            "rope_scaling",
+            json!({"type": "linear", "factor": 2.0}),
+            "rope_scaling linear",
+        ),
+        (
+            "rope_scaling",
+            json!({"rope_type": "llama3", "type": "llama3"}),
+            "rope_scaling llama3",
+        ),
+        (
+            "rope_parameters",
+            json!({"rope_type": "yarn"}),
+            "rope_parameters yarn",
+        ),
+        (
+            "rope_parameters",
+            json!({"partial_rotary_factor": 0.5}),
+            "partial_rotary_factor 0.5",
+        ),
+        (
+            "head_dim",
+            json!(16),
+            "head_dim is 16, and 16 over 2 heads is 8",
+        ),
+        (
+            "num_attention_heads",
+            json!(3),
+            "does not split into 3 heads",
+        ),
+        ("num_hidden_layers", json!(1), "leaves no trunk"),
+        ("hidden_size", Value::Null, "hidden_size"),
+        (
+            "num_hidden_layers",
+            json!(3),
+            "tensor model.layers.2.self_attn.q_proj.weight is missing",
+        ),
+        (
+            "num_key_value_heads",
+            json!(2),
+            "tensor model.layers.0.self_attn.k_proj.weight has shape [8, 16], config.json demands [16, 16]",
+        ),
+        ("intermediate_size", json!(40), "demands [40, 16]"),
+        ("vocab_size", json!(299), "says 299"),
+    ] {
+        hugging_face(&folder, |config| {
+            let config = config.as_object_mut().unwrap();
+            match value {
+                Value::Null => config.remove(key),
+                value => config.insert(key.to_owned(), value),
+            };
+        });
+        place.refuses(&folder, message);
+    }
+    hugging_face(&folder, |_| {});
+    let bias = folder.join("model-2.safetensors");
+    let data = [0_u8; 64];
+    let view = safetensors::tensor::TensorView::new(Dtype::F32, vec![16], &data).unwrap();
+    let name = "model.layers.0.self_attn.q_proj.bias";
+    fs::write(&bias, safetensors::serialize([(name, view)], None).unwrap()).unwrap();
+    let index = folder.join("model.safetensors.index.json");
+    fs::write(
+        &index,
+        json!({"weight_map": {name: "model-2.safetensors", "x": "model.safetensors"}}).to_string(),
+    )
+    .unwrap();
+    place.refuses(
+        &folder,
+        "tensor model.layers.0.self_attn.q_proj.bias has no place",
+    );
+    fs::write(
+        &index,
+        json!({"weight_map": {name: "../model.safetensors"}}).to_string(),
+    )
+    .unwrap();
+    place.refuses(&folder, "is no file beside the index");
+    fs::remove_file(&index).unwrap();
+    fs::remove_file(folder.join("model.safetensors")).unwrap();
+    place.refuses(
+        &folder,
+        "holds none of model.safetensors.index.json, model.safetensors",
+    );
+    fs::rename(
+        folder.join("tokenizer.json"),
+        folder.join("tokenizer.model"),
+    )
+    .unwrap();
+    fs::write(folder.join("model.safetensors"), "").unwrap();
+    place.refuses(
+        &folder,
+        "SentencePiece's tokenizer.model, which lies there, is not read",
+    );
+    fs::remove_file(folder.join("config.json")).unwrap();
+    place.refuses(&folder, "config.json is missing");
+    let ended = place.convert(
+        &[&Path::new(FIXTURES).join("f32.pth")],
+        &["--future-tokens", "2"],
+    );
+    assert_eq!(ended.code, Some(2), "{}", ended.stderr);
 }

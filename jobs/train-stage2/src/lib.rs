@@ -46,6 +46,19 @@ pub struct Work {
     /// The settings that were hashed.
     options: Value,
     compute: Compute,
+    /// What the recipe may not have meant.
+    doubt: Option<String>,
+}
+
+/// Adapters at the rate of every weight: nobody chose it, and they learn about ten times slower than they could.
+fn slow_adapters(recipe: &Recipe, is_chosen: bool) -> Option<String> {
+    (recipe.lora.r > 0 && !is_chosen).then(|| {
+        format!(
+            "lora.r is {} and optim.lr is not set: it is {}, a rate for training every weight; adapters are usually trained \
+             at 1e-4",
+            recipe.lora.r, recipe.optim.lr
+        )
+    })
 }
 
 impl TrainStage2 {
@@ -162,7 +175,9 @@ train-stage2 --device cuda --ranks 4 --data mbpp --base big-mtp --recipe v001.ya
         let data = cx.input("data", Kind::ProcessedData, &self.data)?;
         let base = cx.input("base", Kind::BaseModel, &self.base)?;
         check_tokenizers(("data", &data), ("base", &base))?;
-        let notes = self.scores(cx, algo, &data)?;
+        let doubt = slow_adapters(&recipe, cx.is_set("optim.lr"));
+        let mut notes = self.scores(cx, algo, &data)?;
+        notes.extend(doubt.clone());
         let params = params(cx, &base)?;
         check_horizon(&recipe, &params)?;
         check_vocabulary(&params, &data)?;
@@ -172,6 +187,7 @@ train-stage2 --device cuda --ranks 4 --data mbpp --base big-mtp --recipe v001.ya
         let work = Work {
             options: options.clone(),
             compute: self.compute,
+            doubt,
         };
         let plan = Plan::new(work)
             .options(options)
@@ -181,6 +197,9 @@ train-stage2 --device cuda --ranks 4 --data mbpp --base big-mtp --recipe v001.ya
     }
 
     fn run(work: &Work, run: &mut Run) -> Result<Vec<Output>, JobError> {
+        if let Some(doubt) = &work.doubt {
+            run.warning(doubt);
+        }
         let device = work.compute.open(run)?;
         let team = Team::start(run, work.compute)?;
         let loaded = Loaded::of(run, &device)?;
@@ -296,6 +315,19 @@ mod tests {
         recipe.lora.r = 0;
         recipe.optim.lr *= 2.0;
         assert_ne!(options(&recipe, Algo::Baseline), baseline);
+    }
+
+    #[test]
+    fn a_rate_for_every_weight_that_nobody_chose_for_adapters_is_doubted() {
+        let mut recipe = Recipe::default();
+        assert_eq!(slow_adapters(&recipe, false), None);
+        recipe.lora.r = 16;
+        assert_eq!(slow_adapters(&recipe, true), None);
+        let doubt = slow_adapters(&recipe, false).unwrap_or_default();
+        assert!(
+            doubt.contains("lora.r is 16") && doubt.contains("0.00001"),
+            "{doubt}"
+        );
     }
 
     #[test]

@@ -11,9 +11,8 @@ use serde::Deserialize;
 use wmtp_records::{Case, Problem, Split, Tests, jsonl};
 use wmtp_tokens::render_prompt;
 
-use crate::random::stable_hash;
-use crate::source::jsonl_files;
-use crate::{Error, SourceProblem};
+use crate::source::{is_jsonl, jsonl_files, no_rows};
+use crate::{Error, Shares, SourceProblem, by_shares};
 
 /// Python 3 among the languages of the set.
 const PYTHON_3: u32 = 3;
@@ -27,16 +26,12 @@ const HOW: &str = "The program reads from standard input and prints to standard 
 /// How much is taken.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
-    /// Share of validation, 0…1, among problems of files that name no split.
-    pub validation_share: f64,
-    /// Share of test, likewise.
-    pub test_share: f64,
+    /// Of the problems whose files name no split.
+    pub shares: Shares,
     /// Programs given as right per problem, at most.
     pub solutions_per_problem: usize,
     /// Wrong programs wanted per problem; twice as many are offered.
     pub incorrect_per_problem: usize,
-    /// Determines the splits.
-    pub seed: u64,
 }
 
 #[derive(Debug, Deserialize)]
@@ -76,7 +71,8 @@ struct TimeLimit {
 
 /// Reads every file below a folder; problems come in the order of files and rows.
 ///
-/// A file whose name holds `train`, `valid` or `test` as a word gives its problems to that split.
+/// A file whose name holds `train`, `valid` or `test` as a word gives its problems to that split ([`named_split`]). Those of
+/// other files are divided among each other, see [`by_shares`].
 ///
 /// # Errors
 /// [`Error::Rows`] names file and line of a row that lacks a field, repeats a problem, or has no test;
@@ -85,7 +81,7 @@ pub fn read(folder: &Path, settings: &Settings) -> Result<Vec<SourceProblem>, Er
     let mut problems = Vec::new();
     let mut seen = BTreeSet::new();
     for path in jsonl_files(folder)? {
-        let original_split = split_of_file(&path);
+        let original_split = named_split(&path);
         for row in jsonl::rows(&path)? {
             let (line, row): (usize, Row) = row?;
             let bad = |what: String| jsonl::Error::Row {
@@ -100,15 +96,20 @@ pub fn read(folder: &Path, settings: &Settings) -> Result<Vec<SourceProblem>, Er
         }
     }
     if problems.is_empty() {
-        return Err(Error::BadInput {
-            path: folder.to_owned(),
-            reason: "no rows in *.jsonl or *.jsonl.gz files".to_owned(),
-        });
+        return Err(no_rows(folder));
     }
+    let unnamed = |problem: &&mut SourceProblem| problem.original_split.is_none();
+    by_shares(problems.iter_mut().filter(unnamed), &settings.shares);
     Ok(problems)
 }
 
-fn split_of_file(path: &Path) -> Option<Split> {
+/// Whether a file is one of those that [`read`] reads.
+pub fn holds_rows(path: &Path) -> bool {
+    is_jsonl(path)
+}
+
+/// The split that the name of a file tells for its problems.
+pub fn named_split(path: &Path) -> Option<Split> {
     let name = path.file_name()?.to_string_lossy().to_lowercase();
     let mut words = name.split(|c: char| !c.is_ascii_alphabetic());
     words.find_map(|word| match word {
@@ -117,19 +118,6 @@ fn split_of_file(path: &Path) -> Option<Split> {
         "test" => Some(Split::Test),
         _ => None,
     })
-}
-
-/// By the problem's name alone, so that another problem in the set moves none.
-fn split_of(name: &str, settings: &Settings) -> Split {
-    let hash = stable_hash(settings.seed, &format!("codecontests/split/{name}"));
-    let draw = hash as f64 / 2.0_f64.powi(64);
-    if draw < settings.test_share {
-        Split::Test
-    } else if draw < settings.test_share + settings.validation_share {
-        Split::Validation
-    } else {
-        Split::Train
-    }
 }
 
 fn source_problem(
@@ -161,7 +149,8 @@ fn source_problem(
     let limit = SPARE * settings.incorrect_per_problem;
     let mutants = python_3(row.incorrect_solutions, &solutions, limit);
     Ok(SourceProblem {
-        split: original_split.unwrap_or_else(|| split_of(&row.name, settings)),
+        // Of a file that names none: until all problems are read.
+        split: original_split.unwrap_or(Split::Train),
         problem: Problem {
             prompt: render_prompt(&instruction, ""),
             problem_id: row.name,
@@ -202,11 +191,13 @@ mod tests {
     use super::*;
 
     const SETTINGS: Settings = Settings {
-        validation_share: 0.2,
-        test_share: 0.3,
+        shares: Shares {
+            validation: 0.2,
+            test: 0.3,
+            seed: 42,
+        },
         solutions_per_problem: 2,
         incorrect_per_problem: 1,
-        seed: 42,
     };
 
     fn read_files(files: &[(&str, String)]) -> Result<Vec<SourceProblem>, Error> {
@@ -255,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn files_name_their_split_and_others_are_drawn_by_the_problem() {
+    fn files_name_their_split_and_the_problems_of_others_are_divided() {
         let of_file = |name: &str| read_files(&[(name, row("x"))]).unwrap()[0].original_split;
         assert_eq!(
             of_file("code_contests_valid-00000.jsonl"),
@@ -263,15 +254,25 @@ mod tests {
         );
         assert_eq!(of_file("test.jsonl"), Some(Split::Test));
         assert_eq!(of_file("contest.jsonl"), None);
-        let names: Vec<String> = (0..200).map(|number| format!("p{number}")).collect();
-        let splits: Vec<Split> = names.iter().map(|name| split_of(name, &SETTINGS)).collect();
-        let count = |split| splits.iter().filter(|&&found| found == split).count();
-        assert!(
-            (45..75).contains(&count(Split::Test)),
-            "{}",
-            count(Split::Test)
-        );
-        assert!((25..55).contains(&count(Split::Validation)));
+        let rows = |from: usize, to: usize| -> String {
+            (from..to)
+                .map(|number| row(&format!("p{number}")))
+                .collect()
+        };
+        let files = [
+            ("valid.jsonl", rows(0, 10)),
+            ("contest.jsonl", rows(10, 30)),
+        ];
+        let problems = read_files(&files).unwrap();
+        let count = |named, split| {
+            let counted = problems.iter();
+            counted
+                .filter(|one| one.original_split.is_some() == named && one.split == split)
+                .count()
+        };
+        assert_eq!(count(true, Split::Validation), 10);
+        let divided = Split::ALL.map(|split| count(false, split));
+        assert_eq!(divided, [10, 4, 6], "20 problems, 50, 20 and 30 %");
     }
 
     #[test]

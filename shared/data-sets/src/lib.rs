@@ -16,6 +16,7 @@ pub mod micropy;
 pub mod mutate;
 mod random;
 mod source;
+mod split;
 mod summary;
 mod token_file;
 
@@ -25,5 +26,6 @@ pub use data_set::{DataSet, Description, SplitRows, tokenizer_texts};
 pub use error::Error;
 pub use label::{LabelCounts, Labelled, LabelledProblem, label};
 pub use source::SourceProblem;
+pub use split::{Shares, SplitLevel, by_shares};
 pub use summary::{SplitSummary, Summary};
 pub use token_file::{TokenFile, TokenRow};

@@ -11,7 +11,7 @@ use wmtp_records::{Problem, Split, Tests, jsonl};
 use wmtp_tokens::render_prompt;
 
 use crate::random::stream;
-use crate::source::jsonl_files;
+use crate::source::{jsonl_files, no_rows};
 use crate::{Error, SourceProblem, mutate};
 
 /// Mutants kept for each one that is wanted: some still pass or do not parse.
@@ -62,10 +62,7 @@ pub fn read(
         }
     }
     if problems.is_empty() {
-        return Err(Error::BadInput {
-            path: folder.to_owned(),
-            reason: "no rows in *.jsonl or *.jsonl.gz files".to_owned(),
-        });
+        return Err(no_rows(folder));
     }
     problems.sort_by_key(|&(task_id, _)| task_id);
     Ok(problems.into_iter().map(|(_, problem)| problem).collect())
@@ -238,6 +235,12 @@ mod tests {
     #[test]
     fn a_folder_without_rows_is_refused() {
         assert!(read_lines(&[]).expect_err("nothing there").is_bad_input());
+        let folder = tempfile::tempdir().expect("temporary folder");
+        std::fs::write(folder.path().join("train.parquet"), "PAR1").expect("writable");
+        let text = read(folder.path(), 2, 42)
+            .expect_err("no JSON lines")
+            .to_string();
+        assert!(text.contains("train.parquet is Parquet"), "{text}");
     }
 
     #[test]

@@ -23,6 +23,24 @@ pub struct SourceProblem {
 
 /// All `*.jsonl` and `*.jsonl.gz` files in the folder and its sub-folders, sorted.
 pub(crate) fn jsonl_files(folder: &Path) -> Result<Vec<PathBuf>, Error> {
+    files(folder, is_jsonl)
+}
+
+/// Why a folder gives no problem. Published data sets often come as Parquet, so that is told apart.
+pub(crate) fn no_rows(folder: &Path) -> Error {
+    let is_parquet = |path: &Path| path.extension().is_some_and(|end| end == "parquet");
+    let parquet = files(folder, is_parquet).unwrap_or_default();
+    let named = parquet.first().map_or_else(String::new, |path| {
+        let path = path.strip_prefix(folder).unwrap_or(path).display();
+        format!("; {path} is Parquet: write its rows as JSON lines first")
+    });
+    Error::BadInput {
+        path: folder.to_owned(),
+        reason: format!("no rows in *.jsonl or *.jsonl.gz files{named}"),
+    }
+}
+
+fn files(folder: &Path, wanted: impl Fn(&Path) -> bool) -> Result<Vec<PathBuf>, Error> {
     let mut files = Vec::new();
     let mut folders = vec![folder.to_owned()];
     while let Some(folder) = folders.pop() {
@@ -34,7 +52,7 @@ pub(crate) fn jsonl_files(folder: &Path) -> Result<Vec<PathBuf>, Error> {
             let path = entry.map_err(io)?.path();
             if path.is_dir() {
                 folders.push(path);
-            } else if is_jsonl(&path) {
+            } else if wanted(&path) {
                 files.push(path);
             }
         }
@@ -43,7 +61,7 @@ pub(crate) fn jsonl_files(folder: &Path) -> Result<Vec<PathBuf>, Error> {
     Ok(files)
 }
 
-fn is_jsonl(path: &Path) -> bool {
+pub(crate) fn is_jsonl(path: &Path) -> bool {
     let name = path.to_string_lossy();
     name.ends_with(".jsonl") || name.ends_with(".jsonl.gz")
 }

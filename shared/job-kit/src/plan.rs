@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde_json::{Map, Value};
 use wmtp_artifacts::{ArtifactId, Input, Kind, Manifest};
-use wmtp_recipe::{Recipe, Resolved};
+use wmtp_recipe::{Origin, Recipe, Resolved};
 
 use crate::{JobError, StoreHandle};
 
@@ -112,6 +112,13 @@ impl PlanCx<'_> {
     /// Exit code 2 when there is no `--recipe`.
     pub fn recipe(&self) -> Result<&Recipe, JobError> {
         recipe(self.resolved)
+    }
+
+    /// Whether something other than the schema gives this setting its value.
+    pub fn is_set(&self, key: &str) -> bool {
+        self.resolved
+            .and_then(|resolved| resolved.origin(key))
+            .is_some_and(|origin| *origin != Origin::Default)
     }
 
     /// Registers an input, given as artifact id or as name.

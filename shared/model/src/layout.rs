@@ -22,12 +22,17 @@ enum Pairs {
 }
 
 /// One tensor in both layouts.
-struct Renamed {
-    meta: String,
-    hugging_face: String,
-    shape: Vec<usize>,
-    /// Heads whose rows are reordered; none for most tensors.
-    heads: Option<usize>,
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Renamed {
+    /// Meta's name.
+    pub meta: String,
+    /// That of the port.
+    pub hugging_face: String,
+    /// The same in both.
+    pub shape: Vec<usize>,
+    /// Heads of wq and wk, within each of which the port has the rows 0, 2, 4, … first and 1, 3, 5, … behind them; none for
+    /// all other tensors, which are the same in both.
+    pub heads: Option<usize>,
 }
 
 /// The next-token model inside a multi-token one: its trunk and head 1.
@@ -42,7 +47,7 @@ pub fn next_token(params: &Params) -> Params {
 /// Writes trunk and head 1 of a model as Hugging Face's `LlamaForCausalLM` names and orders them, in the store's
 /// precision. The file holds the model of [`next_token`].
 pub fn save_hugging_face(path: &Path, params: &Params, store: &ParamStore) -> Result<()> {
-    let tensors = renamed(params).into_iter().map(|one| {
+    let tensors = hugging_face_tensors(params).into_iter().map(|one| {
         let weight = store.require(&one.meta)?.as_detached_tensor();
         Ok((
             one.hugging_face,
@@ -72,15 +77,13 @@ pub fn load_hugging_face(
             params.num_horizons()
         )));
     }
-    let renamed = renamed(params);
+    let renamed = hugging_face_tensors(params);
     let shapes = renamed
         .iter()
         .map(|one| (one.hugging_face.clone(), one.shape.clone()));
-    let tables = (0..params.n_layers)
-        .map(|block| format!("model.layers.{block}.self_attn.rotary_emb.inv_freq"));
     let wanted = Wanted {
         shapes: &shapes.collect::<Vec<_>>(),
-        tolerated: &tables.collect::<Vec<_>>(),
+        tolerated: &hugging_face_tables(params),
         dtype,
         device,
     };
@@ -91,8 +94,15 @@ pub fn load_hugging_face(
     ParamStore::from_tensors(tensors.collect::<Result<_>>()?)
 }
 
+/// Rotary tables, which older files hold and which are computed here.
+pub fn hugging_face_tables(params: &Params) -> Vec<String> {
+    (0..next_token(params).n_layers)
+        .map(|block| format!("model.layers.{block}.self_attn.rotary_emb.inv_freq"))
+        .collect()
+}
+
 /// All tensors of trunk and head 1 in canonical order.
-fn renamed(params: &Params) -> Vec<Renamed> {
+pub fn hugging_face_tensors(params: &Params) -> Vec<Renamed> {
     let shapes = next_token(params).tensor_shapes().into_iter();
     let pair = |(meta, shape): (String, Vec<usize>)| Renamed {
         hugging_face: hugging_face_name(&meta),
@@ -198,7 +208,7 @@ mod tests {
 
     #[test]
     fn names_are_those_of_the_llama_port() {
-        let names: Vec<_> = renamed(&Params::small())
+        let names: Vec<_> = hugging_face_tensors(&Params::small())
             .into_iter()
             .map(|one| one.hugging_face)
             .collect();

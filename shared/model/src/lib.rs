@@ -41,7 +41,10 @@ pub use candle_core::{DType, Device};
 pub use cast::{Element, cast};
 pub use error::{Error, Result};
 pub use gguf::{GgufFacts, save_gguf};
-pub use layout::{hugging_face_name, load_hugging_face, next_token, save_hugging_face};
+pub use layout::{
+    Renamed, hugging_face_name, hugging_face_tables, hugging_face_tensors, load_hugging_face,
+    next_token, save_hugging_face,
+};
 pub use lora::{Adapters, LoraSettings, LoraTarget};
 pub use model::MtpModel;
 pub use observer::{Observer, Point, Site, Unobserved};
@@ -50,6 +53,7 @@ pub use params::{Horizon, Params};
 pub use place::{Place, device_uuid};
 pub use rotary::Rotary;
 pub use rows::{Angles, KeyValues, RowBlock, RowEmbedding, RowOutput, RowSetup, Rows, Span};
+pub use shards::shard_files;
 pub use store::ParamStore;
 pub use tape::{HeadTape, TrunkTape};
 pub use value::{HeadKind, ValueModel, ValueTape};

@@ -50,6 +50,16 @@ pub(crate) fn read(path: &Path, wanted: &Wanted<'_>) -> Result<Vec<(String, Tens
 
 const INDEX: &str = ".index.json";
 
+/// The files that an index names, each once.
+///
+/// # Errors
+/// An index that is none, or names a tensor twice or a file that does not lie beside it.
+pub fn shard_files(index: &Path) -> Result<Vec<PathBuf>> {
+    let named = Index::read(index)?.weight_map.0.into_values();
+    let files: BTreeSet<PathBuf> = named.map(|shard| index.with_file_name(shard)).collect();
+    Ok(files.into_iter().collect())
+}
+
 /// `model.safetensors.index.json`.
 #[derive(Deserialize)]
 struct Index {

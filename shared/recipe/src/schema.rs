@@ -71,6 +71,16 @@ words! {
 }
 
 words! {
+    /// Who gives problems to the splits.
+    SplitBy {
+        /// The rows, where they tell their split, and the shares where they do not.
+        Auto = "auto",
+        /// The shares, whatever the rows tell.
+        Shares = "shares",
+    }
+}
+
+words! {
     /// What the sandbox must hold before any program is run.
     SandboxTier {
         /// Every layer.
@@ -197,6 +207,8 @@ section! {
         solutions_per_problem: usize = 8;
         /// Seed of generator and splits.
         split_seed: u64 = 42;
+        /// Who gives problems to the splits: `auto` leaves it to the rows where they tell, `shares` overrules them.
+        split_by: SplitBy = SplitBy::Auto;
         /// Share of the problems held out for choosing.
         validation_share: f64 = 0.1;
         /// Share of the problems held out for the final report.
@@ -249,7 +261,7 @@ section! {
 section! {
     /// Low-rank adapters of the policy, trained in place of its weights.
     Lora("lora") {
-        /// Rank of the adapters; 0 trains every weight instead.
+        /// Rank of the adapters; 0 trains every weight instead. They learn best at an `optim.lr` of about 1e-4.
         r: usize = 0;
         /// The adapters' product counts alpha / r.
         alpha: f64 = 32.0;

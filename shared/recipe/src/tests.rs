@@ -419,7 +419,7 @@ fn the_resolved_tree_reads_back() {
 #[test]
 fn shipped_recipes_differ_from_their_parent_in_the_algorithm_alone() {
     let folder = Path::new("../../storage/recipes");
-    for set in ["micropy", "mbpp"] {
+    for set in ["micropy", "mbpp", "mbpp-7b", "codecontests"] {
         let read = |version: &str| {
             let path = folder.join(set).join(format!("{version}.yaml"));
             let sources = Sources {

@@ -31,6 +31,16 @@ fn file(path: &Path) -> Value {
     serde_json::from_str(&text).expect("JSON")
 }
 
+/// Everything that the manifests of the data sets hold.
+fn manifests(place: &Place) -> String {
+    let keys = place.artifacts(PREFIX).into_iter();
+    let of_data = keys.filter(|key| key.contains("/processed-data/"));
+    let files = of_data.flat_map(|key| place.data_files(&key));
+    let text =
+        |path| String::from_utf8_lossy(&std::fs::read(path).expect("a manifest")).into_owned();
+    files.map(text).collect()
+}
+
 #[test]
 fn contest_problems_are_labelled_and_scored_by_what_programs_print() {
     let place = Place::new();
@@ -54,9 +64,33 @@ fn contest_problems_are_labelled_and_scored_by_what_programs_print() {
     run("prepare-data", &["--name", "d"])
         .expect(2)
         .says(&["data.source is codecontests, but no raw rows are given"]);
+    run(
+        "prepare-data",
+        &["--raw=rows", "--name=d", "--set=data.test_share=0.5"],
+    )
+    .expect(2)
+    .says(&[
+        "data.test_share is set, but the rows of codecontests tell the split of every problem",
+        "data.split_by: shares",
+    ]);
+    run(
+        "prepare-data",
+        &[
+            "--raw=rows",
+            "--name=overruled",
+            "--set=data.test_share=0.5",
+            "--set=data.split_by=shares",
+        ],
+    )
+    .expect(0)
+    .says(&["train: 4 problems", "test: 6 problems", "level recipe"]);
     run("prepare-data", &["--raw", "rows", "--name", "d"])
         .expect(0)
-        .says(&["train: 6 problems, 12 rows (6 correct)"]);
+        .says(&["train: 6 problems, 12 rows (6 correct)", "level stored"]);
+    for level in ["stored", "recipe"] {
+        let attribute = format!("\"split_level\":\"{level}\"");
+        assert!(manifests(&place).contains(&attribute), "{level}");
+    }
     let create = [
         "create",
         "--model",

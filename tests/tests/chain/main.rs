@@ -7,6 +7,7 @@ mod fallbacks;
 mod kills;
 mod loops;
 mod outside;
+mod own_model;
 mod place;
 mod preemption;
 mod protocols;

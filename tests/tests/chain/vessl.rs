@@ -56,6 +56,11 @@ fn plan(place: &Place) -> Vec<Value> {
           external: [big], recipes: [v001.yaml, v002.yaml, v003.yaml], seeds: [7],
           evaluation: {shards: 2, at_once: 4}}",
     );
+    plan_of(place, "experiment.yaml")
+}
+
+/// The steps of an experiment's plan.
+pub(crate) fn plan_of(place: &Place, experiment: &str) -> Vec<Value> {
     place.write("profile.yaml", &profile(place));
     place.write(
         "prices.yaml",
@@ -64,7 +69,7 @@ fn plan(place: &Place) -> Vec<Value> {
     let arguments = [
         "plan",
         "--experiment",
-        "experiment.yaml",
+        experiment,
         "--profile",
         "profile.yaml",
         "--prices",
@@ -77,7 +82,7 @@ fn plan(place: &Place) -> Vec<Value> {
 }
 
 /// Runs a spec as a container would: its command, its variables, the secrets that it names, and nothing else.
-fn run(place: &Place, spec: &Value) -> Ended {
+pub(crate) fn run(place: &Place, spec: &Value) -> Ended {
     let command = spec["run"][0]["command"].as_str().expect("a command");
     let words: Vec<&str> = command.split(' ').collect();
     let like = place.job("vessl", words[0], &words[1..]);

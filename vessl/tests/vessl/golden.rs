@@ -5,15 +5,16 @@ use std::path::Path;
 
 use crate::place::{Place, home};
 
-/// Experiments whose specs are in the repository.
-const EXPERIMENTS: [&str; 7] = [
-    "baseline",
-    "verifiable",
-    "rho1",
-    "random-matched",
-    "shuffled",
-    "beside-outside",
-    "sharded",
+/// Experiments whose specs are in the repository, each with its profile.
+const EXPERIMENTS: [(&str, &str); 8] = [
+    ("baseline", "example.yaml"),
+    ("verifiable", "example.yaml"),
+    ("rho1", "example.yaml"),
+    ("random-matched", "example.yaml"),
+    ("shuffled", "example.yaml"),
+    ("beside-outside", "example.yaml"),
+    ("sharded", "example.yaml"),
+    ("mbpp-7b", "four-gpus.yaml"),
 ];
 
 fn files(folder: &Path) -> BTreeMap<String, String> {
@@ -31,9 +32,9 @@ fn files(folder: &Path) -> BTreeMap<String, String> {
 #[test]
 fn specs_in_the_repository_are_those_that_the_model_renders() {
     let place = Place::new();
-    for experiment in EXPERIMENTS {
+    for (experiment, profile) in EXPERIMENTS {
         place
-            .with("render", experiment, "example.yaml", &["--out", experiment])
+            .with("render", experiment, profile, &["--out", experiment])
             .expect(0);
         let (made, kept) = (
             files(&place.path(experiment)),
@@ -128,6 +129,85 @@ fn the_client_of_vessl_cloud_is_given_what_the_spec_says() {
         )
         .expect(2)
         .says("cloud.one_gpu: is missing");
+}
+
+/// A stored model has a tokenizer of its own: the data set is made with it, and every model shares it.
+#[test]
+fn a_stored_policy_lends_its_tokenizer_and_trains_on_four_cards() {
+    let place = Place::new();
+    place
+        .with("render", "mbpp-7b", "four-gpus.yaml", &["--out", "specs"])
+        .expect(0);
+    let specs: Vec<serde_json::Value> = files(&place.path("specs"))
+        .values()
+        .map(|text| serde_saphyr::from_str(text).expect("a spec"))
+        .collect();
+    let command = |spec: &serde_json::Value| spec["run"][0]["command"].clone();
+    let commands: Vec<_> = specs.iter().map(command).collect();
+    let base = "--data mbpp --base meta-llama-mtp";
+    let small = "--data mbpp --base ref-sheared-llama-2.7b";
+    assert_eq!(
+        commands[..5],
+        [
+            "prepare-data --raw mbpp --tokenizer meta-llama-mtp --name mbpp".to_owned(),
+            format!("train-stage1 --objective value {small} --name mbpp"),
+            format!("train-stage1 --objective reference {small} --name mbpp"),
+            format!("evaluate {base} --reference-ce mbpp --name mbpp-base"),
+            format!("train-stage2 --set seed=42 {base} --name mbpp-v001-s42"),
+        ]
+    );
+    for spec in &specs {
+        let is_training = command(spec)
+            .as_str()
+            .is_some_and(|words| words.starts_with("train-"));
+        let is_shared =
+            spec["resources"]["preset"] == "gpu-a100-80g-large" && spec["env"]["WMTP_RANKS"] == "4";
+        assert_eq!(is_shared, is_training, "{spec}");
+    }
+
+    // What is created gets the tokenizer of a stored reference through the data set, where a version compares with it.
+    let home = crate::place::home();
+    let text = std::fs::read_to_string(home.join("experiments/rho1.yaml")).expect("the experiment");
+    let recipes = home.join("../storage").display().to_string();
+    let text = text.replace("../../storage", &recipes);
+    let first = |text: &str| {
+        place.write("e.yaml", text);
+        let inputs = [
+            "--experiment",
+            "e.yaml",
+            "--profile",
+            "profile.yaml",
+            "--out",
+            "e",
+        ];
+        place.run(&[&["render"], &inputs[..]].concat()).expect(0);
+        let spec: serde_json::Value =
+            serde_saphyr::from_str(&place.read("e/01-data-set.yaml")).expect("a spec");
+        command(&spec)
+    };
+    let stored = text.replace(
+        "reference: {create: micro-ref}",
+        "reference: {stored: big-ref}",
+    );
+    assert_eq!(
+        first(&stored),
+        "prepare-data --tokenizer big-ref --name micropy"
+    );
+    let unused = stored.replace(&format!("  - {recipes}/recipes/micropy/v003.yaml\n"), "");
+    assert_ne!(unused, stored);
+    assert_eq!(first(&unused), "prepare-data --name micropy");
+}
+
+/// The example for four cards says nothing else than the other one.
+#[test]
+fn the_profiles_differ_in_the_machines_of_training_alone() {
+    let place = Place::new();
+    let one_card = place.read("example.yaml");
+    let jobs = "jobs: {train-stage1: four_gpus, train-stage2: four_gpus}\n";
+    assert_eq!(
+        place.read("four-gpus.yaml"),
+        one_card.replace("jobs: {}\n", jobs)
+    );
 }
 
 /// Runs are tracked where the profile names a server; its token stands nowhere but at VESSL.

@@ -260,6 +260,12 @@ fn mistakes_in_an_experiment_name_their_field() {
         ("[42]", "[42, 42]", "seeds: found [42, 42]"),
         (
             "seeds",
+            "value: {stored: big}\nseeds",
+            "value: invalid type",
+        ),
+        ("seeds", "value: a/b\nseeds", "value: found \"a/b\""),
+        (
+            "seeds",
             "external: [v001]\nseeds",
             "external[0]: found \"v001\": its name is that of a version trained here",
         ),

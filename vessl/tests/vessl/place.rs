@@ -97,8 +97,10 @@ impl Place {
         let client = place.write("vessl", CLIENT);
         let mode = std::fs::Permissions::from_mode(0o755);
         std::fs::set_permissions(client, mode).expect("a program may be run");
-        let profile = std::fs::read_to_string(home().join("profile.yaml")).expect("the profile");
+        let shipped = |name: &str| std::fs::read_to_string(home().join(name)).expect("a profile");
+        let profile = shipped("profile.yaml");
         place.write("example.yaml", &profile);
+        place.write("four-gpus.yaml", &shipped("profile-four-gpus.yaml"));
         place.write(
             "profile.yaml",
             &profile.replace(&"0".repeat(64), &"0123456789abcdef".repeat(4)),

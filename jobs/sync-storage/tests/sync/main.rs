@@ -319,6 +319,133 @@ fn an_exported_model_reads_back_to_the_bit_and_says_what_is_left_out() {
     assert!(data.stderr.contains("no language model"), "{}", data.stderr);
 }
 
+/// Puts the tensors of one safetensors file into two with an index beside them, as large models come.
+fn shard(folder: &Path) {
+    let whole = folder.join("model.safetensors");
+    let bytes = std::fs::read(&whole).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes)
+        .unwrap()
+        .tensors();
+    let mut index = serde_json::Map::new();
+    for (number, part) in tensors.chunks(tensors.len().div_ceil(2)).enumerate() {
+        let name = format!("model-{number}-of-2.safetensors");
+        let text = safetensors::serialize(part.iter().cloned(), None).unwrap();
+        std::fs::write(folder.join(&name), text).unwrap();
+        index.extend(
+            part.iter()
+                .map(|(tensor, _)| (tensor.clone(), name.as_str().into())),
+        );
+    }
+    let index = serde_json::json!({"metadata": {}, "weight_map": index}).to_string();
+    std::fs::write(folder.join("model.safetensors.index.json"), index).unwrap();
+    std::fs::remove_file(whole).unwrap();
+}
+
+#[test]
+fn an_exported_model_is_converted_back_to_the_bit_and_pushed() {
+    let place = Place::new();
+    place.data_set();
+    for (name, params) in configurations(vocab_size(&place)) {
+        let store = push_model(&place, name, &params);
+        let heads = params.num_horizons().to_string();
+        let from = format!("exported/{name}");
+        let done = place.run(&["export", name, "--kind", "base-model", "--to", &from]);
+        assert_eq!(done.code, Some(0), "{}", done.stderr);
+        if name == "grouped" {
+            shard(&place.path(&from));
+        }
+        // Another writing of the same tokenizer: its bytes are kept.
+        let tokenizer: Value =
+            serde_json::from_str(&read(&place.path(&from).join("tokenizer.json"))).unwrap();
+        place.file(&format!("{from}/tokenizer.json"), &tokenizer.to_string());
+        let heads = heads.as_str();
+        let runs = [("1", vec![]), (heads, vec!["--future-tokens", heads])];
+        for (heads, more) in &runs {
+            let to = format!("back/{name}-{heads}");
+            let convert = [&["convert", "--from", &from, "--to", &to], &more[..]].concat();
+            let done = place.run(&convert);
+            assert_eq!(done.code, Some(0), "{}", done.stderr);
+            let root = place.path(&to);
+            let sizes = Params::load(&root.join("configs/params.json")).unwrap();
+            assert_eq!(sizes.tensor_shapes().len(), 3 + 9 * sizes.n_layers);
+            assert_eq!(sizes.n_future_tokens.to_string(), *heads);
+            let expected = next_token(&params);
+            let plain = |sizes: &Params| Params {
+                multiple_of: 1,
+                ffn_dim_multiplier: 1.0,
+                ..next_token(sizes)
+            };
+            assert_eq!(plain(&sizes), plain(&expected), "{name}");
+            assert_eq!(sizes.ffn_dim(), expected.ffn_dim(), "{name}");
+            let model = root.join("safetensors/model.safetensors");
+            let back = ParamStore::load(&model, &sizes, DType::F32, &Device::Cpu).unwrap();
+            let first = format!("layers.{}", params.num_trunk_blocks());
+            for (tensor, var) in back.iter() {
+                let bits = |var: &Var| var.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+                // A further head begins as the block of the first.
+                let head = tensor.strip_prefix("extra_heads.");
+                let block = head.and_then(|rest| rest.split_once('.'));
+                let origin = block.map_or(tensor.to_owned(), |(_, rest)| format!("{first}.{rest}"));
+                assert_eq!(
+                    bits(var),
+                    bits(store.get(&origin).unwrap()),
+                    "{name} {tensor}"
+                );
+            }
+            assert_eq!(
+                read(&root.join("tokenizer/tokenizer.json")),
+                tokenizer.to_string()
+            );
+            place.id(&[
+                "push",
+                "--kind",
+                "base-model",
+                "--folder",
+                &to,
+                "--name",
+                "again",
+            ]);
+            let again = place.run(&convert);
+            assert_eq!(again.code, Some(65), "{}", again.stderr);
+            assert!(
+                again.stderr.contains("is there already"),
+                "{}",
+                again.stderr
+            );
+            if params.num_horizons() == 1 {
+                break;
+            }
+        }
+    }
+    let names = std::fs::read_dir(place.path("back")).unwrap().count();
+    assert_eq!(names, 5, "nothing half-made is left");
+
+    // Weights alone, without the folder that says how they lie, are told apart.
+    let root = place.path("bare");
+    for folder in ["safetensors", "tokenizer"] {
+        std::fs::create_dir_all(root.join(folder)).unwrap();
+    }
+    let from = place.path("exported/micro");
+    for (file, to) in [
+        ("model.safetensors", "safetensors"),
+        ("tokenizer.json", "tokenizer"),
+    ] {
+        std::fs::copy(from.join(file), root.join(to).join(file)).unwrap();
+    }
+    let bare = place.run(&["push", "--kind", "base-model", "--folder", "bare"]);
+    assert_eq!(bare.code, Some(65), "{}", bare.stderr);
+    assert!(
+        bare.stderr.contains("Hugging Face's names"),
+        "{}",
+        bare.stderr
+    );
+    assert!(
+        bare.stderr.contains("sync-storage convert"),
+        "{}",
+        bare.stderr
+    );
+}
+
 #[test]
 fn transformers_gives_the_logits_of_head_1() {
     compare_with_transformers("hugging-face", &["transformers"]);
