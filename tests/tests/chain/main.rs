@@ -13,5 +13,6 @@ mod ranks;
 mod repeats;
 mod scores;
 mod steps;
+mod stops;
 mod tracking;
 mod vessl;
