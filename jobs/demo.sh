@@ -11,7 +11,9 @@ bin=${BIN:-target/debug} root=${WMTP_ROOT:-.wmtp}
 began=$SECONDS
 mkdir -p "$root"
 rm -f "$root/store.env"
-"$bin/dev-store" serve --root "$root/store" --env-file "$root/store.env" --exit-with-parent &
+# In a session of its own where that can be had: Ctrl-C is for the jobs, which save their state to the store.
+own_session=$(command -v setsid || true)
+${own_session:+"$own_session"} "$bin/dev-store" serve --root "$root/store" --env-file "$root/store.env" --exit-with-parent &
 server=$!
 trap 'kill "$server" 2>/dev/null || true; wait "$server" 2>/dev/null || true' EXIT
 until [ -s "$root/store.env" ]; do
@@ -28,5 +30,8 @@ if [ -n "${BASE:-}" ]; then cores=1; fi
 export LANES=${LANES:-$((cores < 5 ? cores : 5))}
 chain=${CHAIN:-chain} suffix=
 if [ "$chain" = loop ]; then suffix=-loop; fi
-OUT=${OUT:-$root/$data$suffix} "$(dirname "$0")/$chain.sh" "storage/recipes/${RECIPES:-$data}" "$data" "$raw"
+export OUT=${OUT:-$root/$data$suffix}
+# In this process, so that a signal for it reaches the jobs, and the store is there until they have ended.
+# shellcheck disable=SC1090
+. "$(dirname "$0")/$chain.sh" "storage/recipes/${RECIPES:-$data}" "$data" "$raw"
 printf 'in all   %s s\n' $((SECONDS - began))

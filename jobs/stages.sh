@@ -18,22 +18,39 @@ export MIMALLOC_PURGE_DELAY=${MIMALLOC_PURGE_DELAY:--1}
 
 # Runs one job, says how long it took, and ends as it did.
 stage() {
-  local label=$1 job=$2 began=$SECONDS status=0
+  local label=$1 job=$2 began=$SECONDS status=0 has_terminal=
   shift 2
   printf '\n== %s\n' "$label"
-  if [ "$BASHPID" -eq $$ ] && [ -t 2 ]; then
-    "$bin/$job" "$@" || status=$?
+  if [ "$BASHPID" -eq $$ ] && [ -t 2 ]; then has_terminal=yes; fi
+  if [ "$BASHPID" -eq $$ ] && [ "$lanes" -gt 1 ]; then
+    # Waited for, since a signal for this script would else be kept until the job has ended.
+    apart shown "$label" "$job" "$@"
+    wait -f "$!" || status=$?
+    unset "groups[$!]"
   else
-    "$bin/$job" "$@" 2>&1 | told "$label" || status=$?
+    shown "$label" "$job" "$@" || status=$?
   fi
   if [ "$status" -ne 0 ]; then printf '   %s: ended with exit status %s\n' "$label" "$status" >&2; fi
   printf '   %s: %s s\n' "$label" $((SECONDS - began))
   return "$status"
 }
 
+# Runs a job, which draws its bars itself where it has a terminal to itself.
+shown() {
+  local label=$1 job=$2
+  shift 2
+  if [ -n "$has_terminal" ]; then
+    "$bin/$job" "$@"
+  else
+    "$bin/$job" "$@" 2>&1 | told "$label"
+  fi
+}
+
 # Shows the messages of a job that has no terminal to itself, where it would draw bars: progress becomes a line now
 # and then, under the name of the stage.
 told() {
+  # A job that is told to stop has still something to say: its end is that of its output.
+  trap '' INT TERM
   local name=$1 line shown=$((SECONDS - 20))
   local progress='"label":"([^"]*)","done":([0-9]+),"total":([0-9]+),"unit":"([^"]*)".*"eta_secs":([0-9]*).*"detail":"([^"]*)"'
   local message='"type":"log".*"level":"([a-z]*)","message":"(.*)"\}\}$'
@@ -54,22 +71,36 @@ told() {
   done
 }
 
+# Process groups in the background, by their first process, and how many of them are lanes.
+declare -A groups=()
 running=0
-groups=()
 
-# Runs a function beside others, as soon as a lane is free. Each lane is a process group, so that it ends as one.
+# Runs a function in the background, as a process group, so that it ends as one: told to stop, behind its job, which saves
+# its state first.
+apart() {
+  {
+    trap 'exit 143' TERM
+    trap 'exit 130' INT
+    "$@"
+  } &
+  groups[$!]=1
+}
+
+# Runs a function beside others, as soon as a lane is free.
 lane() {
   if [ "$lanes" -eq 1 ]; then
     "$@"
     return
   fi
   if [ "$running" -ge "$lanes" ]; then lane_end; fi
-  {
-    export RAYON_NUM_THREADS=$threads
-    "$@"
-  } &
-  groups+=("$!")
+  apart sharing "$@"
   running=$((running + 1))
+}
+
+# Runs a function whose jobs share the cores with those of other lanes.
+sharing() {
+  export RAYON_NUM_THREADS=$threads
+  "$@"
 }
 
 # Waits until a lane ends. One that failed ends the chain with its exit status; the others are told to stop.
@@ -78,9 +109,10 @@ lane_end() {
   # A lane that was only stopped for a while ends a wait as well, under no name.
   while
     status=0
-    wait -n -p ended || status=$?
+    wait -n -p ended "${!groups[@]}" || status=$?
     [ -z "${ended-}" ]
   do sleep 1; done
+  unset "groups[$ended]"
   running=$((running - 1))
   if [ "$status" -ne 0 ]; then
     stop
@@ -93,13 +125,25 @@ settle() {
   while [ "$running" -gt 0 ]; do lane_end; done
 }
 
-# Tells every lane to stop and waits until its job has saved its state.
+# Tells every group to stop and waits until its job has saved its state. A second signal is handed on, too: jobs end at
+# once with it, and are waited for even so, since the store may end with this script.
 stop() {
+  trap tell_groups INT TERM
+  tell_groups
   local group
-  for group in "${groups[@]}"; do kill -TERM -- "-$group" 2>/dev/null || true; done
-  wait
+  for group in "${!groups[@]}"; do
+    while kill -0 "$group" 2>/dev/null; do wait -f "$group" || true; done
+  done
 }
 
+tell_groups() {
+  local group
+  for group in "${!groups[@]}"; do kill -TERM -- "-$group" 2>/dev/null || true; done
+}
+
+# Behind the job that runs, which Ctrl-C reaches as well: one that was told to stop is not to be begun again.
+trap 'exit 130' INT
+trap 'exit 143' TERM
 if [ "$lanes" -gt 1 ]; then
   set -m
   trap 'stop; exit 130' INT

@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -32,6 +33,22 @@ pub(crate) enum State {
     Ended,
 }
 
+/// What came of a submission.
+pub(crate) enum Created {
+    /// The run's number.
+    Run(u64),
+    /// There is no run.
+    Refused(JobError),
+    /// The call broke off: the run may or may not be there.
+    Unclear(JobError),
+}
+
+/// What the client printed, and what went wrong with the call.
+struct Reply {
+    text: String,
+    trouble: Option<JobError>,
+}
+
 /// The program `vessl`.
 pub(crate) struct Client {
     program: PathBuf,
@@ -45,23 +62,35 @@ impl Client {
         Ok(Self { program, folder })
     }
 
-    /// Submits a run and returns its number.
-    pub(crate) fn create(&self, spec: &RunSpec) -> Result<u64, JobError> {
+    /// Submits a run.
+    pub(crate) fn create(&self, spec: &RunSpec) -> Created {
+        let reply = match self.send(spec) {
+            Ok(reply) => reply,
+            Err(error) => return Created::Refused(error),
+        };
+        // A call may break off behind what it did.
+        match (run_number(&reply.text), reply.trouble) {
+            (Some(run), _) => Created::Run(run),
+            (None, Some(trouble)) => Created::Unclear(trouble),
+            (None, None) => Created::Refused(
+                JobError::unavailable(format!(
+                    "VESSL did not take the run: no number of a run in the reply\n{}",
+                    reply.text.trim()
+                ))
+                .hint("the client says above what it wants; `vessl configure` sets account and project"),
+            ),
+        }
+    }
+
+    fn send(&self, spec: &RunSpec) -> Result<Reply, JobError> {
         let path = self.folder.path().join(format!("{}.yaml", spec.name));
         std::fs::write(&path, spec.to_yaml().map_err(JobError::internal)?)?;
-        let reply = self.call(&["run", "create", "-f", &path.to_string_lossy()])?;
-        run_number(&reply).ok_or_else(|| {
-            JobError::unavailable(format!(
-                "VESSL did not take the run: no number of a run in the reply\n{}",
-                reply.trim()
-            ))
-            .hint("the client says above what it wants; `vessl configure` sets account and project")
-        })
+        self.call(&["run", "create", "-f", &path.to_string_lossy()])
     }
 
     /// Where a run is.
     pub(crate) fn state(&self, run: u64) -> Result<State, JobError> {
-        let reply = self.call(&["run", "read", &run.to_string()])?;
+        let reply = self.told(&["run", "read", &run.to_string()])?;
         let Some(word) = status(&reply) else {
             // The reply holds the run's variables, so it is not shown.
             return Err(JobError::unavailable(format!(
@@ -82,12 +111,21 @@ impl Client {
 
     /// The exit code that the job wrote into its log before it ended.
     pub(crate) fn exit_code(&self, run: u64) -> Result<Option<u8>, JobError> {
-        let reply = self.call(&["run", "logs", &run.to_string(), "--tail", TAIL])?;
+        let reply = self.told(&["run", "logs", &run.to_string(), "--tail", TAIL])?;
         Ok(exit_code(&reply))
     }
 
-    /// Calls the client and returns what it printed.
-    fn call(&self, arguments: &[&str]) -> Result<String, JobError> {
+    /// What the client prints to a call that changes nothing.
+    fn told(&self, arguments: &[&str]) -> Result<String, JobError> {
+        let reply = self.call(arguments)?;
+        reply.trouble.map_or(Ok(reply.text), Err)
+    }
+
+    /// Calls the client.
+    ///
+    /// # Errors
+    /// A client that cannot be started: nothing was asked.
+    fn call(&self, arguments: &[&str]) -> Result<Reply, JobError> {
         let what = format!("{} {}", self.program.display(), arguments[..2].join(" "));
         let mut printed = tempfile::tempfile()?;
         let mut child = Command::new(&self.program)
@@ -97,23 +135,29 @@ impl Client {
             .stdin(Stdio::null())
             .stdout(printed.try_clone()?)
             .stderr(printed.try_clone()?)
+            // A terminal's Ctrl-C is for this program: a call that it broke off may have submitted a run all the same.
+            .process_group(0)
             .spawn()
             .map_err(|error| {
                 JobError::unavailable(error)
                     .context(format!("starting {}", self.program.display()))
                     .hint("`pip install vessl==0.1.199` under Python 3.9 to 3.12, or --client FILE")
             })?;
-        let status = wait(&mut child)?.ok_or_else(|| {
-            JobError::unavailable(format!("{what}: no reply within {} s", PATIENCE.as_secs()))
-        })?;
-        let reply = read_back(&mut printed)?;
-        if status.success() {
-            return Ok(reply);
-        }
-        Err(JobError::unavailable(format!(
-            "{what} ended with {status}\n{}",
-            reply.trim()
-        )))
+        let waited = wait(&mut child);
+        let text = read_back(&mut printed).unwrap_or_default();
+        let trouble = match waited {
+            Ok(Some(status)) if status.success() => None,
+            Ok(Some(status)) => {
+                let message = format!("{what} ended with {status}\n{}", text.trim());
+                Some(JobError::unavailable(message))
+            }
+            Ok(None) => {
+                let message = format!("{what}: no reply within {} s", PATIENCE.as_secs());
+                Some(JobError::unavailable(message))
+            }
+            Err(error) => Some(JobError::from(error).context(what)),
+        };
+        Ok(Reply { text, trouble })
     }
 }
 

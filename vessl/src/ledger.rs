@@ -42,7 +42,7 @@ pub(crate) enum Stand {
     UnderWay,
     /// Done.
     Done,
-    /// Failed for good.
+    /// Failed for good, or made from what has been made anew since.
     Failed,
 }
 

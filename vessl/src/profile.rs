@@ -6,6 +6,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 use crate::mistake::{Error, Mistake, read};
+use crate::render::VARIABLES;
 use crate::rules::{
     EVALUATE_EXTERNAL, EVALUATE_INFER, JOBS, bad_name, is_hex_digest, literal_secret, no_task,
 };
@@ -163,6 +164,21 @@ impl Profile {
             if let Some(message) = bad_name(secret) {
                 found.push(Mistake::new(format!("secrets.{variable}"), message));
             }
+        }
+        for (section, variable) in (self.env.keys().map(|name| ("env", name)))
+            .chain(self.secrets.keys().map(|name| ("secrets", name)))
+            .filter(|(_, name)| VARIABLES.contains(&name.as_str()))
+        {
+            let message = "the chain sets it itself, to what each step needs: take it out";
+            found.push(Mistake::new(format!("{section}.{variable}"), message));
+        }
+        for variable in self
+            .env
+            .keys()
+            .filter(|name| self.secrets.contains_key(*name))
+        {
+            let message = "stands under secrets, too: keep one of them";
+            found.push(Mistake::new(format!("env.{variable}"), message));
         }
         for (variable, text) in &self.env {
             if let Some(message) = literal_secret(variable, text, &BTreeMap::new()) {

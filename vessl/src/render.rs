@@ -107,14 +107,24 @@ fn image(job: &str, profile: &Profile) -> Image {
     }
 }
 
+const CONFIG: &str = "WMTP_CONFIG";
+const STORE: &str = "WMTP_STORE";
+const SCRATCH: &str = "WMTP_SCRATCH";
+const CACHE: &str = "WMTP_CACHE";
+const DEVICE: &str = "WMTP_DEVICE";
+const RANKS: &str = "WMTP_RANKS";
+
+/// Variables that the chain sets, whatever a profile says.
+pub(crate) const VARIABLES: [&str; 6] = [CONFIG, STORE, SCRATCH, CACHE, DEVICE, RANKS];
+
 /// The recipe travels as a variable: a container has no file of it, and the command stays one plain line.
 fn env(step: &Step, profile: &Profile) -> BTreeMap<String, EnvValue> {
     let scratch = &profile.scratch;
     let mut text = profile.env.clone();
-    text.insert("WMTP_CONFIG".to_owned(), step.config.to_string());
-    text.insert("WMTP_STORE".to_owned(), profile.store.clone());
-    text.insert("WMTP_SCRATCH".to_owned(), format!("{scratch}/scratch"));
-    text.insert("WMTP_CACHE".to_owned(), format!("{scratch}/cache"));
+    text.insert(CONFIG.to_owned(), step.config.to_string());
+    text.insert(STORE.to_owned(), profile.store.clone());
+    text.insert(SCRATCH.to_owned(), format!("{scratch}/scratch"));
+    text.insert(CACHE.to_owned(), format!("{scratch}/cache"));
     if usual_preset(step.task) == ONE_GPU {
         // Said outright: a program that was built without a GPU in mind would compute on the CPU beside an idle one.
         let device = if profile.preset(step.task).1.gpus > 0 {
@@ -122,11 +132,11 @@ fn env(step: &Step, profile: &Profile) -> BTreeMap<String, EnvValue> {
         } else {
             "cpu"
         };
-        text.insert("WMTP_DEVICE".to_owned(), device.to_owned());
+        text.insert(DEVICE.to_owned(), device.to_owned());
     }
     let gpus = profile.preset(step.task).1.gpus;
     if is_training(step.task) && gpus > 1 {
-        text.insert("WMTP_RANKS".to_owned(), gpus.to_string());
+        text.insert(RANKS.to_owned(), gpus.to_string());
     }
     let secrets = profile.secrets.iter().map(|(variable, secret)| {
         let secret = secret.clone();

@@ -8,11 +8,11 @@ use serde_json::{Value, json};
 use wmtp_artifacts::Digest;
 use wmtp_job_kit::{Exit, JobError};
 
-use crate::client::{Client, State, is_retryable};
+use crate::client::{Client, Created, State, is_retryable};
 use crate::ledger::{Ledger, Stand};
 use crate::render::Planned;
 
-/// Replies in a row that may be missing before following is given up.
+/// Looks in a row at a run that may bring nothing before it is given up.
 const MOST_MISSES: u32 = 10;
 /// Looks at the log of a run that has ended before its exit code counts as unknown: logs arrive late.
 const MOST_LOOKS: u32 = 4;
@@ -63,6 +63,8 @@ struct Walker<'a> {
     tries: u32,
     /// Looks at the log since the run ended.
     looks: u32,
+    /// Looks at the run, since the last that told something.
+    misses: u32,
 }
 
 /// A chain on its way.
@@ -71,7 +73,6 @@ pub(crate) struct Course<'a> {
     client: Client,
     ledger: Ledger,
     pace: Pace,
-    misses: u32,
     say: &'a dyn Fn(String),
 }
 
@@ -89,49 +90,59 @@ impl<'a> Course<'a> {
             client,
             ledger,
             pace,
-            misses: 0,
             say,
         };
         for planned in chain {
             let yaml = planned.spec.to_yaml().map_err(JobError::internal)?;
             let spec = Digest::of(yaml.as_bytes());
-            let place = course.place_before(planned, &spec);
+            let place = course.place_before(planned, &spec)?;
             course.walkers.push(Walker {
                 planned,
                 spec,
                 place,
                 tries: 0,
                 looks: 0,
+                misses: 0,
             });
         }
         Ok(course)
     }
 
-    /// Where an earlier call left a step. What comes after a step that is made anew is made anew, too.
-    fn place_before(&self, planned: &Planned, spec: &Digest) -> Place {
+    /// Where an earlier call left a step. What comes after a step that is made anew is made anew, too, and the ledger says so
+    /// from now on: the next call may find that step done.
+    fn place_before(&mut self, planned: &Planned, spec: &Digest) -> Result<Place, JobError> {
         let id = &planned.step.id;
         let Some(entry) = self.ledger.step(id, spec) else {
-            return Place::Waiting(None);
+            return Ok(Place::Waiting(None));
         };
         let last = entry.runs.last().copied();
+        let is_current = self.inputs_are_done(planned);
         match (entry.stand, last) {
-            (Stand::Done, _) if self.inputs_are_done(planned) => {
+            (Stand::Done, _) if is_current => {
                 self.tell(id, "done before");
-                Place::Done
+                return Ok(Place::Done);
             }
-            (Stand::UnderWay, Some(run)) => {
+            (Stand::UnderWay, Some(run)) if is_current => {
                 self.tell(id, format!("under way as run {run}"));
-                Place::UnderWay(run)
+                return Ok(Place::UnderWay(run));
             }
-            (Stand::Submitting, _) => {
-                self.tell(
-                    id,
-                    "submitted before without an answer: it may run already, and then the second run ends with 75",
-                );
-                Place::Waiting(None)
-            }
-            _ => Place::Waiting(None),
+            (Stand::UnderWay, Some(run)) => self.tell(
+                id,
+                format!(
+                    "run {run} reads what is made anew now: it goes on at VESSL, and another follows; `vessl run \
+                     terminate {run}` ends it"
+                ),
+            ),
+            (Stand::Submitting, _) => self.tell(
+                id,
+                "submitted before without an answer: it may run already, and then the second run ends with 75",
+            ),
+            _ => {}
         }
+        if matches!(entry.stand, Stand::Done | Stand::UnderWay) {
+            self.ledger.record(id, spec, Stand::Failed, None)?;
+        }
+        Ok(Place::Waiting(None))
     }
 
     fn inputs_are_done(&self, planned: &Planned) -> bool {
@@ -159,13 +170,27 @@ impl<'a> Course<'a> {
         loop {
             self.submit_ready(stop)?;
             self.skip();
-            if self.walkers.iter().all(|walker| walker.place.is_settled()) {
-                return self.verdict();
+            if self
+                .walkers
+                .iter()
+                .all(|walker| walker.place == Place::Done)
+            {
+                return Ok(());
             }
-            if self.rest(stop) {
+            // A step that failed while a signal came may have failed by it.
+            let is_settled = self.walkers.iter().all(|walker| walker.place.is_settled());
+            let has_stopped = if is_settled {
+                stop.load(Ordering::SeqCst)
+            } else {
+                self.rest(stop)
+            };
+            if has_stopped {
                 return Err(JobError::preempted().hint(
                     "runs that were submitted go on at VESSL; the same command follows them again",
                 ));
+            }
+            if is_settled {
+                return self.verdict();
             }
             self.look()?;
         }
@@ -228,21 +253,26 @@ impl<'a> Course<'a> {
         let id = walker.planned.step.id.clone();
         let spec = walker.spec;
         walker.tries += 1;
-        walker.looks = 0;
+        (walker.looks, walker.misses) = (0, 0);
         self.ledger.record(&id, &spec, Stand::Submitting, None)?;
-        match self.client.create(&walker.planned.spec) {
-            Ok(run) => {
+        let error = match self.client.create(&walker.planned.spec) {
+            Created::Run(run) => {
                 self.ledger.record(&id, &spec, Stand::UnderWay, Some(run))?;
                 self.walkers[index].place = Place::UnderWay(run);
                 self.tell(&id, format!("submitted as run {run}"));
+                return Ok(());
             }
-            // Not tried again: whether the run is there is not known.
-            Err(error) => {
+            Created::Refused(error) => {
                 self.ledger.record(&id, &spec, Stand::Failed, None)?;
-                self.walkers[index].place = Place::Failed(Some(error.exit().code()));
-                self.tell(&id, error.render().trim_end());
+                error
             }
-        }
+            // The ledger says so still; not tried again by this call.
+            Created::Unclear(error) => error.hint(
+                "the run may be there all the same: look at VESSL's page before the same command submits it again",
+            ),
+        };
+        self.walkers[index].place = Place::Failed(Some(error.exit().code()));
+        self.tell(&id, error.render().trim_end());
         Ok(())
     }
 
@@ -253,17 +283,36 @@ impl<'a> Course<'a> {
                 continue;
             };
             match self.ended(index, run) {
-                Ok(None) => self.misses = 0,
-                Ok(Some(end)) => {
-                    self.misses = 0;
-                    self.settle(index, run, end)?;
+                Ok(end) => {
+                    self.walkers[index].misses = 0;
+                    if let Some(end) = end {
+                        self.settle(index, run, end)?;
+                    }
                 }
-                Err(error) if error.exit() == Exit::Unavailable && self.misses < MOST_MISSES => {
-                    self.misses += 1;
-                    self.tell(&self.walkers[index].planned.step.id, error.to_string());
-                }
+                Err(error) if error.exit() == Exit::Unavailable => self.miss(index, run, &error)?,
                 Err(error) => return Err(error.context(format!("following run {run}"))),
             }
+        }
+        Ok(())
+    }
+
+    /// Counts a look that brought nothing; the last of them gives the run up, so that a later call can submit another.
+    fn miss(&mut self, index: usize, run: u64, error: &JobError) -> Result<(), JobError> {
+        let walker = &mut self.walkers[index];
+        let (id, spec) = (walker.planned.step.id.clone(), walker.spec);
+        walker.misses += 1;
+        let misses = walker.misses;
+        self.tell(&id, error.to_string());
+        if misses >= MOST_MISSES {
+            self.ledger.record(&id, &spec, Stand::Failed, None)?;
+            self.walkers[index].place = Place::Failed(Some(error.exit().code()));
+            self.tell(
+                &id,
+                format!(
+                    "run {run} is given up after {misses} looks in a row that told nothing; if it goes on at VESSL, \
+                     `vessl run terminate {run}` ends it before the same command submits another"
+                ),
+            );
         }
         Ok(())
     }

@@ -14,6 +14,7 @@ mod protocols;
 mod ranks;
 mod repeats;
 mod scores;
+mod scripts;
 mod steps;
 mod stops;
 mod tracking;

@@ -3,7 +3,7 @@
 use crate::place::Place;
 
 /// In the profile: what is replaced, by what, and what the refusal says.
-const IN_PROFILES: [(&str, &str, &str); 15] = [
+const IN_PROFILES: [(&str, &str, &str); 19] = [
     (
         "cluster: vessl",
         "clusters: vessl",
@@ -70,6 +70,26 @@ const IN_PROFILES: [(&str, &str, &str); 15] = [
         "  AWS_REGION: ap-northeast-2",
         "  NOTE: AKIAIOSFODNN7EXAMPLE",
         "env.NOTE: holds what looks like an AWS access key",
+    ),
+    (
+        "  AWS_REGION: ap-northeast-2",
+        "  WMTP_STORE: s3://elsewhere/x",
+        "env.WMTP_STORE: the chain sets it itself",
+    ),
+    (
+        "  AWS_REGION: ap-northeast-2",
+        "  WMTP_RANKS: '2'",
+        "env.WMTP_RANKS: the chain sets it itself",
+    ),
+    (
+        "  AWS_ACCESS_KEY_ID: ",
+        "  WMTP_CONFIG: ",
+        "secrets.WMTP_CONFIG: the chain sets it itself",
+    ),
+    (
+        "  AWS_REGION: ap-northeast-2",
+        "  AWS_ACCESS_KEY_ID: a",
+        "env.AWS_ACCESS_KEY_ID: stands under secrets, too",
     ),
 ];
 

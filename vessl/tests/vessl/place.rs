@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 /// Replies were recorded from client 0.1.199: the link after `create`, the refusal without a link and with exit status 0,
 /// the table of `read`, the lines of `logs`. A file `outcomes/NAME` has one line a run: the job's exit code, `lost` for
-/// a run that ends without one, `-` for one that goes on.
+/// a run that ends without one, `-` for one that goes on, `gone` for one that nobody can read.
 const CLIENT: &str = r#"#!/bin/bash
 dir=$(dirname "$0")
 echo "$* in $PWD, opt-out $VESSL_DATA_COLLECTION_OPT_OUT" >>"$dir/calls"
@@ -25,12 +25,22 @@ case "$1 $2" in
   fi
   echo "$outcome" >"$dir/runs/$run"
   echo "$run $name" >>"$dir/created"
+  if [ -e "$dir/break-$name" ]; then
+    # It is there, and a signal from the terminal came before its number was printed.
+    kill -INT -- "-$PPID" 2>/dev/null
+    sleep 0.2
+    exit 130
+  fi
   printf '\033[38;5;244m[2026-11-27 20:07:33]\033[0m\033[96m Check your Run at: https://app.vessl.ai/acme/runs/wmtp/%s\033[0m\n' "$run"
   ;;
 "run read")
   case $(cat "$dir/runs/$3") in
   0) status=completed ;;
   -) status=running ;;
+  gone)
+    echo 'Run does not exist.'
+    exit 1
+    ;;
   *) status=failed ;;
   esac
   printf ' \033[32mID\033[0m %s\n \033[32mName\033[0m x\n \033[32mStatus\033[0m %s\n \033[32mStatus reason\033[0m \n' "$3" "$status"

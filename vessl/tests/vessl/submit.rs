@@ -1,6 +1,7 @@
 //! Chains on the double: order, retries, failures, resuming.
 
 use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt as _;
 use std::process::Child;
 
 use serde_json::Value;
@@ -337,6 +338,99 @@ fn another_spec_is_another_run_with_all_that_follows() {
         "site",
     ];
     assert_eq!(place.created()[STEPS.len()..], again);
+}
+
+#[test]
+fn a_run_under_way_on_inputs_that_are_made_anew_does_not_count() {
+    let place = Place::new();
+    place.outcomes("train-v002-s42", "-\n");
+    let mut child = place.submitting("train-v002-s42: submitted as run 106");
+    terminate(&child);
+    assert_eq!(child.wait().expect("an end").code(), Some(143));
+    let before = place.created();
+    let text =
+        place
+            .read("profile.yaml")
+            .replacen("train-stage1: sha256:0", "train-stage1: sha256:1", 1);
+    place.write("profile.yaml", &text);
+    place.outcomes("value-model", "-\n");
+    let mut child = place.submitting("train-v002-s42: run 106 reads what is made anew now");
+    place.until(&mut child, || place.created().len() > before.len());
+    terminate(&child);
+    assert_eq!(child.wait().expect("an end").code(), Some(143));
+    // The next call finds that all of its inputs are done, and the old run as well.
+    for run in [106, 107] {
+        place.write(&format!("runs/{run}"), "0");
+    }
+    place.submit(&[]).expect(0);
+    let again = [
+        "value-model",
+        "train-v002-s42",
+        "evaluate-v002-s42",
+        "leaderboard",
+        "site",
+    ];
+    assert_eq!(place.created()[before.len()..], again);
+}
+
+#[test]
+fn a_run_that_nobody_can_read_is_given_up_alone_and_the_next_call_submits_another() {
+    let place = Place::new();
+    place.outcomes("value-model", "gone\n");
+    let ended = place
+        .submit(&["--at-once", "2"])
+        .expect(69)
+        .says("value-model: run 102 is given up after 10 looks");
+    assert_eq!(stand(&report(&ended), "evaluate-v001-s42"), "done");
+    assert_eq!(stand(&report(&ended), "train-v002-s42"), "skipped");
+    let before = place.created().len();
+    place.submit(&[]).expect(0);
+    let again = [
+        "value-model",
+        "train-v002-s42",
+        "evaluate-v002-s42",
+        "leaderboard",
+        "site",
+    ];
+    assert_eq!(place.created()[before..], again);
+}
+
+/// Ctrl-C on a terminal reaches the whole group: not the client, which is in the middle of a submission.
+#[test]
+fn a_submission_that_broke_off_is_said_to_be_unclear() {
+    let place = Place::new();
+    place.write("break-wmtp-verifiable-policy", "");
+    let mut command = place.command(
+        &[
+            &[
+                "submit",
+                "--experiment",
+                &verifiable(),
+                "--profile",
+                "profile.yaml",
+            ][..],
+            &QUICK,
+        ]
+        .concat(),
+    );
+    let stopped = ended(
+        command
+            .process_group(0)
+            .output()
+            .expect("the program starts"),
+    );
+    stopped
+        .expect(143)
+        .says("policy: error: vessl run create ended with exit status: 130")
+        .says("the run may be there all the same");
+    let ledger = place.read(".wmtp/vessl/verifiable.json");
+    let ledger: Value = serde_json::from_str(&ledger).expect("JSON");
+    assert_eq!(ledger["steps"]["policy"]["stand"], "submitting");
+    std::fs::remove_file(place.path("break-wmtp-verifiable-policy")).expect("the file is there");
+    place
+        .submit(&[])
+        .expect(0)
+        .says("policy: submitted before without an answer");
 }
 
 #[test]
