@@ -3,12 +3,14 @@
 //! Every artifact holds rows of these types and nothing else; whoever writes or reads one uses the type,
 //! so that a field has one name everywhere. Rows travel as JSON lines ([`jsonl`]).
 
+mod action;
 mod completion;
 pub mod jsonl;
 mod problem;
 mod record;
 mod score;
 
+pub use action::{ACTION_PARTS, ActionForm, ActionPart};
 pub use completion::{
     Audit, AuditOutcome, CaseCounts, Completion, CompletionTiming, ErrorClass, GradedSample,
     Verdict, completion_files,
