@@ -18,7 +18,7 @@ use wmtp_recipe::{CONFIG_VARIABLE, Resolved, Sources};
 use wmtp_tracking::{Missing, Sink};
 
 use crate::args::Common;
-use crate::journal::Journal;
+use crate::journal::{Journal, Sender};
 use crate::report::{Reporter, duration};
 use crate::run::{Run, remove_folder};
 use crate::tool::{ToolCx, to_stdout};
@@ -39,7 +39,7 @@ pub(crate) struct Session {
 
 impl Session {
     fn start(name: &str, common: Common) -> Result<Self, JobError> {
-        logging::install();
+        logging::install()?;
         settle_threads();
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
@@ -500,10 +500,11 @@ fn claim<W>(
         labels,
         started_at,
     };
+    let sender = Sender::ready()?;
     let claim = store.block_on(Claim::take(store.store(), &request))?;
     let tracking = tracking(session, store, &request);
     let runtime = session.runtime.handle().clone();
-    let journal = Journal::start(claim.clone(), task.job, runtime, tracking);
+    let journal = Journal::start(sender, claim.clone(), task.job, runtime, tracking);
     session.reporter.attach(Arc::new(journal));
     let attempt = format!("attempt-{}", claim.attempt());
     let scratch = scratch_root.join(run_id.as_str()).join(attempt);

@@ -618,6 +618,20 @@ fn a_stopped_and_resumed_run_is_one_run_on_the_server() {
 }
 
 #[test]
+fn a_filter_of_log_lines_that_cannot_be_read_ends_the_job() {
+    let place = Place::new();
+    let mut command = place.command(&[]);
+    let ended = Ended::of(
+        command
+            .env("WMTP_LOG", "wmtp_artifacts=loud")
+            .output()
+            .unwrap(),
+    );
+    assert_eq!(ended.code, Some(2));
+    assert!(ended.stderr.contains("WMTP_LOG is"), "{}", ended.stderr);
+}
+
+#[test]
 fn help_shows_flags_and_examples() {
     let place = Place::new();
     let help = place.run(&["--help"]);
