@@ -10,7 +10,7 @@ mod value;
 use std::fmt;
 
 use wmtp_job_kit::{Follower, Inputs, Job, JobError, Kind, Output, Plan, PlanCx, Run};
-use wmtp_recipe::{Recipe, ValueObjective};
+use wmtp_recipe::Recipe;
 use wmtp_training::Ranks;
 use wmtp_training::session::{Compute, Team, check_tokenizers, follow};
 
@@ -85,15 +85,7 @@ impl TrainStage1 {
                 recipe.reference.batch_sequences,
             ),
         };
-        self.compute.check(batch, &recipe.optim)?;
-        match (self.objective, recipe.stage1.objective) {
-            (Objective::Reference, _)
-            | (Objective::Value, ValueObjective::MseMc | ValueObjective::Bce) => Ok(()),
-            (Objective::Value, other) => {
-                let error = format!("stage1.objective {other} is not available yet");
-                Err(JobError::usage(error).hint("use mse_mc or bce"))
-            }
-        }
+        self.compute.check(batch, &recipe.optim)
     }
 }
 

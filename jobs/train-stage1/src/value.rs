@@ -93,7 +93,7 @@ impl Loaded {
         let dtype = dtype(recipe.model.dtype);
         let (params, base) = load_bundle(&inputs.input("base")?, dtype, device)?;
         let seed = stream(recipe.seed, "stage1/value-head");
-        let bias = objective(recipe)?.bias();
+        let bias = objective(recipe).bias();
         let trunk = ParamStore::value_trunk_from(&params, &base).map_err(Error::from)?;
         let head = ParamStore::init_value_head(head(recipe), &params, seed, bias, dtype, device)
             .map_err(Error::from)?;
@@ -165,13 +165,10 @@ pub(crate) fn run(run: &Run, device: &Device, ranks: &Arc<Ranks>) -> Result<Vec<
     Ok(vec![model, advantages])
 }
 
-fn objective(recipe: &Recipe) -> Result<Objective, JobError> {
+fn objective(recipe: &Recipe) -> Objective {
     match recipe.stage1.objective {
-        ValueObjective::MseMc => Ok(Objective::MseMc),
-        ValueObjective::Bce => Ok(Objective::Bce),
-        other => Err(JobError::usage(format!(
-            "stage1.objective {other} is not available yet"
-        ))),
+        ValueObjective::MseMc => Objective::MseMc,
+        ValueObjective::Bce => Objective::Bce,
     }
 }
 
@@ -185,7 +182,7 @@ fn head(recipe: &Recipe) -> HeadKind {
 fn settings(recipe: &Recipe) -> Result<ValueSettings, JobError> {
     let (stage1, optim) = (&recipe.stage1, &recipe.optim);
     Ok(ValueSettings {
-        objective: objective(recipe)?,
+        objective: objective(recipe),
         head: head(recipe),
         lr_trunk: stage1.lr_trunk,
         lr_head: stage1.lr_head,

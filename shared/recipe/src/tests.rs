@@ -355,7 +355,7 @@ fn broken_recipes_are_named_with_key_and_source() {
     `optim.checkpoint_minutes` is 0, which is not allowed: at least 1
     `optim.early_stop_patience` is 0, which is not allowed: at least 1
     `optim.early_stop_min_delta` is 0.01, which is not allowed: it means something only beside optim.early_stop_patience
-    `stage1.objective` is pairwise, which is not allowed: this release trains with mse_mc or bce
+    `stage1.objective` in --set: found the text "pairwise", expected one of mse_mc, bce
     `data.test_share` is 0.2, which is not allowed: validation and test together leave something to train on
     `lora.targets` in --set: found a list, expected a list of some of wq, wk, wv, wo, w1, w2, w3
     `lora.targets` is [w1, wq], which is not allowed: at least one, each once, in the order wq, wk, wv, wo, w1, w2, w3

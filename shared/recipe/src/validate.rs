@@ -2,7 +2,7 @@
 
 use crate::Error;
 use crate::resolve::{Origin, Resolved};
-use crate::schema::{Algo, LoraTarget, Recipe, ValueObjective};
+use crate::schema::{Algo, LoraTarget, Recipe};
 
 impl Recipe {
     /// Checks every rule that the settings alone can break.
@@ -128,10 +128,6 @@ impl Recipe {
         positive("stage1.lr_head", self.stage1.lr_head)?;
         at_least("stage1.batch_sequences", self.stage1.batch_sequences, 1)?;
         share("stage1.gate", self.stage1.gate)?;
-        let objective = self.stage1.objective;
-        let built = matches!(objective, ValueObjective::MseMc | ValueObjective::Bce);
-        let rule = "this release trains with mse_mc or bce";
-        ensure("stage1.objective", objective, built, rule)?;
         positive("reference.epochs", self.reference.epochs)?;
         positive("reference.lr", self.reference.lr)?;
         at_least(
