@@ -14,13 +14,13 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use wmtp_artifacts::{ArtifactId, Digest};
 use wmtp_decoding::Tally;
-use wmtp_grading::Grader;
+use wmtp_execution::SandboxConsent;
 use wmtp_job_kit::{Job, JobError, Kind, Output, Plan, PlanCx, Run};
 use wmtp_recipe::Evaluation;
 use wmtp_records::{EXTERNAL, Problem, bad_external_name, data_files, jsonl, score_files};
 
 use crate::contamination::Flags;
-use crate::execute::{SandboxConsent, execute, grader_config};
+use crate::execute::{execute, start_grader};
 use crate::external::answers::{Answers, Asked};
 use crate::external::program::Asking;
 use crate::inputs::{self, DATA};
@@ -28,7 +28,7 @@ use crate::looks::Look;
 use crate::report::{Case, Identity, Report, protocol};
 use crate::subject::ROLE;
 use crate::usage::{Meter, Rates};
-use crate::{matches, sandbox_error, score};
+use crate::{matches, score};
 
 /// Role of the output.
 const SCORES: &str = "scores";
@@ -169,8 +169,7 @@ impl Job for External {
         let meter = Meter::start();
         let problems = inputs::read_problems(&run.input(DATA)?, &work.evaluation)?;
         // Before anything is asked: what the sandbox cannot hold must not be found out afterwards.
-        let grader = Grader::start(grader_config(&work.evaluation, work.accept_degraded)?)
-            .map_err(sandbox_error)?;
+        let grader = start_grader(&work.evaluation, work.accept_degraded)?;
         let touch = work.look.as_ref().map(|look| look.register(run));
         let touch = touch.transpose()?;
         let answers = match &work.source {

@@ -10,6 +10,7 @@ use wmtp_records::{BASE, jsonl};
 use wmtp_tokens::Tokenizer;
 use wmtp_training::session::{self, bundle};
 
+use crate::generate::model_error;
 use crate::report::Identity;
 
 /// Role of the evaluated model among the job's inputs.
@@ -137,10 +138,10 @@ impl Subject {
 
 impl Layout {
     fn load(self, folder: &Path) -> Result<(Params, ParamStore), JobError> {
-        let params = Params::load(&folder.join(self.params)).map_err(JobError::bad_input)?;
+        let params = Params::load(&folder.join(self.params)).map_err(model_error)?;
         let weights = folder.join(self.weights);
-        let store = ParamStore::load(&weights, &params, DType::F32, &Device::Cpu)
-            .map_err(JobError::bad_input)?;
+        let store =
+            ParamStore::load(&weights, &params, DType::F32, &Device::Cpu).map_err(model_error)?;
         Ok((params, store))
     }
 }

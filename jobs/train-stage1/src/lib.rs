@@ -9,10 +9,12 @@ mod value;
 
 use std::fmt;
 
-use wmtp_job_kit::{Follower, Inputs, Job, JobError, Kind, Output, Plan, PlanCx, Run};
+use wmtp_job_kit::{
+    Follower, Inputs, Job, JobError, Kind, Output, Plan, PlanCx, Run, check_tokenizers,
+};
 use wmtp_recipe::Recipe;
 use wmtp_training::Ranks;
-use wmtp_training::session::{Compute, Team, check_tokenizers, follow};
+use wmtp_training::session::{Compute, Team, follow};
 
 /// Settings that both objectives share with stage 2.
 const SHARED: [&str; 9] = [

@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use serde::Serialize;
 use wmtp_data_sets::TokenFile;
-use wmtp_job_kit::{Inputs, JobError, Kind, Output, Run};
+use wmtp_job_kit::{Inputs, JobError, Kind, Output, Run, TOKENIZER_SHA256};
 use wmtp_model::{Device, ParamStore, Params};
 use wmtp_recipe::Recipe;
 use wmtp_recipe::seed::stream;
 use wmtp_records::{Split, jsonl};
 use wmtp_training::inference::mean;
 use wmtp_training::session::{
-    TOKENIZER_SHA256, check_vocabulary, drive, dtype, load_bundle, load_tokens, products, score,
+    check_vocabulary, drive, dtype, load_bundle, load_tokens, products, score,
 };
 use wmtp_training::{
     Error, OptimSettings, PolicySettings, PolicyTrainer, Ranks, Rows, Side, StepScorer,

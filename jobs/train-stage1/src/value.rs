@@ -6,13 +6,13 @@ use std::sync::Arc;
 use serde::Serialize;
 use wmtp_artifacts::Digest;
 use wmtp_data_sets::TokenFile;
-use wmtp_job_kit::{Inputs, JobError, Kind, Output, Run};
+use wmtp_job_kit::{Inputs, JobError, Kind, Output, Run, TOKENIZER_SHA256};
 use wmtp_model::{Device, HeadKind, ParamStore, Params};
 use wmtp_recipe::seed::stream;
 use wmtp_recipe::{Recipe, ValueHeadKind, ValueObjective};
 use wmtp_records::{Record, Split, data_files, jsonl};
 use wmtp_training::session::{
-    TOKENIZER_SHA256, check_vocabulary, drive, dtype, load_bundle, load_tokens, products, score,
+    check_vocabulary, drive, dtype, load_bundle, load_tokens, products, score,
 };
 use wmtp_training::{
     Error, Judged, Lines, Objective, OptimSettings, Ranks, Rows, Side, Trainer, ValueParameters,

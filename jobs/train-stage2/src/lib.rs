@@ -10,14 +10,16 @@ use std::sync::Arc;
 
 use serde_json::Value;
 use wmtp_data_sets::TokenFile;
-use wmtp_job_kit::{Follower, Inputs, Job, JobError, Kind, Manifest, Output, Plan, PlanCx, Run};
+use wmtp_job_kit::{
+    Follower, Inputs, Job, JobError, Kind, Manifest, Output, Plan, PlanCx, Run, check_tokenizers,
+};
 use wmtp_model::{Adapters, Device, ParamStore, Params};
 use wmtp_recipe::seed::stream;
 use wmtp_recipe::{Algo, Recipe};
 use wmtp_records::Split;
 use wmtp_training::session::{
-    Compute, Team, adapters, bundle, check_tokenizers, check_vocabulary, drive, dtype, follow,
-    load_bundle, load_tokens, products,
+    Compute, Team, adapters, bundle, check_vocabulary, drive, dtype, follow, load_bundle,
+    load_tokens, products,
 };
 use wmtp_training::{Error, OptimSettings, PolicySettings, PolicyTrainer, Ranks, Rows, Weights};
 

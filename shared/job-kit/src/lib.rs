@@ -28,7 +28,7 @@ pub use crew::{Crew, Follower, Inputs, Links};
 pub use error::JobError;
 pub use exit::Exit;
 pub use mode::{Mode, main, main_with_modes};
-pub use plan::{Plan, PlanCx};
+pub use plan::{Plan, PlanCx, TOKENIZER_SHA256, check_tokenizers};
 pub use report::{Progress, bytes};
 pub use run::{Output, Run};
 pub use store::StoreHandle;

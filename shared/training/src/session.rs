@@ -31,9 +31,6 @@ pub mod bundle {
     pub const TOKENIZER: &str = "tokenizer/tokenizer.json";
 }
 
-/// Attribute that data sets, bundles and everything made from them carry.
-pub const TOKENIZER_SHA256: &str = "tokenizer_sha256";
-
 /// Precision of weights, sums and updates that a recipe asks for.
 pub fn dtype(dtype: Dtype) -> DType {
     match dtype {
@@ -286,29 +283,6 @@ pub fn check_vocabulary(params: &Params, data: &Manifest) -> Result<(), JobError
             params.vocab_size
         ))),
     }
-}
-
-/// Checks that two inputs were made with the same tokenizer.
-pub fn check_tokenizers(one: (&str, &Manifest), other: (&str, &Manifest)) -> Result<(), JobError> {
-    let of = |(role, manifest): (&str, &Manifest)| {
-        manifest
-            .attribute(TOKENIZER_SHA256)
-            .map(str::to_owned)
-            .ok_or_else(|| {
-                JobError::bad_input(format!(
-                    "the input {role} does not say which tokenizer it is for"
-                ))
-            })
-    };
-    if of(one)? == of(other)? {
-        return Ok(());
-    }
-    let error = format!(
-        "the inputs {} and {} are for different tokenizers",
-        one.0, other.0
-    );
-    Err(JobError::bad_input(error)
-        .hint("token ids mean nothing under another tokenizer: make both from the same data set"))
 }
 
 /// Runs a trainer to its end and puts the best weights into place; tells the step that they come from.
@@ -571,7 +545,13 @@ impl From<Error> for JobError {
         }
         match error {
             Error::Io { source, path } | Error::Model(Model::Io { source, path }) => {
-                Self::from(source).context(format!("cannot access {}", path.display()))
+                let what = format!("cannot access {}", path.display());
+                let error = match source.kind() {
+                    // An artifact without a file that its kind has.
+                    std::io::ErrorKind::NotFound => Self::bad_input(source),
+                    _ => Self::from(source),
+                };
+                error.context(what)
             }
             Error::Rows(error) => Self::from(error),
             Error::Model(Model::Device { .. }) => Self::unavailable(error)
@@ -624,7 +604,23 @@ pub fn write_recipe(path: &Path, recipe: &Recipe, options: &serde_json::Value) -
 
 #[cfg(test)]
 mod tests {
+    use wmtp_job_kit::Exit;
+
     use super::*;
+
+    #[test]
+    fn a_devices_full_memory_is_no_room_and_a_missing_file_bad_input() {
+        let exit = |error: Error| JobError::from(error).exit();
+        // As the driver says it, through candle.
+        let full =
+            || candle_core::Error::msg("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")");
+        assert_eq!(exit(full().into()), Exit::NoRoom);
+        assert_eq!(exit(wmtp_model::Error::from(full()).into()), Exit::NoRoom);
+        let other = candle_core::Error::msg("shape mismatch");
+        assert_eq!(exit(wmtp_model::Error::from(other).into()), Exit::Internal);
+        let missing = Params::load(Path::new("/nowhere/params.json")).unwrap_err();
+        assert_eq!(exit(missing.into()), Exit::BadInput);
+    }
 
     #[test]
     fn the_state_is_saved_after_so_many_steps_and_after_so_many_minutes() {
