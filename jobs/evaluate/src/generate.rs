@@ -73,6 +73,7 @@ pub(crate) fn all(
         },
         |text| {
             saved.add(text.clone())?;
+            run.count_tokens(text.num_tokens());
             texts.insert(text.key(), text);
             progress.inc(1);
             Ok(())

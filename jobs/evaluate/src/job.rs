@@ -20,7 +20,6 @@ use crate::looks::Look;
 use crate::report::{Case, Report, protocol};
 use crate::subject::{self, Subject};
 use crate::texts::Text;
-use crate::usage::{Meter, Rates};
 use crate::{latency, matches, score};
 
 /// Role of the output.
@@ -42,8 +41,6 @@ pub struct Evaluate {
     #[arg(long, value_name = "REFERENCE")]
     reference_ce: Option<String>,
     #[command(flatten)]
-    rates: Rates,
-    #[command(flatten)]
     consent: SandboxConsent,
 }
 
@@ -62,7 +59,6 @@ pub struct Work {
     trained_on: Option<(String, &'static str)>,
     look: Option<Look>,
     computing: Computing,
-    rates: Rates,
 }
 
 impl Job for Evaluate {
@@ -134,13 +130,11 @@ impl Job for Evaluate {
             trained_on,
             look,
             computing,
-            rates: self.rates.clone(),
         }))
     }
 
     fn run(work: &Work, run: &mut Run) -> Result<Vec<Output>, JobError> {
         let evaluation = &work.evaluation;
-        let meter = Meter::start();
         let data = run.input(DATA)?;
         let problems = inputs::read_problems(&data, evaluation)?;
         let (params, store) = work.subject.load(&run.input(subject::ROLE)?)?;
@@ -193,8 +187,7 @@ impl Job for Evaluate {
         let dir = run.output_dir(SCORES)?;
         report.write(&dir, &case, run)?;
         report.tell(run);
-        let usage = meter.usage(&work.rates, run);
-        jsonl::write_json(&dir.join(score_files::USAGE), &usage)?;
+        jsonl::write_json(&dir.join(score_files::USAGE), &run.usage())?;
         Ok(vec![report.output(SCORES, dir, &case)])
     }
 }

@@ -25,7 +25,6 @@ mod saved;
 mod score;
 mod subject;
 mod texts;
-mod usage;
 
 pub use complete::Complete;
 pub use external::External;

@@ -21,6 +21,7 @@ mod secrets;
 mod signals;
 mod store;
 mod tool;
+mod usage;
 
 use std::collections::BTreeMap;
 
@@ -33,6 +34,7 @@ pub use report::{Progress, bytes};
 pub use run::{Output, Run};
 pub use store::StoreHandle;
 pub use tool::{Tool, ToolCx};
+pub use usage::peak_memory_bytes;
 pub use wmtp_artifacts::{ArtifactId, Kind, Manifest};
 pub use wmtp_tracking as tracking;
 

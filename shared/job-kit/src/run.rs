@@ -13,6 +13,7 @@ use wmtp_artifacts::{ArtifactId, Claim, Draft, Kind, Manifest, Provenance};
 use wmtp_recipe::Recipe;
 
 use crate::report::{Progress, Reporter};
+use crate::usage::Account;
 use crate::{Crew, JobError, Links, StoreHandle};
 
 /// One output of a job, made in a folder; the kit publishes it.
@@ -60,6 +61,8 @@ pub struct Run {
     pub(crate) kept: PathBuf,
     pub(crate) stop: Arc<AtomicBool>,
     pub(crate) started: Instant,
+    /// What this attempt has taken.
+    pub(crate) account: Account,
     /// Whether saved states of earlier attempts count.
     pub(crate) may_resume: bool,
 }
@@ -107,6 +110,7 @@ impl Run {
     /// # Errors
     /// A process that cannot be started, or ends before it is connected to the others.
     pub fn crew(&self, ranks: usize, threads: usize) -> Result<(Crew, Links), JobError> {
+        self.account.has_ranks(ranks);
         Crew::start(self, ranks, threads)
     }
 

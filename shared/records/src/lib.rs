@@ -19,6 +19,6 @@ pub use problem::{Case, Contamination, Problem, Split, Tests};
 pub use record::{DataSchema, Record, RecordMetadata, data_files};
 pub use score::{
     BASE, Cost, DoubtfulPass, EXTERNAL, EarlierTouch, Energy, EvalScore, HeadLoss, Latency, Metric,
-    Percentiles, ProblemCount, ReferenceLoss, ScoreSummary, Spread, TestTouch, Usage,
+    Percentiles, ProblemCount, ReferenceLoss, ScoreSummary, Spread, TestTouch, Usage, UsedDevice,
     bad_external_name, score_files,
 };

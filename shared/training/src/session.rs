@@ -16,7 +16,7 @@ use wmtp_records::{Split, data_files, jsonl};
 
 use crate::engine::{MAX_BAD_STEPS, Side, StepReport, StoppedEarly, Trainer, Update};
 use crate::error::{Error, Result};
-use crate::gpu::{NVIDIA_SMI, Told, Watch};
+use crate::gpu::{self, NVIDIA_SMI, Told, Watch};
 use crate::memory::Halved;
 use crate::ranks::{Order, Ranks};
 use crate::throughput::{Epochs, Throughput, peak_memory_bytes};
@@ -161,7 +161,13 @@ impl<'a, 't> Led<'a, 't> {
 /// Opens the device that a run was told to compute on, and says which it is.
 pub fn open_device(place: Place, run: &Run) -> Result<Device> {
     let device = place.open()?;
-    run.event("device", &json!({ "device": place.to_string() }));
+    let (name, driver) = match wmtp_model::device_uuid(&device) {
+        Ok(Some(uuid)) => gpu::names(Path::new(NVIDIA_SMI), &uuid),
+        // What is not known is not told.
+        Ok(None) | Err(_) => None,
+    }
+    .unzip();
+    run.computes_on(&place.to_string(), name, driver);
     Ok(device)
 }
 
@@ -334,6 +340,7 @@ pub fn drive(
         tell_fallbacks(run, &report);
         let secs = run.elapsed().saturating_sub(started).as_secs_f64();
         throughput.add(report.work, secs);
+        run.count_tokens(report.work.tokens);
         let rate = throughput.tokens_per_second();
         let mut metrics: Vec<(&str, f64)> = report
             .metrics

@@ -504,15 +504,17 @@ pub(super) fn facts(book: &Book<'_>, version: &VersionInput) -> Vec<Value> {
         facts.push(("optimizer steps per seed", number(steps)));
     }
     if let Some(secs) = cost.train_secs {
-        let name = if cost.on_gpu {
-            "training, GPU time"
+        if cost.is_on_gpu() {
+            facts.push(("training, GPU time", duration(cost.train_gpu_secs / 3600.0)));
         } else {
-            "training, machine time"
-        };
-        facts.push((name, duration(secs / 3600.0)));
+            facts.push(("training, machine time", duration(secs / 3600.0)));
+        }
     }
     if let Some(secs) = cost.evaluate_secs {
         facts.push(("evaluation, machine time", duration(secs / 3600.0)));
+    }
+    if let Some(money) = cost.money.words() {
+        facts.push(("price stated", money));
     }
     if cost.lost_attempts > 0 {
         facts.push((

@@ -8,7 +8,7 @@ use build_site::input::{Attempt, Event, LogLine, Note, RunInfo, RunLife};
 use serde_json::{Value, json};
 use wmtp_records::{
     Completion, ErrorClass, GradedSample, HeadLoss, Metric, Problem, ProblemCount, Split, Tests,
-    Verdict, data_files, jsonl, score_files,
+    Usage, Verdict, data_files, jsonl, score_files,
 };
 use wmtp_stats::leaderboard::{
     Comparison, FamilyScore, Leaderboard, LeaderboardRow, RunSource, Verdict as Claim, files,
@@ -434,6 +434,16 @@ fn runs() -> Vec<RunInfo> {
         secs: 1800.0,
         end: end.map(str::to_owned),
         message: message.map(str::to_owned),
+        ranks: 4,
+        usage: Some(Usage {
+            cost: Some(wmtp_records::Cost {
+                amount: 2.25,
+                currency: "USD".to_owned(),
+                source: "a provider's list".to_owned(),
+            }),
+            ..Usage::default()
+        })
+        .filter(|_| end == Some("completed")),
     };
     let run = |id: &str, life, attempts: Vec<Attempt>| RunInfo {
         id: id.to_owned(),
