@@ -103,6 +103,7 @@ impl Inputs {
             (_, base) => Subject::base(cx, base)?,
         };
         check_tokenizers((DATA, &data), (subject::ROLE, &subject.manifest))?;
+        cx.store()?.check_model(&subject.manifest, &data, None)?;
         Ok((data, subject))
     }
 

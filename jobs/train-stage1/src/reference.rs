@@ -10,9 +10,7 @@ use wmtp_recipe::Recipe;
 use wmtp_recipe::seed::stream;
 use wmtp_records::{Split, jsonl};
 use wmtp_training::inference::mean;
-use wmtp_training::session::{
-    check_vocabulary, drive, dtype, load_bundle, load_tokens, products, score,
-};
+use wmtp_training::session::{drive, dtype, load_bundle, load_tokens, products, score};
 use wmtp_training::{
     Error, OptimSettings, PolicySettings, PolicyTrainer, Ranks, Rows, Side, StepScorer,
     TokenScores, Trainer, Weights,
@@ -76,8 +74,6 @@ pub(crate) fn run(run: &Run, device: &Device, ranks: &Arc<Ranks>) -> Result<Vec<
     let recipe = run.recipe();
     let loaded = Loaded::of(run, device)?;
     let Loaded { params, store, .. } = &loaded;
-    check_vocabulary(params, run.manifest("data")?)?;
-    check_only_head(params)?;
     let mut trainer = loaded.trainer(recipe, ranks)?;
     let best_step = drive(&mut trainer, run, device, "reference")?;
 
@@ -112,18 +108,6 @@ pub(crate) fn run(run: &Run, device: &Device, ranks: &Arc<Ranks>) -> Result<Vec<
         .attribute("rows", scores.rows())
         .attribute("tokens", scores.values().len());
     Ok(vec![output])
-}
-
-/// Checks that a model predicts the next token and no other.
-fn check_only_head(params: &Params) -> Result<(), JobError> {
-    if params.n_future_tokens == 1 {
-        return Ok(());
-    }
-    Err(JobError::usage(format!(
-        "the reference must predict the next token only, but this model has n_future_tokens {}",
-        params.n_future_tokens
-    ))
-    .hint("give a plain next-token model with --base, such as micro-ref"))
 }
 
 fn settings(recipe: &Recipe) -> PolicySettings {

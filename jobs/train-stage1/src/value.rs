@@ -11,9 +11,7 @@ use wmtp_model::{Device, HeadKind, ParamStore, Params};
 use wmtp_recipe::seed::stream;
 use wmtp_recipe::{Recipe, ValueHeadKind, ValueObjective};
 use wmtp_records::{Record, Split, data_files, jsonl};
-use wmtp_training::session::{
-    check_vocabulary, drive, dtype, load_bundle, load_tokens, products, score,
-};
+use wmtp_training::session::{drive, dtype, load_bundle, load_tokens, products, score};
 use wmtp_training::{
     Error, Judged, Lines, Objective, OptimSettings, Ranks, Rows, Side, Trainer, ValueParameters,
     ValueQuality, ValueSettings, ValueTrainer, advantages, balanced_rows,
@@ -138,7 +136,6 @@ impl Loaded {
 pub(crate) fn run(run: &Run, device: &Device, ranks: &Arc<Ranks>) -> Result<Vec<Output>, JobError> {
     let recipe = run.recipe();
     let loaded = Loaded::of(run, device)?;
-    check_vocabulary(&loaded.params, run.manifest("data")?)?;
     let mut trainer = loaded.trainer(recipe, ranks)?;
     let best_step = drive(&mut trainer, run, device, "value model")?;
     let judged = judge(&trainer, &loaded.validation)?;

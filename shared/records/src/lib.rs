@@ -4,6 +4,7 @@
 //! so that a field has one name everywhere. Rows travel as JSON lines ([`jsonl`]).
 
 mod action;
+mod capabilities;
 mod completion;
 pub mod jsonl;
 mod problem;
@@ -11,6 +12,7 @@ mod record;
 mod score;
 
 pub use action::{ACTION_PARTS, ActionForm, ActionPart};
+pub use capabilities::{Capabilities, Lack, ModelSizes, Needs};
 pub use completion::{
     Audit, AuditOutcome, CaseCounts, Completion, CompletionTiming, ErrorClass, GradedSample,
     Verdict, completion_files,

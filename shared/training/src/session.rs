@@ -8,7 +8,7 @@ use candle_core::{DType, Device, Tensor};
 use serde_json::json;
 use wmtp_artifacts::fault;
 use wmtp_data_sets::TokenFile;
-use wmtp_job_kit::{Crew, JobError, Manifest, Run};
+use wmtp_job_kit::{Crew, JobError, Run};
 use wmtp_model::{Adapters, LoraSettings, LoraTarget, ParamStore, Params, Place, Products};
 use wmtp_recipe::seed::stream;
 use wmtp_recipe::{Dtype, Optim, Recipe};
@@ -275,20 +275,6 @@ pub fn adapters(recipe: &Recipe, params: &Params, device: &Device) -> Result<Opt
 /// Token ids of one split of a fetched data set.
 pub fn load_tokens(dir: &Path, split: Split) -> Result<TokenFile> {
     Ok(TokenFile::load(&dir.join(data_files::tokens(split)))?)
-}
-
-/// Checks that a data set's token ids fit a model's embedding.
-pub fn check_vocabulary(params: &Params, data: &Manifest) -> Result<(), JobError> {
-    let Some(size) = data.attribute("vocab_size") else {
-        return Ok(());
-    };
-    match size.parse::<usize>() {
-        Ok(size) if size <= params.vocab_size => Ok(()),
-        _ => Err(JobError::bad_input(format!(
-            "the data set's vocabulary has {size} tokens, the model's {}",
-            params.vocab_size
-        ))),
-    }
 }
 
 /// Runs a trainer to its end and puts the best weights into place; tells the step that they come from.

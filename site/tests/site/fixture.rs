@@ -585,8 +585,11 @@ fn write_checkpoint(version: &Version, seed: u64, dir: &Path) {
         "seed": seed,
         "optim": {"lr": 0.003, "epochs": 3, "batch_sequences": 32},
         "weights": {"temperature": 1.0, "eps": 0.1, "w_max": 3.0},
+        "model": {"dtype": "bf16", "horizon": 4},
     });
     jsonl::write_json(&dir.join("recipe.json"), &recipe).unwrap();
+    let params = json!({"vocab_size": 4096, "n_future_tokens": 4});
+    jsonl::write_json(&dir.join("params.json"), &params).unwrap();
     let summary = json!({"train_targets": 90_000, "n_params": 1_500_000, "steps": 160, "best_step": 150, "last_step": 160});
     jsonl::write_json(&dir.join("summary.json"), &summary).unwrap();
     let steps = 160usize;
