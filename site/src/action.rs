@@ -1,17 +1,8 @@
 //! `action-extract.md`: the one action that was selected after a version was judged.
 
-use crate::text::visible;
+use wmtp_records::{ACTION_PARTS, ActionForm};
 
-/// What an action says under each of its names, in the order in which a reader asks.
-const FIELDS: [&str; 6] = [
-    "Goal",
-    "Change",
-    "Where",
-    "Expected impact",
-    "Risk",
-    "Verification",
-];
-const SECTION: &str = "Selected Action";
+use crate::text::visible;
 
 /// A selected action.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -31,44 +22,33 @@ pub struct Action {
 impl Action {
     /// Reads an action. Nothing in it is an error: what is missing is told.
     pub fn parse(text: &str) -> Self {
-        let mut action = Self::default();
-        let mut section = "";
-        let mut prose = Vec::new();
-        for line in text.lines() {
-            if let Some(heading) = line.strip_prefix("## ") {
-                section = heading.trim();
-                continue;
-            }
-            if section.is_empty() {
-                action.head(line);
-            } else if section == SECTION && !line.trim().is_empty() {
-                match field(line) {
-                    Some((name, text)) => action.fields.push((name, text.to_owned())),
-                    None => match action.fields.last_mut() {
-                        Some((_, text)) => *text = format!("{text} {}", line.trim()),
-                        None => prose.push(line.trim()),
-                    },
+        let form = ActionForm::parse(text);
+        let mut fields: Vec<(&str, String)> = Vec::new();
+        let mut sentence = form.prose;
+        for part in form.parts {
+            match part.name {
+                Ok(name) => fields.push((name, part.text)),
+                // Nobody asks for it, and whoever wrote it may mean what stands above it.
+                Err(name) => {
+                    let above = fields.last_mut().map_or(&mut sentence, |(_, text)| text);
+                    let text = format!("{above} {name}: {}", part.text);
+                    text.trim_start().clone_into(above);
                 }
             }
         }
-        if action.fields.is_empty() {
-            action.sentence = (!prose.is_empty()).then(|| prose.join(" "));
+        let is_sentence = fields.is_empty() && !sentence.is_empty();
+        let is_missing = |name: &&str| !fields.iter().any(|(known, _)| known == name);
+        Self {
+            from: version(form.from),
+            next: version(form.next),
+            missing: if is_sentence {
+                Vec::new()
+            } else {
+                ACTION_PARTS.into_iter().filter(is_missing).collect()
+            },
+            sentence: is_sentence.then_some(sentence),
+            fields,
         }
-        if action.sentence.is_none() {
-            let has = |name: &&&str| !action.fields.iter().any(|(known, _)| known == *name);
-            action.missing = FIELDS.iter().filter(has).copied().collect();
-        }
-        action
-    }
-
-    /// `From: v002` and `Next: v003` before the first section.
-    fn head(&mut self, line: &str) {
-        let value = |key: &str| {
-            let value = line.strip_prefix(key)?.split_whitespace().next()?;
-            (value != "none").then(|| visible(value))
-        };
-        self.from = value("From:").or(self.from.take());
-        self.next = value("Next:").or(self.next.take());
     }
 
     /// The text of a part.
@@ -78,14 +58,10 @@ impl Action {
     }
 }
 
-/// `- **Goal**: text`.
-fn field(line: &str) -> Option<(&'static str, &str)> {
-    let rest = line.trim_start().strip_prefix("- **")?;
-    let (name, text) = rest.split_once("**")?;
-    let name = FIELDS
-        .iter()
-        .find(|known| **known == name.trim_end_matches(':'))?;
-    Some((name, text.trim_start_matches(':').trim()))
+/// The version that a line of the head names.
+fn version(value: Option<String>) -> Option<String> {
+    let value = value?.split_whitespace().next().map(visible);
+    value.filter(|value| value != "none")
 }
 
 #[cfg(test)]
@@ -93,7 +69,7 @@ mod tests {
     use super::*;
 
     const WHOLE: &str = "# Action after v002\n\nFrom: v002\nNext: v003\nEntry: blend-half\n\n## Selected Action\n\n\
-        - **Goal**: more\n  of it\n- **Change**: `a`: `1` -> `0.5`\n- **Where**: `v003.yaml`\n\
+        * **Goal:** more\n  of it\n- **Change**: `a`: `1` -> `0.5`\n- **Where**: `v003.yaml`\n\
         - **Expected impact**: +1.2 points\n- **Risk**: none\n- **Verification**: look\n\n## Deferred\n\n- **Goal**: no\n";
 
     #[test]

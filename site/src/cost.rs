@@ -1,5 +1,7 @@
 //! What a version took: time, tokens, repeats, storage.
 
+use std::collections::BTreeMap;
+
 use wmtp_stats::leaderboard::Verdict;
 
 use crate::input::{RunInfo, SiteInput, VersionInput};
@@ -11,8 +13,10 @@ pub struct Cost {
     pub train_secs: Option<f64>,
     /// Seconds of machine time of its evaluations.
     pub evaluate_secs: Option<f64>,
-    /// Whether a GPU computed its trainings.
-    pub on_gpu: bool,
+    /// Seconds of GPU time of its trainings; 0 where no GPU computed them.
+    pub train_gpu_secs: f64,
+    /// What its trainings and evaluations cost, as far as a price was stated.
+    pub money: Money,
     /// Attempts that ended without the result.
     pub lost_attempts: usize,
     /// Target tokens that its trainings went over.
@@ -46,7 +50,13 @@ impl Cost {
         Self {
             train_secs: secs(&trainings).filter(|_| is_trained),
             evaluate_secs: secs(&evaluations),
-            on_gpu: trainings.iter().any(|run| run.is_on_gpu()),
+            // An empty sum is -0.
+            train_gpu_secs: trainings.iter().map(|run| run.gpu_secs()).sum::<f64>() + 0.0,
+            money: trainings
+                .iter()
+                .chain(&evaluations)
+                .map(|run| run.money())
+                .fold(Money::default(), Money::and),
             lost_attempts: trainings
                 .iter()
                 .chain(&evaluations)
@@ -72,6 +82,11 @@ impl Cost {
         (self.generated_tokens > 0).then(|| grouped(self.generated_tokens))
     }
 
+    /// Whether a GPU computed its trainings.
+    pub fn is_on_gpu(&self) -> bool {
+        self.train_gpu_secs > 0.0
+    }
+
     /// Hours of machine time of training and evaluation.
     pub fn hours(&self) -> Option<f64> {
         let secs = self.train_secs.unwrap_or(0.0) + self.evaluate_secs.unwrap_or(0.0);
@@ -79,13 +94,52 @@ impl Cost {
     }
 }
 
+/// Sums of money by currency.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Money(BTreeMap<String, f64>);
+
+impl Money {
+    /// Both sums.
+    #[must_use]
+    pub fn and(mut self, other: Self) -> Self {
+        for (currency, amount) in other.0 {
+            *self.0.entry(currency).or_default() += amount;
+        }
+        self
+    }
+
+    /// `7.00 KRW + 1.50 USD`; none where no price was stated.
+    pub fn words(&self) -> Option<String> {
+        let sums = self.0.iter();
+        let words: Vec<String> = sums
+            .map(|(currency, amount)| {
+                // A cent is the least that a price is told in; a small run costs less.
+                let digits = if *amount >= 0.01 { 2 } else { 4 };
+                format!("{amount:.digits$} {currency}")
+            })
+            .collect();
+        (!words.is_empty()).then(|| words.join(" + "))
+    }
+}
+
+impl<'a> FromIterator<&'a wmtp_records::Cost> for Money {
+    fn from_iter<T: IntoIterator<Item = &'a wmtp_records::Cost>>(costs: T) -> Self {
+        let one = |cost: &wmtp_records::Cost| Self([(cost.currency.clone(), cost.amount)].into());
+        costs.into_iter().map(one).fold(Self::default(), Self::and)
+    }
+}
+
 /// What all that the site knows of took.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Totals {
     /// Hours of machine time of all jobs.
     pub hours: f64,
-    /// Those of them on GPUs.
+    /// Hours of GPU time: of each run on GPUs, its time times its ranks.
     pub gpu_hours: f64,
+    /// What was paid, as far as a price was stated.
+    pub money: Money,
+    /// Runs that stated one.
+    pub num_priced: usize,
     /// Target tokens that trainings went over.
     pub trained_tokens: u64,
     /// Tokens that evaluations generated.
@@ -95,10 +149,13 @@ pub struct Totals {
 impl Totals {
     /// Adds up jobs and versions.
     pub fn of<'a>(runs: &[RunInfo], versions: impl Iterator<Item = &'a Cost> + Clone) -> Self {
-        let hours = |run: &RunInfo| run.secs() / 3600.0;
+        let priced = runs.iter().map(RunInfo::money);
+        let priced: Vec<Money> = priced.filter(|money| !money.0.is_empty()).collect();
         Self {
-            hours: runs.iter().map(hours).sum(),
-            gpu_hours: runs.iter().filter(|run| run.is_on_gpu()).map(hours).sum(),
+            hours: runs.iter().map(|run| run.secs() / 3600.0).sum(),
+            gpu_hours: runs.iter().map(|run| run.gpu_secs() / 3600.0).sum(),
+            num_priced: priced.len(),
+            money: priced.into_iter().fold(Money::default(), Money::and),
             trained_tokens: versions.clone().filter_map(|one| one.trained_tokens).sum(),
             generated_tokens: versions.map(|one| one.generated_tokens).sum(),
         }

@@ -11,8 +11,8 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use wmtp_artifacts::FileEntry;
 use wmtp_records::{
-    Completion, ErrorClass, GradedSample, Problem, ProblemCount, Verdict, data_files, jsonl,
-    score_files,
+    Capabilities, Completion, ErrorClass, GradedSample, ModelSizes, Problem, ProblemCount, Verdict,
+    data_files, jsonl, score_files,
 };
 use wmtp_stats::Estimate;
 use wmtp_stats::leaderboard::{Leaderboard, LeaderboardRow, files};
@@ -25,6 +25,7 @@ pub use samples::SampleFile;
 
 /// Paths inside a checkpoint artifact that pages show.
 mod checkpoint_files {
+    pub(super) const PARAMS: &str = "params.json";
     pub(super) const RECIPE: &str = "recipe.json";
     pub(super) const SUMMARY: &str = "summary.json";
     pub(super) const METRICS: &str = "metrics.jsonl";
@@ -163,6 +164,8 @@ pub struct Outcome {
 /// What a checkpoint says about its training; each part may be absent.
 #[derive(Debug, Clone, Default)]
 pub struct Training {
+    /// What the model can do.
+    pub capabilities: Option<Capabilities>,
     /// The resolved recipe.
     pub recipe: Option<Value>,
     /// Sizes and steps.
@@ -414,8 +417,10 @@ impl Training {
         let mut token_weights: Vec<TokenWeightRow> =
             rows_if_any(&dir.join(checkpoint_files::TOKEN_WEIGHTS))?;
         token_weights.retain(|row| row.tokens.len() == row.weights.len());
+        let recipe: Option<Value> = json_if_any(&dir.join(checkpoint_files::RECIPE))?;
         Ok(Self {
-            recipe: json_if_any(&dir.join(checkpoint_files::RECIPE))?,
+            capabilities: capabilities(&dir.join(checkpoint_files::PARAMS), recipe.as_ref())?,
+            recipe,
             summary: json_if_any(&dir.join(checkpoint_files::SUMMARY))?,
             metrics: Metrics::load(&dir.join(checkpoint_files::METRICS))?,
             weight_stats: rows_if_any(&dir.join(checkpoint_files::WEIGHT_STATS))?,
@@ -423,6 +428,19 @@ impl Training {
             token_weights,
         })
     }
+}
+
+/// What a checkpoint can do, where it has the file that says so.
+fn capabilities(params: &Path, recipe: Option<&Value>) -> Result<Option<Capabilities>, Error> {
+    let sizes: Option<ModelSizes> = json_if_any(params)?;
+    let dtype = recipe.and_then(|recipe| recipe.pointer("/model/dtype")?.as_str());
+    Ok(sizes.map(|sizes| {
+        let found = Capabilities::from(sizes);
+        match dtype {
+            Some(dtype) => found.trained_as(dtype),
+            None => found,
+        }
+    }))
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, Error> {

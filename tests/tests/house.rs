@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use cargo_metadata::{DependencyKind, Metadata, MetadataCommand};
 
 /// Our libraries from the lowest floor up; an arrow may only point to a lower floor.
-const FLOORS: [&str; 13] = [
+const FLOORS: [&str; 14] = [
     "wmtp-artifacts",
     "wmtp-records",
     "wmtp-recipe",
@@ -14,6 +14,7 @@ const FLOORS: [&str; 13] = [
     "wmtp-stats",
     "wmtp-weighting",
     "wmtp-grading",
+    "wmtp-execution",
     "wmtp-tokens",
     "wmtp-data-sets",
     "wmtp-model",

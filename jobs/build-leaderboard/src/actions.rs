@@ -6,9 +6,11 @@
 pub mod catalogue;
 mod select;
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use wmtp_recipe::{Allowed, Recipe, Rules};
+use wmtp_records::{ACTION_PARTS, ActionForm};
 
 pub use select::{Loop, dead_end, is_version_id, number, select, version_after};
 
@@ -146,11 +148,33 @@ impl Action {
     /// # Errors
     /// [`Error::Form`] names the line and what is expected there; [`Error::SecondChange`].
     pub fn parse(text: &str, after: &str) -> Result<Self, Error> {
-        let mut form = Form::default();
-        for (number, line) in (1..).zip(text.lines()) {
-            form.read(number, line.trim())?;
+        let form = ActionForm::parse(text);
+        let selected = selected(&form)?;
+        let next = next(&form).map(str::to_owned);
+        if selected.is_some() && next.is_none() {
+            return Err(missing("the line `Next: VERSION`"));
         }
-        form.action(after)
+        let from = form
+            .from
+            .ok_or_else(|| missing("the line `From: VERSION`"))?;
+        for id in next.iter().chain([&from]) {
+            if !is_version_id(id) {
+                let what = format!("{id:?} is no version; versions are v001, v002 and so on");
+                return Err(Error::Form { line: 0, what });
+            }
+        }
+        let deferred = form.deferred.into_iter();
+        Ok(Self {
+            after: after.to_owned(),
+            from,
+            next,
+            entry: form.entry.unwrap_or_else(|| BY_HAND.to_owned()),
+            selected,
+            selection: plain(&form.selection),
+            deferred: deferred
+                .map(|(name, reason)| (name, plain(&reason)))
+                .collect(),
+        })
     }
 
     /// The recipe of the next version, made from the one that it starts from.
@@ -227,156 +251,72 @@ impl Selected {
             "`{}`: `{}` -> `{}`",
             self.change.key, self.change.old, self.change.new
         );
-        let fields = [
-            ("Goal", inert(&self.goal)),
-            ("Change", change),
-            ("Where", format!("`{}`", self.place)),
-            ("Expected impact", inert(&self.expected_impact)),
-            ("Risk", inert(&self.risk)),
-            ("Verification", inert(&self.verification)),
+        let texts = [
+            inert(&self.goal),
+            change,
+            format!("`{}`", self.place),
+            inert(&self.expected_impact),
+            inert(&self.risk),
+            inert(&self.verification),
         ];
-        for (name, value) in fields {
+        for (name, value) in ACTION_PARTS.into_iter().zip(texts) {
             let _ = writeln!(text, "- **{name}**: {value}");
         }
     }
 }
 
-/// The names of the fields, in their order.
-const FIELDS: [&str; 6] = [
-    "Goal",
-    "Change",
-    "Where",
-    "Expected impact",
-    "Risk",
-    "Verification",
-];
-
-/// The file while it is being read.
-#[derive(Default)]
-struct Form {
-    head: [Option<String>; 3],
-    section: String,
-    fields: [Option<String>; 6],
-    change: Option<Change>,
-    selection: String,
-    deferred: Vec<(String, String)>,
+fn missing(what: &str) -> Error {
+    Error::Form {
+        line: 0,
+        what: format!("{what} is missing"),
+    }
 }
 
-impl Form {
-    fn read(&mut self, number: usize, line: &str) -> Result<(), Error> {
-        if let Some(section) = line.strip_prefix("## ") {
-            section.trim().clone_into(&mut self.section);
-            return Ok(());
-        }
-        match self.section.as_str() {
-            "" => self.read_head(line),
-            "Selected Action" => return self.read_field(number, line),
-            "Selection" if !line.is_empty() => {
-                if !self.selection.is_empty() {
-                    self.selection.push(' ');
-                }
-                self.selection.push_str(&plain(line));
+/// The selected action of a form, its parts complete; none where the loop ends.
+fn selected(form: &ActionForm) -> Result<Option<Selected>, Error> {
+    let mut texts: BTreeMap<&str, String> = BTreeMap::new();
+    let mut made = None;
+    for part in &form.parts {
+        let line = part.line;
+        let name = part.name.as_ref().map_err(|name| {
+            let what = format!(
+                "the field {name:?}; the fields are {}",
+                ACTION_PARTS.join(", ")
+            );
+            Error::Form { line, what }
+        })?;
+        if *name == "Change" {
+            if made.is_some() {
+                return Err(Error::SecondChange { line });
             }
-            "Deferred" => {
-                if let Some((name, reason)) = line
-                    .strip_prefix("- ")
-                    .and_then(|item| item.split_once(':'))
-                {
-                    let name = name.trim().trim_matches('`').to_owned();
-                    self.deferred.push((name, plain(reason.trim())));
-                }
-            }
-            _ => {}
-        }
-        Ok(())
-    }
-
-    fn read_head(&mut self, line: &str) {
-        for (place, name) in ["From:", "Next:", "Entry:"].into_iter().enumerate() {
-            if let Some(value) = line.strip_prefix(name) {
-                self.head[place] = Some(value.trim().trim_matches('`').to_owned());
-            }
-        }
-    }
-
-    fn read_field(&mut self, number: usize, line: &str) -> Result<(), Error> {
-        let Some(item) = line.strip_prefix("- ").or_else(|| line.strip_prefix("* ")) else {
-            return Ok(());
-        };
-        let Some((name, value)) = item.split_once(':') else {
-            return Ok(());
-        };
-        let name = name.trim().trim_matches('*').trim();
-        // `**Goal:** text` is as common as `**Goal**: text`.
-        let value = value.trim().trim_start_matches("**").trim();
-        let Some(place) = FIELDS
-            .iter()
-            .position(|field| field.eq_ignore_ascii_case(name))
-        else {
-            let what = format!("the field {name:?}; the fields are {}", FIELDS.join(", "));
-            return Err(Error::Form { line: number, what });
-        };
-        if FIELDS[place] == "Change" {
-            if self.change.is_some() {
-                return Err(Error::SecondChange { line: number });
-            }
-            self.change = Some(change(number, value)?);
-        } else if self.fields[place].is_some() {
+            made = Some(change(line, &part.text)?);
+        } else if texts.contains_key(name) {
             let what = format!("{name} stands there twice");
-            return Err(Error::Form { line: number, what });
+            return Err(Error::Form { line, what });
         }
-        self.fields[place] = Some(plain(value));
-        Ok(())
+        texts.insert(*name, plain(&part.text));
     }
+    if form.parts.is_empty() && next(form).is_none() {
+        return Ok(None);
+    }
+    let mut text = |name: &str| {
+        let text = texts.remove(name).filter(|text| !text.is_empty());
+        text.ok_or_else(|| missing(&format!("the field {name} of the selected action")))
+    };
+    let selected = Selected {
+        goal: text("Goal")?,
+        change: made.ok_or_else(|| missing("the field Change of the selected action"))?,
+        place: text("Where")?.trim_matches('`').to_owned(),
+        expected_impact: text("Expected impact")?,
+        risk: text("Risk")?,
+        verification: text("Verification")?,
+    };
+    Ok(Some(selected))
+}
 
-    fn action(self, after: &str) -> Result<Action, Error> {
-        let [from, next, entry] = self.head;
-        let missing = |what: &str| Error::Form {
-            line: 0,
-            what: format!("{what} is missing"),
-        };
-        let next = next.filter(|next| next != "none");
-        let any = self.fields.iter().any(Option::is_some);
-        let selected = if next.is_none() && !any {
-            None
-        } else {
-            for (field, name) in self.fields.iter().zip(FIELDS) {
-                if field.as_deref().is_none_or(str::is_empty) {
-                    return Err(missing(&format!("the field {name} of the selected action")));
-                }
-            }
-            let [goal, _, place, expected_impact, risk, verification] =
-                self.fields.map(Option::unwrap_or_default);
-            Some(Selected {
-                goal,
-                change: self.change.ok_or_else(|| missing("the field Change"))?,
-                place: place.trim_matches('`').to_owned(),
-                expected_impact,
-                risk,
-                verification,
-            })
-        };
-        let from = from.ok_or_else(|| missing("the line `From: VERSION`"))?;
-        let next = match (next, &selected) {
-            (None, Some(_)) => return Err(missing("the line `Next: VERSION`")),
-            (next, _) => next,
-        };
-        for id in next.iter().chain([&from]) {
-            if !is_version_id(id) {
-                let what = format!("{id:?} is no version; versions are v001, v002 and so on");
-                return Err(Error::Form { line: 0, what });
-            }
-        }
-        Ok(Action {
-            after: after.to_owned(),
-            from,
-            next,
-            entry: entry.unwrap_or_else(|| BY_HAND.to_owned()),
-            selected,
-            selection: self.selection,
-            deferred: self.deferred,
-        })
-    }
+/// The version that an action makes.
+fn next(form: &ActionForm) -> Option<&str> {
+    form.next.as_deref().filter(|next| *next != "none")
 }
 
 /// `key: old -> new`, with or without backticks.

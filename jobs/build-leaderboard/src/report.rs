@@ -2,7 +2,7 @@
 //! rerun writes the same.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -209,12 +209,14 @@ fn folder_name(created_at: &str) -> Result<String, JobError> {
     ))
 }
 
-/// Copies contents only: what a store's mirror hands out is read-only, a report is not.
+/// Copies contents only: what a store's mirror hands out is read-only, a report is not. Weights may be larger than memory,
+/// so they pass through none of ours.
 pub(crate) fn copy(from: &Path, to: &Path) -> io::Result<()> {
     if let Some(parent) = to.parent() {
         fs::create_dir_all(parent)?;
     }
-    fs::write(to, fs::read(from)?)
+    io::copy(&mut File::open(from)?, &mut File::create(to)?)?;
+    Ok(())
 }
 
 pub(crate) fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
@@ -232,6 +234,9 @@ pub(crate) fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::Permissions;
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]
@@ -242,5 +247,18 @@ mod tests {
         );
         assert!(folder_name("../../etc/passwd").is_err());
         assert!(folder_name("").is_err());
+    }
+
+    #[test]
+    fn a_copy_of_a_read_only_file_can_be_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let from = folder.path().join("from");
+        fs::write(&from, "weights").unwrap();
+        fs::set_permissions(&from, Permissions::from_mode(0o444)).unwrap();
+        let to = folder.path().join("below/to");
+        copy(&from, &to).unwrap();
+        assert_eq!(fs::read(&to).unwrap(), b"weights");
+        let mode = fs::metadata(&to).unwrap().permissions().mode();
+        assert_eq!(mode & 0o200, 0o200);
     }
 }

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use serde_json::{Value, json};
-use wmtp_artifacts::Kind;
+use wmtp_artifacts::{ArtifactId, Kind};
 use wmtp_job_kit::{JobError, Manifest, StoreHandle};
 use wmtp_records::{EvalScore, jsonl, score_files};
 use wmtp_stats::leaderboard::LeaderboardRow;
@@ -105,9 +105,19 @@ fn write_logs(dir: &Path, manifest: &Manifest, store: &StoreHandle) -> Result<()
             JobError::bad_input(format!("metrics.jsonl of {}: {error}", manifest.id))
         })?;
     save(&dir.join("metrics.csv"), metrics_csv(&rows).as_bytes())?;
-    let recipe = store.read(manifest, "recipe.json")?.unwrap_or_default();
-    let recipe: Value = serde_json::from_slice(&recipe).unwrap_or_default();
+    let recipe = match store.read(manifest, "recipe.json")? {
+        None => Value::Null,
+        Some(bytes) => recipe(&bytes, &manifest.id)?,
+    };
     save(&dir.join("hparams.yaml"), hparams(&recipe).as_bytes())
+}
+
+/// The settings that a checkpoint was trained with: a version without settings would be believed.
+fn recipe(bytes: &[u8], id: &ArtifactId) -> Result<Value, JobError> {
+    let recipe = serde_json::from_slice::<serde_json::Map<String, Value>>(bytes);
+    recipe
+        .map(Value::Object)
+        .map_err(|error| JobError::bad_input(format!("recipe.json of {id}: {error}")))
 }
 
 /// Columns in the order in which rows bring them; what a row lacks is an empty cell.
@@ -217,6 +227,8 @@ fn spec(
 
 #[cfg(test)]
 mod tests {
+    use wmtp_job_kit::Exit;
+
     use super::*;
 
     #[test]
@@ -235,5 +247,19 @@ mod tests {
             json!({"seed": 7, "optim": {"lr": 0.004, "x": [1, 2]}, "version": {"change": "a: b"}});
         let expected = "seed: 7\noptim:\n  lr: 0.004\n  x: [1,2]\nversion:\n  change: \"a: b\"\n";
         assert_eq!(hparams(&recipe), expected);
+    }
+
+    #[test]
+    fn a_broken_recipe_is_an_error_and_no_empty_one() {
+        let id: ArtifactId = format!("checkpoint-{}", "5".repeat(40)).parse().unwrap();
+        assert_eq!(recipe(b"{\"seed\": 7}", &id).unwrap(), json!({"seed": 7}));
+        for broken in ["", "{\"seed\": 7", "[]"] {
+            let error = recipe(broken.as_bytes(), &id).unwrap_err();
+            assert_eq!(error.exit(), Exit::BadInput);
+            assert!(
+                error.to_string().contains(&format!("recipe.json of {id}")),
+                "{error}"
+            );
+        }
     }
 }

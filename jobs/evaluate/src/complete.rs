@@ -17,7 +17,7 @@ use wmtp_records::jsonl;
 use wmtp_tokens::{Tokenizer, completion_text, encode_prompt, render_prompt};
 
 use crate::extract;
-use crate::generate::on_every_core;
+use crate::generate::{self, on_every_core};
 use crate::inputs::Model;
 use crate::subject::{self, Stored};
 
@@ -169,12 +169,7 @@ impl Complete {
 
     fn failure(&self, line: usize, failed: PromptError) -> JobError {
         let context = format!("{}, line {line}", self.prompts.display());
-        match failed.error {
-            error @ wmtp_decoding::Error::NotFinite { .. } => {
-                JobError::numeric(error).context(context)
-            }
-            error => JobError::bad_input(error).context(context),
-        }
+        generate::error(failed.error).context(context)
     }
 
     /// What decides a completion beside its prompt.
@@ -205,13 +200,13 @@ impl Complete {
         prompts: &[Vec<u32>],
     ) -> Result<Generator, JobError> {
         let setup = RowSetup {
-            device: self.model.device.open().map_err(JobError::unavailable)?,
+            device: self.model.device.open().map_err(generate::model_error)?,
             products: stored.products(self.model.device)?,
         };
         let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
         let max_tokens = longest + self.max_new_tokens;
         let model = InferenceModel::speculative(params, store, max_tokens, &setup)
-            .map_err(JobError::bad_input)?;
+            .map_err(generate::error)?;
         Ok(Generator::new(model, tokenizer.eos(), self.max_new_tokens))
     }
 

@@ -14,21 +14,20 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use wmtp_artifacts::{ArtifactId, Digest};
 use wmtp_decoding::Tally;
-use wmtp_grading::Grader;
+use wmtp_execution::SandboxConsent;
 use wmtp_job_kit::{Job, JobError, Kind, Output, Plan, PlanCx, Run};
 use wmtp_recipe::Evaluation;
 use wmtp_records::{EXTERNAL, Problem, bad_external_name, data_files, jsonl, score_files};
 
 use crate::contamination::Flags;
-use crate::execute::{SandboxConsent, execute, grader_config};
+use crate::execute::{execute, start_grader};
 use crate::external::answers::{Answers, Asked};
 use crate::external::program::Asking;
 use crate::inputs::{self, DATA};
 use crate::looks::Look;
 use crate::report::{Case, Identity, Report, protocol};
 use crate::subject::ROLE;
-use crate::usage::{Meter, Rates};
-use crate::{matches, sandbox_error, score};
+use crate::{matches, score};
 
 /// Role of the output.
 const SCORES: &str = "scores";
@@ -65,8 +64,6 @@ pub struct External {
     #[arg(long, value_name = "SECONDS", default_value_t = 3600, value_parser = clap::value_parser!(u64).range(1..))]
     infer_secs: u64,
     #[command(flatten)]
-    rates: Rates,
-    #[command(flatten)]
     consent: SandboxConsent,
 }
 
@@ -80,7 +77,6 @@ pub struct Work {
     source: Source,
     infer_secs: u64,
     look: Option<Look>,
-    rates: Rates,
 }
 
 /// Where the model is.
@@ -161,16 +157,13 @@ impl Job for External {
             source,
             infer_secs: self.infer_secs,
             look,
-            rates: self.rates.clone(),
         }))
     }
 
     fn run(work: &Work, run: &mut Run) -> Result<Vec<Output>, JobError> {
-        let meter = Meter::start();
         let problems = inputs::read_problems(&run.input(DATA)?, &work.evaluation)?;
         // Before anything is asked: what the sandbox cannot hold must not be found out afterwards.
-        let grader = Grader::start(grader_config(&work.evaluation, work.accept_degraded)?)
-            .map_err(sandbox_error)?;
+        let grader = start_grader(&work.evaluation, work.accept_degraded)?;
         let touch = work.look.as_ref().map(|look| look.register(run));
         let touch = touch.transpose()?;
         let answers = match &work.source {
@@ -210,8 +203,7 @@ impl Job for External {
         let dir = run.output_dir(SCORES)?;
         report.write(&dir, &case, run)?;
         report.tell(run);
-        let usage = meter.usage(&work.rates, run);
-        jsonl::write_json(&dir.join(score_files::USAGE), &usage)?;
+        jsonl::write_json(&dir.join(score_files::USAGE), &run.usage())?;
         Ok(vec![report.output(SCORES, dir, &case)])
     }
 }

@@ -6,9 +6,9 @@ use std::sync::mpsc;
 
 use serde_json::json;
 use wmtp_decoding::{
-    Beam, Choice, DrawKey, Ended, Generated, Generator, Prompt, PromptError, Sampling, Tally,
+    Beam, Choice, DrawKey, Ended, Error, Generated, Generator, Prompt, PromptError, Sampling, Tally,
 };
-use wmtp_job_kit::{JobError, Run};
+use wmtp_job_kit::{Exit, JobError, Run};
 use wmtp_records::{Completion, Problem};
 use wmtp_tokens::{Tokenizer, completion_text, encode_prompt};
 
@@ -73,6 +73,7 @@ pub(crate) fn all(
         },
         |text| {
             saved.add(text.clone())?;
+            run.count_tokens(text.num_tokens());
             texts.insert(text.key(), text);
             progress.inc(1);
             Ok(())
@@ -264,12 +265,73 @@ impl<'a> Open<'a> {
 }
 
 fn failure(open: &[Open<'_>], failed: PromptError) -> JobError {
-    let context = format!("problem {}", open[failed.number].problem.problem_id);
-    match failed.error {
-        error @ wmtp_decoding::Error::NotFinite { .. } => JobError::numeric(error).context(context),
-        error @ wmtp_decoding::Error::PromptTooLong { .. } => JobError::bad_input(error)
-            .context(context)
-            .hint("raise data.max_length of the recipe"),
-        error => JobError::internal(error).context(context),
+    let is_too_long = matches!(failed.error, Error::PromptTooLong { .. });
+    let error = error(failed.error);
+    let error = error.context(format!(
+        "problem {}",
+        open[failed.number].problem.problem_id
+    ));
+    if is_too_long {
+        error.hint("raise data.max_length of the recipe")
+    } else {
+        error
+    }
+}
+
+/// What a failed generation means; what its model met, the training says.
+pub(crate) fn error(error: Error) -> JobError {
+    match error {
+        Error::NotFinite { .. } => JobError::numeric(error),
+        Error::PromptTooLong { .. } | Error::EmptyPrompt => JobError::bad_input(error),
+        Error::Model(error) => model_error(error),
+    }
+}
+
+/// A model's error as it ends a training, with what helps here.
+pub(crate) fn model_error(error: impl Into<wmtp_training::Error>) -> JobError {
+    let error: wmtp_training::Error = error.into();
+    let error = JobError::from(error);
+    if error.exit() == Exit::NoRoom {
+        error.hint("compute on a device with more memory, or with --device cpu; texts that are there are kept")
+    } else {
+        error
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use wmtp_model::{Params, Place};
+
+    use super::*;
+
+    #[test]
+    fn a_models_errors_end_as_in_training() {
+        let model = |error: wmtp_model::Error| super::error(Error::Model(error)).exit();
+        let full = wmtp_training::Error::OutOfMemory {
+            sequences: 1,
+            needed: 2 << 20,
+            available: 1 << 20,
+        };
+        let full = model_error(full);
+        assert_eq!(full.exit(), Exit::NoRoom);
+        assert!(
+            full.render().contains("hint: compute on"),
+            "{}",
+            full.render()
+        );
+        let gone = wmtp_model::Error::Device {
+            place: Place::Cuda(7),
+            reason: "no such device".to_owned(),
+        };
+        assert_eq!(model(gone), Exit::Unavailable);
+        let missing = wmtp_model::Error::MissingTensor {
+            origin: "model.safetensors".to_owned(),
+            name: "norm.weight".to_owned(),
+        };
+        assert_eq!(model(missing), Exit::BadInput);
+        let nowhere = Params::load("/nowhere/params.json".as_ref()).unwrap_err();
+        assert_eq!(model(nowhere), Exit::BadInput);
+        let nan = Error::NotFinite { position: 3 };
+        assert_eq!(super::error(nan).exit(), Exit::Numeric);
     }
 }

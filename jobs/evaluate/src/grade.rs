@@ -6,13 +6,11 @@ use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 
 use serde_json::{Map, Value, json};
+use wmtp_execution::SandboxConsent;
 use wmtp_grading::files::{FileSummary, Files, RuleCounts, Shard, TaskCount, TestChoice};
-use wmtp_grading::{Grader, GraderConfig, Limits, SandboxReport};
+use wmtp_grading::{GraderConfig, Limits, SandboxReport};
 use wmtp_job_kit::{JobError, Tool, ToolCx};
 use wmtp_stats::mean_pass_at_k;
-
-use crate::execute::SandboxConsent;
-use crate::sandbox_error;
 
 /// Values of k that are printed where every problem has as many samples.
 const KS: [u64; 6] = [1, 5, 10, 20, 50, 100];
@@ -91,7 +89,7 @@ impl Tool for Grade {
         if !self.merge.is_empty() {
             return self.merge(&files, cx);
         }
-        let grader = Grader::start(self.config()).map_err(sandbox_error)?;
+        let grader = wmtp_execution::start(self.config())?;
         if cx.is_dry_run() {
             cx.print(format!(
                 "would grade {} into {}",
@@ -119,7 +117,7 @@ impl Tool for Grade {
                     ControlFlow::Continue(())
                 }
             })
-            .map_err(sandbox_error)?;
+            .map_err(wmtp_execution::job_error)?;
         drop(progress);
         self.tell(&summary, Some(grader.sandbox()), cx);
         Ok(())
@@ -131,12 +129,7 @@ impl Grade {
         let defaults = GraderConfig::default();
         GraderConfig {
             workers: self.workers.unwrap_or(defaults.workers),
-            limits: Limits {
-                cpu_secs: self.cpu_secs,
-                wall_secs: self.wall_secs,
-                memory_bytes: self.memory_mib << 20,
-                ..Limits::default()
-            },
+            limits: Limits::of(self.cpu_secs as f64, self.wall_secs as f64, self.memory_mib),
             accept_degraded: self.consent.accept_degraded_sandbox,
             audit: self.audit,
             python: self.python.clone(),
@@ -149,7 +142,9 @@ impl Grade {
             cx.print(format!("would put {number} shards together into {out}"));
             return Ok(());
         }
-        let summary = files.merge(&self.merge).map_err(sandbox_error)?;
+        let summary = files
+            .merge(&self.merge)
+            .map_err(wmtp_execution::job_error)?;
         self.tell(&summary, None, cx);
         Ok(())
     }

@@ -10,7 +10,6 @@ use crate::inputs::{self, Computing, DATA, Inputs};
 use crate::latency;
 use crate::subject::{self, Subject};
 use crate::texts::{Text, Texts};
-use crate::usage::{Meter, Rates};
 
 /// Role of the output.
 const COMPLETIONS: &str = "completions";
@@ -37,8 +36,6 @@ pub struct Infer {
     /// Generate for a part of the problems: 3/8 is every eighth problem from the third on
     #[arg(long, value_name = "I/N", default_value_t = Shard::ALL)]
     shard: Shard,
-    #[command(flatten)]
-    rates: Rates,
 }
 
 /// What the plan hands to the run.
@@ -49,7 +46,6 @@ pub struct Work {
     shard: Shard,
     origin: Origin,
     computing: Computing,
-    rates: Rates,
 }
 
 /// What shards must share to be parts of one whole, as their artifacts carry it.
@@ -86,7 +82,6 @@ impl Job for Infer {
             shard: self.shard,
             origin,
             computing,
-            rates: self.rates.clone(),
         })
         .options(options)
         .option("shard", self.shard.to_string())
@@ -99,7 +94,6 @@ impl Job for Infer {
     }
 
     fn run(work: &Work, run: &mut Run) -> Result<Vec<Output>, JobError> {
-        let meter = Meter::start();
         let data = run.input(DATA)?;
         let problems = inputs::read_problems(&data, &work.evaluation)?;
         let own = inputs::of_shard(&problems, work.shard);
@@ -112,8 +106,7 @@ impl Job for Infer {
         let dir = run.output_dir(COMPLETIONS)?;
         jsonl::write(&dir.join(completion_files::COMPLETIONS), &completions)?;
         jsonl::write(&dir.join(completion_files::TIMINGS), &timings)?;
-        let usage = meter.usage(&work.rates, run);
-        jsonl::write_json(&dir.join(completion_files::USAGE), &usage)?;
+        jsonl::write_json(&dir.join(completion_files::USAGE), &run.usage())?;
         let output = Output::new(COMPLETIONS, Kind::Completions, dir);
         Ok(vec![
             work.origin

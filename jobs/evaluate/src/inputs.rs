@@ -4,7 +4,7 @@ use std::path::Path;
 
 use wmtp_decoding::{Beam, Generator, InferenceModel, Sampling};
 use wmtp_grading::files::Shard;
-use wmtp_job_kit::{JobError, Kind, Manifest, PlanCx, Run};
+use wmtp_job_kit::{JobError, Kind, Manifest, PlanCx, Run, check_tokenizers};
 use wmtp_model::{ParamStore, Params, Place, Products, RowSetup};
 use wmtp_recipe::{Evaluation, seed};
 use wmtp_records::{Problem, data_files, jsonl};
@@ -12,7 +12,7 @@ use wmtp_tokens::Tokenizer;
 use wmtp_training::session;
 
 use crate::generate::{self, Drawing, Generation};
-use crate::subject::Subject;
+use crate::subject::{self, Subject};
 
 /// Role of the data set among the inputs.
 pub(crate) const DATA: &str = "data";
@@ -102,7 +102,8 @@ impl Inputs {
             (Kind::Checkpoint, checkpoint) => Subject::checkpoint(cx, checkpoint)?,
             (_, base) => Subject::base(cx, base)?,
         };
-        require_same_tokenizer(&data, &subject.manifest)?;
+        check_tokenizers((DATA, &data), (subject::ROLE, &subject.manifest))?;
+        cx.store()?.check_model(&subject.manifest, &data, None)?;
         Ok((data, subject))
     }
 
@@ -117,26 +118,9 @@ impl Inputs {
             return Ok(None);
         };
         let manifest = cx.input(role, Kind::ReferenceCe, reference)?;
-        require_same_tokenizer(data, &manifest)?;
+        check_tokenizers((DATA, data), (role, &manifest))?;
         Ok(Some(manifest))
     }
-}
-
-/// A model reads ids; ids of another tokenizer would give scores of noise.
-fn require_same_tokenizer(data: &Manifest, model: &Manifest) -> Result<(), JobError> {
-    const KEY: &str = "tokenizer_sha256";
-    let (own, theirs) = (data.attribute(KEY), model.attribute(KEY));
-    if own.is_some() && own == theirs {
-        return Ok(());
-    }
-    Err(JobError::usage(format!(
-        "{} and {} do not share a tokenizer ({} and {})",
-        data.id,
-        model.id,
-        own.unwrap_or("unknown"),
-        theirs.unwrap_or("unknown"),
-    ))
-    .hint("evaluate a model on the data set that its tokenizer was made with"))
 }
 
 pub(crate) fn read_problems(
@@ -196,7 +180,7 @@ fn generator(
     } else {
         InferenceModel::new(params, store, max_tokens, setup)
     };
-    let model = model.map_err(JobError::bad_input)?;
+    let model = model.map_err(generate::error)?;
     Ok(Generator::new(model, tokenizer.eos(), max_new_tokens))
 }
 

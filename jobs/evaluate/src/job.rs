@@ -2,17 +2,17 @@
 
 use std::path::Path;
 
-use wmtp_data_sets::TokenFile;
 use wmtp_decoding::Tally;
-use wmtp_grading::Grader;
+use wmtp_execution::SandboxConsent;
 use wmtp_job_kit::{Exit, Job, JobError, Kind, Manifest, Output, Plan, PlanCx, Run};
 use wmtp_model::{Device, ParamStore, Params};
 use wmtp_recipe::Evaluation;
-use wmtp_records::{Problem, data_files, jsonl, score_files};
+use wmtp_records::{Problem, jsonl, score_files};
+use wmtp_training::session::load_tokens;
 
 use crate::contamination::{self, Flags};
-use crate::execute::{SandboxConsent, execute, grader_config};
-use crate::generate::{self, Generation};
+use crate::execute::{execute, start_grader};
+use crate::generate::{self, Generation, model_error};
 use crate::heads::{self, HeadScore, Weights};
 use crate::infer::{self, Origin};
 use crate::inputs::{self, Computing, DATA, Inputs};
@@ -20,8 +20,7 @@ use crate::looks::Look;
 use crate::report::{Case, Report, protocol};
 use crate::subject::{self, Subject};
 use crate::texts::Text;
-use crate::usage::{Meter, Rates};
-use crate::{latency, matches, sandbox_error, score};
+use crate::{latency, matches, score};
 
 /// Role of the output.
 const SCORES: &str = "scores";
@@ -42,8 +41,6 @@ pub struct Evaluate {
     #[arg(long, value_name = "REFERENCE")]
     reference_ce: Option<String>,
     #[command(flatten)]
-    rates: Rates,
-    #[command(flatten)]
     consent: SandboxConsent,
 }
 
@@ -62,7 +59,6 @@ pub struct Work {
     trained_on: Option<(String, &'static str)>,
     look: Option<Look>,
     computing: Computing,
-    rates: Rates,
 }
 
 impl Job for Evaluate {
@@ -134,19 +130,16 @@ impl Job for Evaluate {
             trained_on,
             look,
             computing,
-            rates: self.rates.clone(),
         }))
     }
 
     fn run(work: &Work, run: &mut Run) -> Result<Vec<Output>, JobError> {
         let evaluation = &work.evaluation;
-        let meter = Meter::start();
         let data = run.input(DATA)?;
         let problems = inputs::read_problems(&data, evaluation)?;
         let (params, store) = work.subject.load(&run.input(subject::ROLE)?)?;
         // Before any generation: what the sandbox cannot hold must not be found out afterwards.
-        let grader = Grader::start(grader_config(evaluation, work.accept_degraded)?)
-            .map_err(sandbox_error)?;
+        let grader = start_grader(evaluation, work.accept_degraded)?;
         let setup = work.computing.open(run)?;
         let touch = work.look.as_ref().map(|look| look.register(run));
         let touch = touch.transpose()?;
@@ -194,8 +187,7 @@ impl Job for Evaluate {
         let dir = run.output_dir(SCORES)?;
         report.write(&dir, &case, run)?;
         report.tell(run);
-        let usage = meter.usage(&work.rates, run);
-        jsonl::write_json(&dir.join(score_files::USAGE), &usage)?;
+        jsonl::write_json(&dir.join(score_files::USAGE), &run.usage())?;
         Ok(vec![report.output(SCORES, dir, &case)])
     }
 }
@@ -248,11 +240,10 @@ impl Work {
         device: &Device,
         run: &Run,
     ) -> Result<Vec<HeadScore>, JobError> {
-        let path = data.join(data_files::tokens(self.evaluation.split));
-        let rows = TokenFile::load(&path).map_err(JobError::bad_input)?;
+        let rows = load_tokens(data, self.evaluation.split)?;
         let there = |store: ParamStore| match device {
             Device::Cpu => Ok(store),
-            device => store.to_device(device).map_err(JobError::internal),
+            device => store.to_device(device).map_err(model_error),
         };
         let store = there(store)?;
         let policy = Weights {
@@ -269,6 +260,6 @@ impl Work {
         let reference = reference
             .as_ref()
             .map(|(params, store)| Weights { params, store });
-        heads::score(policy, reference, &rows).map_err(JobError::internal)
+        heads::score(policy, reference, &rows).map_err(model_error)
     }
 }

@@ -11,6 +11,7 @@ use wmtp_records::{BASE, jsonl};
 use wmtp_tokens::Tokenizer;
 use wmtp_training::session::{self, bundle};
 
+use crate::generate::model_error;
 use crate::report::Identity;
 
 /// Settings that a checkpoint was trained with.
@@ -150,10 +151,10 @@ fn trained_recipe(cx: &PlanCx<'_>, checkpoint: &Manifest) -> Result<Recipe, JobE
 
 impl Layout {
     fn load(self, folder: &Path) -> Result<(Params, ParamStore), JobError> {
-        let params = Params::load(&folder.join(self.params)).map_err(JobError::bad_input)?;
+        let params = Params::load(&folder.join(self.params)).map_err(model_error)?;
         let weights = folder.join(self.weights);
-        let store = ParamStore::load(&weights, &params, DType::F32, &Device::Cpu)
-            .map_err(JobError::bad_input)?;
+        let store =
+            ParamStore::load(&weights, &params, DType::F32, &Device::Cpu).map_err(model_error)?;
         Ok((params, store))
     }
 }

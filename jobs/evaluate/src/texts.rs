@@ -34,6 +34,10 @@ impl Text {
         }
     }
 
+    pub(crate) fn num_tokens(&self) -> u64 {
+        self.completion.num_tokens.map_or(0, u64::from)
+    }
+
     pub(crate) fn key(&self) -> TextKey {
         (self.completion.problem_id.clone(), self.completion.sample)
     }

@@ -14,9 +14,10 @@ use wmtp_data_sets::{
     DataSet, Description, Error, Labelled, SourceProblem, by_shares, codecontests, label, mbpp,
     micropy, separate, tokenizer_texts,
 };
-use wmtp_grading::{Grader, GraderConfig, Limits};
-use wmtp_job_kit::{Job, JobError, Output, Plan, PlanCx, Run};
-use wmtp_recipe::{Data, DataSource, Evaluation, SandboxTier, SplitBy};
+use wmtp_execution::SandboxConsent;
+use wmtp_grading::{GraderConfig, Limits};
+use wmtp_job_kit::{Job, JobError, Output, Plan, PlanCx, Run, TOKENIZER_SHA256};
+use wmtp_recipe::{Data, DataSource, SplitBy};
 use wmtp_records::{Split, data_files};
 use wmtp_tokens::Tokenizer;
 
@@ -44,9 +45,8 @@ pub struct PrepareData {
     #[arg(long, value_name = "ID|NAME")]
     tokenizer: Option<String>,
 
-    /// Go on where the platform cannot enforce every layer of the sandbox
-    #[arg(long, env = "WMTP_ACCEPT_DEGRADED_SANDBOX", value_parser = clap::builder::BoolishValueParser::new())]
-    accept_degraded_sandbox: bool,
+    #[command(flatten)]
+    consent: SandboxConsent,
 }
 
 /// What [`PrepareData`] resolved.
@@ -106,9 +106,8 @@ impl Job for PrepareData {
         ]);
         let work = Work {
             data: recipe.data,
-            limits: limits(&recipe.evaluation),
-            accept_degraded: self.accept_degraded_sandbox
-                || recipe.evaluation.sandbox == SandboxTier::Degraded,
+            limits: wmtp_execution::limits(&recipe.evaluation),
+            accept_degraded: self.consent.holds_for(&recipe.evaluation),
             own_tokenizer: self.tokenizer.is_none(),
             split_level: split_level.clone(),
         };
@@ -147,15 +146,6 @@ impl Job for PrepareData {
         run.log(format!("splits: decided by level {}", work.split_level));
         log_summary(&set, run);
         Ok(vec![output(work, &set, folder)?])
-    }
-}
-
-fn limits(evaluation: &Evaluation) -> Limits {
-    Limits {
-        cpu_secs: evaluation.cpu_secs.ceil() as u64,
-        wall_secs: evaluation.wall_secs.ceil() as u64,
-        memory_bytes: evaluation.memory_mib << 20,
-        ..Limits::default()
     }
 }
 
@@ -200,7 +190,7 @@ fn execute(work: &Work, problems: Vec<SourceProblem>, run: &Run) -> Result<Label
         accept_degraded: work.accept_degraded,
         ..GraderConfig::default()
     };
-    let grader = Grader::start(config).map_err(grading_error)?;
+    let grader = wmtp_execution::start(config)?;
     run.log(format!("sandbox: {}", grader.sandbox()));
     let programs: usize = problems
         .iter()
@@ -297,7 +287,7 @@ fn output(work: &Work, set: &DataSet, folder: PathBuf) -> Result<Output, JobErro
     let summary = set.summary();
     let mut output = Output::new(DATA, Kind::ProcessedData, folder)
         .attribute("dataset", work.data.source.as_str())
-        .attribute("tokenizer_sha256", tokenizer)
+        .attribute(TOKENIZER_SHA256, tokenizer)
         .attribute("vocab_size", summary.vocab_size)
         .attribute("max_length", work.data.max_length);
     if work.data.source != DataSource::Micropy {
@@ -323,13 +313,5 @@ fn job_error(error: Error) -> JobError {
         Error::Ungraded { .. } => JobError::unavailable(error)
             .hint("the machine did not let the program run in time; run again with less beside it"),
         other => JobError::internal(other),
-    }
-}
-
-fn grading_error(error: wmtp_grading::Error) -> JobError {
-    match error {
-        wmtp_grading::Error::Degraded { .. } | wmtp_grading::Error::Unsupported { .. } => JobError::refused(error)
-            .hint("programs run only in the sandbox; --accept-degraded-sandbox accepts the layers that there are"),
-        other => JobError::unavailable(other).hint("labels come from execution: python3 must be installed"),
     }
 }

@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use clap::ValueEnum;
 use serde_json::{Value, json};
 use wmtp_artifacts::FileEntry;
-use wmtp_job_kit::{ArtifactId, Job, JobError, Kind, Output, Plan, PlanCx, Run, ToolCx, bytes};
+use wmtp_job_kit::{
+    ArtifactId, Job, JobError, Kind, Output, Plan, PlanCx, Run, TOKENIZER_SHA256, ToolCx, bytes,
+};
 
 use crate::bundle::{self, Origin};
 use crate::folder::{self, Listing, SUMS};
@@ -214,7 +216,7 @@ impl Push {
 pub(crate) fn bundle_output(dir: PathBuf, summary: &bundle::Summary) -> Output {
     Output::new(OUTPUT, Kind::BaseModel, dir)
         .attribute("model_name", &summary.model_name)
-        .attribute("tokenizer_sha256", summary.tokenizer_sha256)
+        .attribute(TOKENIZER_SHA256, summary.tokenizer_sha256)
         .attribute("n_params", summary.n_params)
         .attribute("n_future_tokens", summary.n_future_tokens)
         .attribute("vocab_size", summary.vocab_size)

@@ -9,10 +9,13 @@ mod value;
 
 use std::fmt;
 
-use wmtp_job_kit::{Follower, Inputs, Job, JobError, Kind, Output, Plan, PlanCx, Run};
-use wmtp_recipe::{Recipe, ValueObjective};
+use wmtp_job_kit::{
+    Exit, Follower, Inputs, Job, JobError, Kind, Manifest, Output, Plan, PlanCx, Run, StoreHandle,
+    check_tokenizers,
+};
+use wmtp_recipe::Recipe;
 use wmtp_training::Ranks;
-use wmtp_training::session::{Compute, Team, check_tokenizers, follow};
+use wmtp_training::session::{Compute, Team, follow};
 
 /// Settings that both objectives share with stage 2.
 const SHARED: [&str; 9] = [
@@ -85,13 +88,25 @@ impl TrainStage1 {
                 recipe.reference.batch_sequences,
             ),
         };
-        self.compute.check(batch, &recipe.optim)?;
-        match (self.objective, recipe.stage1.objective) {
-            (Objective::Reference, _)
-            | (Objective::Value, ValueObjective::MseMc | ValueObjective::Bce) => Ok(()),
-            (Objective::Value, other) => {
-                let error = format!("stage1.objective {other} is not available yet");
-                Err(JobError::usage(error).hint("use mse_mc or bce"))
+        self.compute.check(batch, &recipe.optim)
+    }
+
+    fn check_base(
+        &self,
+        base: &Manifest,
+        data: &Manifest,
+        store: &StoreHandle,
+    ) -> Result<(), JobError> {
+        match self.objective {
+            Objective::Value => store.check_model(base, data, None),
+            Objective::Reference => {
+                let checked = store.check_model(base, data, Some(1));
+                checked.map_err(|error| match error.exit() {
+                    Exit::Usage => error
+                        .context("the reference predicts the next token only")
+                        .hint("give a plain next-token model with --base, such as micro-ref"),
+                    _ => error,
+                })
             }
         }
     }
@@ -113,6 +128,7 @@ train-stage1 --objective reference --data micropy --base micro-ref --recipe reci
         let data = cx.input("data", Kind::ProcessedData, &self.data)?;
         let base = cx.input("base", Kind::BaseModel, &self.base)?;
         check_tokenizers(("data", &data), ("base", &base))?;
+        self.check_base(&base, &data, cx.store()?)?;
         let work = Work {
             objective: self.objective,
             compute: self.compute,

@@ -5,16 +5,13 @@ use std::time::Duration;
 
 use serde::Serialize;
 use wmtp_data_sets::TokenFile;
-use wmtp_job_kit::{Inputs, JobError, Kind, Output, Run};
+use wmtp_job_kit::{Inputs, JobError, Kind, Output, Run, TOKENIZER_SHA256};
 use wmtp_model::{Device, ParamStore, Params};
 use wmtp_recipe::Recipe;
 use wmtp_recipe::seed::stream;
 use wmtp_records::{Split, jsonl};
 use wmtp_training::inference::mean;
-use wmtp_training::session::{
-    Drive, TOKENIZER_SHA256, check_vocabulary, drive, dtype, load_bundle, load_tokens, products,
-    score,
-};
+use wmtp_training::session::{Drive, drive, dtype, load_bundle, load_tokens, products, score};
 use wmtp_training::{
     Error, OptimSettings, PolicySettings, PolicyTrainer, Ranks, Rows, Side, StepScorer,
     TokenScores, Trainer, Weights,
@@ -83,8 +80,6 @@ pub(crate) fn run(
     let recipe = run.recipe();
     let loaded = Loaded::of(run, device)?;
     let Loaded { params, store, .. } = &loaded;
-    check_vocabulary(params, run.manifest("data")?)?;
-    check_only_head(params)?;
     let mut trainer = loaded.trainer(recipe, ranks)?;
     let how = Drive {
         device,
@@ -125,18 +120,6 @@ pub(crate) fn run(
         .attribute("rows", scores.rows())
         .attribute("tokens", scores.values().len());
     Ok(vec![output])
-}
-
-/// Checks that a model predicts the next token and no other.
-fn check_only_head(params: &Params) -> Result<(), JobError> {
-    if params.n_future_tokens == 1 {
-        return Ok(());
-    }
-    Err(JobError::usage(format!(
-        "the reference must predict the next token only, but this model has n_future_tokens {}",
-        params.n_future_tokens
-    ))
-    .hint("give a plain next-token model with --base, such as micro-ref"))
 }
 
 fn settings(recipe: &Recipe) -> PolicySettings {

@@ -7,15 +7,12 @@ use std::time::Duration;
 use serde::Serialize;
 use wmtp_artifacts::Digest;
 use wmtp_data_sets::TokenFile;
-use wmtp_job_kit::{Inputs, JobError, Kind, Output, Run};
+use wmtp_job_kit::{Inputs, JobError, Kind, Output, Run, TOKENIZER_SHA256};
 use wmtp_model::{Device, HeadKind, ParamStore, Params};
 use wmtp_recipe::seed::stream;
 use wmtp_recipe::{Recipe, ValueHeadKind, ValueObjective};
 use wmtp_records::{Record, Split, data_files, jsonl};
-use wmtp_training::session::{
-    Drive, TOKENIZER_SHA256, check_vocabulary, drive, dtype, load_bundle, load_tokens, products,
-    score,
-};
+use wmtp_training::session::{Drive, drive, dtype, load_bundle, load_tokens, products, score};
 use wmtp_training::{
     Error, Judged, Lines, Objective, OptimSettings, Ranks, Rows, Side, Trainer, ValueParameters,
     ValueQuality, ValueSettings, ValueTrainer, advantages, balanced_rows,
@@ -95,7 +92,7 @@ impl Loaded {
         let dtype = dtype(recipe.model.dtype);
         let (params, base) = load_bundle(&inputs.input("base")?, dtype, device)?;
         let seed = stream(recipe.seed, "stage1/value-head");
-        let bias = objective(recipe)?.bias();
+        let bias = objective(recipe).bias();
         let trunk = ParamStore::value_trunk_from(&params, &base).map_err(Error::from)?;
         let head = ParamStore::init_value_head(head(recipe), &params, seed, bias, dtype, device)
             .map_err(Error::from)?;
@@ -145,7 +142,6 @@ pub(crate) fn run(
 ) -> Result<Vec<Output>, JobError> {
     let recipe = run.recipe();
     let loaded = Loaded::of(run, device)?;
-    check_vocabulary(&loaded.params, run.manifest("data")?)?;
     let mut trainer = loaded.trainer(recipe, ranks)?;
     let how = Drive {
         device,
@@ -178,13 +174,10 @@ pub(crate) fn run(
     Ok(vec![model, advantages])
 }
 
-fn objective(recipe: &Recipe) -> Result<Objective, JobError> {
+fn objective(recipe: &Recipe) -> Objective {
     match recipe.stage1.objective {
-        ValueObjective::MseMc => Ok(Objective::MseMc),
-        ValueObjective::Bce => Ok(Objective::Bce),
-        other => Err(JobError::usage(format!(
-            "stage1.objective {other} is not available yet"
-        ))),
+        ValueObjective::MseMc => Objective::MseMc,
+        ValueObjective::Bce => Objective::Bce,
     }
 }
 
@@ -198,7 +191,7 @@ fn head(recipe: &Recipe) -> HeadKind {
 fn settings(recipe: &Recipe) -> Result<ValueSettings, JobError> {
     let (stage1, optim) = (&recipe.stage1, &recipe.optim);
     Ok(ValueSettings {
-        objective: objective(recipe)?,
+        objective: objective(recipe),
         head: head(recipe),
         lr_trunk: stage1.lr_trunk,
         lr_head: stage1.lr_head,

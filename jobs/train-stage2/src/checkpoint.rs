@@ -5,12 +5,12 @@ use std::path::Path;
 use serde::Serialize;
 use serde_json::Value;
 use wmtp_data_sets::TokenFile;
-use wmtp_job_kit::{JobError, Kind, Output, Run};
+use wmtp_job_kit::{JobError, Kind, Output, Run, TOKENIZER_SHA256};
 use wmtp_model::{Adapters, ParamStore, Params};
 use wmtp_recipe::{Algo, Version};
 use wmtp_records::{Record, Split, data_files, jsonl};
 use wmtp_tokens::Tokenizer;
-use wmtp_training::session::{TOKENIZER_SHA256, write_recipe};
+use wmtp_training::session::write_recipe;
 use wmtp_training::{Error, PolicyTrainer, Trainer};
 
 /// A finished run on its way into the store; the store, or the adapters upon it, holds the best weights.

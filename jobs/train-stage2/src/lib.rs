@@ -10,16 +10,18 @@ use std::sync::Arc;
 
 use serde_json::Value;
 use wmtp_data_sets::TokenFile;
-use wmtp_job_kit::{Follower, Inputs, Job, JobError, Kind, Manifest, Output, Plan, PlanCx, Run};
+use wmtp_job_kit::{
+    Exit, Follower, Inputs, Job, JobError, Kind, Manifest, Output, Plan, PlanCx, Run, StoreHandle,
+    check_tokenizers,
+};
 use wmtp_model::{Adapters, Device, ParamStore, Params};
 use wmtp_recipe::seed::stream;
 use wmtp_recipe::{Algo, Recipe};
 use wmtp_records::Split;
 use wmtp_training::session::{
-    Compute, Drive, Team, adapters, bundle, check_tokenizers, check_vocabulary, drive, dtype,
-    follow, load_bundle, load_tokens, products,
+    Compute, Drive, Team, adapters, drive, dtype, follow, load_bundle, load_tokens, products,
 };
-use wmtp_training::{Error, OptimSettings, PolicySettings, PolicyTrainer, Ranks, Rows, Weights};
+use wmtp_training::{OptimSettings, PolicySettings, PolicyTrainer, Ranks, Rows, Weights};
 
 /// Trains the policy with weighted multi-token prediction.
 #[derive(Debug, clap::Args)]
@@ -118,26 +120,21 @@ fn check_made_for(role: &str, scores: &Manifest, data: &Manifest) -> Result<(), 
     Err(JobError::bad_input(error).hint("run train-stage1 on this data set"))
 }
 
-/// The base model's configuration, without its weights: a plan may be all that is wanted.
-fn params(cx: &PlanCx<'_>, base: &Manifest) -> Result<Params, JobError> {
-    let path = bundle::PARAMS;
-    let bytes = cx.store()?.read(base, path)?;
-    let bytes = bytes.ok_or_else(|| JobError::bad_input(format!("{} has no {path}", base.id)))?;
-    let read = Params::from_json(&bytes).map_err(Error::from);
-    read.map_err(|error| JobError::from(error).context(format!("{path} of {}", base.id)))
-}
-
 /// The recipe's horizon is the bundle's number of heads; it cannot be overridden.
-fn check_horizon(recipe: &Recipe, params: &Params) -> Result<(), JobError> {
-    let (horizon, heads) = (recipe.model.horizon, params.n_future_tokens);
-    if horizon == heads {
-        return Ok(());
-    }
-    let error =
-        format!("model.horizon is {horizon}, but the base model has n_future_tokens {heads}");
-    Err(JobError::usage(error).hint(format!(
-        "set model.horizon to {heads}, or choose another base"
-    )))
+fn check_base(
+    recipe: &Recipe,
+    base: &Manifest,
+    data: &Manifest,
+    store: &StoreHandle,
+) -> Result<(), JobError> {
+    let horizon = recipe.model.horizon;
+    let checked = store.check_model(base, data, Some(horizon));
+    checked.map_err(|error| match error.exit() {
+        Exit::Usage => error
+            .context(format!("model.horizon is {horizon}"))
+            .hint("set it to the number of the model's heads, or choose another base"),
+        _ => error,
+    })
 }
 
 /// Settings that can change a byte of the checkpoint: those that the algorithm reads, and those of adapters where
@@ -178,9 +175,7 @@ train-stage2 --device cuda --ranks 4 --data mbpp --base big-mtp --recipe v001.ya
         let doubt = slow_adapters(&recipe, cx.is_set("optim.lr"));
         let mut notes = self.scores(cx, algo, &data)?;
         notes.extend(doubt.clone());
-        let params = params(cx, &base)?;
-        check_horizon(&recipe, &params)?;
-        check_vocabulary(&params, &data)?;
+        check_base(&recipe, &base, &data, cx.store()?)?;
         let batch = ("optim.batch_sequences", recipe.optim.batch_sequences);
         self.compute.check(batch, &recipe.optim)?;
         let options = recipe.section_options(&sections(&recipe));
@@ -328,15 +323,5 @@ mod tests {
             doubt.contains("lora.r is 16") && doubt.contains("0.00001"),
             "{doubt}"
         );
-    }
-
-    #[test]
-    fn a_horizon_that_is_not_the_models_is_a_usage_error() {
-        let mut recipe = Recipe::default();
-        let params = Params::micro_mtp(64);
-        assert!(check_horizon(&recipe, &params).is_ok());
-        recipe.model.horizon = 2;
-        let error = check_horizon(&recipe, &params).unwrap_err();
-        assert_eq!(error.exit(), wmtp_job_kit::Exit::Usage);
     }
 }

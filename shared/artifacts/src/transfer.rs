@@ -33,10 +33,7 @@ const WORTHWHILE: f64 = 1.1;
 /// bytes and compute nothing, whose threads would each have some cleared for the few KiB that they need. Call it first of
 /// all; where the kernel declines, all works as well.
 pub fn without_huge_pages() {
-    let (on, zero): (libc::c_ulong, libc::c_ulong) = (1, 0);
-    #[expect(unsafe_code, reason = "prctl has no safe form among our dependencies")]
-    // SAFETY: PR_SET_THP_DISABLE takes a flag and three zeros, and touches no memory of ours.
-    let _ = unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, on, zero, zero, zero) };
+    let _ = rustix::thread::disable_transparent_huge_pages(true);
 }
 
 /// Memory that was set aside; given back when dropped.

@@ -18,6 +18,24 @@ pub struct Limits {
     pub output_bytes: u64,
 }
 
+impl Limits {
+    /// Of fractions of a second, rounded up to what the kernel counts, and of MiB; the other limits are the default ones.
+    ///
+    /// ```
+    /// let limits = wmtp_grading::Limits::of(0.2, 2.5, 3);
+    /// assert_eq!((limits.cpu_secs, limits.wall_secs, limits.memory_bytes), (1, 3, 3 << 20));
+    /// ```
+    pub fn of(cpu_secs: f64, wall_secs: f64, memory_mib: u64) -> Self {
+        let whole = |secs: f64| secs.ceil().max(1.0) as u64;
+        Self {
+            cpu_secs: whole(cpu_secs),
+            wall_secs: whole(wall_secs),
+            memory_bytes: memory_mib << 20,
+            ..Self::default()
+        }
+    }
+}
+
 impl Default for Limits {
     /// 3 CPU s, 30 s of wall time, 1 GiB of memory, 8 MiB of output: the limits of HumanEval.
     fn default() -> Self {

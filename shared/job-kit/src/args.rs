@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use crate::JobError;
+use crate::usage::Rates;
 
 /// Flags of the kit, the same in every mode.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -52,6 +53,27 @@ pub(crate) struct Common {
     /// Folder for files that are being made
     #[arg(long, value_name = "DIR", env = SCRATCH_VARIABLE, default_value = "./.wmtp/scratch")]
     pub(crate) scratch: PathBuf,
+    /// Of a job.
+    #[arg(skip)]
+    pub(crate) rates: Rates,
+}
+
+/// Flags of a job: a tool's work is not recorded.
+#[derive(Debug, clap::Args)]
+pub(crate) struct JobOnly {
+    #[command(flatten)]
+    common: Common,
+    #[command(flatten)]
+    rates: Rates,
+}
+
+impl From<JobOnly> for Common {
+    fn from(flags: JobOnly) -> Self {
+        Self {
+            rates: flags.rates,
+            ..flags.common
+        }
+    }
 }
 
 /// Flags of a tool that works on a store and on nothing else.

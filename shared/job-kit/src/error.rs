@@ -5,7 +5,7 @@ use std::fmt;
 use std::io;
 
 use wmtp_artifacts::ExitClass;
-use wmtp_records::jsonl;
+use wmtp_records::{Lack, jsonl};
 
 use crate::Exit;
 use crate::secrets::redact;
@@ -185,6 +185,16 @@ impl From<jsonl::Error> for JobError {
                 Self::bad_input(error)
             }
             jsonl::Error::Io { .. } => Self::internal(error),
+        }
+    }
+}
+
+impl From<Lack> for JobError {
+    fn from(lack: Lack) -> Self {
+        match lack {
+            Lack::Vocabulary { .. } => Self::bad_input(lack),
+            // Settings ask for heads, data do not.
+            Lack::Heads { .. } => Self::usage(lack),
         }
     }
 }

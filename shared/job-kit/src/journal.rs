@@ -1,7 +1,7 @@
 //! What a run tells the store while it works: events, logs, heartbeat. One thread sends; the job never waits for it.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -10,6 +10,7 @@ use tokio::runtime::Handle;
 use wmtp_artifacts::{Claim, RunProgress, RunState, Status};
 use wmtp_tracking::{Missing, Sink};
 
+use crate::JobError;
 use crate::secrets::redact;
 
 const HEARTBEAT: Duration = Duration::from_secs(15);
@@ -84,9 +85,41 @@ pub(crate) struct Journal {
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
+/// The thread of a journal to come, asked for before there is a claim: one that the system does not give must not leave a
+/// claim behind without a heartbeat.
+pub(crate) struct Sender {
+    begin: mpsc::Sender<Arc<Shared>>,
+    thread: JoinHandle<()>,
+}
+
+impl Sender {
+    /// Starts the thread, which waits; dropped, it ends.
+    pub(crate) fn ready() -> Result<Self, JobError> {
+        let (begin, begun) = mpsc::channel::<Arc<Shared>>();
+        let work = move || {
+            if let Ok(shared) = begun.recv() {
+                shared.work();
+            }
+        };
+        let thread = std::thread::Builder::new().name("journal".to_owned());
+        let thread = thread.spawn(work).map_err(|error| {
+            JobError::no_room(error)
+                .context("starting the thread that tells the store how the run goes")
+                .hint("give the job more memory, or the user more processes (ulimit -u)")
+        })?;
+        Ok(Self { begin, thread })
+    }
+}
+
 impl Journal {
     /// Starts to send; the first heartbeat goes out at once.
-    pub(crate) fn start(claim: Claim, job: &str, runtime: Handle, tracking: Option<Sink>) -> Self {
+    pub(crate) fn start(
+        sender: Sender,
+        claim: Claim,
+        job: &str,
+        runtime: Handle,
+        tracking: Option<Sink>,
+    ) -> Self {
         let status = Status {
             state: RunState::Running,
             phase: "starting".to_owned(),
@@ -108,15 +141,13 @@ impl Journal {
             }),
             wake: Condvar::new(),
         });
-        let sender = Arc::clone(&shared);
-        let thread = std::thread::Builder::new()
-            .name("journal".to_owned())
-            .spawn(move || sender.work())
-            .ok();
+        let Sender { begin, thread } = sender;
+        // It waits for this, and ends on nothing else.
+        let _ = begin.send(Arc::clone(&shared));
         Self {
             shared,
             tracking,
-            thread: Mutex::new(thread),
+            thread: Mutex::new(Some(thread)),
         }
     }
 

@@ -21,6 +21,7 @@ mod secrets;
 mod signals;
 mod store;
 mod tool;
+mod usage;
 
 use std::collections::BTreeMap;
 
@@ -28,11 +29,12 @@ pub use crew::{Crew, Follower, Inputs, Links};
 pub use error::JobError;
 pub use exit::Exit;
 pub use mode::{Mode, main, main_with_modes};
-pub use plan::{Plan, PlanCx};
+pub use plan::{Plan, PlanCx, TOKENIZER_SHA256, check_tokenizers};
 pub use report::{Progress, bytes};
 pub use run::{Output, Run};
 pub use store::StoreHandle;
 pub use tool::{Tool, ToolCx};
+pub use usage::peak_memory_bytes;
 pub use wmtp_artifacts::{ArtifactId, Kind, Manifest};
 pub use wmtp_tracking as tracking;
 

@@ -18,10 +18,11 @@ use wmtp_recipe::{CONFIG_VARIABLE, Resolved, Sources};
 use wmtp_tracking::{Missing, Sink};
 
 use crate::args::Common;
-use crate::journal::Journal;
+use crate::journal::{Journal, Sender};
 use crate::report::{Reporter, duration};
 use crate::run::{Run, remove_folder};
 use crate::tool::{ToolCx, to_stdout};
+use crate::usage::Account;
 use crate::{
     Exit, Job, JobError, Output, Plan, PlanCx, StoreHandle, describe, logging, secrets, signals,
 };
@@ -39,7 +40,7 @@ pub(crate) struct Session {
 
 impl Session {
     fn start(name: &str, common: Common) -> Result<Self, JobError> {
-        logging::install();
+        logging::install()?;
         settle_threads();
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
@@ -392,6 +393,7 @@ fn compute<J: Job>(
     if let Err(error) = cleaned {
         run.warning(format!("scratch files are left behind: {error}"));
     }
+    run.tell_usage();
     let state = match &done {
         Ok(outputs) => {
             let elapsed = duration(run.elapsed().as_secs_f64());
@@ -500,10 +502,12 @@ fn claim<W>(
         labels,
         started_at,
     };
+    let sender = Sender::ready()?;
+    let account = Account::open(session.common.rates.clone());
     let claim = store.block_on(Claim::take(store.store(), &request))?;
     let tracking = tracking(session, store, &request);
     let runtime = session.runtime.handle().clone();
-    let journal = Journal::start(claim.clone(), task.job, runtime, tracking);
+    let journal = Journal::start(sender, claim.clone(), task.job, runtime, tracking);
     session.reporter.attach(Arc::new(journal));
     let attempt = format!("attempt-{}", claim.attempt());
     let scratch = scratch_root.join(run_id.as_str()).join(attempt);
@@ -531,6 +535,7 @@ fn claim<W>(
         kept,
         stop: session.stop.clone(),
         started: Instant::now(),
+        account,
         may_resume: !session.common.force,
     })
 }
@@ -570,6 +575,7 @@ fn publish<W>(
             .map_err(|error| {
                 JobError::from(error).context(format!("publishing output {}", output.role))
             })?;
+        run.account.has_written(manifest.size());
         published.insert(output.role.clone(), manifest.id);
     }
     run.store.block_on(run.claim.still_mine())?;
@@ -586,7 +592,7 @@ fn publish<W>(
         outputs: published.clone(),
         attempt: run.claim.attempt(),
         finished_at,
-        summary: json!({"elapsed_secs": run.elapsed().as_secs()}),
+        summary: json!({"elapsed_secs": run.elapsed().as_secs(), "usage": run.tell_usage()}),
     };
     if let Outcome::TheirsDifferent = run.store.block_on(run.claim.finish(&result))? {
         run.warning("an earlier attempt of this run ended with other outputs; both are kept");

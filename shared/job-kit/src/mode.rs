@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{ArgMatches, Args, Command, FromArgMatches};
 
-use crate::args::{Common, FilesOnly, StoreOnly};
+use crate::args::{Common, FilesOnly, JobOnly, StoreOnly};
 use crate::life::{self, Session};
 use crate::{Exit, Follower, Job, JobError, Tool, ToolCx, crew};
 
@@ -33,7 +33,9 @@ impl Mode {
             examples: J::EXAMPLES,
             is_tracked: true,
             augment: J::augment_args,
-            common: (Common::augment_args, Common::from_arg_matches),
+            common: (JobOnly::augment_args, |matches| {
+                JobOnly::from_arg_matches(matches).map(Common::from)
+            }),
             run: |matches, session| {
                 let job = parsed::<J>(matches)?;
                 match crew::rank()? {

@@ -158,6 +158,37 @@ impl PlanCx<'_> {
     }
 }
 
+/// Attribute that data sets, bundles and everything made from them carry.
+pub const TOKENIZER_SHA256: &str = "tokenizer_sha256";
+
+/// Checks that two inputs, given with their roles, were made with the same tokenizer: a model reads ids, and those of another
+/// one would be noise to it.
+///
+/// # Errors
+/// Exit code 65 for other inputs, and for one that does not say.
+pub fn check_tokenizers(one: (&str, &Manifest), other: (&str, &Manifest)) -> Result<(), JobError> {
+    let of = |(role, manifest): (&str, &Manifest)| {
+        manifest
+            .attribute(TOKENIZER_SHA256)
+            .map(str::to_owned)
+            .ok_or_else(|| {
+                let id = &manifest.id;
+                JobError::bad_input(format!(
+                    "the input {role} ({id}) does not say which tokenizer it is for"
+                ))
+            })
+    };
+    if of(one)? == of(other)? {
+        return Ok(());
+    }
+    let error = format!(
+        "the inputs {} ({}) and {} ({}) are for different tokenizers",
+        one.0, one.1.id, other.0, other.1.id
+    );
+    Err(JobError::bad_input(error)
+        .hint("token ids mean nothing under another tokenizer: make both from the same data set"))
+}
+
 pub(crate) fn recipe(resolved: Option<&Resolved>) -> Result<&Recipe, JobError> {
     resolved.map(|resolved| &resolved.recipe).ok_or_else(|| {
         JobError::usage("this needs a recipe")

@@ -14,6 +14,7 @@ use wmtp_recipe::Recipe;
 
 use crate::report::{Progress, Reporter};
 use crate::signals::Stop;
+use crate::usage::Account;
 use crate::{Crew, JobError, Links, StoreHandle};
 
 /// One output of a job, made in a folder; the kit publishes it.
@@ -61,6 +62,8 @@ pub struct Run {
     pub(crate) kept: PathBuf,
     pub(crate) stop: Stop,
     pub(crate) started: Instant,
+    /// What this attempt has taken.
+    pub(crate) account: Account,
     /// Whether saved states of earlier attempts count.
     pub(crate) may_resume: bool,
 }
@@ -108,6 +111,7 @@ impl Run {
     /// # Errors
     /// A process that cannot be started, or ends before it is connected to the others.
     pub fn crew(&self, ranks: usize, threads: usize) -> Result<(Crew, Links), JobError> {
+        self.account.has_ranks(ranks);
         Crew::start(self, ranks, threads)
     }
 

@@ -8,8 +8,9 @@ use wmtp_artifacts::{
     ArtifactId, ExitClass, FileEntry, Kind, Manifest, Mirror, RunId, RunView, Store, StoreOptions,
     StoreUri,
 };
+use wmtp_records::{Capabilities, ModelSizes, Needs};
 
-use crate::JobError;
+use crate::{Exit, JobError};
 
 /// A connected store. Inputs may come from a second one; outputs never go there.
 #[derive(Clone)]
@@ -94,6 +95,79 @@ impl StoreHandle {
         let read =
             self.first_that_has(|store| self.runtime.block_on(store.read(manifest, path)))?;
         Ok(read.map(|bytes| bytes.to_vec()))
+    }
+
+    /// What a base model or a checkpoint can do, from the small files that say so.
+    ///
+    /// # Errors
+    /// Bad input for an artifact that is no model, or whose files are missing or broken.
+    pub fn capabilities(&self, model: &Manifest) -> Result<Capabilities, JobError> {
+        let id = &model.id;
+        let (params, facts) = match id.kind() {
+            Kind::BaseModel => ("configs/params.json", "metadata.json"),
+            Kind::Checkpoint => ("params.json", "recipe.json"),
+            kind => {
+                let what =
+                    format!("{id} is of kind {kind}; a base-model or checkpoint is asked for");
+                return Err(JobError::bad_input(what));
+            }
+        };
+        let broken = |file, error| JobError::bad_input(format!("{file} of {id}: {error}"));
+        let bytes = self.read(model, params)?;
+        let bytes =
+            bytes.ok_or_else(|| JobError::bad_input(format!("{id} has no file {params}")))?;
+        let sizes: ModelSizes =
+            serde_json::from_slice(&bytes).map_err(|error| broken(params, error))?;
+        let mut found = Capabilities::from(sizes);
+        let bytes = self.read(model, facts)?.unwrap_or_else(|| b"{}".to_vec());
+        let said: serde_json::Value =
+            serde_json::from_slice(&bytes).map_err(|error| broken(facts, error))?;
+        if let Some(dtype) = said
+            .pointer("/model/dtype")
+            .and_then(serde_json::Value::as_str)
+        {
+            found = found.trained_as(dtype);
+        }
+        if let Some(dtype) = said["dtype"].as_str() {
+            found.dtype = Some(dtype.to_owned());
+        }
+        found.context = self.longest_row(model)?;
+        Ok(found)
+    }
+
+    /// The longest row of the data that a model was trained on; none where it was not trained here, or the store has them no
+    /// more.
+    fn longest_row(&self, model: &Manifest) -> Result<Option<usize>, JobError> {
+        let data = model.attribute("data").and_then(|id| id.parse().ok());
+        let Some(data) = data.filter(|_| model.id.kind() == Kind::Checkpoint) else {
+            return Ok(None);
+        };
+        match self.manifest(&data) {
+            Ok(data) => Ok(data
+                .attribute("max_length")
+                .and_then(|length| length.parse().ok())),
+            Err(error) if error.exit() == Exit::BadInput => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Checks that a model knows the token ids of a data set, and has as many heads as are needed.
+    ///
+    /// # Errors
+    /// What it lacks: bad input for the data, usage for the heads, which settings ask for.
+    pub fn check_model(
+        &self,
+        model: &Manifest,
+        data: &Manifest,
+        heads: Option<usize>,
+    ) -> Result<(), JobError> {
+        let vocab = data.attribute("vocab_size").map(|size| {
+            size.parse().map_err(|_| {
+                JobError::bad_input(format!("{}: its vocab_size is {size:?}", data.id))
+            })
+        });
+        let vocab = vocab.transpose()?;
+        Ok(self.capabilities(model)?.check(Needs { vocab, heads })?)
     }
 
     /// All that the run store knows about a run; `None` where it does not know it.

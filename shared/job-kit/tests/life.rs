@@ -618,6 +618,42 @@ fn a_stopped_and_resumed_run_is_one_run_on_the_server() {
 }
 
 #[test]
+fn an_attempt_that_fails_tells_what_it_took_as_well() {
+    let place = Place::new();
+    let price = ["--hour-price=36 USD", "--hour-price-source=a list"];
+    let ended = place.run(&["--end=numeric", price[0], price[1]]);
+    assert_eq!(ended.code, Some(78), "{}", ended.stderr);
+    let usages: Vec<Value> = ended
+        .stderr
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .filter(|line| line["type"] == "usage")
+        .map(|line| line["data"].clone())
+        .collect();
+    let [usage] = usages.as_slice() else {
+        panic!("told once: {}", ended.stderr);
+    };
+    let cost = usage["cost"]["amount"].as_f64().unwrap();
+    assert!((cost - usage["wall_secs"].as_f64().unwrap() / 100.0).abs() < 1e-9);
+    // A price without its source would be nobody's.
+    assert_eq!(place.run(&["--hour-price=36 USD"]).code, Some(2));
+}
+
+#[test]
+fn a_filter_of_log_lines_that_cannot_be_read_ends_the_job() {
+    let place = Place::new();
+    let mut command = place.command(&[]);
+    let ended = Ended::of(
+        command
+            .env("WMTP_LOG", "wmtp_artifacts=loud")
+            .output()
+            .unwrap(),
+    );
+    assert_eq!(ended.code, Some(2));
+    assert!(ended.stderr.contains("WMTP_LOG is"), "{}", ended.stderr);
+}
+
+#[test]
 fn help_shows_flags_and_examples() {
     let place = Place::new();
     let help = place.run(&["--help"]);
@@ -631,6 +667,8 @@ fn help_shows_flags_and_examples() {
         "Usage: tiny-job",
         "--text <TEXT>",
         "Common options:",
+        "What the run takes:",
+        "--hour-price <PRICE>",
         "--store <s3://BUCKET/PREFIX>",
         "--dry-run",
         "Examples:\n  tiny-job --text hello --store s3://bucket/prefix",

@@ -84,7 +84,7 @@ fn act(work: &TinyWork, run: &Run, step: u64) -> Result<(), JobError> {
         "panic" => panic!("planned panic"),
         "numeric" => Err(JobError::numeric("loss is NaN at step 4")),
         "refused" => Err(JobError::refused("the gate is closed").hint("open it")),
-        "full" => Err(std::io::Error::from_raw_os_error(libc::ENOSPC).into()),
+        "full" => Err(std::io::Error::from(std::io::ErrorKind::StorageFull).into()),
         "wait" => {
             run.log("waiting for a signal");
             while !run.should_stop() {

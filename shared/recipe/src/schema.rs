@@ -97,10 +97,6 @@ words! {
         MseMc = "mse_mc",
         /// Binary cross-entropy against the outcome at every position.
         Bce = "bce",
-        /// Mean squared error against lambda-returns.
-        TdLambda = "td_lambda",
-        /// Ranking loss over pairs of a correct and an incorrect solution.
-        Pairwise = "pairwise",
     }
 }
 

@@ -361,7 +361,7 @@ fn broken_recipes_are_named_with_key_and_source() {
     `optim.checkpoint_minutes` is 0, which is not allowed: at least 1
     `optim.early_stop_patience` is 0, which is not allowed: at least 1
     `optim.early_stop_min_delta` is 0.01, which is not allowed: it means something only beside optim.early_stop_patience
-    `stage1.objective` is pairwise, which is not allowed: this release trains with mse_mc or bce
+    `stage1.objective` in --set: found the text "pairwise", expected one of mse_mc, bce
     `data.test_share` is 0.2, which is not allowed: validation and test together leave something to train on
     `data.max_length` is 7, which is not allowed: from 8 to 4096, where the positions of models end
     `data.max_length` is 4097, which is not allowed: from 8 to 4096, where the positions of models end

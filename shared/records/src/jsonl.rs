@@ -151,11 +151,10 @@ mod tests {
     use super::*;
 
     fn message(bytes: &[u8]) -> String {
-        let name = format!("wmtp-jsonl-{}-{}.jsonl", std::process::id(), bytes.len());
-        let path = std::env::temp_dir().join(name);
-        std::fs::write(&path, bytes).expect("temporary file");
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("rows.jsonl");
+        std::fs::write(&path, bytes).unwrap();
         let error = read::<serde_json::Map<String, serde_json::Value>>(&path);
-        std::fs::remove_file(&path).expect("temporary file");
         error.expect_err("a broken row").to_string()
     }
 

@@ -148,12 +148,31 @@ pub struct EarlierTouch {
     pub same_protocol: bool,
 }
 
-/// `usage.json`: what one attempt took. Times, so it stands outside what decides a result; what a killed attempt took before is
-/// not in it, nor what shards took, which have a file of their own.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+/// What one attempt of a run took, in its `usage` event and the summary of its result; also `usage.json` of scores and
+/// completions. Times, so it stands outside what decides a result; what a killed attempt took before is not in it, nor what
+/// shards took, which have a record of their own.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Usage {
     /// Seconds on the wall from the claim of the run to this record.
     pub wall_secs: f64,
+    /// Seconds of processor time of its processes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_secs: Option<f64>,
+    /// Where it computed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<UsedDevice>,
+    /// The most memory of the process that led it, resident at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peak_memory_bytes: Option<u64>,
+    /// Bytes of the inputs that it read, from the store or from a copy on its disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub input_bytes: Option<u64>,
+    /// Bytes of the artifacts that came of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output_bytes: Option<u64>,
+    /// Tokens that were trained on or generated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<u64>,
     /// Energy of the machine meanwhile, whatever else it did.
     pub energy: Option<Energy>,
     /// Price of the machine meanwhile.
@@ -161,6 +180,21 @@ pub struct Usage {
     /// What is not stated, and why.
     #[serde(default)]
     pub left_out: Vec<String>,
+}
+
+/// What computed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UsedDevice {
+    /// As it was asked for: `cpu`, `cuda:0`.
+    pub place: String,
+    /// The maker's name of it, where the system tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Version of its driver, where that tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub driver: Option<String>,
+    /// How many processes shared the work: on GPUs, one each.
+    pub ranks: usize,
 }
 
 /// Energy, and how it is known.

@@ -29,6 +29,24 @@ pub(crate) enum Told {
     Nothing(String),
 }
 
+/// The model of the device of this UUID and the version of its driver; none where the tool is missing or says something else.
+pub(crate) fn names(program: &Path, uuid: &str) -> Option<(String, String)> {
+    let asked = Command::new(program)
+        .arg(format!("--id={uuid}"))
+        .arg("--query-gpu=name,driver_version")
+        .arg("--format=csv,noheader")
+        .stdin(Stdio::null())
+        .output();
+    let said = asked.ok().filter(|output| output.status.success())?.stdout;
+    named(&String::from_utf8(said).ok()?)
+}
+
+/// A line of a card's name, which may hold a comma, and its driver's version.
+fn named(line: &str) -> Option<(String, String)> {
+    let (name, driver) = line.trim().rsplit_once(',')?;
+    Some((name.trim().to_owned(), driver.trim().to_owned()))
+}
+
 /// The tool at work; it ends with this value.
 #[derive(Debug)]
 pub(crate) struct Watch {
@@ -157,6 +175,14 @@ mod tests {
             error.to_string().contains("/nowhere/nvidia-smi: "),
             "{error}"
         );
+    }
+
+    #[test]
+    fn model_and_driver_are_what_the_tool_says_and_a_missing_tool_says_nothing() {
+        let card = ("NVIDIA A100, 80GB".to_owned(), "535.104.05".to_owned());
+        assert_eq!(named("NVIDIA A100, 80GB, 535.104.05\n"), Some(card));
+        assert_eq!(named("No devices were found\n"), None);
+        assert_eq!(names(Path::new("/nowhere/nvidia-smi"), "GPU-0"), None);
     }
 
     /// A program in the tool's place: asked as the tool wants it, it answers twice and goes on.

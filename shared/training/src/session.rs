@@ -9,7 +9,7 @@ use candle_core::{DType, Device, Tensor};
 use serde_json::json;
 use wmtp_artifacts::fault;
 use wmtp_data_sets::TokenFile;
-use wmtp_job_kit::{Crew, JobError, Manifest, Run};
+use wmtp_job_kit::{Crew, JobError, Run};
 use wmtp_model::{Adapters, LoraSettings, LoraTarget, ParamStore, Params, Place, Products};
 use wmtp_recipe::seed::stream;
 use wmtp_recipe::{Dtype, Optim, Recipe};
@@ -17,7 +17,7 @@ use wmtp_records::{Split, data_files, jsonl};
 
 use crate::engine::{MAX_BAD_STEPS, Side, StepReport, StoppedEarly, Trainer, Update};
 use crate::error::{Error, Result};
-use crate::gpu::{NVIDIA_SMI, Told, Watch};
+use crate::gpu::{self, NVIDIA_SMI, Told, Watch};
 use crate::memory::Halved;
 use crate::ranks::{Order, Ranks};
 use crate::saving::Saving;
@@ -32,9 +32,6 @@ pub mod bundle {
     /// The tokenizer.
     pub const TOKENIZER: &str = "tokenizer/tokenizer.json";
 }
-
-/// Attribute that data sets, bundles and everything made from them carry.
-pub const TOKENIZER_SHA256: &str = "tokenizer_sha256";
 
 /// Precision of weights, sums and updates that a recipe asks for.
 pub fn dtype(dtype: Dtype) -> DType {
@@ -186,7 +183,13 @@ impl<'a, 't> Led<'a, 't> {
 /// Opens the device that a run was told to compute on, and says which it is.
 pub fn open_device(place: Place, run: &Run) -> Result<Device> {
     let device = place.open()?;
-    run.event("device", &json!({ "device": place.to_string() }));
+    let (name, driver) = match wmtp_model::device_uuid(&device) {
+        Ok(Some(uuid)) => gpu::names(Path::new(NVIDIA_SMI), &uuid),
+        // What is not known is not told.
+        Ok(None) | Err(_) => None,
+    }
+    .unzip();
+    run.computes_on(&place.to_string(), name, driver);
     Ok(device)
 }
 
@@ -310,43 +313,6 @@ pub fn load_tokens(dir: &Path, split: Split) -> Result<TokenFile> {
     Ok(TokenFile::load(&dir.join(data_files::tokens(split)))?)
 }
 
-/// Checks that a data set's token ids fit a model's embedding.
-pub fn check_vocabulary(params: &Params, data: &Manifest) -> Result<(), JobError> {
-    let Some(size) = data.attribute("vocab_size") else {
-        return Ok(());
-    };
-    match size.parse::<usize>() {
-        Ok(size) if size <= params.vocab_size => Ok(()),
-        _ => Err(JobError::bad_input(format!(
-            "the data set's vocabulary has {size} tokens, the model's {}",
-            params.vocab_size
-        ))),
-    }
-}
-
-/// Checks that two inputs were made with the same tokenizer.
-pub fn check_tokenizers(one: (&str, &Manifest), other: (&str, &Manifest)) -> Result<(), JobError> {
-    let of = |(role, manifest): (&str, &Manifest)| {
-        manifest
-            .attribute(TOKENIZER_SHA256)
-            .map(str::to_owned)
-            .ok_or_else(|| {
-                JobError::bad_input(format!(
-                    "the input {role} does not say which tokenizer it is for"
-                ))
-            })
-    };
-    if of(one)? == of(other)? {
-        return Ok(());
-    }
-    let error = format!(
-        "the inputs {} and {} are for different tokenizers",
-        one.0, other.0
-    );
-    Err(JobError::bad_input(error)
-        .hint("token ids mean nothing under another tokenizer: make both from the same data set"))
-}
-
 /// How a trainer is driven.
 #[derive(Debug, Clone, Copy)]
 pub struct Drive<'a> {
@@ -402,6 +368,7 @@ pub fn drive(trainer: &mut dyn Trainer, run: &Run, drive: Drive<'_>) -> Result<u
             }
         };
         tell_fallbacks(run, &report);
+        run.count_tokens(report.work.tokens);
         let took = run.elapsed().saturating_sub(started);
         let rate = pace.tell(run, &led, &report, took);
         let loss = report.metric("train_loss").unwrap_or(f64::NAN);
@@ -664,7 +631,13 @@ impl From<Error> for JobError {
         }
         match error {
             Error::Io { source, path } | Error::Model(Model::Io { source, path }) => {
-                Self::from(source).context(format!("cannot access {}", path.display()))
+                let what = format!("cannot access {}", path.display());
+                let error = match source.kind() {
+                    // An artifact without a file that its kind has.
+                    std::io::ErrorKind::NotFound => Self::bad_input(source),
+                    _ => Self::from(source),
+                };
+                error.context(what)
             }
             Error::Rows(error) => Self::from(error),
             Error::Model(Model::Device { .. }) => Self::unavailable(error)
@@ -713,4 +686,25 @@ pub fn write_recipe(path: &Path, recipe: &Recipe, options: &serde_json::Value) -
         }
     }
     Ok(jsonl::write_json(path, &kept)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use wmtp_job_kit::Exit;
+
+    use super::*;
+
+    #[test]
+    fn a_devices_full_memory_is_no_room_and_a_missing_file_bad_input() {
+        let exit = |error: Error| JobError::from(error).exit();
+        // As the driver says it, through candle.
+        let full =
+            || candle_core::Error::msg("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")");
+        assert_eq!(exit(full().into()), Exit::NoRoom);
+        assert_eq!(exit(wmtp_model::Error::from(full()).into()), Exit::NoRoom);
+        let other = candle_core::Error::msg("shape mismatch");
+        assert_eq!(exit(wmtp_model::Error::from(other).into()), Exit::Internal);
+        let missing = Params::load(Path::new("/nowhere/params.json")).unwrap_err();
+        assert_eq!(exit(missing.into()), Exit::BadInput);
+    }
 }

@@ -188,12 +188,7 @@ pub(crate) fn peak_memory_bytes(device: &Device) -> Option<u64> {
         return wmtp_model::cuda::peak_memory(device).ok();
     }
     debug_assert!(device.is_cpu());
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kib << 10)
+    wmtp_job_kit::peak_memory_bytes()
 }
 
 #[cfg(test)]

@@ -3,8 +3,12 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
+use serde::Deserialize;
 use serde_json::Value;
 use wmtp_artifacts::{Remark, RemarkKind, RunView, tags};
+use wmtp_records::Usage;
+
+use crate::cost::Money;
 
 /// How a run stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -73,6 +77,10 @@ pub struct Attempt {
     pub end: Option<String>,
     /// What that event says.
     pub message: Option<String>,
+    /// Processes that shared the work: on GPUs, one each.
+    pub ranks: u64,
+    /// What it took by its own account; none of one that was killed.
+    pub usage: Option<Usage>,
 }
 
 /// An event worth a line.
@@ -215,6 +223,21 @@ impl RunInfo {
             .is_some_and(|device| device.starts_with("cuda"))
     }
 
+    /// Seconds of GPU time of all attempts: a run keeps as many GPUs busy as it has ranks.
+    pub fn gpu_secs(&self) -> f64 {
+        if !self.is_on_gpu() {
+            return 0.0;
+        }
+        let secs = |attempt: &Attempt| attempt.secs * attempt.ranks as f64;
+        self.attempts.iter().map(secs).sum()
+    }
+
+    /// What the attempts that stated a price cost.
+    pub fn money(&self) -> Money {
+        let usages = self.attempts.iter().filter_map(|one| one.usage.as_ref());
+        usages.filter_map(|usage| usage.cost.as_ref()).collect()
+    }
+
     /// Attempts that did not end with the result.
     pub fn num_lost_attempts(&self) -> usize {
         let ended_well = |attempt: &&Attempt| attempt.end.as_deref() == Some("completed");
@@ -255,6 +278,8 @@ fn attempts(events: &[Value]) -> Vec<Attempt> {
                 secs: 0.0,
                 end: None,
                 message: None,
+                ranks: 1,
+                usage: None,
             });
         }
         let Some(attempt) = attempts.last_mut() else {
@@ -265,6 +290,11 @@ fn attempts(events: &[Value]) -> Vec<Attempt> {
         if matches!(kind, "completed" | "failed" | "preempted") {
             attempt.end = Some(kind.to_owned());
             attempt.message = event["data"]["message"].as_str().map(str::to_owned);
+        }
+        match kind {
+            "ranks" => attempt.ranks = event["data"]["ranks"].as_u64().unwrap_or(1).max(1),
+            "usage" => attempt.usage = Usage::deserialize(&event["data"]).ok(),
+            _ => {}
         }
     }
     for attempt in &mut attempts {
@@ -431,6 +461,42 @@ mod tests {
             "{checkpoint:?}"
         );
         assert_eq!(run.logs[0].level, "info");
+    }
+
+    #[test]
+    fn a_gpu_of_each_rank_counts_and_money_is_what_was_stated() {
+        let at = |second: u64| format!("2026-11-21T10:00:{second:02}Z");
+        let cost = |amount: f64, currency: &str| {
+            json!({"wall_secs": 10.0, "left_out": [], "energy": null,
+                "cost": {"amount": amount, "currency": currency, "source": "a list"}})
+        };
+        let run = RunInfo::of(&view(
+            vec![
+                said(1, &at(0), "started", json!({})),
+                said(1, &at(1), "device", json!({"device": "cuda:0"})),
+                said(1, &at(2), "ranks", json!({"ranks": 4})),
+                said(1, &at(10), "usage", cost(0.5, "USD")),
+                said(2, &at(20), "started", json!({})),
+                said(2, &at(40), "usage", cost(1.0, "USD")),
+                said(3, &at(50), "started", json!({})),
+                said(3, &at(51), "usage", cost(7.0, "KRW")),
+            ],
+            Some("completed"),
+            false,
+        ));
+        // Ten seconds of four GPUs, twenty and one of one.
+        assert!((run.gpu_secs() - 61.0).abs() < 1e-9, "{}", run.gpu_secs());
+        assert!((run.secs() - 31.0).abs() < 1e-9);
+        assert_eq!(run.money().words().as_deref(), Some("7.00 KRW + 1.50 USD"));
+
+        let on_the_processor = vec![
+            said(1, &at(0), "started", json!({})),
+            said(1, &at(2), "ranks", json!({"ranks": 4})),
+            said(1, &at(10), "usage", json!({"wall_secs": 10.0})),
+        ];
+        let run = RunInfo::of(&view(on_the_processor, Some("completed"), false));
+        assert!(run.gpu_secs().abs() < 1e-9);
+        assert_eq!(run.money().words(), None);
     }
 
     #[test]

@@ -118,6 +118,15 @@ fn table(book: &Book<'_>) -> Value {
     table.finish()
 }
 
+fn machine_hours(cost: &Cost) -> Option<f64> {
+    cost.train_secs.map(|secs| secs / 3600.0)
+}
+
+/// A version that no GPU trained has none.
+fn gpu_hours(cost: &Cost) -> Option<f64> {
+    cost.is_on_gpu().then_some(cost.train_gpu_secs / 3600.0)
+}
+
 /// Score against time where runs tell it, else against tokens trained on.
 fn pareto(book: &Book<'_>, description: &str) -> (Option<String>, String) {
     let by = |cost: fn(&Cost) -> Option<f64>| -> Vec<Dot<'_>> {
@@ -131,11 +140,17 @@ fn pareto(book: &Book<'_>, description: &str) -> (Option<String>, String) {
         });
         dots.collect()
     };
-    let on_gpu = book.shared.costs.values().any(|cost| cost.on_gpu);
-    let hours = by(|cost| cost.train_secs.map(|secs| secs / 3600.0));
+    let on_gpu = book.shared.costs.values().any(Cost::is_on_gpu);
+    let hours = by(if on_gpu { gpu_hours } else { machine_hours });
     let (dots, unit) = if hours.len() > 1 && hours.iter().all(|dot| dot.cost < 1.0) {
         (
-            by(|cost| cost.train_secs.map(|secs| secs / 60.0)),
+            hours
+                .into_iter()
+                .map(|dot| Dot {
+                    cost: dot.cost * 60.0,
+                    ..dot
+                })
+                .collect(),
             if on_gpu {
                 "GPU minutes of training, all seeds"
             } else {

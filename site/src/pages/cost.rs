@@ -5,7 +5,7 @@ use minijinja::value::Value;
 use wmtp_stats::leaderboard::Verdict;
 
 use super::{Book, warnings};
-use crate::cost::{bytes, duration, grouped, points_gained};
+use crate::cost::{Money, bytes, duration, grouped, points_gained};
 use crate::input::{RunInfo, RunLife};
 use crate::table::{Cell, Table};
 use crate::{Error, marks};
@@ -15,6 +15,7 @@ pub(super) fn write(book: &mut Book<'_>) -> Result<(), Error> {
     let values = context! {
         finding => finding.as_str(),
         gain => gain(book),
+        money => money(book),
         is_known => book.input.runs.is_some(),
         versions => versions(book),
         jobs => jobs(book),
@@ -42,11 +43,30 @@ fn finding(book: &Book<'_>) -> String {
     let sentence = if totals.hours <= 0.0 {
         "{trained} target tokens trained on and {generated} tokens generated; how long it took is not known here."
     } else if totals.gpu_hours > 0.0 {
-        "{hours} of machine time, {gpu} of it on GPUs, for {trained} target tokens trained on and {generated} generated."
+        "{hours} of machine time and {gpu} of GPU time, for {trained} target tokens trained on and {generated} generated."
     } else {
         "{hours} of machine time without a GPU, for {trained} target tokens trained on and {generated} generated."
     };
     book.say(sentence, &values)
+}
+
+/// What was paid; none where no run is known.
+fn money(book: &Book<'_>) -> Option<String> {
+    let runs = book.input.runs.as_ref()?;
+    let totals = book.totals();
+    let Some(money) = totals.money.words() else {
+        return Some(book.say(
+            "No run states what its machine costs, so there is no sum of money here; jobs take it as --hour-price.",
+            &[],
+        ));
+    };
+    let sentence = "{money}, at the prices stated for {n} of {total} runs.";
+    let values: [(&str, &str); 3] = [
+        ("money", &money),
+        ("n", &totals.num_priced.to_string()),
+        ("total", &runs.len().to_string()),
+    ];
+    Some(book.say(sentence, &values))
 }
 
 /// Cost per point gained over the first baseline, only where a gain may be claimed.
@@ -102,7 +122,9 @@ fn versions(book: &Book<'_>) -> Value {
     let names = [
         say("version"),
         say("training"),
+        say("GPU time"),
         say("evaluation"),
+        say("price stated"),
         say("target tokens trained on"),
         say("tokens generated"),
         say("running programs"),
@@ -122,7 +144,9 @@ fn versions(book: &Book<'_>) -> Value {
             Cell::link(&super::version_link(0, id), id)
                 .marked(&marks::of(&version.row.algo).inline()),
             hours(cost.train_secs),
+            hours(Some(cost.train_gpu_secs).filter(|secs| *secs > 0.0)),
             hours(cost.evaluate_secs),
+            Cell::maybe(cost.money.words()),
             Cell::maybe(cost.trained_tokens.map(grouped)),
             Cell::maybe(cost.generated()),
             Cell::number(duration(cost.program_secs / 3600.0)),
@@ -144,6 +168,8 @@ fn jobs(book: &Book<'_>) -> Value {
         &say("completed"),
         &say("attempts"),
         &say("machine time"),
+        &say("GPU time"),
+        &say("price stated"),
     ]);
     let mut jobs: std::collections::BTreeMap<&str, Vec<&RunInfo>> =
         std::collections::BTreeMap::new();
@@ -168,6 +194,17 @@ fn jobs(book: &Book<'_>) -> Value {
             Cell::number(duration(
                 runs.iter().map(|run| run.secs()).sum::<f64>() / 3600.0,
             )),
+            Cell::maybe(
+                Some(runs.iter().map(|run| run.gpu_secs()).sum::<f64>())
+                    .filter(|secs| *secs > 0.0)
+                    .map(|secs| duration(secs / 3600.0)),
+            ),
+            Cell::maybe(
+                runs.iter()
+                    .map(|run| run.money())
+                    .fold(Money::default(), Money::and)
+                    .words(),
+            ),
         ]);
     }
     table.finish()

@@ -175,7 +175,7 @@ fn cost(book: &Book<'_>) -> Option<String> {
     let trained: u64 = costs.clone().filter_map(|cost| cost.trained_tokens).sum();
     let mut parts = Vec::new();
     if hours > 0.0 {
-        let sentence = if costs.clone().any(|cost| cost.on_gpu) {
+        let sentence = if costs.clone().any(crate::cost::Cost::is_on_gpu) {
             "{hours} of machine time, training on GPUs"
         } else {
             "{hours} of machine time, no GPU"

@@ -486,6 +486,29 @@ pub(super) fn curves(book: &Book<'_>, versions: &[&VersionInput]) -> Vec<Value> 
         .collect()
 }
 
+/// What the model can do.
+fn abilities(book: &Book<'_>, version: &VersionInput) -> Vec<(&'static str, String)> {
+    let found = version.runs.iter();
+    let mut found = found.filter_map(|run| run.training.capabilities.as_ref());
+    let Some(model) = found.next() else {
+        return Vec::new();
+    };
+    let speculates = if model.speculative_decoding {
+        "yes"
+    } else {
+        "no"
+    };
+    let mut abilities = vec![
+        ("prediction heads", model.heads.to_string()),
+        ("vocabulary of the model", grouped(model.vocab as u64)),
+        ("speculative decoding", book.say(speculates, &[])),
+    ];
+    if let Some(dtype) = &model.dtype {
+        abilities.push(("numbers that weights are stored as", dtype.clone()));
+    }
+    abilities
+}
+
 /// What it took, from what artifacts and runs record.
 pub(super) fn facts(book: &Book<'_>, version: &VersionInput) -> Vec<Value> {
     let row = &version.row;
@@ -503,16 +526,19 @@ pub(super) fn facts(book: &Book<'_>, version: &VersionInput) -> Vec<Value> {
     {
         facts.push(("optimizer steps per seed", number(steps)));
     }
+    facts.extend(abilities(book, version));
     if let Some(secs) = cost.train_secs {
-        let name = if cost.on_gpu {
-            "training, GPU time"
+        if cost.is_on_gpu() {
+            facts.push(("training, GPU time", duration(cost.train_gpu_secs / 3600.0)));
         } else {
-            "training, machine time"
-        };
-        facts.push((name, duration(secs / 3600.0)));
+            facts.push(("training, machine time", duration(secs / 3600.0)));
+        }
     }
     if let Some(secs) = cost.evaluate_secs {
         facts.push(("evaluation, machine time", duration(secs / 3600.0)));
+    }
+    if let Some(money) = cost.money.words() {
+        facts.push(("price stated", money));
     }
     if cost.lost_attempts > 0 {
         facts.push((

@@ -344,7 +344,16 @@ fn every_life_of_a_run_has_a_page_that_says_what_it_means() {
         &["goes on when it is started again"],
     );
     has(&site, "runs/train-waiting/index.html", &["has not begun"]);
-    has(&site, "cost.html", &["out of memory"]);
+    // Seven runs of half an hour an attempt on four GPUs, three of which had two and stated a price once.
+    has(
+        &site,
+        "cost.html",
+        &[
+            "out of memory",
+            "5.0 h of machine time and 20.0 h of GPU time, for",
+            "6.75 USD, at the prices stated for 3 of 8 runs.",
+        ],
+    );
 }
 
 #[test]

@@ -8,7 +8,7 @@ use build_site::input::{Attempt, Event, LogLine, Note, RunInfo, RunLife};
 use serde_json::{Value, json};
 use wmtp_records::{
     Completion, ErrorClass, GradedSample, HeadLoss, Metric, Problem, ProblemCount, Split, Tests,
-    Verdict, data_files, jsonl, score_files,
+    Usage, Verdict, data_files, jsonl, score_files,
 };
 use wmtp_stats::leaderboard::{
     Comparison, FamilyScore, Leaderboard, LeaderboardRow, RunSource, Verdict as Claim, files,
@@ -434,6 +434,16 @@ fn runs() -> Vec<RunInfo> {
         secs: 1800.0,
         end: end.map(str::to_owned),
         message: message.map(str::to_owned),
+        ranks: 4,
+        usage: Some(Usage {
+            cost: Some(wmtp_records::Cost {
+                amount: 2.25,
+                currency: "USD".to_owned(),
+                source: "a provider's list".to_owned(),
+            }),
+            ..Usage::default()
+        })
+        .filter(|_| end == Some("completed")),
     };
     let run = |id: &str, life, attempts: Vec<Attempt>| RunInfo {
         id: id.to_owned(),
@@ -575,8 +585,11 @@ fn write_checkpoint(version: &Version, seed: u64, dir: &Path) {
         "seed": seed,
         "optim": {"lr": 0.003, "epochs": 3, "batch_sequences": 32},
         "weights": {"temperature": 1.0, "eps": 0.1, "w_max": 3.0},
+        "model": {"dtype": "bf16", "horizon": 4},
     });
     jsonl::write_json(&dir.join("recipe.json"), &recipe).unwrap();
+    let params = json!({"vocab_size": 4096, "n_future_tokens": 4});
+    jsonl::write_json(&dir.join("params.json"), &params).unwrap();
     let summary = json!({"train_targets": 90_000, "n_params": 1_500_000, "steps": 160, "best_step": 150, "last_step": 160});
     jsonl::write_json(&dir.join("summary.json"), &summary).unwrap();
     let steps = 160usize;

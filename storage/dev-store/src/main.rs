@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use dev_store::{Error, Options, Server};
+use rustix::process::{Signal, set_parent_process_death_signal};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -149,24 +150,14 @@ fn remove_env_file(path: &Path, endpoint: &str) {
 /// Keeps the kernel from backing memory with pages of 2 MiB, which the allocator asks for: every thread that waits for
 /// the disk would have one cleared for the few KiB that it needs. Where the kernel declines, all works as well.
 fn without_huge_pages() {
-    let (on, zero): (libc::c_ulong, libc::c_ulong) = (1, 0);
-    #[expect(unsafe_code, reason = "prctl has no safe form among our dependencies")]
-    // SAFETY: PR_SET_THP_DISABLE takes a flag and three zeros, and touches no memory of ours.
-    let _ = unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, on, zero, zero, zero) };
+    let _ = rustix::thread::disable_transparent_huge_pages(true);
 }
 
 /// Asks the kernel for SIGTERM when the parent ends.
 fn exit_with_parent() -> Result<(), Error> {
     let parent = std::os::unix::process::parent_id();
-    #[expect(unsafe_code, reason = "prctl has no safe form among our dependencies")]
-    // SAFETY: PR_SET_PDEATHSIG takes a signal number and touches no memory of ours.
-    let result = unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM as libc::c_ulong) };
-    if result != 0 {
-        return Err(Error::Internal(format!(
-            "--exit-with-parent: {}",
-            io::Error::last_os_error()
-        )));
-    }
+    set_parent_process_death_signal(Some(Signal::TERM))
+        .map_err(|error| Error::Internal(format!("--exit-with-parent: {error}")))?;
     if std::os::unix::process::parent_id() != parent {
         return Err(Error::Internal(
             "--exit-with-parent: the parent has ended already".to_owned(),

@@ -3,8 +3,8 @@
 use std::process::ExitCode;
 
 use store_tool::{
-    Export, Fsck, Gc, Import, Lineage, Log, Mlflow, Name, Names, NoteRun, Policy, Repair, Runs,
-    TagRun,
+    Export, Fsck, Gc, Import, Lineage, Log, Mlflow, Model, Name, Names, NoteRun, Policy, Repair,
+    Runs, TagRun,
 };
 use wmtp_job_kit::{Mode, main_with_modes};
 
@@ -21,6 +21,7 @@ fn main() -> ExitCode {
             Mode::store_tool::<Names>("names"),
             Mode::store_tool::<Name>("name"),
             Mode::store_tool::<Lineage>("lineage"),
+            Mode::store_tool::<Model>("model"),
             Mode::store_tool::<Fsck>("fsck"),
             Mode::store_tool::<Repair>("repair"),
             Mode::store_tool::<Gc>("gc"),

@@ -207,6 +207,25 @@ impl Ended {
 }
 
 #[test]
+fn a_model_is_asked_for_and_must_have_its_files() {
+    let place = Place::new();
+    let ended = place.run(&["model", "v001"]);
+    assert_eq!(ended.code, Some(65));
+    assert!(
+        ended.stderr.contains("has no file params.json"),
+        "{}",
+        ended.stderr
+    );
+    let ended = place.run(&["model", "raw-data/micropy"]);
+    assert_eq!(ended.code, Some(65));
+    assert!(
+        ended.stderr.contains("is of kind raw-data"),
+        "{}",
+        ended.stderr
+    );
+}
+
+#[test]
 fn lineage_prints_a_tree_and_unfolds_each_artifact_once() {
     let place = Place::new();
     let up = place.run(&["lineage", "v001"]);

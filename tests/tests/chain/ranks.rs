@@ -90,6 +90,62 @@ fn two_ranks_train_what_one_trains() {
     }
 }
 
+/// The data of the last event of one type that a job told.
+fn event(stderr: &str, kind: &str) -> Value {
+    let lines = stderr.lines().rev();
+    let mut events = lines.filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let event = events.find(|event| event["type"] == kind);
+    event.unwrap_or_else(|| panic!("no event {kind}: {stderr}"))["data"].clone()
+}
+
+#[test]
+fn what_a_training_takes_is_recorded_and_decides_nothing() {
+    let place = Place::new();
+    place.chain("here", beginning());
+    let given = arguments(&POLICY, &TWO_RANKS);
+    let price = ["--hour-price=3.6 USD", "--hour-price-source=a list"];
+    let watts = ["--watts=100", "--watts-source=a meter"];
+    let priced = [&given[..], &price, &watts].concat();
+    let made = place.run("here", "train-stage2", &priced).expect(0);
+    let usage = event(&made.stderr, "usage");
+    let of = |pointer: &str| {
+        let value = usage.pointer(pointer).and_then(Value::as_f64);
+        value.unwrap_or_else(|| panic!("no {pointer}: {usage}"))
+    };
+    assert!((of("/cost/amount") - of("/wall_secs") / 1000.0).abs() < 1e-9);
+    assert!((of("/device/ranks") - 2.0).abs() < 1e-9);
+    assert_eq!(usage["device"]["place"], "cpu");
+    assert_eq!(usage["left_out"], serde_json::json!([]));
+    for pointer in [
+        "/cpu_secs",
+        "/peak_memory_bytes",
+        "/input_bytes",
+        "/output_bytes",
+        "/tokens",
+        "/energy/joules",
+    ] {
+        assert!(of(pointer) > 0.0, "{pointer}: {usage}");
+    }
+
+    // The result of the run holds the same record.
+    let results = place.data_files("result.json").into_iter().map(|path| {
+        let stored = std::fs::read_to_string(path).expect("a record and its body");
+        let body = stored.lines().last().expect("a line").to_owned();
+        serde_json::from_str::<Value>(&body).expect("a result")
+    });
+    let results: Vec<Value> = results
+        .map(|result| result["summary"]["usage"].clone())
+        .collect();
+    assert!(results.contains(&usage), "{usage} in {results:?}");
+    assert!(results.iter().all(|usage| usage["wall_secs"].is_number()));
+
+    // Another price is no other run.
+    place
+        .run("here", "train-stage2", &given)
+        .expect(0)
+        .says(&["already done"]);
+}
+
 #[test]
 fn ranks_without_a_micro_batch_are_refused() {
     let place = Place::new();

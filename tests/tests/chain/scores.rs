@@ -225,6 +225,17 @@ fn runs_are_listed_by_how_they_stand_and_their_logs_are_searched() {
     assert_eq!(lines(&["--events", "--last", "2"]).len(), 2);
     assert!(lines(&["--contains", "no line says this"]).is_empty());
     assert!(tool(&["log", run, "--events", "completed"]).contains("checkpoint-"));
+    let model = |name: &str| found(&["model", name])["capabilities"].clone();
+    let (base, trained) = (model("base-model/base"), model("checkpoint/v001"));
+    assert_eq!(base["heads"], 4);
+    assert_eq!(base["horizon"], 4);
+    assert_eq!(base["speculative_decoding"], true);
+    assert_eq!(base["dtype"], "float32");
+    assert_eq!(base["context"], Value::Null);
+    for same in ["heads", "vocab", "dtype"] {
+        assert_eq!(trained[same], base[same], "{same}");
+    }
+    assert!(trained["context"].as_u64().is_some_and(|tokens| tokens > 0));
     place
         .run("here", "wmtp-store", &["log", "nothing"])
         .expect(65)

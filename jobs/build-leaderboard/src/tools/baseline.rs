@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use wmtp_artifacts::Kind;
-use wmtp_job_kit::{JobError, Manifest, StoreHandle, Tool, ToolCx};
+use wmtp_job_kit::{JobError, Manifest, StoreHandle, Tool, ToolCx, check_tokenizers};
 use wmtp_recipe::{Algo, INSTRUCTION_FILE, RULES_FILE, Recipe, Rules, leaves};
 use wmtp_stats::leaderboard::PRIMARY_METRIC;
 
@@ -283,16 +283,7 @@ impl Audit {
         };
         let data = find(Kind::ProcessedData, &arguments.data)?;
         let base = find(Kind::BaseModel, &arguments.base)?;
-        let same = |name: &str| {
-            data.attribute(name).is_some() && data.attribute(name) == base.attribute(name)
-        };
-        if !same("tokenizer_sha256") {
-            return Err(JobError::bad_input(format!(
-                "{} and {} do not share a tokenizer",
-                data.id, base.id
-            ))
-            .hint("make the base model for this data set"));
-        }
+        check_tokenizers(("data", &data), ("base", &base))?;
         self.checked.push(format!(
             "data set `{}` is {}",
             inert(&recipe.experiment.dataset),
