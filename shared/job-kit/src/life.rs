@@ -505,9 +505,12 @@ fn claim<W>(
     let runtime = session.runtime.handle().clone();
     let journal = Journal::start(claim.clone(), task.job, runtime, tracking);
     session.reporter.attach(Arc::new(journal));
-    let attempt = format!("attempt-{}", claim.attempt());
-    let scratch = scratch_root.join(run_id.as_str()).join(attempt);
-    let kept = scratch_root.join(format!("{run_id}.kept"));
+    // Two stores may share the folder, and a run of the same id in the other must find its own.
+    let folder = format!("{run_id}-{}", &claim.mark().to_string()[..8]);
+    let scratch = scratch_root
+        .join(&folder)
+        .join(format!("attempt-{}", claim.attempt()));
+    let kept = scratch_root.join(format!("{folder}.kept"));
     let provenance = Provenance {
         job: task.job.to_owned(),
         run_id,
