@@ -23,7 +23,8 @@ use crate::report::{Reporter, duration};
 use crate::run::{Run, remove_folder};
 use crate::tool::{ToolCx, to_stdout};
 use crate::{
-    Exit, Job, JobError, Output, Plan, PlanCx, StoreHandle, describe, logging, secrets, signals,
+    Exit, Job, JobError, Output, Plan, PlanCx, StoreHandle, describe, logging, recipes, secrets,
+    signals,
 };
 
 /// One start of a program: its arguments and settings.
@@ -45,7 +46,7 @@ impl Session {
             .worker_threads(2)
             .enable_all()
             .build()?;
-        let resolved = resolve(&common)?;
+        let resolved = resolve(&common, &runtime)?;
         let at_work = Arc::new(AtomicBool::new(false));
         Ok(Self {
             stop: signals::listen(&runtime, name, &at_work),
@@ -82,7 +83,7 @@ impl Session {
     }
 }
 
-fn resolve(common: &Common) -> Result<Option<Resolved>, JobError> {
+fn resolve(common: &Common, runtime: &Runtime) -> Result<Option<Resolved>, JobError> {
     let environment: BTreeMap<String, String> = secrets::variables().collect();
     if common.recipe.is_none() && !environment.contains_key(CONFIG_VARIABLE) {
         if common.assignments.is_empty() {
@@ -92,22 +93,12 @@ fn resolve(common: &Common) -> Result<Option<Resolved>, JobError> {
             JobError::usage("--set changes a recipe, and none is given").hint("add --recipe FILE")
         );
     }
-    if let Some(uri) = common
-        .recipe
-        .as_deref()
-        .filter(|uri| uri.starts_with("s3://"))
-    {
-        return Err(
-            JobError::usage(format!("recipe {uri}: recipes are read from files"))
-                .hint("copy the recipe beside the job first"),
-        );
-    }
     let sources = Sources {
         recipe: common.recipe.clone(),
         assignments: common.assignments.clone(),
         environment,
     };
-    Ok(Some(sources.resolve()?))
+    recipes::resolve(&sources, runtime).map(Some)
 }
 
 /// candle's own workers are one thread: small models lose more to hand-over than they gain. Rayon's, which rows,
