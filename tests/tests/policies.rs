@@ -185,6 +185,10 @@ async fn requests(place: &Place) {
         assert_eq!(put(client, SECRET).await, DENIED);
         assert_eq!(put(client, "shared/store/index.html").await, DENIED);
     }
+    let index = "shared/store/mlflow/mtp-rho1-micropy/1/artifacts/artifacts.json";
+    assert_eq!(put(&reader, index).await, DENIED);
+    assert_eq!(put(&trainer, index).await, 200);
+    assert_eq!(delete(&trainer, index).await, DENIED);
     let plan = key("gc/0007/plan.json");
     assert_eq!(put(&trainer, &plan).await, DENIED);
     assert_eq!(put(&trainer, &key("gc/0007/verdict.json")).await, 200);

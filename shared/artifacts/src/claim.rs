@@ -13,8 +13,8 @@ use crate::commit::create_only;
 use crate::holder::Holder;
 use crate::manifest::new_write_id;
 use crate::{
-    ArtifactId, CacheEntry, CheckpointEntry, Error, Outcome, Result, RunId, RunRequest, RunResult,
-    RunView, Status, Store, fault, layout,
+    ArtifactId, CacheEntry, CheckpointEntry, Digest, Error, Outcome, Result, RunId, RunRequest,
+    RunResult, RunView, Status, Store, fault, layout,
 };
 
 /// A holder that was not heard of for so long has lost its claim.
@@ -47,6 +47,7 @@ pub struct Claim {
     store: Store,
     run_id: RunId,
     attempt: u32,
+    mark: Digest,
 }
 
 impl Claim {
@@ -60,7 +61,8 @@ impl Claim {
     pub async fn take(store: &Store, request: &RunRequest) -> Result<Self> {
         let run_id = request.run_id.clone();
         let key = layout::run_request(&run_id);
-        create_only(&store.bucket, &key, Stored::bytes(request), |_| true).await?;
+        let bytes = Stored::bytes(request);
+        let (_, found) = create_only(&store.bucket, &key, bytes, |_| true).await?;
         for _ in 0..MAX_ROUNDS {
             let last = store.attempts(&run_id).await?.last().copied().unwrap_or(0);
             if last > 0 {
@@ -76,6 +78,7 @@ impl Claim {
                     store: store.clone(),
                     run_id,
                     attempt,
+                    mark: Digest::of(&found),
                 });
             }
         }
@@ -90,6 +93,12 @@ impl Claim {
     /// The attempt, from 1.
     pub fn attempt(&self) -> u32 {
         self.attempt
+    }
+
+    /// What tells this run from one of the same id in another store, wherever the two are reached: the digest of its request,
+    /// which holds the random mark of the write that created it.
+    pub fn mark(&self) -> &Digest {
+        &self.mark
     }
 
     /// Says how the attempt stands, and that it lives. Due every 15 s.
@@ -198,24 +207,7 @@ impl Claim {
 
     /// Writes the run's result, once and for all. An equal result of another attempt is as good as ours.
     pub async fn finish(&self, result: &RunResult) -> Result<Outcome> {
-        fault::point("run:before-result");
-        let key = layout::run_result(&self.run_id);
-        let is_equal = |found: &[u8]| {
-            serde_json::from_slice::<Stored<RunResult>>(found)
-                .is_ok_and(|theirs| theirs.value.outputs == result.outputs)
-        };
-        let bytes = Stored::bytes(result);
-        let mut turns = self
-            .store
-            .turns_for(result.outputs.values(), format!("run {}", self.run_id));
-        loop {
-            let look = turns.next().await?;
-            let (outcome, _) =
-                create_only(&self.store.bucket, &key, bytes.clone(), is_equal).await?;
-            if look.is_valid() {
-                return Ok(outcome);
-            }
-        }
+        self.store.finish(&self.run_id, result).await
     }
 }
 
@@ -237,19 +229,32 @@ impl Store {
             Err(Error::Held { .. }) => return Ok(false),
             other => other?,
         }
-        let claim = Claim {
-            store: self.clone(),
-            run_id: run_id.clone(),
-            attempt: view.attempt,
-        };
         let result = RunResult {
             outputs: entry.outputs.clone(),
             attempt: view.attempt,
             finished_at: entry.created_at,
             summary: elapsed(&view, entry.created_at),
         };
-        claim.finish(&result).await?;
+        self.finish(run_id, &result).await?;
         Ok(true)
+    }
+
+    async fn finish(&self, run_id: &RunId, result: &RunResult) -> Result<Outcome> {
+        fault::point("run:before-result");
+        let key = layout::run_result(run_id);
+        let is_equal = |found: &[u8]| {
+            serde_json::from_slice::<Stored<RunResult>>(found)
+                .is_ok_and(|theirs| theirs.value.outputs == result.outputs)
+        };
+        let bytes = Stored::bytes(result);
+        let mut turns = self.turns_for(result.outputs.values(), format!("run {run_id}"));
+        loop {
+            let look = turns.next().await?;
+            let (outcome, _) = create_only(&self.bucket, &key, bytes.clone(), is_equal).await?;
+            if look.is_valid() {
+                return Ok(outcome);
+            }
+        }
     }
 
     /// How long a silent holder keeps its claim.

@@ -2,6 +2,9 @@
 
 use crate::{ArtifactId, Digest, Kind, RunId};
 
+/// Folder for what a tracking server shows of runs. It lies beside the protocol's keys: nothing here reads it.
+pub const TRACKED: &str = "mlflow/";
+
 /// Content of a file.
 pub(crate) fn blob(digest: &Digest) -> String {
     let text = digest.to_string();

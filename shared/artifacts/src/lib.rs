@@ -72,6 +72,7 @@ pub use error::{Error, ExitClass, Result};
 pub use fsck::{Fault, Finding, FsckDepth, FsckPhase, FsckReport};
 pub use gc::{Doomed, GcPlan, GcPolicy, GcReport, GcSurvey, LeakedUpload};
 pub use kind::{ArtifactId, Kind, RunId};
+pub use layout::TRACKED;
 pub use lineage::{Direction, Lineage, Link, Node, NodeState};
 pub use manifest::{Content, FileEntry, Input, Manifest, Parts, Provenance, SCHEMA};
 pub use mirror::Mirror;

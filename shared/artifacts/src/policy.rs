@@ -3,7 +3,7 @@
 //! | role | may | for |
 //! |---|---|---|
 //! | reader | list and get | the site, fetching, `wmtp-store` where it only looks |
-//! | trainer | that, and write what the protocol writes; delete nothing | the jobs |
+//! | trainer | that, and write what the protocol writes and what a tracking server shows; delete nothing | the jobs |
 //! | admin | that, announce collections and delete | `wmtp-store gc` |
 //!
 //! A policy can tell keys, not contents: that what is committed never changes is kept by create-only writes, not by these.
@@ -98,7 +98,7 @@ impl Role {
     }
 }
 
-/// Patterns of all keys that jobs write: of a collection only the objection to it, and its end where its process died.
+/// Patterns of all keys that jobs write, the index for a tracking server among them: of a collection only the objection to it, and its end where its process died.
 fn written_by_jobs() -> Vec<String> {
     let folders = [
         layout::BLOBS,
@@ -112,6 +112,7 @@ fn written_by_jobs() -> Vec<String> {
     let of_collections = ["verdict", "done"];
     keys.extend(of_collections.map(|what| format!("{}*/{what}.json", layout::COLLECTIONS)));
     keys.push(layout::PROBE.to_owned());
+    keys.push(format!("{}*", layout::TRACKED));
     keys
 }
 
@@ -226,6 +227,18 @@ mod tests {
             let delete = Role::ALL.map(|role| allows(role, "s3:DeleteObject", &key));
             assert_eq!(delete, [false, false, true], "{key}");
         }
+        // Beside the protocol's keys the jobs write the index of a run, for a server that reads it with a key of its own.
+        let index = format!(
+            "{}mtp-rho1-micropy/1/artifacts/artifacts.json",
+            layout::TRACKED
+        );
+        let put = Role::ALL.map(|role| allows(role, "s3:PutObject", &index));
+        assert_eq!(put, [false, true, true]);
+        assert!(
+            !Role::ALL
+                .iter()
+                .any(|role| allows(*role, "s3:DeleteObject", &index))
+        );
         for role in Role::ALL {
             for action in ["s3:GetObject", "s3:PutObject", "s3:DeleteObject"] {
                 assert!(!allows(role, action, "index.html"), "{role:?} {action}");

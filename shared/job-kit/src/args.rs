@@ -13,7 +13,7 @@ use crate::usage::Rates;
     reason = "each is a flag of its own, and any of them may be combined"
 )]
 pub(crate) struct Common {
-    /// Recipe of the experiment (YAML)
+    /// Recipe of the experiment (YAML): a file, or s3://BUCKET/KEY
     #[arg(long, value_name = "FILE")]
     pub(crate) recipe: Option<String>,
     /// Where artifacts and runs live

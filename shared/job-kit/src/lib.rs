@@ -15,6 +15,7 @@ mod life;
 mod logging;
 mod mode;
 mod plan;
+mod recipes;
 mod report;
 mod run;
 mod secrets;

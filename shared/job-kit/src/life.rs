@@ -24,7 +24,8 @@ use crate::run::{Run, remove_folder};
 use crate::tool::{ToolCx, to_stdout};
 use crate::usage::Account;
 use crate::{
-    Exit, Job, JobError, Output, Plan, PlanCx, StoreHandle, describe, logging, secrets, signals,
+    Exit, Job, JobError, Output, Plan, PlanCx, StoreHandle, describe, logging, recipes, secrets,
+    signals,
 };
 
 /// One start of a program: its arguments and settings.
@@ -46,7 +47,7 @@ impl Session {
             .worker_threads(2)
             .enable_all()
             .build()?;
-        let resolved = resolve(&common)?;
+        let resolved = resolve(&common, &runtime)?;
         let at_work = Arc::new(AtomicBool::new(false));
         Ok(Self {
             stop: signals::listen(&runtime, name, &at_work),
@@ -83,7 +84,7 @@ impl Session {
     }
 }
 
-fn resolve(common: &Common) -> Result<Option<Resolved>, JobError> {
+fn resolve(common: &Common, runtime: &Runtime) -> Result<Option<Resolved>, JobError> {
     let environment: BTreeMap<String, String> = secrets::variables().collect();
     if common.recipe.is_none() && !environment.contains_key(CONFIG_VARIABLE) {
         if common.assignments.is_empty() {
@@ -93,22 +94,12 @@ fn resolve(common: &Common) -> Result<Option<Resolved>, JobError> {
             JobError::usage("--set changes a recipe, and none is given").hint("add --recipe FILE")
         );
     }
-    if let Some(uri) = common
-        .recipe
-        .as_deref()
-        .filter(|uri| uri.starts_with("s3://"))
-    {
-        return Err(
-            JobError::usage(format!("recipe {uri}: recipes are read from files"))
-                .hint("copy the recipe beside the job first"),
-        );
-    }
     let sources = Sources {
         recipe: common.recipe.clone(),
         assignments: common.assignments.clone(),
         environment,
     };
-    Ok(Some(sources.resolve()?))
+    recipes::resolve(&sources, runtime).map(Some)
 }
 
 /// candle's own workers are one thread: small models lose more to hand-over than they gain. Rayon's, which rows,
@@ -509,9 +500,12 @@ fn claim<W>(
     let runtime = session.runtime.handle().clone();
     let journal = Journal::start(sender, claim.clone(), task.job, runtime, tracking);
     session.reporter.attach(Arc::new(journal));
-    let attempt = format!("attempt-{}", claim.attempt());
-    let scratch = scratch_root.join(run_id.as_str()).join(attempt);
-    let kept = scratch_root.join(format!("{run_id}.kept"));
+    // Two stores may share the folder, and a run of the same id in the other must find its own.
+    let folder = format!("{run_id}-{}", &claim.mark().to_string()[..8]);
+    let scratch = scratch_root
+        .join(&folder)
+        .join(format!("attempt-{}", claim.attempt()));
+    let kept = scratch_root.join(format!("{folder}.kept"));
     let provenance = Provenance {
         job: task.job.to_owned(),
         run_id,

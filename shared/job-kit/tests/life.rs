@@ -10,6 +10,7 @@ use dev_store::TestServer;
 use mlflow_double::{Double, Fault};
 use serde_json::Value;
 use tempfile::TempDir;
+use wmtp_artifacts::{Credentials, Store, StoreOptions};
 
 /// A store and a working directory.
 struct Place {
@@ -301,6 +302,94 @@ fn a_broken_recipe_is_usage_and_names_the_key() {
 
     hint: add --store s3://BUCKET/PREFIX or set WMTP_STORE
     ");
+}
+
+#[test]
+fn a_recipe_lies_in_a_bucket_with_the_one_that_it_extends_beside_it() {
+    let place = Place::new();
+    let options = StoreOptions {
+        endpoint: Some(place.server.endpoint().to_owned()),
+        region: Some(place.server.region().to_owned()),
+        credentials: Some(Credentials::new(
+            place.server.access_key(),
+            place.server.secret_key(),
+        )),
+        ..StoreOptions::default()
+    };
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let uri = "s3://wmtp/recipes".parse().unwrap();
+        let store = Store::connect(&uri, options).await.unwrap();
+        for (name, text) in [
+            ("v001.yaml", "version: {id: v001}\noptim: {lr: 0.25}\n"),
+            (
+                "loop/v002.yaml",
+                "extends: ../v001.yaml\noptim: {beta1: 0.5}\n",
+            ),
+            ("lost.yaml", "extends: v000.yaml\n"),
+        ] {
+            let put = store.put_page(name, text.into(), "application/yaml", "no-cache");
+            put.await.unwrap();
+        }
+    });
+    let explain = |recipe: &str| place.run(&["--explain", "--recipe", recipe]);
+    let found = explain("s3://wmtp/recipes/loop/v002.yaml");
+    assert_eq!(found.code, Some(0), "{}", found.stderr);
+    for words in [
+        ["optim.lr", "0.25", "s3://wmtp/recipes/v001.yaml"],
+        ["optim.beta1", "0.5", "s3://wmtp/recipes/loop/v002.yaml"],
+    ] {
+        let mut lines = found.stdout.lines();
+        assert!(
+            lines.any(|line| line.split_whitespace().eq(words)),
+            "{words:?}: {}",
+            found.stdout
+        );
+    }
+    let lost = explain("s3://wmtp/recipes/lost.yaml");
+    assert_eq!(lost.code, Some(2), "{}", lost.stderr);
+    insta::assert_snapshot!(lost.error(), @r"
+    error: recipe s3://wmtp/recipes/v000.yaml: cannot be read
+      caused by: there is no such object
+
+    hint: `--explain` lists every setting, its value and its source
+    ");
+    // What a store cannot tell now it may tell later.
+    let mut refused = place.command(&["--recipe", "s3://wmtp/recipes/v001.yaml"]);
+    refused.env("AWS_SECRET_ACCESS_KEY", "planted-wrong-secret");
+    let refused = Ended::of(refused.output().unwrap());
+    assert_eq!(refused.code, Some(69), "{}", refused.stderr);
+    assert!(
+        refused
+            .error()
+            .starts_with("error: reading recipe s3://wmtp/recipes/v001.yaml"),
+        "{}",
+        refused.stderr
+    );
+}
+
+/// The ids of their runs are the same, and each of them removes what its own run leaves behind.
+#[test]
+fn two_stores_share_a_scratch_folder_and_leave_each_other_alone() {
+    let places = [Place::new(), Place::new()];
+    let scratch = places[0].folder.path().join("scratch");
+    let args = ["--scratch", scratch.to_str().unwrap()];
+    let (child, stderr) = waiting(&places[0], &args);
+    let folders = || {
+        let mut folders = Vec::new();
+        for entry in std::fs::read_dir(&scratch).unwrap() {
+            folders.push(entry.unwrap().path().join("attempt-1"));
+        }
+        folders
+    };
+    let held = folders();
+    assert!(held.len() == 1 && held[0].is_dir(), "{held:?}");
+    let beside = places[1].run(&args);
+    assert_eq!(beside.code, Some(0), "{}", beside.stderr);
+    assert_eq!(folders(), held);
+    assert!(held[0].is_dir());
+    assert_eq!(terminate(child, stderr), Some(143));
+    assert!(folders().is_empty());
 }
 
 #[test]

@@ -188,10 +188,30 @@ fn beside(location: &str, other: &str) -> String {
     if other.starts_with('/') || other.contains("://") {
         return other.to_owned();
     }
-    location.rsplit_once('/').map_or_else(
-        || other.to_owned(),
-        |(folder, _)| format!("{folder}/{other}"),
-    )
+    let Some((folder, _)) = location.rsplit_once('/') else {
+        return other.to_owned();
+    };
+    let joined = format!("{folder}/{other}");
+    if joined.contains("://") {
+        without_dots(&joined)
+    } else {
+        joined
+    }
+}
+
+/// A URI without the parts `.` and `..`, which no store follows as a file system does. Above its root there is nothing.
+fn without_dots(uri: &str) -> String {
+    // The scheme, nothing, and the host or bucket.
+    const ROOT: usize = 3;
+    let mut parts: Vec<&str> = Vec::new();
+    for part in uri.split('/') {
+        match part {
+            "." => {}
+            ".." => parts.truncate((parts.len() - 1).max(ROOT)),
+            part => parts.push(part),
+        }
+    }
+    parts.join("/")
 }
 
 /// Replaces one leaf of a tree that has it.

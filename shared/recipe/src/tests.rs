@@ -285,6 +285,34 @@ fn stronger_sources_win() {
 }
 
 #[test]
+fn what_a_recipe_extends_lies_beside_it_in_a_bucket_too() {
+    let files = [
+        ("s3://bucket/a/v002.yaml", "extends: ../b/./v001.yaml\n"),
+        ("s3://bucket/b/v001.yaml", "extends: ../../v000.yaml\n"),
+    ];
+    let text = message(resolve_in(
+        &[
+            ("r.yaml", "extends: s3://bucket/a/v002.yaml\n"),
+            files[0],
+            files[1],
+        ],
+        &[],
+        &[],
+    ));
+    assert_eq!(text, "recipe s3://bucket/v000.yaml: cannot be read");
+    let found = resolve_in(
+        &[
+            ("r.yaml", "extends: s3://bucket/a/v002.yaml\n"),
+            files[0],
+            ("s3://bucket/b/v001.yaml", MINIMAL),
+        ],
+        &[],
+        &[],
+    );
+    assert_eq!(found.expect("valid").recipe.version.id, "v001");
+}
+
+#[test]
 fn broken_recipes_are_named_with_key_and_source() {
     let broken = |text: &str| message(resolve(&[("r.yaml", text)], &[]));
     let set = |given: &str| message(resolve(&[("r.yaml", MINIMAL)], &[given]));

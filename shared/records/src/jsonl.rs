@@ -8,6 +8,9 @@ use flate2::read::MultiGzDecoder;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+/// Longest line: a compressed file of a few KiB may hold one that no memory has room for.
+const LONGEST_LINE: u64 = 64 << 20;
+
 /// Why rows could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -60,23 +63,82 @@ pub fn parse<T: DeserializeOwned>(path: &Path, line: usize, text: &[u8]) -> Resu
 /// The texts of the rows that [`rows`] parses: for numbers that a parsed value does not hold, as Python's whole ones.
 ///
 /// # Errors
-/// [`Error::Io`] where the file cannot be read.
+/// [`Error::Io`] where the file cannot be read, [`Error::Row`] for a line of more than 64 MiB, which is the last to be read.
 pub fn lines(path: &Path) -> Result<impl Iterator<Item = Result<(usize, Vec<u8>), Error>>, Error> {
-    let io = move |source| Error::Io {
+    lines_up_to(LONGEST_LINE, path)
+}
+
+fn lines_up_to(longest: u64, path: &Path) -> Result<Lines<'_>, Error> {
+    let file = File::open(path).map_err(|source| Error::Io {
         path: path.to_owned(),
         source,
-    };
-    let file = File::open(path).map_err(io)?;
+    })?;
     let bytes: Box<dyn Read> = if path.extension().is_some_and(|extension| extension == "gz") {
         Box::new(MultiGzDecoder::new(file))
     } else {
         Box::new(file)
     };
-    let lines = BufReader::new(bytes).split(b'\n');
-    Ok((1..)
-        .zip(lines)
-        .filter(|(_, text)| !text.as_ref().is_ok_and(|text| text.trim_ascii().is_empty()))
-        .map(move |(line, text)| Ok((line, text.map_err(io)?))))
+    Ok(Lines {
+        path,
+        bytes: BufReader::new(bytes),
+        longest,
+        line: 0,
+        has_failed: false,
+    })
+}
+
+/// The lines of a file that are not blank, up to the first that cannot be read.
+struct Lines<'a> {
+    path: &'a Path,
+    bytes: BufReader<Box<dyn Read>>,
+    longest: u64,
+    line: usize,
+    has_failed: bool,
+}
+
+impl Lines<'_> {
+    /// The next line with its end; nothing at the end of the file.
+    fn read(&mut self) -> Result<Vec<u8>, Error> {
+        let mut text = Vec::new();
+        // One byte more is its end, or too much.
+        let mut part = self.bytes.by_ref().take(self.longest + 1);
+        part.read_until(b'\n', &mut text)
+            .map_err(|source| Error::Io {
+                path: self.path.to_owned(),
+                source,
+            })?;
+        if text.len() as u64 > self.longest && !text.ends_with(b"\n") {
+            return Err(Error::Row {
+                path: self.path.to_owned(),
+                line: self.line,
+                what: format!("found more than {} bytes in one line", self.longest),
+            });
+        }
+        Ok(text)
+    }
+}
+
+impl Iterator for Lines<'_> {
+    type Item = Result<(usize, Vec<u8>), Error>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        while !self.has_failed {
+            self.line += 1;
+            match self.read() {
+                Ok(text) if text.is_empty() => return None,
+                Ok(text) if text.trim_ascii().is_empty() => {}
+                Ok(mut text) => {
+                    text.pop_if(|end| *end == b'\n');
+                    return Some(Ok((self.line, text)));
+                }
+                Err(error) => {
+                    self.has_failed = true;
+                    return Some(Err(error));
+                }
+            }
+        }
+        None
+    }
 }
 
 /// The parser's words without its line, which is that of the text it was given.
@@ -165,6 +227,37 @@ mod tests {
         assert!(text.ends_with("(column 1)"), "{text}");
         let text = message(b"{}\n3\n");
         assert!(text.contains("line 2: invalid type: integer `3`"), "{text}");
+    }
+
+    /// Without a limit a few bytes of a compressed file would fill all memory.
+    #[test]
+    fn a_line_that_is_too_long_is_named_and_the_last_to_be_read() {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let text = b"{\"a\": 12}\n\n{\"a\": 1234}\n{}\n";
+        let plain = folder.path().join("rows.jsonl");
+        std::fs::write(&plain, text).expect("temporary file");
+        let packed = folder.path().join("rows.jsonl.gz");
+        let file = File::create(&packed).expect("temporary file");
+        let mut writer = flate2::write::GzEncoder::new(file, flate2::Compression::default());
+        writer.write_all(text).expect("temporary file");
+        writer.finish().expect("temporary file");
+        for path in [plain, packed] {
+            // The end of a line is no part of it.
+            let whole: Vec<_> = lines_up_to(11, &path)
+                .expect("a file")
+                .map(Result::unwrap)
+                .collect();
+            let first = (1, b"{\"a\": 12}".to_vec());
+            assert_eq!((whole.len(), &whole[0]), (3, &first));
+            let cut: Vec<_> = lines_up_to(10, &path).expect("a file").collect();
+            assert_eq!(cut.len(), 2, "{cut:?}");
+            let error = cut[1].as_ref().expect_err("too long").to_string();
+            let name = path.display();
+            assert_eq!(
+                error,
+                format!("{name}, line 3: found more than 10 bytes in one line")
+            );
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tokio::runtime::Handle;
 use wmtp_artifacts::{
     ArtifactId, ExitClass, FileEntry, Input, Kind, Manifest, RunRequest, Store, StoreOptions,
-    StoreUri,
+    StoreUri, TRACKED,
 };
 use wmtp_records::EvalScore;
 
@@ -132,7 +132,7 @@ impl Recorder {
             return Ok(open.run.clone());
         }
         let folder = self.experiment.replace('/', "-");
-        let location = format!("{}/mlflow/{folder}", self.store.uri());
+        let location = format!("{}/{TRACKED}{folder}", self.store.uri());
         let experiment = server.experiment(&self.experiment, &location).await?;
         let inputs = self.manifests(&self.request.inputs).await?;
         let mut tags = names::tags(&self.request, self.store.uri());
@@ -269,7 +269,10 @@ impl Recorder {
             "inputs": self.index(&inputs),
             "outputs": self.index(&made),
         });
-        self.put_index(server, run, &index).await?;
+        // The tags have the addresses of the artifacts all the same, and a run that has no index must still end.
+        if let Err(error) = self.put_index(server, run, &index).await {
+            tracing::warn!("tracking: {INDEX} is not at {}: {error}", run.artifact_uri);
+        }
         Ok(points.len() as u64)
     }
 
@@ -297,8 +300,7 @@ impl Recorder {
             .collect()
     }
 
-    /// Puts the index where the server looks for artifacts of the run, if that is a place that we reach. The tags have
-    /// the addresses of the artifacts all the same.
+    /// Puts the index where the server looks for artifacts of the run.
     async fn put_index(&self, server: &Server, run: &Tracked, index: &Value) -> Result<(), Error> {
         let bytes = Bytes::from(format!("{index:#}\n"));
         let own = format!("{}/", self.store.uri());
@@ -320,10 +322,7 @@ impl Recorder {
             let store = Store::connect(&uri, StoreOptions::default()).await?;
             put(&store, INDEX, bytes).await
         };
-        if let Err(error) = self.on_store(elsewhere).await {
-            tracing::warn!("tracking: {INDEX} is not at {}: {error}", run.artifact_uri);
-        }
-        Ok(())
+        self.on_store(elsewhere).await
     }
 
     /// The numbers that an artifact holds beside the events of its run. Their time is that of the artifact.

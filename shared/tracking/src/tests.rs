@@ -194,6 +194,11 @@ impl Place {
         points
     }
 
+    async fn replay_one(&self, server: &Server, worked: &Worked) {
+        let replayed = replay_run(server, &self.store, &worked.request.run_id).await;
+        replayed.unwrap().unwrap();
+    }
+
     fn follow(&self, server: Server, worked: &Worked, said: &Said) -> Sink {
         let said = Arc::clone(said);
         let say = move |level: &str, message: &str| {
@@ -619,6 +624,50 @@ async fn an_experiment_whose_artifacts_the_server_stores_gets_the_index_from_it(
     );
     let index: Value = serde_json::from_str(text.as_str().unwrap()).unwrap();
     assert_eq!(index["run_id"], trained.request.run_id.as_str());
+}
+
+/// A key that may not write there, a gateway without a bucket behind it: the index is missing, and nothing else.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_whose_index_cannot_be_written_ends_all_the_same() {
+    let place = Place::new().await;
+    let [_, trained, _] = place.chain(1).await;
+    // The store lets nobody write between its own records; the server refuses at the one request for the file.
+    for (location, refused) in [
+        (Some("s3://wmtp/test/v1/runs"), None),
+        (None, Some(Fault::Status(403))),
+        (None, Some(Fault::Status(500))),
+    ] {
+        let prepared = async || {
+            let double = Double::start();
+            let mut body = json!({"name": "mtp/rho1/micropy"});
+            if let Some(location) = location {
+                body["artifact_location"] = json!(location);
+            }
+            let created = server(&double).post("experiments/create", &body).await;
+            created.unwrap();
+            double
+        };
+        let mut double = prepared().await;
+        if refused.is_some() {
+            place.replay_one(&server(&double), &trained).await;
+            let asked = double.asked();
+            let file = asked.iter().position(|asked| asked.method == "PUT");
+            double = prepared().await;
+            // The first request has created the experiment.
+            arm(
+                &double,
+                std::iter::repeat_n(None, file.unwrap() - 1).chain([refused]),
+            );
+        }
+        place.replay_one(&server(&double), &trained).await;
+        let run = &held(&double)["train-stage2"];
+        assert_eq!(
+            run["info"]["status"], "FINISHED",
+            "{location:?} {refused:?}"
+        );
+        assert!(pair(&run["data"]["tags"], "artifact.checkpoint").is_some());
+        assert_eq!(double.holds()["artifacts"], json!({}), "{refused:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

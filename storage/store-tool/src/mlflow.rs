@@ -8,6 +8,9 @@ use wmtp_job_kit::{JobError, Tool, ToolCx};
 use crate::counted;
 use crate::stop::unless_stopped_with;
 
+/// Runs in a row that may fail for the moment before the server, or the store, counts as away.
+const MOST_FOR_NOW: u32 = 3;
+
 /// Command line of `mlflow`.
 #[derive(Debug, clap::Args)]
 pub struct Mlflow {
@@ -71,27 +74,100 @@ impl Mlflow {
                 wanted
             };
             let bar = bar.insert(cx.progress("replaying", "runs", ids.len() as u64));
-            let mut totals = Totals::default();
-            let mut sent = Vec::new();
+            let mut outcome = Outcome::default();
             for id in &ids {
-                let run = replay_run(&server, &store, id).await?;
-                totals.add(run.as_ref());
-                sent.extend(run);
+                let replayed = replay_run(&server, &store, id).await;
+                outcome.add(cx, id, replayed, self.runs.is_empty())?;
                 bar.inc(1);
             }
-            let aliases = if self.runs.is_empty() {
-                replay_aliases(&server, &store).await?
-            } else {
-                Vec::new()
-            };
-            Ok((totals, sent, aliases))
+            if self.runs.is_empty() {
+                match replay_aliases(&server, &store).await {
+                    Ok(aliases) => outcome.aliases = aliases,
+                    Err(error) => outcome.fail(cx, "the aliases of models".to_owned(), error)?,
+                }
+            }
+            Ok(outcome)
         };
         let outcome: Result<_, Error> = unless_stopped_with(cx, async { Ok(work.await) }, hint)?;
         drop(bar);
-        let (totals, sent, aliases) = outcome.map_err(told)?;
-        tell(cx, &totals, &sent, &aliases);
+        let outcome = outcome.map_err(told)?;
+        tell(cx, &outcome);
+        outcome.verdict()
+    }
+}
+
+/// What came of a replay.
+#[derive(Default)]
+struct Outcome {
+    totals: Totals,
+    sent: Vec<Replayed>,
+    aliases: Vec<(String, &'static str, String)>,
+    /// What could not be sent, and why.
+    failed: Vec<(String, Error)>,
+    /// How many of them in a row may succeed later.
+    num_for_now: u32,
+}
+
+impl Outcome {
+    /// Counts a run. One that fails keeps no other from being sent; `may_go` is whether it may have been collected since it
+    /// was found.
+    fn add(
+        &mut self,
+        cx: &ToolCx<'_>,
+        id: &RunId,
+        replayed: Result<Option<Replayed>, Error>,
+        may_go: bool,
+    ) -> Result<(), Error> {
+        match replayed {
+            Ok(run) => {
+                self.num_for_now = 0;
+                self.totals.add(run.as_ref());
+                self.sent.extend(run);
+                Ok(())
+            }
+            Err(Error::Store(error @ wmtp_artifacts::Error::NotFound { .. })) if may_go => {
+                cx.warning(format!("{id} is left out: {error}"));
+                Ok(())
+            }
+            Err(error) => self.fail(cx, id.to_string(), error),
+        }
+    }
+
+    /// Notes what failed; gives up where all that follows would fail, too.
+    fn fail(&mut self, cx: &ToolCx<'_>, what: String, error: Error) -> Result<(), Error> {
+        let is_everywhere =
+            is_login(&error) || matches!(error, Error::Settings(_) | Error::GivenUp(_));
+        self.num_for_now = if error.is_transient() {
+            self.num_for_now + 1
+        } else {
+            0
+        };
+        if is_everywhere || self.num_for_now >= MOST_FOR_NOW {
+            return Err(error);
+        }
+        cx.warning(format!("{what} is left out: {error}"));
+        self.failed.push((what, error));
         Ok(())
     }
+
+    /// An error that names all that failed, with the exit code of one that may succeed later, if there is such a one.
+    fn verdict(mut self) -> Result<(), JobError> {
+        let names: Vec<String> = self.failed.iter().map(|(what, _)| what.clone()).collect();
+        let later = self
+            .failed
+            .iter()
+            .position(|(_, error)| error.is_transient());
+        if self.failed.is_empty() {
+            return Ok(());
+        }
+        let (_, error) = self.failed.swap_remove(later.unwrap_or(0));
+        Err(told(error).context(format!("not sent: {}", names.join(", "))))
+    }
+}
+
+/// Whether a server wants another name or password.
+fn is_login(error: &Error) -> bool {
+    matches!(error, Error::Refused { code, .. } if ["401", "403"].contains(&code.as_str()))
 }
 
 /// A server that does not answer may do so later; one that refuses needs somebody to look.
@@ -100,23 +176,29 @@ fn told(error: Error) -> JobError {
         Error::Settings(_) => JobError::usage(error),
         Error::Store(error) => error.into(),
         Error::GivenUp(_) => JobError::internal(error),
-        Error::Refused { ref code, .. } if ["401", "403"].contains(&code.as_str()) => {
+        error if is_login(&error) => {
             JobError::unavailable(error).hint(
                 "set MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD; a server that \
                  answers 403 may not know the name that it was asked under",
             )
         }
-        _ => JobError::unavailable(error)
+        Error::Refused { .. } => JobError::refused(error).hint(
+            "the server would refuse it again: mend what it names there, then give the same command, which sends nothing \
+             twice",
+        ),
+        error => JobError::unavailable(error)
             .hint("the same command goes on, and sends nothing twice"),
     }
 }
 
-fn tell(
-    cx: &mut ToolCx<'_>,
-    totals: &Totals,
-    sent: &[Replayed],
-    aliases: &[(String, &'static str, String)],
-) {
+fn tell(cx: &mut ToolCx<'_>, outcome: &Outcome) {
+    let Outcome {
+        totals,
+        sent,
+        aliases,
+        failed,
+        ..
+    } = outcome;
     cx.print(format!(
         "{} new, {} known before, {}",
         counted(totals.created, "run"),
@@ -135,9 +217,13 @@ fn tell(
     let aliases = aliases
         .iter()
         .map(|(model, alias, version)| json!({"model": model, "alias": alias, "version": version}));
+    let failed = failed
+        .iter()
+        .map(|(what, error)| json!({"what": what, "error": error.to_string()}));
     cx.json_result(json!({
         "totals": totals,
         "runs": sent,
         "aliases": aliases.collect::<Vec<_>>(),
+        "failed": failed.collect::<Vec<_>>(),
     }));
 }

@@ -581,11 +581,15 @@ fn a_file_of_large_parts_travels_in_bounded_memory() {
 
 /// Leaves a run in the store that was stopped after two steps.
 fn stopped_run(place: &Place) -> RunId {
+    stopped_run_of(place, "train-stage2")
+}
+
+fn stopped_run_of(place: &Place, job: &str) -> RunId {
     let key = Digest::of(b"work");
-    let run_id = RunId::for_work("train-stage2", &key);
+    let run_id = RunId::for_work(job, &key);
     let request = RunRequest {
         run_id: run_id.clone(),
-        job: "train-stage2".to_owned(),
+        job: job.to_owned(),
         cache_key: key,
         inputs: Vec::new(),
         recipe: json!({"experiment": {"algo": "rho1", "dataset": "micropy"}}),
@@ -843,6 +847,21 @@ fn a_replay_brings_a_server_to_what_the_store_knows() {
     assert_eq!(again["aliases"][0]["version"], "1");
     assert_eq!(double.holds(), held);
 
+    // A folder whose request is gone, as a collection leaves it for a moment, holds nothing up.
+    place.overwrite(
+        "v1/runs/train-stage2-00000000000000aa/attempts/001/claim.json",
+        "{}",
+    );
+    let beside = replay(&[]);
+    assert_eq!(beside.code, Some(0), "{}", beside.stderr);
+    assert!(
+        beside
+            .stderr
+            .contains("train-stage2-00000000000000aa is left out"),
+        "{}",
+        beside.stderr
+    );
+
     // One run alone, named; a server that is busy for a moment is asked again.
     double.forget();
     double.fail([Fault::Status(429), Fault::Status(503)]);
@@ -880,4 +899,37 @@ fn a_replay_that_cannot_be_made_says_why() {
         login.stderr
     );
     assert_eq!(double.asked().len(), 1, "a refusal is not asked again");
+}
+
+/// What a server refuses for good, as metrics that it cannot hold, is named at the end; all else is sent.
+#[test]
+fn a_run_that_a_server_refuses_keeps_no_other_from_it() {
+    let (place, double) = (Place::new(), Double::start());
+    let runs = [stopped_run(&place), stopped_run_of(&place, "evaluate")];
+    let replay = || {
+        place.run(&[
+            "mlflow",
+            "replay",
+            "--json",
+            "--tracking-uri",
+            double.endpoint(),
+        ])
+    };
+    double.fail([Fault::Status(400)]);
+    let first = replay();
+    assert_eq!(first.code, Some(77), "{}", first.stderr);
+    let named = format!("error: not sent: {}\n", runs[0]);
+    assert!(first.stderr.contains(&named), "{}", first.stderr);
+    let told = first.json();
+    assert_eq!(told["failed"][0]["what"], runs[0].as_str());
+    assert_eq!(told["runs"][0]["run_id"], runs[1].as_str());
+    let second = replay();
+    assert_eq!(second.code, Some(0), "{}", second.stderr);
+    assert_eq!(double.holds()["runs"].as_array().unwrap().len(), 2);
+
+    // Of a name that the server does not take nothing can be sent at all, and it is not asked for each run.
+    let before = double.asked().len();
+    double.fail_always(Some(Fault::Status(401)));
+    assert_eq!(replay().code, Some(69));
+    assert_eq!(double.asked().len(), before + 1);
 }
