@@ -168,7 +168,7 @@ impl Job for Evaluate {
         let flags = work.flags(&problems, &data, run)?;
         let samples = execute(&problems, completions, &flags, &grader, run)?;
         let heads = work.head_scores(&data, (&params, store), &setup.device, run)?;
-        let matches = matches::of(&problems, &samples, &grader);
+        let matches = matches::of(&problems, &samples, &grader, run)?;
         let latency = latency::summary(&timings);
         let report = Report {
             counts: score::count(&problems, &samples, &flags),
@@ -269,6 +269,9 @@ impl Work {
         let reference = reference
             .as_ref()
             .map(|(params, store)| Weights { params, store });
-        heads::score(policy, reference, &rows).map_err(JobError::internal)
+        let scored = heads::score(policy, reference, &rows, &run.stop_flag());
+        scored
+            .map_err(JobError::internal)?
+            .ok_or_else(JobError::preempted)
     }
 }

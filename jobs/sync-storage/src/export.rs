@@ -13,7 +13,7 @@ use wmtp_records::jsonl;
 use wmtp_tokens::Tokenizer;
 
 use crate::bundle::{self, MAX_POSITIONS};
-use crate::folder;
+use crate::folder::{self, GoOn};
 use crate::header::Header;
 
 /// The files of the folder, by the names that `transformers` looks for.
@@ -79,7 +79,7 @@ impl Tool for Export {
         self.refuse_what_is_there()?;
         let source = cx.store()?.fetch(&id)?;
         let params = Params::load(&source.join(places.params)).map_err(JobError::bad_input)?;
-        let size = self.write(&id, &source, &places, &params)?;
+        let size = self.write(&|| cx.go_on(), &id, &source, &places, &params)?;
         let left_out = params.num_horizons() - 1;
         cx.print(format!(
             "{id} is in {}: trunk and head 1, {}; {left_out} further heads are left out, for which the layout has no place",
@@ -115,6 +115,7 @@ impl Export {
     /// Writes the files into a folder beside the target and renames it; returns the size of the weights.
     fn write(
         &self,
+        go_on: GoOn<'_>,
         id: &ArtifactId,
         source: &Path,
         places: &Places,
@@ -136,6 +137,7 @@ impl Export {
         let (dtype, name) = stored_type(&weights)?;
         let store =
             ParamStore::load(&weights, params, dtype, &Device::Cpu).map_err(JobError::bad_input)?;
+        go_on()?;
         let tokenizer_file = source.join(places.tokenizer);
         std::fs::copy(&tokenizer_file, part.path().join(TOKENIZER)).map_err(at)?;
         let tokenizer = Tokenizer::load(&tokenizer_file).map_err(JobError::bad_input)?;
@@ -151,6 +153,7 @@ impl Export {
             Layout::HuggingFace => model.write_hugging_face(part.path())?,
             Layout::Gguf => model.write_gguf(part.path())?,
         };
+        go_on()?;
         let special = |id: u32| tokenizer.token_text(id);
         let tokenizer_config = json!({
             "tokenizer_class": "PreTrainedTokenizerFast",

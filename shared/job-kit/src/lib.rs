@@ -32,6 +32,7 @@ pub use mode::{Mode, main, main_with_modes};
 pub use plan::{Plan, PlanCx};
 pub use report::{Progress, bytes};
 pub use run::{Output, Run};
+pub use signals::raised;
 pub use store::StoreHandle;
 pub use tool::{Tool, ToolCx};
 pub use wmtp_artifacts::{ArtifactId, Kind, Manifest};

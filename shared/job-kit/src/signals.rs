@@ -4,10 +4,21 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{Exit, life};
+
+/// Time between two looks at the flag.
+const PERIOD: Duration = Duration::from_millis(100);
+
+/// Waits until the flag of a signal rises.
+pub async fn raised(flag: &AtomicBool) {
+    while !flag.load(Ordering::SeqCst) {
+        tokio::time::sleep(PERIOD).await;
+    }
+}
 
 /// Starts to listen; the flag rises with the first signal. `at_work` says whether a stop has something to finish.
 pub(crate) fn listen(
