@@ -185,7 +185,7 @@ impl Job for External {
             touch,
             tally: Tally::default(),
             heads: Vec::new(),
-            matches: matches::of(&problems, &samples, &grader),
+            matches: matches::of(&problems, &samples, &grader, run)?,
             latency: None,
             latency_ms,
             samples,

@@ -1,5 +1,7 @@
 //! Unweighted cross-entropy and accuracy of each prediction head on reference solutions, alone and beside a reference model.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use rayon::prelude::*;
 use wmtp_data_sets::{PaddedBatch, TokenFile, pad_batch};
 use wmtp_model::{Device, Horizon, MtpModel, ParamStore, Params};
@@ -84,12 +86,14 @@ impl Sums {
 /// Scores every head on the correct rows of a split.
 ///
 /// Head k at position j − k predicts target j of the response (specification, section 1.3). The means are over
-/// targets, not over rows. The reference predicts the same target from position j − 1 (section 1.10).
+/// targets, not over rows. The reference predicts the same target from position j − 1 (section 1.10). None once `stop`
+/// has risen.
 pub(crate) fn score(
     policy: Weights<'_>,
     reference: Option<Weights<'_>>,
     rows: &TokenFile,
-) -> Result<Vec<HeadScore>> {
+    stop: &AtomicBool,
+) -> Result<Option<Vec<HeadScore>>> {
     let frozen = |weights: Weights<'_>| MtpModel::frozen(weights.params, weights.store);
     let (model, reference) = (frozen(policy)?, reference.map(frozen).transpose()?);
     let horizons: Vec<Horizon> = policy.params.horizons().collect();
@@ -97,32 +101,38 @@ pub(crate) fn score(
     let correct = rows.correct_rows();
     let device = policy.store.device();
     let sums = |chunk: &[usize]| {
+        if stop.load(Ordering::SeqCst) {
+            return Ok(None);
+        }
         let beside = match &reference {
             Some(reference) => head_cross_entropies(reference, rows, chunk, chunk.len(), next)?,
             None => Vec::new(),
         };
-        batch_sums(&model, &beside, &horizons, &pad_batch(rows, chunk), device)
+        batch_sums(&model, &beside, &horizons, &pad_batch(rows, chunk), device).map(Some)
     };
     // A device serves one thread.
-    let per_batch: Vec<_> = if device.is_cpu() {
+    let per_batch: Vec<Option<_>> = if device.is_cpu() {
         let chunks = correct.par_chunks(BATCH_SEQUENCES);
         chunks.map(sums).collect::<Result<_>>()?
     } else {
         let chunks = correct.chunks(BATCH_SEQUENCES);
         chunks.map(sums).collect::<Result<_>>()?
     };
+    let Some(per_batch) = per_batch.into_iter().collect::<Option<Vec<_>>>() else {
+        return Ok(None);
+    };
     let total = |head: usize| {
         per_batch
             .iter()
             .fold(Sums::default(), |sum, heads| sum.add(&heads[head]))
     };
-    Ok(horizons
+    let scored = horizons
         .iter()
         .enumerate()
         .map(|(head, horizon)| (horizon, total(head)))
         .filter(|(_, sums)| sums.targets > 0)
-        .map(|(&horizon, sums)| sums.score(horizon, reference.is_some()))
-        .collect())
+        .map(|(&horizon, sums)| sums.score(horizon, reference.is_some()));
+    Ok(Some(scored.collect()))
 }
 
 fn batch_sums(
@@ -221,8 +231,9 @@ mod tests {
             params: &params,
             store: &store,
         };
-        let alone = score(own, None, &rows).unwrap();
-        let beside = score(own, Some(own), &rows).unwrap();
+        let stop = AtomicBool::new(false);
+        let alone = score(own, None, &rows, &stop).unwrap().unwrap();
+        let beside = score(own, Some(own), &rows, &stop).unwrap().unwrap();
         assert_eq!(alone.len(), 4);
         assert!(alone.iter().all(|head| head.reference_nats.is_none()));
         // Losses of the first head by row and target, from the library that trains against them.
@@ -244,6 +255,8 @@ mod tests {
             let reference = head.reference_nats.unwrap();
             assert!((reference - mean).abs() < 1e-5, "{reference} {mean}");
         }
+        stop.store(true, Ordering::SeqCst);
+        assert_eq!(score(own, None, &rows, &stop).unwrap(), None);
         let first = &beside[0];
         assert!((first.reference_nats.unwrap() - first.loss.ce_nats).abs() < 1e-5);
     }

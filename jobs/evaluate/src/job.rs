@@ -161,7 +161,7 @@ impl Job for Evaluate {
         let flags = work.flags(&problems, &data, run)?;
         let samples = execute(&problems, completions, &flags, &grader, run)?;
         let heads = work.head_scores(&data, (&params, store), &setup.device, run)?;
-        let matches = matches::of(&problems, &samples, &grader);
+        let matches = matches::of(&problems, &samples, &grader, run)?;
         let latency = latency::summary(&timings);
         let report = Report {
             counts: score::count(&problems, &samples, &flags),
@@ -260,6 +260,7 @@ impl Work {
         let reference = reference
             .as_ref()
             .map(|(params, store)| Weights { params, store });
-        heads::score(policy, reference, &rows).map_err(model_error)
+        let scored = heads::score(policy, reference, &rows, &run.stop_flag());
+        scored.map_err(model_error)?.ok_or_else(JobError::preempted)
     }
 }

@@ -3,10 +3,9 @@
 //! Secondary numbers: a right program may look like no other. They are of the greedy programs and exist where every problem has
 //! a reference.
 
-use std::ops::ControlFlow;
-
 use serde_json::Value;
 use wmtp_grading::{Grader, Program};
+use wmtp_job_kit::{JobError, Run};
 use wmtp_records::{ErrorClass, GradedSample, Problem};
 
 /// Parses two texts and compares their trees, docstrings aside. The texts are hostile: it runs in the sandbox, as they do.
@@ -23,11 +22,35 @@ pub(crate) struct Matches {
 }
 
 /// Compares; `None` where a problem has no reference or no graded greedy program.
+///
+/// # Errors
+/// 143 when a signal asks to stop.
 pub(crate) fn of(
     problems: &[Problem],
     samples: &[GradedSample],
     grader: &Grader,
-) -> Option<Matches> {
+    run: &Run,
+) -> Result<Option<Matches>, JobError> {
+    let Some(pairs) = pairs(problems, samples) else {
+        return Ok(None);
+    };
+    let programs: Vec<Program> = pairs.iter().map(|(a, b)| comparison(a, b)).collect();
+    let verdicts = grader.grade_all(&programs, |_, _| run.flow());
+    // Programs that were not run are no differences.
+    run.go_on()?;
+    let share = |count: usize| count as f64 / pairs.len() as f64;
+    let same_text = |(a, b): &&(&str, &str)| bare_lines(a) == bare_lines(b);
+    Ok(Some(Matches {
+        exact: share(pairs.iter().filter(same_text).count()),
+        ast: share(verdicts.iter().filter(|verdict| verdict.passed).count()),
+    }))
+}
+
+/// Greedy program and reference of each problem, if there are any and no problem lacks either.
+fn pairs<'a>(
+    problems: &'a [Problem],
+    samples: &'a [GradedSample],
+) -> Option<Vec<(&'a str, &'a str)>> {
     let pairs: Vec<(&str, &str)> = problems
         .iter()
         .map(|problem| {
@@ -42,17 +65,7 @@ pub(crate) fn of(
             ))
         })
         .collect::<Option<_>>()?;
-    if pairs.is_empty() {
-        return None;
-    }
-    let programs: Vec<Program> = pairs.iter().map(|(a, b)| comparison(a, b)).collect();
-    let verdicts = grader.grade_all(&programs, |_, _| ControlFlow::Continue(()));
-    let share = |count: usize| count as f64 / pairs.len() as f64;
-    let same_text = |(a, b): &&(&str, &str)| bare_lines(a) == bare_lines(b);
-    Some(Matches {
-        exact: share(pairs.iter().filter(same_text).count()),
-        ast: share(verdicts.iter().filter(|verdict| verdict.passed).count()),
-    })
+    (!pairs.is_empty()).then_some(pairs)
 }
 
 fn comparison(program: &str, reference: &str) -> Program {

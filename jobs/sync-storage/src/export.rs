@@ -13,7 +13,7 @@ use wmtp_records::jsonl;
 use wmtp_tokens::Tokenizer;
 
 use crate::bundle::{self, MAX_POSITIONS};
-use crate::folder::Unfinished;
+use crate::folder::{GoOn, Unfinished};
 use crate::header::Header;
 
 /// The files of the folder, by the names that `transformers` looks for.
@@ -79,7 +79,7 @@ impl Tool for Export {
         let part = Unfinished::beside(&self.to)?;
         let source = cx.store()?.fetch(&id)?;
         let params = Params::load(&source.join(places.params)).map_err(JobError::bad_input)?;
-        let size = self.write(part, &id, &source, &places, &params)?;
+        let size = self.write(part, &|| cx.go_on(), &id, &source, &places, &params)?;
         let left_out = params.num_horizons() - 1;
         cx.print(format!(
             "{id} is in {}: trunk and head 1, {}; {left_out} further heads are left out, for which the layout has no place",
@@ -107,6 +107,7 @@ impl Export {
     fn write(
         &self,
         part: Unfinished,
+        go_on: GoOn<'_>,
         id: &ArtifactId,
         source: &Path,
         places: &Places,
@@ -119,6 +120,7 @@ impl Export {
         let (dtype, name) = stored_type(&weights)?;
         let store =
             ParamStore::load(&weights, params, dtype, &Device::Cpu).map_err(JobError::bad_input)?;
+        go_on()?;
         let tokenizer_file = source.join(places.tokenizer);
         std::fs::copy(&tokenizer_file, part.path().join(TOKENIZER)).map_err(at)?;
         let tokenizer = Tokenizer::load(&tokenizer_file).map_err(JobError::bad_input)?;
@@ -134,6 +136,7 @@ impl Export {
             Layout::HuggingFace => model.write_hugging_face(part.path())?,
             Layout::Gguf => model.write_gguf(part.path())?,
         };
+        go_on()?;
         let special = |id: u32| tokenizer.token_text(id);
         let tokenizer_config = json!({
             "tokenizer_class": "PreTrainedTokenizerFast",

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use wmtp_artifacts::Digest;
@@ -10,6 +11,9 @@ use wmtp_job_kit::{JobError, Progress};
 
 /// Name of checksum files.
 pub(crate) const SUMS: &str = "SHA256SUMS";
+
+/// Bytes copied between two looks at whether to go on.
+const COPIED_AT_ONCE: u64 = 256 << 20;
 
 /// Files of a folder: relative path with `/`, digest.
 pub(crate) type Listing = BTreeMap<String, Digest>;
@@ -77,16 +81,30 @@ fn relative(base: &Path, path: &Path) -> Result<String, JobError> {
         .ok_or_else(|| JobError::bad_input(format!("{} is not a name in UTF-8", path.display())))
 }
 
+/// Whether to go on: asked after each part of long work.
+pub(crate) type GoOn<'a> = &'a dyn Fn() -> Result<(), JobError>;
+
 /// Hashes the files of a folder.
 pub(crate) fn digests(root: &Path, files: &[String]) -> Result<Listing, JobError> {
-    files
-        .iter()
-        .map(|file| Ok((file.clone(), Digest::of_file(&root.join(file))?)))
-        .collect()
+    digests_while(&|| Ok(()), root, files)
+}
+
+/// [`digests`], for as long as it may go on.
+pub(crate) fn digests_while(
+    go_on: GoOn<'_>,
+    root: &Path,
+    files: &[String],
+) -> Result<Listing, JobError> {
+    let digest = |file: &String| {
+        go_on()?;
+        Ok((file.clone(), Digest::of_file(&root.join(file))?))
+    };
+    files.iter().map(digest).collect()
 }
 
 /// Copies files and checks that they are the bytes that were listed.
 pub(crate) fn copy(
+    go_on: GoOn<'_>,
     from: &Path,
     to: &Path,
     listing: &Listing,
@@ -95,9 +113,9 @@ pub(crate) fn copy(
     for (file, digest) in listing {
         let (source, target) = (from.join(file), to.join(file));
         create_parent(&target)?;
-        copy_bytes(&source, &target).map_err(|error| {
+        copy_bytes(go_on, &source, &target).map_err(|error| {
             let (from, to) = (source.display(), target.display());
-            JobError::from(error).context(format!("copying {from} to {to}"))
+            error.context(format!("copying {from} to {to}"))
         })?;
         let copied = Digest::of_file(&target)?;
         if copied != *digest {
@@ -113,8 +131,14 @@ pub(crate) fn copy(
 }
 
 /// Copies the content alone: a copy of a read-only file can be written.
-fn copy_bytes(from: &Path, to: &Path) -> std::io::Result<u64> {
-    std::io::copy(&mut File::open(from)?, &mut File::create(to)?)
+fn copy_bytes(go_on: GoOn<'_>, from: &Path, to: &Path) -> Result<(), JobError> {
+    let (from, mut to) = (File::open(from)?, File::create(to)?);
+    loop {
+        go_on()?;
+        if std::io::copy(&mut (&from).take(COPIED_AT_ONCE), &mut to)? == 0 {
+            return Ok(());
+        }
+    }
 }
 
 /// A folder that is made beside its place, and appears there when it is whole.
@@ -240,11 +264,13 @@ fn check_lines(path: &Path, listing: &Listing, is_whole: bool) -> Result<(), Job
 
 /// Hashes every file below a folder against a manifest.
 pub(crate) fn verify(
+    go_on: GoOn<'_>,
     root: &Path,
     manifest: &wmtp_job_kit::Manifest,
     progress: &Progress,
 ) -> Result<(), JobError> {
     for file in &manifest.content.files {
+        go_on()?;
         let path: PathBuf = root.join(&file.path);
         let found = Digest::of_file(&path)?;
         if found != file.sha256 {
@@ -283,6 +309,31 @@ mod tests {
         std::os::unix::fs::symlink(target, dir.path().join("link")).unwrap();
         let error = files(dir.path()).unwrap_err();
         assert!(error.to_string().contains("outside the folder"), "{error}");
+    }
+
+    #[test]
+    fn long_work_ends_between_its_parts_when_it_is_told_to() {
+        let dir = folder(&[("a", "a"), ("b", "b")]);
+        let target = dir.path().join("copy");
+        // Asked before each part of a file, and at its end.
+        let asked = std::cell::Cell::new(0);
+        let go_on = || {
+            asked.set(asked.get() + 1);
+            (asked.get() < 3)
+                .then_some(())
+                .ok_or_else(JobError::preempted)
+        };
+        copy_bytes(&go_on, &dir.path().join("a"), &target).unwrap();
+        assert_eq!(
+            (asked.get(), std::fs::read(&target).unwrap()),
+            (2, b"a".to_vec())
+        );
+        let copied = copy_bytes(&go_on, &dir.path().join("b"), &target);
+        let names = files(dir.path()).unwrap();
+        let hashed = digests_while(&go_on, dir.path(), &names).map(|_| ());
+        for stopped in [copied, hashed] {
+            assert_eq!(stopped.unwrap_err().exit(), wmtp_job_kit::Exit::Preempted);
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 use wmtp_job_kit::{JobError, Kind, Manifest, Tool, ToolCx};
 
-use crate::folder::{self, Listing};
+use crate::folder::{self, GoOn, Listing};
 
 /// Flags of `pull`.
 #[derive(Debug, clap::Args)]
@@ -48,7 +48,7 @@ impl Tool for Pull {
             ));
             return Ok(());
         }
-        if is_there(&self.to, &manifest)? {
+        if is_there(&|| cx.go_on(), &self.to, &manifest)? {
             cx.print(format!("already there: {what} in {}", self.to.display()));
         } else {
             self.copy(&manifest, cx)?;
@@ -56,7 +56,7 @@ impl Tool for Pull {
         }
         if self.verify {
             let progress = cx.progress("verifying", "files", num_files as u64);
-            folder::verify(&self.to, &manifest, &progress)?;
+            folder::verify(&|| cx.go_on(), &self.to, &manifest, &progress)?;
             progress.finish();
             cx.print("every file has the SHA-256 of the manifest");
         }
@@ -94,7 +94,7 @@ impl Pull {
             .collect();
         let progress = cx.progress("copying", "files", listing.len() as u64);
         folder::create_parent(&self.to)?;
-        folder::copy(&source, &part, &listing, &progress)?;
+        folder::copy(&|| cx.go_on(), &source, &part, &listing, &progress)?;
         progress.finish();
         std::fs::rename(&part, &self.to).map_err(|error| {
             JobError::from(error).context(format!("renaming to {}", self.to.display()))
@@ -111,13 +111,13 @@ fn part_folder(target: &Path) -> PathBuf {
 ///
 /// # Errors
 /// 65 when it holds anything else.
-fn is_there(target: &Path, manifest: &Manifest) -> Result<bool, JobError> {
+fn is_there(go_on: GoOn<'_>, target: &Path, manifest: &Manifest) -> Result<bool, JobError> {
     let is_empty =
         |dir: &Path| std::fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_none());
     if !target.exists() || is_empty(target) {
         return Ok(false);
     }
-    let found = folder::digests(target, &folder::files(target)?)?;
+    let found = folder::digests_while(go_on, target, &folder::files(target)?)?;
     let expected: Listing = manifest
         .content
         .files

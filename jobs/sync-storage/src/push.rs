@@ -103,7 +103,13 @@ impl Job for Push {
     fn run(work: &PushWork, run: &mut Run) -> Result<Vec<Output>, JobError> {
         let dir = run.output_dir(OUTPUT)?;
         let progress = run.progress("copying", "files", work.listing.len() as u64);
-        folder::copy(&work.folder, &dir, &work.listing, &progress)?;
+        folder::copy(
+            &|| run.go_on(),
+            &work.folder,
+            &dir,
+            &work.listing,
+            &progress,
+        )?;
         progress.finish();
         let output = match work.kind {
             PushKind::RawData => {
@@ -133,7 +139,7 @@ impl Job for Push {
             let manifest = store.manifest(id)?;
             let dir = store.fetch(id)?;
             let progress = cx.progress("verifying", "files", manifest.content.files.len() as u64);
-            folder::verify(&dir, &manifest, &progress)?;
+            folder::verify(&|| cx.go_on(), &dir, &manifest, &progress)?;
             progress.finish();
             cx.log(format!("{id}: every file has the SHA-256 of its manifest"));
         }

@@ -7,16 +7,40 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tokio::runtime::Handle;
+use tokio::sync::watch;
 use wmtp_artifacts::{Claim, RunProgress, RunState, Status};
 use wmtp_tracking::{Missing, Sink};
 
 use crate::JobError;
 use crate::secrets::redact;
 
-const HEARTBEAT: Duration = Duration::from_secs(15);
-const FLUSH_AFTER: Duration = Duration::from_secs(10);
+/// When the journal speaks, and how long it waits for an answer.
+#[derive(Debug, Clone, Copy)]
+struct Pace {
+    /// Time between two heartbeats.
+    heartbeat: Duration,
+    /// Age of the oldest line that waits.
+    flush_after: Duration,
+    /// For a heartbeat, and for all batches of a flush together. With both and a period between two heartbeats the claim,
+    /// which lapses after 90 s, is safe from a request that is never answered.
+    patience: Duration,
+    /// For all that is left to say at the end of a run. A launcher kills 30 s behind its signal, and tracking has its own last
+    /// words.
+    last_words: Duration,
+}
+
+const PACE: Pace = Pace {
+    heartbeat: Duration::from_secs(15),
+    flush_after: Duration::from_secs(10),
+    patience: Duration::from_secs(20),
+    last_words: Duration::from_secs(12),
+};
+/// Share of the last words for a request that is under way, and for the last status.
+const LAST_SHARE: u32 = 3;
 const FLUSH_LOG_LINES: usize = 50;
 const FLUSH_EVENT_BYTES: usize = 64 << 10;
+/// Lines of a batch end behind so many bytes, which a slow line carries within the patience.
+const BATCH_BYTES: usize = 256 << 10;
 /// Lines kept while the store cannot be reached; the oldest go first.
 const MOST_LINES: usize = 10_000;
 const LONGEST_LINE: usize = 8 << 10;
@@ -46,13 +70,25 @@ impl Buffer {
         }
     }
 
-    /// The batch to send: the one that has not arrived yet, else all that waits.
+    /// The batch to send: the one that has not arrived yet, else the oldest lines that wait.
     fn batch(&mut self) -> Option<(u64, Vec<String>)> {
         if self.batch.is_none() && !self.waiting.is_empty() {
-            self.batch = Some(self.waiting.drain(..).collect());
-            self.bytes = 0;
+            let (mut lines, mut bytes) = (Vec::new(), 0);
+            while bytes < BATCH_BYTES
+                && let Some(line) = self.waiting.pop_front()
+            {
+                bytes += line.len();
+                lines.push(line);
+            }
+            self.bytes -= bytes;
+            self.batch = Some(lines);
         }
         self.batch.clone().map(|lines| (self.batch_number, lines))
+    }
+
+    /// Lines that have not arrived.
+    fn unsent(&self) -> usize {
+        self.waiting.len() + self.batch.as_ref().map_or(0, Vec::len)
     }
 
     fn arrived(&mut self) {
@@ -66,15 +102,27 @@ struct State {
     logs: Buffer,
     status: Status,
     urgent: bool,
-    closing: bool,
+    /// When the end came.
+    closing: Option<Instant>,
+}
+
+/// How long the store is waited for.
+#[derive(Debug, Clone, Copy)]
+struct Limit {
+    until: Instant,
+    /// Whether these are the last words: any other request has to give way to them.
+    is_last: bool,
 }
 
 struct Shared {
     claim: Claim,
     job: String,
     runtime: Handle,
+    pace: Pace,
     state: Mutex<State>,
     wake: Condvar,
+    /// Wakes who waits for the store: whether the end has come.
+    end: watch::Sender<bool>,
 }
 
 /// The sender of one attempt.
@@ -120,6 +168,17 @@ impl Journal {
         runtime: Handle,
         tracking: Option<Sink>,
     ) -> Self {
+        Self::start_at(PACE, sender, claim, job, runtime, tracking)
+    }
+
+    fn start_at(
+        pace: Pace,
+        sender: Sender,
+        claim: Claim,
+        job: &str,
+        runtime: Handle,
+        tracking: Option<Sink>,
+    ) -> Self {
         let status = Status {
             state: RunState::Running,
             phase: "starting".to_owned(),
@@ -132,14 +191,16 @@ impl Journal {
             claim,
             job: job.to_owned(),
             runtime,
+            pace,
             state: Mutex::new(State {
                 events: Buffer::default(),
                 logs: Buffer::default(),
                 status,
                 urgent: false,
-                closing: false,
+                closing: None,
             }),
             wake: Condvar::new(),
+            end: watch::Sender::new(false),
         });
         let Sender { begin, thread } = sender;
         // It waits for this, and ends on nothing else.
@@ -208,15 +269,16 @@ impl Journal {
         }
     }
 
-    /// Sends what waits, writes the last status and ends the thread. Returns what a tracking server did not take: it is
-    /// asked last, when the store has everything.
+    /// Writes the last status, sends what waits, but not for long, and ends the thread. Returns what a tracking server did
+    /// not take: it is asked last, when the store has everything.
     pub(crate) fn close(&self, end: RunState) -> Option<Missing> {
         {
             let mut state = self.shared.lock();
             state.status.state = end;
-            state.closing = true;
+            state.closing = Some(Instant::now());
         }
         self.shared.wake.notify_all();
+        self.shared.end.send_replace(true);
         let thread = self
             .thread
             .lock()
@@ -245,29 +307,93 @@ impl Shared {
         let mut last_flush = Instant::now();
         let mut last_beat: Option<Instant> = None;
         loop {
-            let (due, closing) = self.wait(last_flush.elapsed() >= FLUSH_AFTER);
-            if due || closing {
-                self.flush();
-                last_flush = Instant::now();
+            let (due, closing) = self.wait(last_flush.elapsed() >= self.pace.flush_after);
+            if let Some(closing) = closing {
+                return self.end(closing + self.pace.last_words);
             }
-            if closing || last_beat.is_none_or(|beat| beat.elapsed() >= HEARTBEAT) {
-                self.beat();
+            // First, since the claim hangs on it: lines can wait.
+            if last_beat.is_none_or(|beat| beat.elapsed() >= self.pace.heartbeat) {
                 last_beat = Some(Instant::now());
+                if let Err(error) = self.beat(self.patience()) {
+                    tracing::warn!("heartbeat not written: {error}");
+                }
             }
-            if closing {
-                return;
+            if due {
+                self.flush(self.patience());
+                last_flush = Instant::now();
             }
         }
     }
 
-    /// Waits up to a second; returns whether lines are due and whether the journal closes.
-    fn wait(&self, is_time: bool) -> (bool, bool) {
+    /// Says how the run ended, sends what waits, and tells what the store did not take.
+    fn end(&self, until: Instant) {
+        let last = |until| Limit {
+            until,
+            is_last: true,
+        };
+        let beat = self.beat(last(until.min(Instant::now() + self.last_share())));
+        self.flush(last(until));
+        let (events, logs) = {
+            let state = self.lock();
+            (state.events.unsent(), state.logs.unsent())
+        };
+        let status = if beat.is_err() { "how it ended, " } else { "" };
+        if beat.is_err() || events + logs > 0 {
+            let secs = self.pace.last_words.as_secs();
+            tracing::warn!(
+                "the store did not take within {secs} s what this run had still to say: {status}{events} events, \
+                 {logs} log lines"
+            );
+        }
+    }
+
+    fn last_share(&self) -> Duration {
+        self.pace.last_words / LAST_SHARE
+    }
+
+    fn patience(&self) -> Limit {
+        Limit {
+            until: Instant::now() + self.pace.patience,
+            is_last: false,
+        }
+    }
+
+    /// Waits for the store up to a limit. A request that is under way when the end comes has a share of the last words left.
+    fn within<T>(
+        &self,
+        limit: Limit,
+        request: impl Future<Output = wmtp_artifacts::Result<T>>,
+    ) -> Result<T, String> {
+        let mut end = self.end.subscribe();
+        if !limit.is_last && *end.borrow() {
+            return Err("the end has come".to_owned());
+        }
+        let ended = async {
+            if limit.is_last || end.wait_for(|has_ended| *has_ended).await.is_err() {
+                return std::future::pending().await;
+            }
+            tokio::time::sleep(self.last_share()).await;
+        };
+        self.runtime.block_on(async {
+            tokio::select! {
+                biased;
+                () = tokio::time::sleep_until(limit.until.into()) => Err("no answer in time".to_owned()),
+                () = ended => Err("no answer before the end".to_owned()),
+                answer = request => answer.map_err(|error| error.to_string()),
+            }
+        })
+    }
+
+    /// Waits up to a second; returns whether lines are due, and when the end came, if it did.
+    fn wait(&self, is_time: bool) -> (bool, Option<Instant>) {
         let state = self.lock();
         let (mut state, _) = self
             .wake
-            .wait_timeout_while(state, Duration::from_secs(1), |state| {
-                !state.urgent && !state.closing
-            })
+            .wait_timeout_while(
+                state,
+                self.pace.heartbeat.min(Duration::from_secs(1)),
+                |state| !state.urgent && state.closing.is_none(),
+            )
             .unwrap_or_else(PoisonError::into_inner);
         let due = state.urgent
             || is_time
@@ -278,29 +404,32 @@ impl Shared {
     }
 
     /// Sends what waits; what does not arrive is sent again with the next flush.
-    fn flush(&self) {
+    fn flush(&self, limit: Limit) {
         self.send(
+            limit,
             |state| &mut state.events,
-            |number, lines| self.runtime.block_on(self.claim.events(number, lines)),
+            async |number, lines| self.claim.events(number, lines).await,
         );
         note_losses(&mut self.lock());
         self.send(
+            limit,
             |state| &mut state.logs,
-            |number, lines| self.runtime.block_on(self.claim.logs(number, lines)),
+            async |number, lines| self.claim.logs(number, lines).await,
         );
     }
 
     fn send(
         &self,
+        limit: Limit,
         buffer: impl Fn(&mut State) -> &mut Buffer,
-        send: impl Fn(u64, &[String]) -> wmtp_artifacts::Result<()>,
+        send: impl AsyncFn(u64, &[String]) -> wmtp_artifacts::Result<()>,
     ) {
         loop {
             // The lock is not held while the store answers: a job never waits for it.
             let Some((number, lines)) = buffer(&mut self.lock()).batch() else {
                 return;
             };
-            if let Err(error) = send(number, &lines) {
+            if let Err(error) = self.within(limit, send(number, &lines)) {
                 tracing::debug!("batch {number} not written: {error}");
                 return;
             }
@@ -308,12 +437,10 @@ impl Shared {
         }
     }
 
-    fn beat(&self) {
+    fn beat(&self, limit: Limit) -> Result<(), String> {
         let mut status = self.lock().status.clone();
         status.heartbeat_at = jiff::Timestamp::now();
-        if let Err(error) = self.runtime.block_on(self.claim.heartbeat(&status)) {
-            tracing::warn!("heartbeat not written: {error}");
-        }
+        self.within(limit, self.claim.heartbeat(&status))
     }
 }
 
@@ -334,7 +461,20 @@ fn note_losses(state: &mut State) {
 
 #[cfg(test)]
 mod tests {
-    use super::{Buffer, MOST_LINES};
+    use std::collections::BTreeMap;
+    use std::io::{Read, Write};
+    use std::net::{Shutdown, TcpListener, TcpStream};
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::time::{Duration, Instant};
+
+    use dev_store::TestServer;
+    use serde_json::{Value, json};
+    use wmtp_artifacts::{
+        Claim, Credentials, Digest, RunId, RunRequest, RunState, RunView, Store, StoreOptions,
+    };
+
+    use super::{BATCH_BYTES, Buffer, Journal, MOST_LINES, Pace};
 
     #[test]
     fn a_full_buffer_drops_the_oldest_lines_and_counts_them() {
@@ -371,5 +511,198 @@ mod tests {
         assert_eq!(buffer.batch(), batch(1, &["b"]));
         buffer.arrived();
         assert_eq!((buffer.batch(), buffer.bytes), (None, 0));
+    }
+
+    #[test]
+    fn many_long_lines_are_several_batches() {
+        let mut buffer = Buffer::default();
+        let line = "x".repeat(BATCH_BYTES / 4);
+        for _ in 0..9 {
+            buffer.push(line.clone());
+        }
+        let mut counts = Vec::new();
+        while let Some((_, lines)) = buffer.batch() {
+            counts.push(lines.len());
+            buffer.arrived();
+        }
+        assert_eq!((counts, buffer.bytes), (vec![4, 4, 1], 0));
+    }
+
+    /// Between a journal and a store. While it is silent, requests with the marker in them are not handed on.
+    struct Way {
+        endpoint: String,
+        is_silent: Arc<AtomicBool>,
+    }
+
+    impl Way {
+        fn to(server: &TestServer, marker: &'static str) -> Self {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let way = Self {
+                endpoint: format!("http://{}", listener.local_addr().unwrap()),
+                is_silent: Arc::default(),
+            };
+            let target = server.endpoint().trim_start_matches("http://").to_owned();
+            let (marker, is_silent) = (marker.as_bytes(), Arc::clone(&way.is_silent));
+            std::thread::spawn(move || {
+                for client in listener.incoming().map_while(Result::ok) {
+                    let server = TcpStream::connect(&target).unwrap();
+                    let is_silent = Arc::clone(&is_silent);
+                    let (back, to) = (server.try_clone().unwrap(), client.try_clone().unwrap());
+                    std::thread::spawn(move || carry(back, to, |_| false));
+                    std::thread::spawn(move || {
+                        carry(client, server, |bytes| {
+                            is_silent.load(Ordering::SeqCst)
+                                && bytes.windows(marker.len()).any(|part| part == marker)
+                        });
+                    });
+                }
+            });
+            way
+        }
+
+        fn silence(&self, is_silent: bool) {
+            self.is_silent.store(is_silent, Ordering::SeqCst);
+        }
+    }
+
+    /// Hands bytes on until something is to be lost, and from then on loses all.
+    fn carry(mut from: TcpStream, mut to: TcpStream, is_lost: impl Fn(&[u8]) -> bool) {
+        let mut bytes = vec![0; 64 << 10];
+        let mut is_open = true;
+        while let Ok(count @ 1..) = from.read(&mut bytes) {
+            is_open &= !is_lost(&bytes[..count]);
+            if is_open && to.write_all(&bytes[..count]).is_err() {
+                break;
+            }
+        }
+        let _ = to.shutdown(Shutdown::Write);
+    }
+
+    /// A claimed run whose journal speaks through a way of its own.
+    struct Place {
+        // Dropped first: it stops before its folder goes.
+        _server: TestServer,
+        way: Way,
+        store: Store,
+        claim: Claim,
+        runtime: tokio::runtime::Runtime,
+        _folder: tempfile::TempDir,
+    }
+
+    impl Place {
+        fn new(marker: &'static str) -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let server = TestServer::start(folder.path());
+            let way = Way::to(&server, marker);
+            let runtime = tokio::runtime::Runtime::new().unwrap();
+            let connect = |endpoint: &str| {
+                let options = StoreOptions {
+                    endpoint: Some(endpoint.to_owned()),
+                    region: Some(server.region().to_owned()),
+                    credentials: Some(Credentials::new(server.access_key(), server.secret_key())),
+                    ..StoreOptions::default()
+                };
+                let uri = "s3://wmtp/test".parse().unwrap();
+                runtime.block_on(Store::connect(&uri, options)).unwrap()
+            };
+            let key = Digest::of(b"work");
+            let request = RunRequest {
+                run_id: RunId::for_work("tiny-job", &key),
+                job: "tiny-job".to_owned(),
+                cache_key: key,
+                inputs: Vec::new(),
+                recipe: Value::Null,
+                code_version: "0.1.0".to_owned(),
+                host: "here".to_owned(),
+                labels: BTreeMap::new(),
+                started_at: jiff::Timestamp::now(),
+            };
+            let through = connect(&way.endpoint);
+            let claim = runtime.block_on(Claim::take(&through, &request)).unwrap();
+            let store = connect(server.endpoint());
+            Self {
+                _server: server,
+                way,
+                store,
+                claim,
+                runtime,
+                _folder: folder,
+            }
+        }
+
+        fn journal(&self, pace: Pace) -> Journal {
+            let runtime = self.runtime.handle().clone();
+            let sender = Sender::ready().unwrap();
+            Journal::start_at(pace, sender, self.claim.clone(), "tiny-job", runtime, None)
+        }
+
+        fn view(&self) -> RunView {
+            let view = self.store.run(self.claim.run_id());
+            self.runtime.block_on(view).unwrap()
+        }
+
+        /// Waits until the store has been told something.
+        fn until(&self, is_told: impl Fn(&RunView) -> bool) -> RunView {
+            let began = Instant::now();
+            loop {
+                let view = self.view();
+                if is_told(&view) {
+                    return view;
+                }
+                assert!(began.elapsed() < Duration::from_mins(1), "{view:?}");
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
+    }
+
+    const HASTY: Pace = Pace {
+        heartbeat: Duration::from_millis(50),
+        flush_after: Duration::from_millis(50),
+        patience: Duration::from_secs(1),
+        last_words: Duration::from_millis(900),
+    };
+
+    fn beat_of(view: &RunView) -> Option<jiff::Timestamp> {
+        view.status.as_ref().map(|status| status.heartbeat_at)
+    }
+
+    #[test]
+    fn hearts_beat_on_while_events_meet_silence_and_the_events_arrive_when_it_ends() {
+        let place = Place::new("/events/");
+        place.way.silence(true);
+        let journal = place.journal(HASTY);
+        journal.event("started", &json!({}));
+        let first = beat_of(&place.until(|view| view.status.is_some()));
+        let second = beat_of(&place.until(|view| beat_of(view) > first));
+        let third = place.until(|view| beat_of(view) > second);
+        assert!(third.events.is_empty(), "{third:?}");
+        place.way.silence(false);
+        let told = place.until(|view| !view.events.is_empty());
+        assert_eq!((told.events.len(), told.num_bad_lines), (1, 0), "{told:?}");
+        assert_eq!(journal.close(RunState::Completed), None);
+    }
+
+    #[test]
+    fn the_end_of_a_run_does_not_wait_for_a_store_that_is_silent() {
+        let place = Place::new("HTTP/1.1");
+        // A request of this journal that nothing cuts short takes longer than the test may.
+        let journal = place.journal(Pace {
+            patience: Duration::from_hours(1),
+            ..HASTY
+        });
+        journal.event("started", &json!({}));
+        place.until(|view| !view.events.is_empty());
+        place.way.silence(true);
+        journal.event("warning", &json!({}));
+        journal.log("error", "the last words");
+        // It is on its way, and stays there.
+        std::thread::sleep(HASTY.heartbeat);
+        let began = Instant::now();
+        assert_eq!(journal.close(RunState::Failed), None);
+        assert!(began.elapsed() < Duration::from_secs(20), "{began:?}");
+        let state = journal.shared.lock();
+        assert_eq!((state.events.unsent(), state.logs.unsent()), (1, 1));
+        let status = place.view().status.unwrap();
+        assert_eq!(status.state, RunState::Running);
     }
 }

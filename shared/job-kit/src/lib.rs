@@ -33,6 +33,7 @@ pub use mode::{Mode, main, main_with_modes};
 pub use plan::{Plan, PlanCx, TOKENIZER_SHA256, check_tokenizers};
 pub use report::{Progress, bytes};
 pub use run::{Output, Run};
+pub use signals::raised;
 pub use store::StoreHandle;
 pub use tool::{Tool, ToolCx};
 pub use usage::peak_memory_bytes;

@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
@@ -27,6 +27,10 @@ use crate::{
     Exit, Job, JobError, Output, Plan, PlanCx, StoreHandle, describe, logging, recipes, secrets,
     signals,
 };
+
+/// How long an upload of outputs goes on behind a signal: what is nearly done is done, and a launcher, which kills after 30 s,
+/// sees how the run ended. What has arrived is not sent again.
+const LAST_UPLOAD: Duration = Duration::from_secs(5);
 
 /// One start of a program: its arguments and settings.
 pub(crate) struct Session {
@@ -76,6 +80,7 @@ impl Session {
             uri,
             data_store,
             reupload || self.common.force,
+            &self.stop.flag,
         )
     }
 
@@ -563,12 +568,11 @@ fn publish<W>(
             root: output.dir.clone(),
             attributes: output.attributes.clone(),
         };
+        let publication = async { Ok(store.publish(&draft, &run.provenance).await?) };
         let manifest = run
             .store
-            .block_on(store.publish(&draft, &run.provenance))
-            .map_err(|error| {
-                JobError::from(error).context(format!("publishing output {}", output.role))
-            })?;
+            .unless_stopped(LAST_UPLOAD, publication)
+            .map_err(|error| error.context(format!("publishing output {}", output.role)))?;
         run.account.has_written(manifest.size());
         published.insert(output.role.clone(), manifest.id);
     }

@@ -15,7 +15,7 @@ use wmtp_recipe::Recipe;
 use crate::report::{Progress, Reporter};
 use crate::signals::Stop;
 use crate::usage::Account;
-use crate::{Crew, JobError, Links, StoreHandle};
+use crate::{Crew, Exit, JobError, Links, StoreHandle};
 
 /// One output of a job, made in a folder; the kit publishes it.
 #[derive(Debug, Clone)]
@@ -186,6 +186,17 @@ impl Run {
             .map_or(Duration::ZERO, Instant::elapsed)
     }
 
+    /// [`Run::should_stop`] as the error that the run ends with.
+    ///
+    /// # Errors
+    /// [`JobError::preempted`].
+    pub fn go_on(&self) -> Result<(), JobError> {
+        if self.should_stop() {
+            return Err(JobError::preempted());
+        }
+        Ok(())
+    }
+
     /// [`Run::should_stop`] as what a loop of somebody else's asks for after each round.
     pub fn flow(&self) -> ControlFlow<()> {
         if self.should_stop() {
@@ -245,7 +256,10 @@ impl Run {
                     self.reporter.event("resumed", &data);
                     return Ok(Some((entry.step, dir)));
                 }
-                Err(error) if error.exit() == crate::Exit::Unavailable => return Err(error),
+                // The state is no worse for it.
+                Err(error) if matches!(error.exit(), Exit::Unavailable | Exit::Preempted) => {
+                    return Err(error);
+                }
                 Err(error) => {
                     self.warning(format!(
                         "saved state of step {} skipped: {error}",

@@ -4,11 +4,14 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{Exit, life};
+
+/// Time between two looks at the flag.
+const PERIOD: Duration = Duration::from_millis(100);
 
 /// The first signal.
 #[derive(Debug, Clone, Default)]
@@ -17,6 +20,13 @@ pub(crate) struct Stop {
     pub(crate) flag: Arc<AtomicBool>,
     /// When it came.
     pub(crate) since: Arc<OnceLock<Instant>>,
+}
+
+/// Waits until the flag of a signal rises.
+pub async fn raised(flag: &AtomicBool) {
+    while !flag.load(Ordering::SeqCst) {
+        tokio::time::sleep(PERIOD).await;
+    }
 }
 
 /// Starts to listen for the first signal. `at_work` says whether a stop has something to finish.

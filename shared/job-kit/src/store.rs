@@ -1,7 +1,9 @@
 //! The store as jobs see it: blocking, with a local mirror, and with a second store for inputs.
 
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use tokio::runtime::Runtime;
 use wmtp_artifacts::{
@@ -10,7 +12,7 @@ use wmtp_artifacts::{
 };
 use wmtp_records::{Capabilities, ModelSizes, Needs};
 
-use crate::{Exit, JobError};
+use crate::{Exit, JobError, raised};
 
 /// A connected store. Inputs may come from a second one; outputs never go there.
 #[derive(Clone)]
@@ -20,6 +22,8 @@ pub struct StoreHandle {
     data_store: Option<Store>,
     /// Opened with the first fetch; it keeps what was fetched from being evicted while the job runs.
     mirror: Arc<OnceLock<Mirror>>,
+    /// Rises when a signal asks to stop.
+    stop: Arc<AtomicBool>,
 }
 
 impl StoreHandle {
@@ -29,6 +33,7 @@ impl StoreHandle {
         store: &str,
         data_store: Option<&str>,
         force: bool,
+        stop: &Arc<AtomicBool>,
     ) -> Result<Self, JobError> {
         let connect = |uri: &str| -> Result<Store, JobError> {
             let uri: StoreUri = uri.parse()?;
@@ -45,6 +50,7 @@ impl StoreHandle {
             store: connect(store)?,
             data_store: data_store.map(connect).transpose()?,
             mirror: Arc::default(),
+            stop: Arc::clone(stop),
         })
     }
 
@@ -58,14 +64,36 @@ impl StoreHandle {
         self.runtime.block_on(operation)
     }
 
+    /// Waits for an operation that may be dropped anywhere, as one of a killed process is, until a while after a signal asks
+    /// to stop.
+    ///
+    /// # Errors
+    /// 143 where it was dropped.
+    pub(crate) fn unless_stopped<T>(
+        &self,
+        patience: Duration,
+        operation: impl Future<Output = Result<T, JobError>>,
+    ) -> Result<T, JobError> {
+        let stopped = async {
+            raised(&self.stop).await;
+            tokio::time::sleep(patience).await;
+        };
+        self.runtime.block_on(async {
+            tokio::select! {
+                done = operation => done,
+                () = stopped => Err(JobError::preempted()),
+            }
+        })
+    }
+
     /// The artifact behind an id or a name.
     pub fn resolve(&self, kind: Kind, reference: &str) -> Result<ArtifactId, JobError> {
-        self.first_that_has(|store| self.runtime.block_on(store.resolve(kind, reference)))
+        self.block_on(self.first_that_has(async |store| store.resolve(kind, reference).await))
     }
 
     /// The manifest of an artifact.
     pub fn manifest(&self, id: &ArtifactId) -> Result<Manifest, JobError> {
-        self.first_that_has(|store| self.runtime.block_on(store.manifest(id)))
+        self.block_on(self.first_that_has(async |store| store.manifest(id).await))
     }
 
     /// All names of a kind in the run store, sorted.
@@ -73,10 +101,11 @@ impl StoreHandle {
         Ok(self.runtime.block_on(self.store.names(kind))?)
     }
 
-    /// A read-only folder with the artifact's files, each one verified.
+    /// A read-only folder with the artifact's files, each one verified. A signal ends it: what has arrived stays.
     pub fn fetch(&self, id: &ArtifactId) -> Result<PathBuf, JobError> {
         let mirror = self.mirror()?;
-        self.first_that_has(|store| self.runtime.block_on(store.fetch(id, mirror)))
+        let fetched = self.first_that_has(async |store| store.fetch(id, mirror).await);
+        self.unless_stopped(Duration::ZERO, fetched)
     }
 
     fn mirror(&self) -> Result<&Mirror, JobError> {
@@ -92,9 +121,8 @@ impl StoreHandle {
 
     /// One small file of an artifact, without the others; `None` where the artifact has no such file.
     pub fn read(&self, manifest: &Manifest, path: &str) -> Result<Option<Vec<u8>>, JobError> {
-        let read =
-            self.first_that_has(|store| self.runtime.block_on(store.read(manifest, path)))?;
-        Ok(read.map(|bytes| bytes.to_vec()))
+        let read = self.first_that_has(async |store| store.read(manifest, path).await);
+        Ok(self.block_on(read)?.map(|bytes| bytes.to_vec()))
     }
 
     /// What a base model or a checkpoint can do, from the small files that say so.
@@ -186,26 +214,71 @@ impl StoreHandle {
         wanted: impl Fn(&FileEntry) -> bool,
     ) -> Result<PathBuf, JobError> {
         let mirror = self.mirror()?;
-        self.first_that_has(|store| {
-            self.runtime
-                .block_on(store.fetch_files(id, mirror, &wanted))
-        })
+        let fetched =
+            self.first_that_has(async |store| store.fetch_files(id, mirror, &wanted).await);
+        self.unless_stopped(Duration::ZERO, fetched)
     }
 
     /// Asks the run store first, then, where it has nothing, the data store. No other failure falls through. Where
     /// neither has it, the run store's answer is told.
-    fn first_that_has<T>(
+    async fn first_that_has<T>(
         &self,
-        ask: impl Fn(&Store) -> Result<T, wmtp_artifacts::Error>,
+        ask: impl AsyncFn(&Store) -> Result<T, wmtp_artifacts::Error>,
     ) -> Result<T, JobError> {
-        match (ask(&self.store), &self.data_store) {
+        match (ask(&self.store).await, &self.data_store) {
             (Err(error), Some(second)) if error.exit_class() == ExitClass::BadInput => {
-                match ask(second) {
+                match ask(second).await {
                     Err(other) if other.exit_class() == ExitClass::BadInput => Err(error.into()),
                     answer => Ok(answer?),
                 }
             }
             (answer, _) => Ok(answer?),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::{pending, ready};
+    use std::sync::atomic::Ordering;
+
+    use wmtp_artifacts::Credentials;
+
+    use super::*;
+    use crate::Exit;
+
+    #[test]
+    fn a_signal_ends_what_is_waited_for_when_its_patience_is_over() {
+        let runtime = Arc::new(Runtime::new().unwrap());
+        // Nobody is asked anything.
+        let options = StoreOptions {
+            endpoint: Some("http://127.0.0.1:9".to_owned()),
+            region: Some("us-east-1".to_owned()),
+            credentials: Some(Credentials::new("key", "secret")),
+            ..StoreOptions::default()
+        };
+        let uri = "s3://wmtp/test".parse().unwrap();
+        let handle = StoreHandle {
+            store: runtime.block_on(Store::connect(&uri, options)).unwrap(),
+            runtime,
+            data_store: None,
+            mirror: Arc::default(),
+            stop: Arc::default(),
+        };
+        let waited = handle.unless_stopped(Duration::ZERO, ready(Ok(1)));
+        assert_eq!(waited.unwrap(), 1);
+        handle.stop.store(true, Ordering::SeqCst);
+        let never = handle.unless_stopped(Duration::from_millis(1), pending::<Result<u8, _>>());
+        assert_eq!(never.unwrap_err().exit(), Exit::Preempted);
+        let soon = async {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            Ok(2)
+        };
+        assert_eq!(
+            handle
+                .unless_stopped(Duration::from_hours(1), soon)
+                .unwrap(),
+            2
+        );
     }
 }

@@ -161,6 +161,17 @@ impl<'a> ToolCx<'a> {
         Arc::clone(&self.session.stop.flag)
     }
 
+    /// Asked between parts of the work: whether a signal asks to stop.
+    ///
+    /// # Errors
+    /// [`JobError::preempted`].
+    pub fn go_on(&self) -> Result<(), JobError> {
+        if self.session.stop.flag.load(Ordering::SeqCst) {
+            return Err(JobError::preempted());
+        }
+        Ok(())
+    }
+
     /// Prints the result of `--json`.
     pub(crate) fn end(self) {
         if let (true, Some(value)) = (self.session.common.json, self.result) {

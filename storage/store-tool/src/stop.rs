@@ -1,13 +1,9 @@
 //! Ending early when a signal asks for it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::atomic::AtomicBool;
 
-use wmtp_job_kit::{JobError, ToolCx};
-
-/// Time between two looks at the flag.
-const PERIOD: Duration = Duration::from_millis(100);
+use wmtp_job_kit::{JobError, ToolCx, raised};
 
 /// Waits for work that only reads, and drops it where it stands when a signal asks to stop.
 pub(crate) fn unless_stopped<T>(
@@ -33,19 +29,14 @@ async fn race<T>(
 ) -> Result<T, JobError> {
     tokio::select! {
         done = work => Ok(done?),
-        () = raised(stop) => Err(JobError::preempted().hint(hint)),
-    }
-}
-
-async fn raised(flag: Arc<AtomicBool>) {
-    while !flag.load(Ordering::SeqCst) {
-        tokio::time::sleep(PERIOD).await;
+        () = raised(&stop) => Err(JobError::preempted().hint(hint)),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::future::{pending, ready};
+    use std::sync::atomic::Ordering;
 
     use wmtp_job_kit::Exit;
 

@@ -3,8 +3,8 @@
 //! What is tested are the scripts. Programs that note what happens to them stand in for jobs and store, so that a job takes
 //! as long as the test needs, and no longer.
 
+use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
-use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -16,6 +16,7 @@ while [ $# -gt 0 ]; do
   shift
 done
 trap 'echo "store ended" >>"$NOTES"; exit 0' INT TERM
+echo "$PPID" >"$(dirname "$NOTES")/script"
 echo : >"$file"
 while :; do sleep 0.02; done
 "#;
@@ -28,7 +29,20 @@ case "$*" in *"--objective $FAILS"*) while [ "$(grep -c began "$NOTES")" -lt 2 ]
 while :; do sleep 0.02; done
 "#;
 
+/// Runs a command on a terminal of its own, which types what comes in.
+const TERMINAL: &str =
+    "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))";
+
 const QUICK: &str = "#!/usr/bin/env bash\n";
+
+/// The audit of a loop leaves its first recipe.
+const LEADERBOARD: &str = r#"#!/usr/bin/env bash
+mkdir -p "$OUT/recipes"
+echo "version: {id: v001}" >"$OUT/recipes/v001.yaml"
+"#;
+
+/// Of an algorithm that needs no smoke run: the loop's first training is that of a version.
+const RECIPE: &str = "version: {id: v001}\nexperiment:\n  algo: rho1\n";
 
 struct Place {
     folder: tempfile::TempDir,
@@ -40,7 +54,7 @@ impl Place {
         let place = Self { folder };
         let recipes = place.path("storage/recipes/d");
         std::fs::create_dir_all(&recipes).expect("a folder");
-        std::fs::write(recipes.join("v001.yaml"), "version: {id: v001}\n").expect("a file");
+        std::fs::write(recipes.join("v001.yaml"), RECIPE).expect("a file");
         std::fs::create_dir(place.path("bin")).expect("a folder");
         for (name, text) in [
             ("dev-store", STORE),
@@ -49,7 +63,7 @@ impl Place {
             ("sync-storage", QUICK),
             ("prepare-data", QUICK),
             ("evaluate", QUICK),
-            ("build-leaderboard", QUICK),
+            ("build-leaderboard", LEADERBOARD),
         ] {
             let path = place.path("bin").join(name);
             std::fs::write(&path, text).expect("a file");
@@ -68,13 +82,14 @@ impl Place {
         notes.lines().map(str::to_owned).collect()
     }
 
-    /// The script that `make demo` and `make loop` run, in a process group of its own, with trainings of one objective that
-    /// fail as soon as another is under way.
+    /// The script that `make demo` and `make loop` run, on a terminal, with trainings of one objective that fail as soon as
+    /// another is under way.
     fn start(&self, chain: &str, lanes: &str, fails: &str) -> Child {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../jobs/demo.sh");
-        // Who starts the tests may ignore Ctrl-C, and a shell could not trap it then.
-        Command::new("env")
-            .arg("--default-signal=INT")
+        Command::new("python3")
+            .args(["-c", TERMINAL])
+            // Who starts the tests may ignore Ctrl-C, and a shell could not trap it then.
+            .args(["env", "--default-signal=INT"])
             .arg(script)
             .arg("d")
             .current_dir(self.folder.path())
@@ -85,10 +100,9 @@ impl Place {
             .env("CHAIN", chain)
             .env("LANES", lanes)
             .env("PAUSE", "0")
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
-            .process_group(0)
             .spawn()
             .expect("the script starts")
     }
@@ -106,9 +120,14 @@ impl Place {
     }
 }
 
-fn signal(name: &str, to: &str) {
-    let kill = Command::new("kill").args(["-s", name, "--", to]).status();
-    assert!(kill.expect("kill").success());
+/// Ctrl-C, as a keyboard types it.
+fn interrupt(terminal: &mut Child) {
+    let keys = terminal.stdin.as_mut().expect("a pipe");
+    keys.write_all(b"\x03").expect("somebody reads");
+}
+
+fn code(mut terminal: Child) -> Option<i32> {
+    terminal.wait().expect("ended").code()
 }
 
 #[test]
@@ -116,9 +135,24 @@ fn a_chain_that_is_told_to_stop_keeps_the_store_until_all_jobs_have_saved_their_
     let place = Place::new();
     let mut chain = place.start("chain", "2", "none");
     place.until_begun(2);
-    // For the script alone, as from `make`: the jobs are groups of their own.
-    signal("TERM", &chain.id().to_string());
-    assert_eq!(chain.wait().expect("ended").code(), Some(143));
+    interrupt(&mut chain);
+    assert_eq!(code(chain), Some(130));
+    assert_eq!(
+        place.notes(),
+        ["began", "began", "saved", "saved", "store ended"]
+    );
+}
+
+/// `make` and whoever starts a script tell it alone.
+#[test]
+fn a_signal_for_the_script_alone_reaches_its_jobs() {
+    let place = Place::new();
+    let chain = place.start("chain", "2", "none");
+    place.until_begun(2);
+    let script = std::fs::read_to_string(place.path("script")).expect("the number of its process");
+    let kill = Command::new("kill").args(["-TERM", script.trim()]).status();
+    assert!(kill.expect("kill").success());
+    assert_eq!(code(chain), Some(143));
     assert_eq!(
         place.notes(),
         ["began", "began", "saved", "saved", "store ended"]
@@ -128,8 +162,8 @@ fn a_chain_that_is_told_to_stop_keeps_the_store_until_all_jobs_have_saved_their_
 #[test]
 fn a_lane_that_fails_ends_the_chain_behind_what_the_others_save() {
     let place = Place::new();
-    let mut chain = place.start("chain", "2", "value");
-    assert_eq!(chain.wait().expect("ended").code(), Some(77));
+    let chain = place.start("chain", "2", "value");
+    assert_eq!(code(chain), Some(77));
     assert_eq!(place.notes(), ["began", "began", "saved", "store ended"]);
 }
 
@@ -138,8 +172,7 @@ fn a_loop_that_is_interrupted_begins_no_training_again() {
     let place = Place::new();
     let mut chain = place.start("loop", "1", "none");
     place.until_begun(1);
-    // As a terminal does: for all of the foreground, which the store is no part of.
-    signal("INT", &format!("-{}", chain.id()));
-    assert_eq!(chain.wait().expect("ended").code(), Some(130));
+    interrupt(&mut chain);
+    assert_eq!(code(chain), Some(130));
     assert_eq!(place.notes(), ["began", "saved", "store ended"]);
 }
