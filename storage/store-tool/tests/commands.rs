@@ -594,6 +594,26 @@ fn stopped_run(place: &Place) -> RunId {
 }
 
 #[test]
+fn a_bell_is_rung_by_what_is_listed_and_its_words_are_cut_to_size() {
+    let place = Place::new();
+    let run = stopped_run(&place);
+    let quiet = place.run(&["runs", "--state", "failed,lost", "--expect-none"]);
+    assert_eq!(quiet.code, Some(0), "{}", quiet.stderr);
+    let loud = place.run(&["runs", "--state", "waiting", "--expect-none"]);
+    assert_eq!(loud.code, Some(77), "{}", loud.stderr);
+    assert!(loud.stdout.contains(run.as_str()), "{}", loud.stdout);
+    let log = |args: &[&str]| place.run(&[&["log", run.as_str(), "--events"], args].concat());
+    let first = log(&["--limit", "1"]).stdout;
+    assert!(
+        first.contains("started") && first.lines().count() == 1,
+        "{first}"
+    );
+    let early = log(&["--until", "2026-11-21T10:00:02Z"]).stdout;
+    assert_eq!(early.lines().count(), 2, "{early}");
+    assert_eq!(log(&["--limit", "1", "--last", "1"]).code, Some(2));
+}
+
+#[test]
 fn people_note_and_tag_runs_and_find_them_by_it() {
     let place = Place::new();
     let run = stopped_run(&place);
