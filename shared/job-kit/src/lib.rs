@@ -16,6 +16,7 @@ mod logging;
 mod mode;
 mod plan;
 mod report;
+mod revision;
 mod run;
 mod secrets;
 mod signals;
@@ -24,6 +25,7 @@ mod tool;
 
 use std::collections::BTreeMap;
 
+pub use args::refuse_alias;
 pub use crew::{Crew, Follower, Inputs, Links};
 pub use error::JobError;
 pub use exit::Exit;

@@ -11,15 +11,16 @@ use std::time::Instant;
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 use wmtp_artifacts::{
-    ArtifactId, CacheEntry, CacheLookup, Claim, Digest, Draft, Input, Manifest, Outcome,
+    Agent, ArtifactId, CacheEntry, CacheLookup, Claim, Digest, Draft, Input, Manifest, Outcome,
     Provenance, RunId, RunRequest, RunResult, RunState, fault,
 };
 use wmtp_recipe::{CONFIG_VARIABLE, Resolved, Sources};
 use wmtp_tracking::{Missing, Sink};
 
-use crate::args::Common;
+use crate::args::{Common, refuse_alias};
 use crate::journal::Journal;
 use crate::report::{Reporter, duration};
+use crate::revision::{image, revision};
 use crate::run::{Run, remove_folder};
 use crate::tool::{ToolCx, to_stdout};
 use crate::{
@@ -33,6 +34,8 @@ pub(crate) struct Session {
     pub(crate) reporter: Arc<Reporter>,
     pub(crate) runtime: Arc<Runtime>,
     pub(crate) stop: Arc<AtomicBool>,
+    /// This program, as the store's records tell it.
+    pub(crate) agent: Agent,
     /// Whether a signal has to wait: there is a claim, or a tool that does something.
     pub(crate) at_work: Arc<AtomicBool>,
 }
@@ -46,12 +49,19 @@ impl Session {
             .enable_all()
             .build()?;
         let resolved = resolve(&common)?;
+        let agent = Agent {
+            program: name.to_owned(),
+            revision: revision()?,
+            image: image(),
+            host: host(),
+        };
         let at_work = Arc::new(AtomicBool::new(false));
         Ok(Self {
             stop: signals::listen(&runtime, name, &at_work),
             at_work,
             reporter: Reporter::new(name),
             runtime: Arc::new(runtime),
+            agent,
             resolved,
             common,
         })
@@ -74,6 +84,7 @@ impl Session {
             uri,
             data_store,
             reupload || self.common.force,
+            &self.agent,
         )
     }
 
@@ -193,6 +204,7 @@ pub(crate) struct Done {
 
 /// Runs a job from its plan to its result.
 pub(crate) fn run_job<J: Job>(job: &J, session: &Session) -> Result<(), JobError> {
+    refuse_alias(session.common.name.as_deref())?;
     let store = session.open_store(false)?;
     if session.is_dry() {
         return with_task(job, session, &store, |task, lookup| {
@@ -370,8 +382,12 @@ fn compute<J: Job>(
     session.at_work.store(true, Ordering::SeqCst);
     let mut run = claim(session, store, task, name)?;
     fault::point("job:early");
-    let data =
-        json!({"inputs": task.inputs, "attempt": run.claim.attempt(), "cache_key": task.key});
+    let data = json!({
+        "inputs": task.inputs,
+        "attempt": run.claim.attempt(),
+        "cache_key": task.key,
+        "code_revision": session.agent.revision,
+    });
     session.reporter.event("started", &data);
 
     let done = caught(|| {
@@ -496,7 +512,8 @@ fn claim<W>(
         inputs: task.inputs.clone(),
         recipe: recipe_json.clone(),
         code_version: env!("CARGO_PKG_VERSION").to_owned(),
-        host: host(),
+        code_revision: Some(session.agent.revision.clone()),
+        host: session.agent.host.clone(),
         labels,
         started_at,
     };
@@ -513,6 +530,7 @@ fn claim<W>(
         run_id,
         attempt: claim.attempt(),
         code_version: request.code_version,
+        code_revision: request.code_revision,
         recipe_version: task.version,
         recipe: recipe_json,
         options: task.plan.options.clone(),
@@ -586,7 +604,11 @@ fn publish<W>(
         outputs: published.clone(),
         attempt: run.claim.attempt(),
         finished_at,
-        summary: json!({"elapsed_secs": run.elapsed().as_secs()}),
+        // An earlier attempt, which the request tells of, may have been another program's.
+        summary: json!({
+            "elapsed_secs": run.elapsed().as_secs(),
+            "code_revision": session.agent.revision,
+        }),
     };
     if let Outcome::TheirsDifferent = run.store.block_on(run.claim.finish(&result))? {
         run.warning("an earlier attempt of this run ended with other outputs; both are kept");

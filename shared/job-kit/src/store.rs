@@ -5,8 +5,8 @@ use std::sync::{Arc, OnceLock};
 
 use tokio::runtime::Runtime;
 use wmtp_artifacts::{
-    ArtifactId, ExitClass, FileEntry, Kind, Manifest, Mirror, RunId, RunView, Store, StoreOptions,
-    StoreUri,
+    Agent, ArtifactId, ExitClass, FileEntry, Kind, Manifest, Mirror, RunId, RunView, Store,
+    StoreOptions, StoreUri,
 };
 
 use crate::JobError;
@@ -28,11 +28,13 @@ impl StoreHandle {
         store: &str,
         data_store: Option<&str>,
         force: bool,
+        agent: &Agent,
     ) -> Result<Self, JobError> {
         let connect = |uri: &str| -> Result<Store, JobError> {
             let uri: StoreUri = uri.parse()?;
             let options = StoreOptions {
                 reupload: force,
+                agent: agent.clone(),
                 ..StoreOptions::default()
             };
             let store = runtime.block_on(Store::connect(&uri, options))?;

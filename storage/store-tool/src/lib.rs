@@ -1,5 +1,6 @@
 //! The commands of `wmtp-store`. What they find out is the work of `wmtp-artifacts`; here it is told to people.
 
+mod audit;
 mod carry;
 mod fsck;
 mod gc;
@@ -7,11 +8,13 @@ mod lineage;
 mod mlflow;
 mod names;
 mod policy;
+mod promotions;
 mod remarks;
 mod repair;
 mod runs;
 mod stop;
 
+pub use audit::Audit;
 pub use carry::{Export, Import};
 pub use fsck::Fsck;
 pub use gc::Gc;
@@ -19,6 +22,7 @@ pub use lineage::Lineage;
 pub use mlflow::Mlflow;
 pub use names::{Name, Names};
 pub use policy::Policy;
+pub use promotions::ListPromotions;
 pub use remarks::{NoteRun, TagRun};
 pub use repair::Repair;
 pub use runs::{Log, Runs};

@@ -8,6 +8,7 @@ mod kills;
 mod loops;
 mod outside;
 mod place;
+mod promotion;
 mod protocols;
 mod ranks;
 mod repeats;
