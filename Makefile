@@ -137,7 +137,7 @@ vessl-plan: ## What would be submitted to VESSL, and its cost. EXPERIMENT=verifi
 .PHONY: vessl-submit
 vessl-submit: ## Submit run after run and follow them; again: go on. EXPERIMENT and VESSL_PROFILE as of vessl-plan, AT_ONCE=1
 	cargo build -q --workspace --bin wmtp-vessl
-	$(TARGET)/debug/wmtp-vessl submit $(VESSL_INPUTS) $(if $(AT_ONCE),--at-once $(AT_ONCE))
+	$(TARGET)/debug/wmtp-vessl submit $(VESSL_INPUTS) --prices $(VESSL_PRICES) $(if $(AT_ONCE),--at-once $(AT_ONCE))
 
 .PHONY: vessl-specs
 vessl-specs: ## Render vessl/specs, vessl/cloud and vessl/argo anew

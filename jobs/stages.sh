@@ -13,6 +13,12 @@ if [[ ! $lanes =~ ^[1-9][0-9]*$ ]]; then
   echo "error: LANES is '$lanes', expected a whole number of at least 1" >&2
   exit 2
 fi
+# Programs cannot know which commit they were built from: where this is its checkout, they are told, and record it.
+checkout=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+if [ -z "${WMTP_REVISION:-}" ] && [ "$(git -C "$checkout" rev-parse --show-toplevel 2>/dev/null)" = "$checkout" ]; then
+  WMTP_REVISION=$(git -C "$checkout" describe --always --abbrev=40 --exclude='*' --dirty 2>/dev/null) || WMTP_REVISION=
+  export WMTP_REVISION
+fi
 # Pages of freed tensors stay with the process, since the next step wants them: clearing fresh ones costs far more.
 export MIMALLOC_PURGE_DELAY=${MIMALLOC_PURGE_DELAY:--1}
 

@@ -8,8 +8,10 @@ use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use dev_store::TestServer;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 use wmtp_artifacts::SCHEMA;
@@ -519,44 +521,108 @@ fn stopped(trial: &Trial<'_>) -> Result<String, String> {
         .iter()
         .map(|word| (*word).to_owned())
         .collect();
-    let mut command = trial.engine.run_command(&start, &arguments);
-    let child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(|error| error.to_string())?;
-    let waiter = std::thread::spawn(move || child.wait_with_output());
-    silent
-        .set_nonblocking(true)
-        .map_err(|error| error.to_string())?;
-    // Either it connects, or it has ended without: both end the wait.
-    let connection = loop {
-        match silent.accept() {
-            Ok((connection, _)) => break Some(connection),
-            Err(_) if waiter.is_finished() => break None,
-            Err(_) => std::thread::sleep(std::time::Duration::from_millis(20)),
-        }
+    let stop = Stop {
+        engine: trial.engine,
+        name,
+        patience: PATIENCE,
+        grace: GRACE,
     };
-    if connection.is_some() {
-        trial
-            .engine
-            .terminate(&name)
-            .map_err(|error| error.to_string())?;
-    }
-    let done = waiter
-        .join()
-        .map_err(|_| "the wait for it failed".to_owned())?
-        .map_err(|error| error.to_string())?;
-    let ended = Ended {
-        code: done.status.code(),
-        stdout: String::from_utf8_lossy(&done.stdout).into_owned(),
-        stderr: String::from_utf8_lossy(&done.stderr).into_owned(),
-    };
+    let command = trial.engine.run_command(&start, &arguments);
+    let (ended, took) = stop.told(command, &silent)?;
     ended
         .expect(143, "SIGTERM to its first process")?
         .says(&["\"exit_code\":143"], "its last event")?;
-    Ok("143, as process 1, while it waited for a silent store".to_owned())
+    Ok(format!(
+        "143 after {:.1} s, as process 1, while it waited for a silent store",
+        took.as_secs_f64()
+    ))
+}
+
+/// A job asks its store long before that.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// A job that is told to stop has ended by then.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// A container that is to be told to stop.
+struct Stop<'a> {
+    engine: &'a Engine,
+    name: String,
+    /// How long it may take to ask its store.
+    patience: Duration,
+    /// How long it may take to end.
+    grace: Duration,
+}
+
+impl Stop<'_> {
+    /// Starts it, tells it to stop when it asks the store, and says how it ended and how long that took.
+    fn told(
+        &self,
+        mut command: Command,
+        silent: &TcpListener,
+    ) -> Result<(Ended, Duration), String> {
+        let text = |error: std::io::Error| error.to_string();
+        silent.set_nonblocking(true).map_err(text)?;
+        let piped = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let child = piped.spawn().map_err(text)?;
+        let client = child.id();
+        let waiter = std::thread::spawn(move || child.wait_with_output());
+        let mut connection = None;
+        // Either it connects, or it has ended without: both end the wait.
+        let is_heard = within(self.patience, || {
+            connection = silent.accept().ok();
+            connection.is_some() || waiter.is_finished()
+        });
+        if !is_heard {
+            self.kill(client);
+            return Err(format!("it asked no store within {:?}", self.patience));
+        }
+        let begun = Instant::now();
+        if connection.is_some()
+            && let Err(error) = self.engine.signal(&self.name, "TERM")
+        {
+            self.kill(client);
+            return Err(error.to_string());
+        }
+        if !within(self.grace, || waiter.is_finished()) {
+            self.kill(client);
+            return Err(format!("it went on for {:?} after SIGTERM", self.grace));
+        }
+        let took = begun.elapsed();
+        let done = waiter
+            .join()
+            .map_err(|_| "the wait for it failed".to_owned())?
+            .map_err(text)?;
+        let ended = Ended {
+            code: done.status.code(),
+            stdout: String::from_utf8_lossy(&done.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&done.stderr).into_owned(),
+        };
+        Ok((ended, took))
+    }
+
+    /// Ends the container, and the engine's client, which may wait for more than that.
+    fn kill(&self, client: u32) {
+        // What is gone already needs no end.
+        let _ = self.engine.signal(&self.name, "KILL");
+        if let Some(client) = i32::try_from(client).ok().and_then(Pid::from_raw) {
+            let _ = kill_process(client, Signal::KILL);
+        }
+    }
+}
+
+/// Whether something comes to hold in time.
+fn within(limit: Duration, mut holds: impl FnMut() -> bool) -> bool {
+    let begun = Instant::now();
+    while !holds() {
+        if begun.elapsed() >= limit {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    true
 }
 
 fn works(trial: &Trial<'_>) -> Result<String, String> {
@@ -635,4 +701,78 @@ fn repeats(trial: &Trial<'_>) -> Result<String, String> {
         return Err(format!("ids changed: {second} and {third}"));
     }
     Ok("already done, the same ids".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A program in the place of a container, and an engine that sends signals to it and can nothing else.
+    struct Fake {
+        folder: TempDir,
+        silent: TcpListener,
+    }
+
+    impl Fake {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let engine = folder.path().join("docker");
+            let script = "#!/bin/sh\n[ \"$1\" = kill ] || exit 0\nexec kill -s \"$3\" \"$(cat \"$0.pid\")\"\n";
+            std::fs::write(&engine, script).unwrap();
+            std::fs::set_permissions(&engine, std::fs::Permissions::from_mode(0o755)).unwrap();
+            let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+            Self { folder, silent }
+        }
+
+        /// How a program ends that does this on SIGTERM, and whether it is gone.
+        fn told(&self, on_term: &str, asks: bool) -> (Result<Option<i32>, String>, bool) {
+            let path = self.folder.path().join("docker");
+            let pid = path.with_extension("pid");
+            let port = self.silent.local_addr().unwrap().port();
+            let ask = if asks {
+                format!("exec 3<>/dev/tcp/127.0.0.1/{port}")
+            } else {
+                ":".to_owned()
+            };
+            let script = format!(
+                "trap '{on_term}' TERM; echo $$ >{}; {ask}; while :; do sleep 0.05; done",
+                pid.display()
+            );
+            let mut command = Command::new("bash");
+            command.args(["-c", &script]);
+            let engine = Engine::find(path.to_str()).unwrap();
+            let stop = Stop {
+                engine: &engine,
+                name: "container".to_owned(),
+                patience: if asks {
+                    PATIENCE
+                } else {
+                    Duration::from_secs(1)
+                },
+                grace: if on_term.is_empty() {
+                    Duration::from_secs(1)
+                } else {
+                    PATIENCE
+                },
+            };
+            let told = stop
+                .told(command, &self.silent)
+                .map(|(ended, _)| ended.code);
+            let number = std::fs::read_to_string(&pid).unwrap();
+            let process = PathBuf::from(format!("/proc/{}", number.trim()));
+            // A killed process is reaped by the thread that waits for it.
+            let is_gone = within(PATIENCE, || !process.exists());
+            (told, is_gone)
+        }
+    }
+
+    #[test]
+    fn a_job_that_hears_no_signal_or_asks_no_store_is_broken_and_ended() {
+        let fake = Fake::new();
+        assert_eq!(fake.told("exit 143", true), (Ok(Some(143)), true));
+        let (deaf, is_gone) = fake.told("", true);
+        assert!(deaf.unwrap_err().contains("after SIGTERM") && is_gone);
+        let (idle, is_gone) = fake.told("exit 143", false);
+        assert!(idle.unwrap_err().contains("asked no store") && is_gone);
+    }
 }

@@ -280,10 +280,10 @@ impl Engine {
         })
     }
 
-    /// Sends SIGTERM to the first process of a container.
-    pub(crate) fn terminate(&self, name: &str) -> Result<(), Error> {
+    /// Sends a signal to the first process of a container.
+    pub(crate) fn signal(&self, name: &str, signal: &str) -> Result<(), Error> {
         let mut command = self.command();
-        command.args(["kill", "--signal", "TERM", name]);
+        command.args(["kill", "--signal", signal, name]);
         output(&mut command).map(drop)
     }
 }

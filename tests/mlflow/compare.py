@@ -1,9 +1,10 @@
 """Holds what an MLflow server says of a store's runs against what the store itself holds.
 
-    compare.py TRACKING_URI s3://BUCKET/PREFIX
+    compare.py TRACKING_URI s3://BUCKET/PREFIX REVISION
 
 Reads the server through MLflow's own client and its variables, and the store object by object through boto3 and the AWS ones. What is
 expected is worked out here anew, from run requests, events, manifests and files, and shares no code with what sent it.
+REVISION is the commit that the jobs were told they are of.
 Prints what was compared as one JSON object; ends with 1 and every difference where there is one.
 """
 
@@ -110,7 +111,8 @@ def flat(value, key=""):
 
 
 class Comparison:
-    def __init__(self, tracking, store):
+    def __init__(self, tracking, store, revision):
+        self.revision = revision
         self.client = MlflowClient(tracking)
         self.tracking = tracking
         self.store = Store(store)
@@ -187,7 +189,10 @@ class Comparison:
         expected = dict(flat(recipe))
         expected |= {f"input.{entry['role']}": entry["id"] for entry in request["inputs"]}
         expected["n_heads"] = str(recipe["model"]["horizon"])
-        expected["code_revision"] = request["code_version"]
+        expected["code_revision"] = self.revision
+        # Decimals are hashed as they are spelled.
+        canonical = json.dumps(recipe, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        expected["config_hash"] = hashlib.sha256(canonical.encode()).hexdigest()
         expected["cache_key"] = request["cache_key"]
         for entry in request["inputs"]:
             if entry["role"] == "data":
@@ -200,8 +205,10 @@ class Comparison:
             made = self.store.manifest(next(iter(manifest["outputs"].values())))
             # The hash in the manifest is that of the artifact's first maker.
             if made["producer"]["run_id"] == name:
-                expected["config_hash"] = made["recipe_hash"]
-        expected.setdefault("config_hash", found.get("config_hash"))
+                self.same(f"{name}: hash of its recipe", expected["config_hash"], made["recipe_hash"])
+                code = made["producer"]["code"]
+                told = code["commit"] + ("-dirty" if code.get("dirty") else "")
+                self.same(f"{name}: commit in its manifest", self.revision, told)
         self.same(f"{name}: parameters", found, expected)
         self.counted["parameters"] += len(found)
 
@@ -373,10 +380,10 @@ class Comparison:
 
 
 def main():
-    tracking, store = sys.argv[1:]
+    tracking, store, revision = sys.argv[1:]
     # boto3 finds its server under the name that the jobs use; MLflow's own artifact code wants another.
     os.environ.setdefault("MLFLOW_S3_ENDPOINT_URL", os.environ.get("AWS_ENDPOINT_URL_S3", ""))
-    comparison = Comparison(tracking.rstrip("/"), store)
+    comparison = Comparison(tracking.rstrip("/"), store, revision)
     comparison.all()
     print(json.dumps({"compared": comparison.counted, "differences": len(comparison.differences)}))
     for difference in comparison.differences[:50]:

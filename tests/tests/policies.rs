@@ -189,6 +189,18 @@ async fn requests(place: &Place) {
     assert_eq!(put(&reader, index).await, DENIED);
     assert_eq!(put(&trainer, index).await, 200);
     assert_eq!(delete(&trainer, index).await, DENIED);
+    // What tells who did what is added to by those who do it, and is nobody's to delete.
+    for record in [
+        key("audit/0000000000007-x.json"),
+        key("promotions/m/0000.json"),
+    ] {
+        assert_eq!(put(&reader, &record).await, DENIED);
+        assert_eq!(put(&trainer, &record).await, 200);
+        for client in [&reader, &trainer, &admin] {
+            assert_eq!(get(client, &record).await, 200);
+            assert_eq!(delete(client, &record).await, DENIED);
+        }
+    }
     let plan = key("gc/0007/plan.json");
     assert_eq!(put(&trainer, &plan).await, DENIED);
     assert_eq!(put(&trainer, &key("gc/0007/verdict.json")).await, 200);
@@ -251,6 +263,7 @@ async fn collection(place: &Place) {
         run_id: "test-0123456789abcdef".parse().unwrap(),
         attempt: 1,
         code_version: "0".to_owned(),
+        code_revision: None,
         recipe_version: 1,
         recipe: serde_json::Value::Null,
         options: serde_json::Value::Null,

@@ -70,9 +70,6 @@ def form(spec):
             shaped["env"][name] = {"source": "text", "value": value}
         elif "source" not in value and "secret" in value:
             value["source"] = "secret"
-    for place in (shaped.get("export") or {}).values():
-        if isinstance(place, dict) and "s3" in place:
-            place.setdefault("ref_type", "s3")
     return shaped
 
 

@@ -48,11 +48,10 @@ struct Ready {
 }
 
 impl Inputs {
-    /// Reads everything; the run that builds the site is wanted where its pages can be copied away.
-    fn read(&self, with_site: bool) -> Result<Ready, JobError> {
+    /// Reads everything.
+    fn read(&self) -> Result<Ready, JobError> {
         let profile = Profile::read(&self.profile)?;
-        let place = profile.site.as_ref().filter(|_| with_site);
-        let site = place.map(|_| profile.site_folder());
+        let site = profile.site_arguments();
         let (experiment, steps) = Experiment::chain(&self.experiment, site.as_deref())?;
         let chain = render(&experiment, steps, &profile, &environment()).map_err(|mistakes| {
             Error::Mistakes {
@@ -91,9 +90,9 @@ impl Tool for Plan {
     const EXAMPLES: &'static str = "wmtp-vessl plan --experiment vessl/experiments/verifiable.yaml --profile vessl/profile.yaml --prices vessl/prices.yaml";
 
     fn run(&self, cx: &mut ToolCx<'_>) -> Result<(), JobError> {
-        let ready = self.inputs.read(true)?;
+        let ready = self.inputs.read()?;
         let prices = Prices::read(&self.prices)?;
-        let sums = cost::of_chain(&ready.chain, &ready.profile, &prices);
+        let sums = cost::of_chain(&ready.chain, &ready.profile, Some(&prices));
         let today = cx.now().to_zoned(TimeZone::UTC).date();
         for line in table(&ready, &prices) {
             cx.print(line);
@@ -117,7 +116,22 @@ impl Tool for Plan {
             "currency": prices.currency,
             "gpu_hours": sums.gpu_hours,
         }));
-        Ok(())
+        ready.keep_budget(Some(&prices))
+    }
+}
+
+impl Ready {
+    /// Refuses a chain that is expected to take more than its experiment grants.
+    fn keep_budget(&self, prices: Option<&Prices>) -> Result<(), JobError> {
+        let sums = cost::of_chain(&self.chain, &self.profile, prices);
+        let over = cost::over(&self.experiment.budget, &sums, prices);
+        over.map_or(Ok(()), |why| {
+            let error = format!("experiment {} is not submitted: {why}", self.experiment.name);
+            Err(JobError::refused(error).hint(
+                "its file has `budget` and `hours`; `wmtp-vessl plan` shows what each run takes, and --prices names what an \
+                 hour costs",
+            ))
+        })
     }
 }
 
@@ -198,9 +212,9 @@ pub struct Render {
 enum Form {
     /// VESSL: one run spec a step, numbered in the order of the chain
     Vessl,
-    /// VESSL Cloud: the argument lists of `vesslctl`, as one JSON file; without the site
+    /// VESSL Cloud: the argument lists of `vesslctl`, as one JSON file
     Cloud,
-    /// Argo Workflows: one WorkflowTemplate, with a ConfigMap where the experiment has evaluation.at_once; without the site
+    /// Argo Workflows: one WorkflowTemplate, with a ConfigMap where the experiment has evaluation.at_once
     Argo,
 }
 
@@ -227,8 +241,7 @@ impl Tool for Render {
 impl Render {
     /// Names and contents.
     fn files(&self) -> Result<Vec<(String, String)>, JobError> {
-        // Only VESSL copies a folder away after the end.
-        let ready = self.inputs.read(matches!(self.form, Form::Vessl))?;
+        let ready = self.inputs.read()?;
         let Ready {
             experiment,
             profile,
@@ -300,6 +313,9 @@ impl Tool for Check {
 pub struct Submit {
     #[command(flatten)]
     inputs: Inputs,
+    /// What an hour of each preset costs (YAML); wanted where the experiment has budget.cost
+    #[arg(long, value_name = "FILE")]
+    prices: Option<PathBuf>,
     /// Where it is recorded what was submitted; the same file goes on from there [default: .wmtp/vessl/EXPERIMENT.json]
     #[arg(long, value_name = "FILE")]
     ledger: Option<PathBuf>,
@@ -336,7 +352,9 @@ impl Tool for Submit {
         wmtp-vessl submit --experiment vessl/experiments/all.yaml --profile vessl/profile.yaml --at-once 4";
 
     fn run(&self, cx: &mut ToolCx<'_>) -> Result<(), JobError> {
-        let ready = self.inputs.read(true)?;
+        let ready = self.inputs.read()?;
+        let prices = self.prices.as_deref().map(Prices::read).transpose()?;
+        ready.keep_budget(prices.as_ref())?;
         let examples: Vec<Mistake> = ready.profile.example_digests();
         if !examples.is_empty() {
             let path = self.inputs.profile.clone();

@@ -4,11 +4,15 @@ use std::collections::BTreeSet;
 
 use jiff::civil::Date;
 
+use crate::experiment::Budget;
 use crate::profile::{Prices, Profile};
 use crate::render::Planned;
 
 /// Days after which prices are called old.
 const OLD_AFTER_DAYS: i32 = 90;
+
+/// Sums of decimal fractions are off by less than this: a budget of just what is expected is kept.
+const ROUNDING: f64 = 1e-9;
 
 /// Sums over a chain.
 #[derive(Debug, Default, PartialEq)]
@@ -30,11 +34,11 @@ pub(crate) fn of_run(planned: &Planned, prices: &Prices) -> Option<f64> {
 }
 
 /// Adds up a chain, every run once. Runs that are done already, or tried twice, are not foreseen.
-pub(crate) fn of_chain(chain: &[Planned], profile: &Profile, prices: &Prices) -> Cost {
+pub(crate) fn of_chain(chain: &[Planned], profile: &Profile, prices: Option<&Prices>) -> Cost {
     let mut cost = Cost::default();
     for planned in chain {
         let preset = &planned.spec.resources.preset;
-        if !prices.per_hour.contains_key(preset) {
+        if !prices.is_some_and(|prices| prices.per_hour.contains_key(preset)) {
             cost.without_price.insert(preset.clone());
         }
         let gpus = profile.preset(planned.step.task).1.gpus;
@@ -44,9 +48,44 @@ pub(crate) fn of_chain(chain: &[Planned], profile: &Profile, prices: &Prices) ->
                 cost.without_hours.insert(planned.step.task);
             }
         }
-        cost.total += of_run(planned, prices).unwrap_or(0.0);
+        let price = prices.and_then(|prices| of_run(planned, prices));
+        cost.total += price.unwrap_or(0.0);
     }
     cost
+}
+
+/// Why a chain is not within its budget, or cannot be known to be.
+pub(crate) fn over(budget: &Budget, cost: &Cost, prices: Option<&Prices>) -> Option<String> {
+    if budget.gpu_hours.is_none() && budget.cost.is_none() {
+        return None;
+    }
+    if !cost.without_hours.is_empty() {
+        let jobs: Vec<&str> = cost.without_hours.iter().copied().collect();
+        return Some(format!("no hours are expected of {}", jobs.join(", ")));
+    }
+    if let Some(most) = budget
+        .gpu_hours
+        .filter(|most| cost.gpu_hours > *most + ROUNDING)
+    {
+        let hours = cost.gpu_hours;
+        return Some(format!(
+            "{hours:.2} hours of GPUs are expected, and its budget is {most:.2}"
+        ));
+    }
+    let most = budget.cost.as_ref()?;
+    let Some(prices) = prices.filter(|prices| prices.currency == most.currency) else {
+        return Some(format!("no prices in {} are given", most.currency));
+    };
+    if !cost.without_price.is_empty() {
+        let presets: Vec<&str> = cost.without_price.iter().map(String::as_str).collect();
+        return Some(format!("no price of {} is known", presets.join(", ")));
+    }
+    (cost.total > most.amount + ROUNDING).then(|| {
+        format!(
+            "{:.2} {} are expected, and its budget is {:.2}",
+            cost.total, prices.currency, most.amount
+        )
+    })
 }
 
 /// The lines below the table of a plan.

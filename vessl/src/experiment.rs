@@ -44,6 +44,31 @@ pub(crate) struct Experiment {
     /// Hours that a run of each job, of `evaluate-external` or of `evaluate-infer` is expected to take: what the plan's cost is made of.
     #[serde(default)]
     pub(crate) hours: BTreeMap<String, f64>,
+    /// What the chain may take; a chain that is expected to take more is not submitted.
+    #[serde(default)]
+    pub(crate) budget: Budget,
+}
+
+/// Most of what all runs of a chain together are expected to take, each run once.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Budget {
+    /// Hours of GPUs.
+    #[serde(default)]
+    pub(crate) gpu_hours: Option<f64>,
+    /// Money.
+    #[serde(default)]
+    pub(crate) cost: Option<Money>,
+}
+
+/// An amount of a currency.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Money {
+    /// How much.
+    pub(crate) amount: f64,
+    /// As the price file calls it.
+    pub(crate) currency: String,
 }
 
 /// How an evaluation is spread over runs.
@@ -120,7 +145,7 @@ struct Version {
 }
 
 impl Experiment {
-    /// Reads an experiment and makes its chain; a folder for the site adds the run that builds it there.
+    /// Reads an experiment and makes its chain; what build-site is told of its place adds the run that builds the site.
     ///
     /// # Errors
     /// Every field that cannot be used, named; a recipe that breaks its schema.
@@ -196,6 +221,16 @@ impl Experiment {
             } else if !hours.is_finite() || *hours < 0.0 {
                 let message = format!("found {hours}, expected hours of at least 0");
                 found.push(Mistake::new(format!("hours.{job}"), message));
+            }
+        }
+        let cost = self.budget.cost.as_ref().map(|money| money.amount);
+        for (field, most) in [
+            ("budget.gpu_hours", self.budget.gpu_hours),
+            ("budget.cost.amount", cost),
+        ] {
+            if let Some(most) = most.filter(|most| !most.is_finite() || *most < 0.0) {
+                let message = format!("found {most}, expected a number of at least 0");
+                found.push(Mistake::new(field, message));
             }
         }
         found
@@ -476,8 +511,8 @@ impl<'a> Chain<'a> {
             &command,
             &evaluations,
         );
-        if let Some(folder) = site {
-            let command = format!("--leaderboard {data}-{name} --out {folder}");
+        if let Some(arguments) = site {
+            let command = format!("--leaderboard {data}-{name} {arguments}");
             self.step(
                 "site",
                 "build-site",

@@ -10,7 +10,7 @@ use crate::render::VARIABLES;
 use crate::rules::{
     EVALUATE_EXTERNAL, EVALUATE_INFER, JOBS, bad_name, is_hex_digest, literal_secret, no_task,
 };
-use crate::spec::{ExportS3, Spot};
+use crate::spec::Spot;
 
 /// One account, cluster and store. Everything that another account would change stands here.
 #[derive(Debug, Clone, Deserialize)]
@@ -32,20 +32,35 @@ pub(crate) struct Profile {
     pub(crate) store: String,
     /// Variables that hold secrets, each with the name of the organization's secret.
     pub(crate) secrets: BTreeMap<String, String>,
+    /// What is otherwise for a job, or for `evaluate-external`.
+    #[serde(default)]
+    pub(crate) overrides: BTreeMap<String, Override>,
     /// Other variables of every run.
     #[serde(default)]
     pub(crate) env: BTreeMap<String, String>,
     /// Folder in the container that jobs may write.
     pub(crate) scratch: String,
-    /// Where the site goes; left out, no run builds it.
+    /// Where the site goes, `s3://BUCKET/PREFIX`; left out, no run builds it.
     #[serde(default)]
-    pub(crate) site: Option<ExportS3>,
+    pub(crate) site: Option<String>,
     /// VESSL Cloud's resource spec for each preset.
     #[serde(default)]
     pub(crate) cloud: BTreeMap<String, String>,
     /// What a container of each preset asks Kubernetes for.
     #[serde(default)]
     pub(crate) kubernetes: BTreeMap<String, Share>,
+}
+
+/// What one job has of its own.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Override {
+    /// Whether its machine may be taken away.
+    #[serde(default)]
+    pub(crate) spot: Option<Spot>,
+    /// Variables that hold secrets of its own, in place of or beside those of all.
+    #[serde(default)]
+    pub(crate) secrets: BTreeMap<String, String>,
 }
 
 /// A share of a machine, in Kubernetes' words.
@@ -101,16 +116,29 @@ impl Profile {
         (key, preset)
     }
 
-    /// Folder in the container that the site is built in.
-    pub(crate) fn site_folder(&self) -> String {
-        format!("{}/site/", self.scratch)
+    /// What build-site is told of where the pages lie and where they go, if they go anywhere.
+    pub(crate) fn site_arguments(&self) -> Option<String> {
+        let site = self.site.as_ref()?;
+        Some(format!("--out {}/site --publish {site}", self.scratch))
+    }
+
+    /// Whether the machine of a task may be taken away.
+    pub(crate) fn spot(&self, task: &str) -> Option<Spot> {
+        let own = self.overrides.get(placed(task)).and_then(|own| own.spot);
+        own.or(self.spot)
+    }
+
+    /// Variables of a task that hold secrets, with the secrets' names.
+    pub(crate) fn secrets(&self, task: &str) -> BTreeMap<String, String> {
+        let mut secrets = self.secrets.clone();
+        if let Some(own) = self.overrides.get(placed(task)) {
+            secrets.extend(own.secrets.clone());
+        }
+        secrets
     }
 
     fn preset_key<'a>(&'a self, task: &str) -> &'a str {
-        let task = match task {
-            EVALUATE_INFER => "evaluate",
-            task => task,
-        };
+        let task = placed(task);
         self.jobs
             .get(task)
             .map_or_else(|| usual_preset(task), String::as_str)
@@ -139,10 +167,17 @@ impl Profile {
         found.extend(bad_name(&self.cluster).map(|message| Mistake::new("cluster", message)));
         found.extend(self.preset_mistakes());
         found.extend(self.image_mistakes());
-        let place = self.store.strip_prefix("s3://").unwrap_or_default();
-        if place.is_empty() || place.starts_with('/') {
-            let message = format!("found {:?}, expected s3://BUCKET/PREFIX", self.store);
-            found.push(Mistake::new("store", message));
+        for (field, address) in [("store", Some(&self.store)), ("site", self.site.as_ref())] {
+            let Some(address) = address else { continue };
+            let place = address.strip_prefix("s3://").unwrap_or_default();
+            if place.is_empty() || place.starts_with('/') || place.contains(char::is_whitespace) {
+                let message = format!("found {address:?}, expected s3://BUCKET/PREFIX");
+                found.push(Mistake::new(field, message));
+            }
+        }
+        if self.site.as_ref() == Some(&self.store) {
+            let message = "is the store: the site takes a place of its own, for which alone it gets a right to delete";
+            found.push(Mistake::new("site", message));
         }
         if !self.scratch.starts_with('/') {
             let message = format!("found {:?}, expected a full path", self.scratch);
@@ -160,10 +195,11 @@ impl Profile {
                 found.push(Mistake::new(format!("{section}.{key}"), message));
             }
         }
-        for (variable, secret) in &self.secrets {
-            if let Some(message) = bad_name(secret) {
-                found.push(Mistake::new(format!("secrets.{variable}"), message));
-            }
+        found.extend(secret_mistakes("secrets", &self.secrets));
+        for (job, own) in &self.overrides {
+            let field = format!("overrides.{job}");
+            found.extend(no_place(job).map(|message| Mistake::new(&field, message)));
+            found.extend(secret_mistakes(&format!("{field}.secrets"), &own.secrets));
         }
         for (section, variable) in (self.env.keys().map(|name| ("env", name)))
             .chain(self.secrets.keys().map(|name| ("secrets", name)))
@@ -197,11 +233,8 @@ impl Profile {
             }
         }
         for job in self.jobs.keys() {
-            let message = match job.as_str() {
-                EVALUATE_INFER => Some("shards run where evaluate does: name that".to_owned()),
-                job => no_task(job),
-            };
-            found.extend(message.map(|message| Mistake::new(format!("jobs.{job}"), message)));
+            let field = format!("jobs.{job}");
+            found.extend(no_place(job).map(|message| Mistake::new(field, message)));
         }
         for job in JOBS.into_iter().chain([EVALUATE_EXTERNAL]) {
             let key = self.preset_key(job);
@@ -249,6 +282,30 @@ impl Profile {
         }
         found
     }
+}
+
+/// Under which name a profile speaks of a task: shards run where evaluate does.
+fn placed(task: &str) -> &str {
+    match task {
+        EVALUATE_INFER => "evaluate",
+        task => task,
+    }
+}
+
+/// Why something is nothing that a profile speaks of.
+fn no_place(task: &str) -> Option<String> {
+    match task {
+        EVALUATE_INFER => Some("shards run where evaluate does: name that".to_owned()),
+        task => no_task(task),
+    }
+}
+
+fn secret_mistakes(section: &str, secrets: &BTreeMap<String, String>) -> Vec<Mistake> {
+    let mistake = |(variable, secret): (&String, &String)| {
+        let message = bad_name(secret)?;
+        Some(Mistake::new(format!("{section}.{variable}"), message))
+    };
+    secrets.iter().filter_map(mistake).collect()
 }
 
 /// Whether a task shares its work among all GPUs of its machine.

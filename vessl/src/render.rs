@@ -6,7 +6,7 @@ use crate::experiment::{Experiment, Step};
 use crate::mistake::Mistake;
 use crate::profile::{ONE_GPU, Profile, is_training, usual_preset};
 use crate::rules::mistakes;
-use crate::spec::{Command, EnvValue, Export, Image, Resources, RunSpec};
+use crate::spec::{Command, EnvValue, Image, Resources, RunSpec};
 
 /// A step with the spec of its run.
 #[derive(Debug, Clone)]
@@ -70,12 +70,6 @@ fn idle_gpus(step: &Step, profile: &Profile) -> Option<Mistake> {
 
 fn spec(experiment: &Experiment, step: &Step, profile: &Profile) -> RunSpec {
     let command = format!("{} {}", step.job(), step.arguments.join(" "));
-    let export = profile
-        .site
-        .iter()
-        .filter(|_| step.job() == "build-site")
-        .map(|place| (profile.site_folder(), Export { s3: place.clone() }))
-        .collect();
     RunSpec {
         name: format!("wmtp-{}-{}", experiment.name, step.id),
         description: format!("Step {} of experiment {}", step.id, experiment.name),
@@ -83,7 +77,7 @@ fn spec(experiment: &Experiment, step: &Step, profile: &Profile) -> RunSpec {
         resources: Resources {
             cluster: profile.cluster.clone(),
             preset: profile.preset(step.task).1.name.clone(),
-            spot: profile.spot,
+            spot: profile.spot(step.task),
         },
         image: image(step.job(), profile),
         env: env(step, profile),
@@ -91,7 +85,6 @@ fn spec(experiment: &Experiment, step: &Step, profile: &Profile) -> RunSpec {
             command,
             workdir: "/tmp".to_owned(),
         }],
-        export,
     }
 }
 
@@ -113,9 +106,10 @@ const SCRATCH: &str = "WMTP_SCRATCH";
 const CACHE: &str = "WMTP_CACHE";
 const DEVICE: &str = "WMTP_DEVICE";
 const RANKS: &str = "WMTP_RANKS";
+const IMAGE: &str = "WMTP_IMAGE";
 
 /// Variables that the chain sets, whatever a profile says.
-pub(crate) const VARIABLES: [&str; 6] = [CONFIG, STORE, SCRATCH, CACHE, DEVICE, RANKS];
+pub(crate) const VARIABLES: [&str; 7] = [CONFIG, STORE, SCRATCH, CACHE, DEVICE, RANKS, IMAGE];
 
 /// The recipe travels as a variable: a container has no file of it, and the command stays one plain line.
 fn env(step: &Step, profile: &Profile) -> BTreeMap<String, EnvValue> {
@@ -125,6 +119,9 @@ fn env(step: &Step, profile: &Profile) -> BTreeMap<String, EnvValue> {
     text.insert(STORE.to_owned(), profile.store.clone());
     text.insert(SCRATCH.to_owned(), format!("{scratch}/scratch"));
     text.insert(CACHE.to_owned(), format!("{scratch}/cache"));
+    // What runs in an image cannot find out which it is, and the store's audit log tells it.
+    let image = image(step.job(), profile).url().to_owned();
+    text.insert(IMAGE.to_owned(), image);
     if usual_preset(step.task) == ONE_GPU {
         // Said outright: a program that was built without a GPU in mind would compute on the CPU beside an idle one.
         let device = if profile.preset(step.task).1.gpus > 0 {
@@ -138,10 +135,8 @@ fn env(step: &Step, profile: &Profile) -> BTreeMap<String, EnvValue> {
     if is_training(step.task) && gpus > 1 {
         text.insert(RANKS.to_owned(), gpus.to_string());
     }
-    let secrets = profile.secrets.iter().map(|(variable, secret)| {
-        let secret = secret.clone();
-        (variable.clone(), EnvValue::Secret { secret })
-    });
+    let secrets = profile.secrets(step.task).into_iter();
+    let secrets = secrets.map(|(variable, secret)| (variable, EnvValue::Secret { secret }));
     text.into_iter()
         .map(|(variable, text)| (variable, EnvValue::Text(text)))
         .chain(secrets)

@@ -35,9 +35,13 @@ pub(crate) fn no_task(name: &str) -> Option<String> {
 }
 
 /// Fields that other guides show, or that VESSL has and a job must not use, and why.
-const REFUSED: [(&str, &str); 20] = [
+const REFUSED: [(&str, &str); 21] = [
     ("import", "jobs read their inputs from S3 themselves"),
     ("mount", "jobs read their inputs from S3 themselves"),
+    (
+        "export",
+        "jobs write to S3 themselves; the site goes there by `build-site --publish`",
+    ),
     ("volumes", "an old form; jobs read and write S3 themselves"),
     ("interactive", "a job is a batch run"),
     ("ports", "a job serves nothing"),
@@ -148,12 +152,6 @@ fn refused_forms(tree: &Value) -> Vec<Mistake> {
             mistakes.push(Mistake::new(field, message));
         }
     }
-    for (path, place) in section(tree, "export") {
-        if place.get("s3").is_none() {
-            let message = "expected {s3: {bucket: …, prefix: …, credential_name: …}}";
-            mistakes.push(Mistake::new(format!("export.{path}"), message));
-        }
-    }
     mistakes
 }
 
@@ -181,19 +179,6 @@ pub(crate) fn mistakes(spec: &RunSpec, environment: &BTreeMap<String, String>) -
     }
     found.extend(env_mistakes(&spec.env, environment));
     found.extend(command_mistakes(spec));
-    for (path, export) in &spec.export {
-        if !path.starts_with('/') || !path.ends_with('/') {
-            let message =
-                format!("found {path:?}, expected the full path of a folder, with / at its end");
-            found.push(Mistake::new(format!("export.{path}"), message));
-        }
-        if let Some(message) = bad_name(&export.s3.credential_name) {
-            found.push(Mistake::new(
-                format!("export.{path}.s3.credential_name"),
-                message,
-            ));
-        }
-    }
     found
 }
 

@@ -25,9 +25,6 @@ pub(crate) struct RunSpec {
     pub(crate) env: BTreeMap<String, EnvValue>,
     /// Commands, one after the other.
     pub(crate) run: Vec<Command>,
-    /// Folders that VESSL copies away after the end, by path.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub(crate) export: BTreeMap<String, Export>,
 }
 
 /// Cluster and preset.
@@ -110,29 +107,6 @@ pub(crate) struct Command {
     pub(crate) command: String,
     /// Where it starts.
     pub(crate) workdir: String,
-}
-
-/// Where a folder goes after the end.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Export {
-    /// A place in a bucket.
-    pub s3: ExportS3,
-}
-
-/// A place in a bucket.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct ExportS3 {
-    /// The bucket.
-    pub(crate) bucket: String,
-    /// Path in it.
-    pub(crate) prefix: String,
-    /// Server, where it is not Amazon's.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) endpoint: Option<String>,
-    /// Name of the organization's S3 credential.
-    pub(crate) credential_name: String,
 }
 
 impl RunSpec {

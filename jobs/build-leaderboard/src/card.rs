@@ -220,8 +220,8 @@ fn duration(secs: u64) -> String {
 }
 
 fn promotion() -> String {
-    "`build-leaderboard promote` moves a version from staging to production through a gate and appends what it found to \
-     `promotions.jsonl`."
+    "`build-leaderboard promote` moves a version to staging and from there to production through a gate; `wmtp-store \
+     promotions` lists what it was asked and what it found."
         .to_owned()
 }
 

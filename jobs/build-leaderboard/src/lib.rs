@@ -103,7 +103,7 @@ impl Job for BuildLeaderboard {
 build-leaderboard --store s3://wmtp/demo --scores base,v001-s42,v002-s42 --name micropy
 build-leaderboard --store s3://wmtp/demo --scores base --scores v001-s42 --report-dir report --name micropy
 build-leaderboard select-action --store s3://wmtp/demo --leaderboard micropy --loop .wmtp/micropy-loop";
-    const VERSION: u32 = 4;
+    const VERSION: u32 = 5;
 
     fn plan(&self, cx: &mut PlanCx<'_>) -> Result<Plan<Work>, JobError> {
         let (inputs, versions) = register(cx, "scores", &self.scores)?;

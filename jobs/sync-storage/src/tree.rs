@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
 use serde_json::{Value, json};
-use wmtp_job_kit::{ArtifactId, JobError, Tool, ToolCx, bytes};
+use wmtp_job_kit::{ArtifactId, JobError, Tool, ToolCx, bytes, refuse_alias};
 
 use crate::bundle;
 use crate::push::{OUTPUT, Push, PushKind};
@@ -57,6 +57,7 @@ impl Tool for PushTree {
         }
         // A name that the store does not take is found out before anything is sent.
         for entry in &found.entries {
+            refuse_alias(Some(&entry.name))?;
             let store = cx.store()?;
             store.block_on(store.store().name(entry.push.artifact_kind(), &entry.name))?;
         }

@@ -58,6 +58,7 @@ async fn put(store: &str, folder: &Path) -> Result<String, Box<dyn Error>> {
         run_id: RunId::for_work("bench", &key),
         attempt: 1,
         code_version: env!("CARGO_PKG_VERSION").to_owned(),
+        code_revision: None,
         recipe_version: 1,
         recipe: serde_json::Value::Null,
         options: serde_json::Value::Null,

@@ -246,6 +246,25 @@ impl Store {
         Ok(report)
     }
 
+    /// Reads all that an artifact consists of and compares it with the digests of its manifest.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] names a file that is missing, or is not what the manifest states.
+    pub async fn verify_bytes(&self, manifest: &Manifest) -> Result<()> {
+        self.verify(manifest).await?;
+        let (mut promised, mut report) = (Contents::new(), FsckReport::default());
+        promise(&mut promised, manifest);
+        self.check_bytes(promised, &mut report, &mut |_, _, _| {})
+            .await?;
+        match report.findings.pop() {
+            None => Ok(()),
+            Some(finding) => {
+                let what = format!("artifact {} in {}", manifest.id, self.bucket.place());
+                Err(Error::corrupt(what, finding.detail))
+            }
+        }
+    }
+
     /// Folder of each name with the artifact that it points to.
     async fn targets_of_names(
         &self,

@@ -108,6 +108,19 @@ pub(crate) async fn append(
     Err(raced(bucket, folder))
 }
 
+/// Adds the generation with a number; false where another has taken it.
+pub(crate) async fn append_at(
+    bucket: &Bucket,
+    folder: &str,
+    number: u64,
+    mut value: Value,
+) -> Result<bool> {
+    value["write_id"] = new_write_id().into();
+    let bytes = value.to_string().into_bytes();
+    let (outcome, _) = create_only(bucket, &generation(folder, number), bytes, |_| false).await?;
+    Ok(outcome != Outcome::TheirsDifferent)
+}
+
 fn raced(bucket: &Bucket, folder: &str) -> Error {
     Error::Held {
         run: format!("{folder} in {}", bucket.place()),

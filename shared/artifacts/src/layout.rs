@@ -57,6 +57,22 @@ pub(crate) fn name(kind: Kind, name: &str) -> String {
     format!("{NAMES}{kind}/{name}/")
 }
 
+/// Events of the audit log.
+pub(crate) const AUDIT: &str = "v1/audit/";
+
+/// One event, written at a time by its writer's clock.
+pub(crate) fn audit_event(at_ms: i64, id: &str) -> String {
+    format!("{AUDIT}{at_ms:013}-{id}.json")
+}
+
+/// Promotions of all models.
+pub(crate) const PROMOTIONS: &str = "v1/promotions/";
+
+/// What the gate was asked for a model, numbered.
+pub(crate) fn promotions(model: &str) -> String {
+    format!("{PROMOTIONS}{model}/")
+}
+
 /// Looks at all sets.
 pub(crate) const TOUCHES: &str = "v1/touches/";
 

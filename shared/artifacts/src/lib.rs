@@ -22,6 +22,8 @@
 //! # let _ = folder; Ok(()) }
 //! ```
 
+mod alias;
+mod audit;
 mod blob;
 mod cache;
 mod canonical;
@@ -49,6 +51,7 @@ mod names;
 mod pages;
 mod policy;
 mod preflight;
+mod promotions;
 mod publish;
 mod remarks;
 mod repair;
@@ -61,6 +64,8 @@ mod tree;
 mod upload;
 mod uri;
 
+pub use alias::Alias;
+pub use audit::{Agent, AuditAct, AuditEntry, AuditEvent};
 pub use cache::{CacheEntry, CacheLookup};
 pub use canonical::{cache_key, canonical_json, decimals_as_strings};
 pub use claim::Claim;
@@ -78,6 +83,7 @@ pub use manifest::{Content, FileEntry, Input, Manifest, Parts, Provenance, SCHEM
 pub use mirror::Mirror;
 pub use names::Naming;
 pub use policy::{Role, bucket_policy};
+pub use promotions::{GateCheck, Promotion, Promotions};
 pub use publish::Draft;
 pub use remarks::{Remark, RemarkKind, tags};
 pub use repair::{RepairReport, Spare};

@@ -81,6 +81,9 @@ pub struct Provenance {
     pub attempt: u32,
     /// Version of the program.
     pub code_version: String,
+    /// The commit that it was built from, as [`RunRequest::code_revision`](crate::RunRequest::code_revision); none where
+    /// an older program wrote it.
+    pub code_revision: Option<String>,
     /// The job's hand-bumped number of output-changing code.
     pub recipe_version: u32,
     /// The resolved recipe, or null; stored with floats as decimal strings.
@@ -154,6 +157,30 @@ struct Producer {
 #[derive(Serialize, Deserialize)]
 struct Code {
     version: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    commit: Option<String>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    dirty: bool,
+}
+
+/// What follows a commit whose checkout had changes of its own.
+const DIRTY: &str = "-dirty";
+
+impl Code {
+    fn of(provenance: &Provenance) -> Self {
+        let revision = provenance.code_revision.as_deref();
+        let commit = revision.map(|revision| revision.strip_suffix(DIRTY).unwrap_or(revision));
+        Self {
+            version: provenance.code_version.clone(),
+            commit: commit.map(str::to_owned),
+            dirty: revision.is_some_and(|revision| revision.ends_with(DIRTY)),
+        }
+    }
+
+    fn revision(&self) -> Option<String> {
+        let dirty = if self.dirty { DIRTY } else { "" };
+        Some(format!("{}{dirty}", self.commit.as_ref()?))
+    }
 }
 
 impl Manifest {
@@ -210,9 +237,7 @@ impl Manifest {
                 job: provenance.job.clone(),
                 run_id: provenance.run_id.clone(),
                 attempt: provenance.attempt,
-                code: Code {
-                    version: provenance.code_version.clone(),
-                },
+                code: Code::of(provenance),
                 recipe_version: provenance.recipe_version,
             },
             recipe: provenance.recipe.clone(),
@@ -264,6 +289,7 @@ impl Document {
             job: self.producer.job,
             run_id: self.producer.run_id,
             attempt: self.producer.attempt,
+            code_revision: self.producer.code.revision(),
             code_version: self.producer.code.version,
             recipe_version: self.producer.recipe_version,
             recipe: self.recipe,
@@ -500,6 +526,7 @@ mod tests {
             run_id: "prepare-data-0123456789abcdef".parse().unwrap(),
             attempt: 1,
             code_version: "0.1.0".to_owned(),
+            code_revision: None,
             recipe_version: 1,
             recipe: json!({"optim": {"lr": 0.001}}),
             options: json!({"seed": 42}),
@@ -542,6 +569,37 @@ mod tests {
         assert_eq!(second.id, first.id);
         assert_ne!(second.write_id, first.write_id);
         assert_ne!(manifest(files[..1].to_vec()).id, first.id);
+    }
+
+    #[test]
+    fn a_commit_is_told_with_whether_its_checkout_had_changes() {
+        let content = Content::default();
+        let stored = |revision: Option<&str>| {
+            let provenance = Provenance {
+                code_revision: revision.map(str::to_owned),
+                ..provenance()
+            };
+            let made = Manifest::new(Kind::RawData, content.clone(), provenance).unwrap();
+            let bytes = made.to_bytes().unwrap();
+            let back = Manifest::parse(&bytes).unwrap();
+            assert_eq!(back.provenance.code_revision.as_deref(), revision);
+            let value: Value = serde_json::from_slice(&bytes).unwrap();
+            (made.id, value["producer"]["code"].clone())
+        };
+        let (id, none) = stored(None);
+        assert_eq!(none, json!({"version": "0.1.0"}));
+        for (revision, code) in [
+            (
+                "0123abcd",
+                json!({"version": "0.1.0", "commit": "0123abcd"}),
+            ),
+            (
+                "0123abcd-dirty",
+                json!({"version": "0.1.0", "commit": "0123abcd", "dirty": true}),
+            ),
+        ] {
+            assert_eq!(stored(Some(revision)), (id.clone(), code));
+        }
     }
 
     #[test]

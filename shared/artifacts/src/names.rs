@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::kind::check_name;
 use crate::manifest::parse_strict;
-use crate::{ArtifactId, Error, Kind, Result, Store, fault, generations, layout};
+use crate::{ArtifactId, AuditAct, Error, Kind, Result, Store, fault, generations, layout};
 
 /// One artifact that a name pointed to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -42,11 +42,18 @@ impl Store {
         }
         let value = json!({"artifact": id});
         let same = |found: &Value| found["artifact"] == value["artifact"];
+        let present = self.name(kind, name).await;
+        let mut is_told = matches!(present, Ok(Some(present)) if present == *id);
         let mut turns = self.turns_for([id], format!("name {kind}/{name}"));
         loop {
             let look = turns.next().await?;
             if self.bucket.head(&layout::manifest(id)).await?.is_none() {
                 return Err(self.absent(id));
+            }
+            if !is_told {
+                let request = json!({"kind": kind, "name": name, "artifact": id});
+                self.audit(AuditAct::Name, request).await?;
+                is_told = true;
             }
             generations::append(&self.bucket, &layout::name(kind, name), value.clone(), same)
                 .await?;

@@ -4,7 +4,8 @@
 //! |---|---|---|
 //! | reader | list and get | the site, fetching, `wmtp-store` where it only looks |
 //! | trainer | that, and write what the protocol writes and what a tracking server shows; delete nothing | the jobs |
-//! | admin | that, announce collections and delete | `wmtp-store gc` |
+//! | publisher | list, get, put and delete pages | `build-site --publish`, at the site's own place |
+//! | admin | that, announce collections and delete, but for the records of who did what | `wmtp-store gc` |
 //!
 //! A policy can tell keys, not contents: that what is committed never changes is kept by create-only writes, not by these.
 
@@ -15,6 +16,8 @@ use crate::{Error, Result, StoreUri, layout};
 /// What an identity is there for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Role {
+    /// Keeps the pages of a site, whose place is its own and no store.
+    Publisher,
     /// Looks, and changes nothing.
     Reader,
     /// Runs jobs.
@@ -27,19 +30,20 @@ pub enum Role {
 const LANGUAGE: &str = "2012-10-17";
 
 impl Role {
-    /// All roles, each may do what the one before it may.
+    /// The roles of a store, each may do what the one before it may.
     pub const ALL: [Self; 3] = [Self::Reader, Self::Trainer, Self::Admin];
 
     /// Its name.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Publisher => "publisher",
             Self::Reader => "reader",
             Self::Trainer => "trainer",
             Self::Admin => "admin",
         }
     }
 
-    /// The policy of a user or an assumed role for one store.
+    /// The policy of a user or an assumed role for one store; of a publisher for the place of one site.
     pub fn policy(self, store: &StoreUri) -> Value {
         json!({ "Version": LANGUAGE, "Statement": self.statements(store) })
     }
@@ -54,6 +58,9 @@ impl Role {
             let object = |key: &String| format!("{bucket}/{prefix}{key}");
             keys.iter().map(object).collect()
         };
+        if self == Self::Publisher {
+            return pages(&bucket, &prefix);
+        }
         // A GET of an absent key is a 404 only for who may list, and its request has no prefix: hence IfExists.
         let mut statements = vec![
             json!({
@@ -92,13 +99,42 @@ impl Role {
                     "Sid": "Delete", "Effect": "Allow", "Action": "s3:DeleteObject",
                     "Resource": objects(&["v1/*".to_owned()]),
                 }),
+                // A refusal counts for more than any other policy's permission.
+                json!({
+                    "Sid": "KeepRecords", "Effect": "Deny", "Action": "s3:DeleteObject",
+                    "Resource": objects(&RECORDS.map(|folder| format!("{folder}*"))),
+                }),
             ]);
         }
         statements
     }
 }
 
-/// Patterns of all keys that jobs write, the index for a tracking server among them: of a collection only the objection to it, and its end where its process died.
+/// What bringing a site to its place takes: pages that are gone are deleted, and where a store lies beside them after all,
+/// nothing of it is touched.
+fn pages(bucket: &str, prefix: &str) -> Vec<Value> {
+    let all = format!("{bucket}/{prefix}*");
+    vec![
+        json!({
+            "Sid": "List", "Effect": "Allow", "Action": "s3:ListBucket", "Resource": bucket,
+            "Condition": {"StringLikeIfExists": {"s3:prefix": format!("{prefix}*")}},
+        }),
+        json!({
+            "Sid": "Publish", "Effect": "Allow", "Resource": all,
+            "Action": ["s3:GetObject", "s3:PutObject", "s3:DeleteObject"],
+        }),
+        json!({
+            "Sid": "KeepStore", "Effect": "Deny", "Action": ["s3:PutObject", "s3:DeleteObject"],
+            "Resource": format!("{bucket}/{prefix}v1/*"),
+        }),
+    ]
+}
+
+/// What tells who did what, and is nobody's to delete.
+const RECORDS: [&str; 2] = [layout::AUDIT, layout::PROMOTIONS];
+
+/// Patterns of all keys that jobs write, the index for a tracking server among them: of a collection only the objection to it,
+/// and its end where its process died.
 fn written_by_jobs() -> Vec<String> {
     let folders = [
         layout::BLOBS,
@@ -108,7 +144,11 @@ fn written_by_jobs() -> Vec<String> {
         layout::TOUCHES,
         layout::RUNS,
     ];
-    let mut keys: Vec<String> = folders.iter().map(|folder| format!("{folder}*")).collect();
+    let mut keys: Vec<String> = folders
+        .iter()
+        .chain(&RECORDS)
+        .map(|folder| format!("{folder}*"))
+        .collect();
     let of_collections = ["verdict", "done"];
     keys.extend(of_collections.map(|what| format!("{}*/{what}.json", layout::COLLECTIONS)));
     keys.push(layout::PROBE.to_owned());
@@ -166,16 +206,15 @@ mod tests {
             }
             None => *pattern == key,
         };
-        policy["Statement"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .any(|statement| {
-                all(&statement["Action"])
-                    .iter()
-                    .any(|allowed| allowed == action)
+        let statements = policy["Statement"].as_array().unwrap();
+        let says = |effect: &str| {
+            statements.iter().any(|statement| {
+                statement["Effect"] == effect
+                    && all(&statement["Action"]).iter().any(|one| one == action)
                     && all(&statement["Resource"]).iter().any(matches)
             })
+        };
+        says("Allow") && !says("Deny")
     }
 
     /// A key of every kind that the protocol knows, and whether jobs write it.
@@ -209,6 +248,8 @@ mod tests {
             ),
             (format!("{}0000.json", layout::remarks(&run)), true),
             (layout::PROBE.to_owned(), true),
+            (layout::audit_event(7, "id"), true),
+            (format!("{}0000.json", layout::promotions("m")), true),
             (layout::collection(3, "verdict"), true),
             (layout::collection(3, "done"), true),
             (layout::collection(3, "plan"), false),
@@ -225,7 +266,8 @@ mod tests {
             let put = Role::ALL.map(|role| allows(role, "s3:PutObject", &key));
             assert_eq!(put, [false, by_jobs, true], "{key}");
             let delete = Role::ALL.map(|role| allows(role, "s3:DeleteObject", &key));
-            assert_eq!(delete, [false, false, true], "{key}");
+            let is_kept = RECORDS.iter().any(|folder| key.starts_with(folder));
+            assert_eq!(delete, [false, false, !is_kept], "{key}");
         }
         // Beside the protocol's keys the jobs write the index of a run, for a server that reads it with a key of its own.
         let index = format!(
@@ -245,6 +287,20 @@ mod tests {
                 assert!(!allows(role, action, "v1"), "{role:?} {action}");
             }
         }
+    }
+
+    #[test]
+    fn a_publisher_keeps_pages_and_touches_no_store() {
+        let may = |action, key| allows(Role::Publisher, action, key);
+        for action in ["s3:GetObject", "s3:PutObject", "s3:DeleteObject"] {
+            assert!(may(action, "index.html") && may(action, "v/v001/index.html"));
+            assert_eq!(may(action, "v1/probe.json"), action == "s3:GetObject");
+        }
+        let other = Role::Publisher.policy(&"s3://bucket/a/pre".parse().unwrap());
+        assert_eq!(
+            other["Statement"][1]["Resource"],
+            "arn:aws:s3:::bucket/a/pre/*"
+        );
     }
 
     #[test]

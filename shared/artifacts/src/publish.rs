@@ -285,6 +285,7 @@ mod tests {
             run_id: "job-0123456789abcdef".parse().unwrap(),
             attempt: 1,
             code_version: "0.1.0".to_owned(),
+            code_revision: None,
             recipe_version: 1,
             recipe: json!(null),
             options: json!({}),

@@ -6,11 +6,11 @@ use std::collections::BTreeSet;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::kind::check_name;
 use crate::manifest::parse_strict;
-use crate::{Error, Result, RunId, Store, generations, layout};
+use crate::{AuditAct, Error, Result, RunId, Store, generations, layout};
 
 /// Bytes that a note may have.
 const MOST_OF_A_NOTE: usize = 4096;
@@ -103,6 +103,8 @@ impl Store {
         if self.bucket.head(&layout::run_request(run)).await?.is_none() {
             return Err(self.no_run(run));
         }
+        let request = json!({"run_id": run, "remark": remark.kind, "author": remark.author});
+        self.audit(AuditAct::Remark, request).await?;
         let value = serde_json::to_value(remark).expect("a remark holds only text");
         let same = |found: &Value| remark.says_the_same(found);
         generations::append(&self.bucket, &layout::remarks(run), value, same).await

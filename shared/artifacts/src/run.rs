@@ -25,6 +25,10 @@ pub struct RunRequest {
     pub recipe: Value,
     /// Version of the program.
     pub code_version: String,
+    /// The commit that it was built from, followed by `-dirty` where its checkout had changes of its own, or `unknown`;
+    /// none where an older program wrote it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code_revision: Option<String>,
     /// A label of the machine, for people.
     pub host: String,
     /// Anything the site wants to group by, such as the recipe's version.

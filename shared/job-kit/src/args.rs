@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use wmtp_artifacts::Alias;
+
 use crate::JobError;
 use crate::usage::Rates;
 
@@ -125,6 +127,24 @@ impl From<StoreOnly> for Common {
     }
 }
 
+/// Refuses a name that says what a gate found: those are given by promotion alone.
+///
+/// # Errors
+/// 77 for `MODEL-staging` and `MODEL-production`.
+pub fn refuse_alias(name: Option<&str>) -> Result<(), JobError> {
+    let Some((model, alias)) = name.and_then(Alias::of_name) else {
+        return Ok(());
+    };
+    let error = format!(
+        "{} is the {alias} of model {model}, and only promotion moves it",
+        alias.name_in_store(model)
+    );
+    Err(JobError::refused(error).hint(format!(
+        "give another name; then `build-leaderboard promote --to {alias} --name {model}` moves it, if its gate lets the \
+         version through"
+    )))
+}
+
 /// Folder for files that are being made.
 const SCRATCH_VARIABLE: &str = "WMTP_SCRATCH";
 /// Folder of the local copies of artifacts.
@@ -171,7 +191,22 @@ pub(crate) fn cache_folder() -> PathBuf {
 
 #[cfg(test)]
 mod tests {
-    use super::parse_bytes;
+    use super::{parse_bytes, refuse_alias};
+
+    #[test]
+    fn names_of_promotion_are_given_by_nothing_else() {
+        for name in ["d-staging", "d-production", "d-staging-production"] {
+            assert_eq!(refuse_alias(Some(name)).unwrap_err().exit().code(), 77);
+        }
+        for name in [
+            None,
+            Some("d"),
+            Some("production"),
+            Some("d-production-s42"),
+        ] {
+            refuse_alias(name).unwrap();
+        }
+    }
 
     #[test]
     fn a_cache_limit_is_a_number_of_bytes() {

@@ -17,6 +17,7 @@ mod mode;
 mod plan;
 mod recipes;
 mod report;
+mod revision;
 mod run;
 mod secrets;
 mod signals;
@@ -26,6 +27,7 @@ mod usage;
 
 use std::collections::BTreeMap;
 
+pub use args::refuse_alias;
 pub use crew::{Crew, Follower, Inputs, Links};
 pub use error::JobError;
 pub use exit::Exit;

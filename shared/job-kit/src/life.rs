@@ -11,15 +11,16 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 use wmtp_artifacts::{
-    ArtifactId, CacheEntry, CacheLookup, Claim, Digest, Draft, Input, Manifest, Outcome,
+    Agent, ArtifactId, CacheEntry, CacheLookup, Claim, Digest, Draft, Input, Manifest, Outcome,
     Provenance, RunId, RunRequest, RunResult, RunState, fault,
 };
 use wmtp_recipe::{CONFIG_VARIABLE, Resolved, Sources};
 use wmtp_tracking::{Missing, Sink};
 
-use crate::args::Common;
+use crate::args::{Common, refuse_alias};
 use crate::journal::{Journal, Sender};
 use crate::report::{Reporter, duration};
+use crate::revision::{image, revision};
 use crate::run::{Run, remove_folder};
 use crate::tool::{ToolCx, to_stdout};
 use crate::usage::Account;
@@ -39,6 +40,8 @@ pub(crate) struct Session {
     pub(crate) reporter: Arc<Reporter>,
     pub(crate) runtime: Arc<Runtime>,
     pub(crate) stop: signals::Stop,
+    /// This program, as the store's records tell it.
+    pub(crate) agent: Agent,
     /// Whether a signal has to wait: there is a claim, or a tool that does something.
     pub(crate) at_work: Arc<AtomicBool>,
 }
@@ -52,12 +55,19 @@ impl Session {
             .enable_all()
             .build()?;
         let resolved = resolve(&common, &runtime)?;
+        let agent = Agent {
+            program: name.to_owned(),
+            revision: revision()?,
+            image: image(),
+            host: host(),
+        };
         let at_work = Arc::new(AtomicBool::new(false));
         Ok(Self {
             stop: signals::listen(&runtime, name, &at_work),
             at_work,
             reporter: Reporter::new(name),
             runtime: Arc::new(runtime),
+            agent,
             resolved,
             common,
         })
@@ -81,6 +91,7 @@ impl Session {
             data_store,
             reupload || self.common.force,
             &self.stop.flag,
+            &self.agent,
         )
     }
 
@@ -190,6 +201,7 @@ pub(crate) struct Done {
 
 /// Runs a job from its plan to its result.
 pub(crate) fn run_job<J: Job>(job: &J, session: &Session) -> Result<(), JobError> {
+    refuse_alias(session.common.name.as_deref())?;
     let store = session.open_store(false)?;
     if session.is_dry() {
         return with_task(job, session, &store, |task, lookup| {
@@ -367,8 +379,12 @@ fn compute<J: Job>(
     session.at_work.store(true, Ordering::SeqCst);
     let mut run = claim(session, store, task, name)?;
     fault::point("job:early");
-    let data =
-        json!({"inputs": task.inputs, "attempt": run.claim.attempt(), "cache_key": task.key});
+    let data = json!({
+        "inputs": task.inputs,
+        "attempt": run.claim.attempt(),
+        "cache_key": task.key,
+        "code_revision": session.agent.revision,
+    });
     session.reporter.event("started", &data);
 
     let done = caught(|| {
@@ -494,7 +510,8 @@ fn claim<W>(
         inputs: task.inputs.clone(),
         recipe: recipe_json.clone(),
         code_version: env!("CARGO_PKG_VERSION").to_owned(),
-        host: host(),
+        code_revision: Some(session.agent.revision.clone()),
+        host: session.agent.host.clone(),
         labels,
         started_at,
     };
@@ -516,6 +533,7 @@ fn claim<W>(
         run_id,
         attempt: claim.attempt(),
         code_version: request.code_version,
+        code_revision: request.code_revision,
         recipe_version: task.version,
         recipe: recipe_json,
         options: task.plan.options.clone(),
@@ -590,7 +608,12 @@ fn publish<W>(
         outputs: published.clone(),
         attempt: run.claim.attempt(),
         finished_at,
-        summary: json!({"elapsed_secs": run.elapsed().as_secs(), "usage": run.tell_usage()}),
+        // An earlier attempt, which the request tells of, may have been another program's.
+        summary: json!({
+            "elapsed_secs": run.elapsed().as_secs(),
+            "code_revision": session.agent.revision,
+            "usage": run.tell_usage(),
+        }),
     };
     if let Outcome::TheirsDifferent = run.store.block_on(run.claim.finish(&result))? {
         run.warning("an earlier attempt of this run ended with other outputs; both are kept");

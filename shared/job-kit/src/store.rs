@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use tokio::runtime::Runtime;
 use wmtp_artifacts::{
-    ArtifactId, ExitClass, FileEntry, Kind, Manifest, Mirror, RunId, RunView, Store, StoreOptions,
-    StoreUri,
+    Agent, ArtifactId, ExitClass, FileEntry, Kind, Manifest, Mirror, RunId, RunView, Store,
+    StoreOptions, StoreUri,
 };
 use wmtp_records::{Capabilities, ModelSizes, Needs};
 
@@ -34,11 +34,13 @@ impl StoreHandle {
         data_store: Option<&str>,
         force: bool,
         stop: &Arc<AtomicBool>,
+        agent: &Agent,
     ) -> Result<Self, JobError> {
         let connect = |uri: &str| -> Result<Store, JobError> {
             let uri: StoreUri = uri.parse()?;
             let options = StoreOptions {
                 reupload: force,
+                agent: agent.clone(),
                 ..StoreOptions::default()
             };
             let store = runtime.block_on(Store::connect(&uri, options))?;

@@ -11,6 +11,7 @@ use serde_json::Value;
 use wmtp_artifacts::StoreUri;
 use wmtp_recipe::Recipe;
 
+use crate::args::refuse_alias;
 use crate::life::{self, Session};
 use crate::report::Progress;
 use crate::{ArtifactId, Job, JobError, StoreHandle};
@@ -129,6 +130,7 @@ impl<'a> ToolCx<'a> {
         job: &J,
         name: &str,
     ) -> Result<(BTreeMap<String, ArtifactId>, bool), JobError> {
+        refuse_alias(Some(name))?;
         let done = life::result_of(job, self.session, self.store()?, Some(name))?;
         job.deliver(&done.outputs, self)?;
         Ok((done.outputs, done.is_cached))

@@ -179,6 +179,22 @@ fn without_a_terminal_the_exit_code_stands_before_the_error() {
 }
 
 #[test]
+fn a_name_that_promotion_gives_is_refused_before_anything_is_done() {
+    let place = Place::new();
+    let before = place.listing();
+    for more in [&[] as &[&str], &["--dry-run"], &["--force"]] {
+        let ended = place.run(&[&["--name", "ten-production"], more].concat());
+        assert_eq!(ended.code, Some(77), "{more:?}: {}", ended.stderr);
+        assert!(
+            ended.stderr.contains("promote --to production --name ten"),
+            "{}",
+            ended.stderr
+        );
+    }
+    assert_eq!(place.listing(), before);
+}
+
+#[test]
 fn the_second_call_does_no_work_and_says_why() {
     let place = Place::new();
     let first = place.run(&["--json", "--name", "ten"]);
@@ -555,6 +571,7 @@ fn a_tracked_run_is_on_the_server_and_its_artifacts_are_the_same() {
     let tracked = Ended::of(
         place
             .tracked(double.endpoint(), &["--name=ten"])
+            .env("WMTP_REVISION", "0123abcd-dirty")
             .output()
             .unwrap(),
     );
@@ -569,6 +586,9 @@ fn a_tracked_run_is_on_the_server_and_its_artifacts_are_the_same() {
     let run = only_run(&double);
     assert_eq!(run["info"]["status"], "FINISHED");
     assert_eq!(run["info"]["run_name"], "ten");
+    let params = run["data"]["params"].as_array().unwrap();
+    let revision = serde_json::json!({"key": "code_revision", "value": "0123abcd-dirty"});
+    assert!(params.contains(&revision), "{params:?}");
     let counts: Vec<&Value> = run["history"]
         .as_array()
         .unwrap()

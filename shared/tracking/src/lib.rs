@@ -17,7 +17,7 @@ mod server;
 mod sink;
 
 pub use error::Error;
-pub use registry::{Alias, promote};
+pub use registry::promote;
 pub use replay::{Replayed, Totals, replay_aliases, replay_run, runs};
 pub use server::{ENVIRONMENT, Server, URI_VARIABLE};
 pub use sink::{Missing, Sink};

@@ -91,7 +91,12 @@ pub(crate) fn params(request: &RunRequest) -> BTreeMap<String, String> {
     if request.job.starts_with("train-") {
         add("optimizer", "adamw".to_owned());
     }
-    add("code_revision", request.code_version.clone());
+    // Older runs know no commit, and what they were tracked with is to stay.
+    let revision = request.code_revision.as_ref();
+    add(
+        "code_revision",
+        revision.unwrap_or(&request.code_version).clone(),
+    );
     add("cache_key", request.cache_key.to_string());
     for input in &request.inputs {
         let id = input.id.to_string();
@@ -202,6 +207,7 @@ mod tests {
             "inputs": [{"role": "data", "id": format!("processed-data-{}", "b".repeat(40))}],
             "recipe": recipe,
             "code_version": "0.1.0",
+            "code_revision": "0123abcd-dirty",
             "host": "here",
             "labels": {"name": "v002-s42"},
             "started_at": "2026-11-21T10:00:00Z",
@@ -269,13 +275,16 @@ mod tests {
             ("optim.lr", "0.002"),
             ("evaluation.ks", "[1,5]"),
             ("optimizer", "adamw"),
-            ("code_revision", "0.1.0"),
+            ("code_revision", "0123abcd-dirty"),
             ("data_hash", &"b".repeat(40)),
             ("input.data", &format!("processed-data-{}", "b".repeat(40))),
         ] {
             assert_eq!(params[name], value, "{name}");
         }
         assert_eq!(params["config_hash"].len(), 64);
+        let mut older = request(Value::Null);
+        older.code_revision = None;
+        assert_eq!(super::params(&older)["code_revision"], "0.1.0");
     }
 
     #[test]

@@ -2,47 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use wmtp_artifacts::{ArtifactId, Manifest, Store};
+use wmtp_artifacts::{Alias, ArtifactId, Manifest, Store};
 
 use crate::api::Tracked;
 use crate::names::{self, CHECKPOINT, RUN_ID, plain};
 use crate::{Error, Server};
-
-/// Where a version of a model is used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Alias {
-    /// By those who try it.
-    Staging,
-    /// By those who rely on it.
-    Production,
-}
-
-impl Alias {
-    /// Both.
-    pub const ALL: [Self; 2] = [Self::Staging, Self::Production];
-
-    /// As MLflow and the store's names spell it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Staging => "staging",
-            Self::Production => "production",
-        }
-    }
-
-    /// The store's name for what has this alias: `MODEL-staging`.
-    pub fn name_in_store(self, model: &str) -> String {
-        format!("{model}-{}", self.as_str())
-    }
-
-    /// The model, and the alias, of a name of the store.
-    pub(crate) fn of_name(name: &str) -> Option<(&str, Self)> {
-        let of = |alias: Self| {
-            let model = name.strip_suffix(alias.as_str())?.strip_suffix('-')?;
-            (!model.is_empty()).then_some((model, alias))
-        };
-        Self::ALL.into_iter().find_map(of)
-    }
-}
 
 /// Gives an alias of a model to a checkpoint and returns the version that holds it; both are created where they are
 /// missing. Doing it twice changes nothing.
@@ -124,26 +88,4 @@ fn description(manifest: &Manifest) -> String {
         of("best_step"),
         manifest.id
     )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::Alias;
-
-    #[test]
-    fn a_name_of_the_store_tells_model_and_alias() {
-        for alias in Alias::ALL {
-            let name = alias.name_in_store("micropy-loop");
-            assert_eq!(Alias::of_name(&name), Some(("micropy-loop", alias)));
-        }
-        for name in [
-            "staging",
-            "-staging",
-            "micropy",
-            "micropystaging",
-            "staging-micropy",
-        ] {
-            assert_eq!(Alias::of_name(name), None, "{name}");
-        }
-    }
 }

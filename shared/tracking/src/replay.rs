@@ -3,11 +3,11 @@
 use jiff::Timestamp;
 use serde::Serialize;
 use tokio::runtime::Handle;
-use wmtp_artifacts::{ExitClass, Kind, RunId, Store};
+use wmtp_artifacts::{Alias, ExitClass, Kind, RunId, Store};
 
 use crate::line::Line;
 use crate::recorder::Recorder;
-use crate::registry::{Alias, promote};
+use crate::registry::promote;
 use crate::{Error, Server};
 
 /// Jobs in the order of the data's way: what a run goes on from is told before it.

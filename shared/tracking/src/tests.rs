@@ -12,14 +12,14 @@ use mlflow_double::{Double, Fault};
 use serde_json::{Value, json};
 use tokio::runtime::Handle;
 use wmtp_artifacts::{
-    ArtifactId, Claim, Credentials, Digest, Draft, Input, Kind, Provenance, RunId, RunRequest,
-    RunResult, Store, StoreOptions,
+    Alias, ArtifactId, Claim, Credentials, Digest, Draft, Input, Kind, Provenance, RunId,
+    RunRequest, RunResult, Store, StoreOptions,
 };
 
 use crate::api::{DataSet, State};
 use crate::line::Point;
 use crate::server::Access;
-use crate::{Alias, Missing, Server, Sink, promote, replay_aliases, replay_run, runs};
+use crate::{Missing, Server, Sink, promote, replay_aliases, replay_run, runs};
 
 const STARTED: &str = "2026-11-21T10:00:00Z";
 
@@ -85,6 +85,7 @@ impl Place {
             run_id: request.run_id.clone(),
             attempt: 1,
             code_version: request.code_version.clone(),
+            code_revision: request.code_revision.clone(),
             recipe_version: 1,
             recipe: request.recipe.clone(),
             options: json!({}),
@@ -245,6 +246,7 @@ fn request(job: &str, inputs: &[(&str, &ArtifactId)]) -> RunRequest {
             "optim": {"lr": 0.002},
         }),
         code_version: "0.1.0".to_owned(),
+        code_revision: None,
         host: "here".to_owned(),
         labels: BTreeMap::from([("name".to_owned(), format!("{job}-s42"))]),
         started_at: STARTED.parse().unwrap(),

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde_json::json;
 use wmtp_artifacts::{ArtifactId, CopyReport};
-use wmtp_job_kit::{JobError, Tool, ToolCx, bytes};
+use wmtp_job_kit::{JobError, Tool, ToolCx, bytes, refuse_alias};
 
 use crate::counted;
 use crate::stop::unless_stopped_with;
@@ -62,6 +62,7 @@ impl Tool for Import {
         "wmtp-store import --store s3://wmtp/there --folder /media/disk/v002 --name v002";
 
     fn run(&self, cx: &mut ToolCx<'_>) -> Result<(), JobError> {
+        refuse_alias(self.name.as_deref())?;
         let store = cx.store()?.store().clone();
         let hint = "what was brought over stays; the same command goes on from it";
         let mut bar = None;

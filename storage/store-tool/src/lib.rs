@@ -1,5 +1,6 @@
 //! The commands of `wmtp-store`. What they find out is the work of `wmtp-artifacts`; here it is told to people.
 
+mod audit;
 mod carry;
 mod fsck;
 mod gc;
@@ -8,11 +9,13 @@ mod mlflow;
 mod model;
 mod names;
 mod policy;
+mod promotions;
 mod remarks;
 mod repair;
 mod runs;
 mod stop;
 
+pub use audit::Audit;
 pub use carry::{Export, Import};
 pub use fsck::Fsck;
 pub use gc::Gc;
@@ -21,6 +24,7 @@ pub use mlflow::Mlflow;
 pub use model::Model;
 pub use names::{Name, Names};
 pub use policy::Policy;
+pub use promotions::ListPromotions;
 pub use remarks::{NoteRun, TagRun};
 pub use repair::Repair;
 pub use runs::{Log, Runs};

@@ -3,8 +3,8 @@
 use std::process::ExitCode;
 
 use store_tool::{
-    Export, Fsck, Gc, Import, Lineage, Log, Mlflow, Model, Name, Names, NoteRun, Policy, Repair,
-    Runs, TagRun,
+    Audit, Export, Fsck, Gc, Import, Lineage, ListPromotions, Log, Mlflow, Model, Name, Names,
+    NoteRun, Policy, Repair, Runs, TagRun,
 };
 use wmtp_job_kit::{Mode, main_with_modes};
 
@@ -20,6 +20,8 @@ fn main() -> ExitCode {
             Mode::store_tool::<TagRun>("tag"),
             Mode::store_tool::<Names>("names"),
             Mode::store_tool::<Name>("name"),
+            Mode::store_tool::<ListPromotions>("promotions"),
+            Mode::store_tool::<Audit>("audit"),
             Mode::store_tool::<Lineage>("lineage"),
             Mode::store_tool::<Model>("model"),
             Mode::store_tool::<Fsck>("fsck"),

@@ -1,8 +1,7 @@
 //! `wmtp-store names` and `wmtp-store name`: what artifacts are called, and what a name pointed to before.
 
 use serde_json::json;
-use wmtp_artifacts::{ArtifactId, Kind, Naming};
-use wmtp_job_kit::tracking::Alias;
+use wmtp_artifacts::{Alias, ArtifactId, Kind, Naming};
 use wmtp_job_kit::{JobError, Tool, ToolCx};
 
 use crate::counted;
@@ -104,7 +103,8 @@ impl Tool for Name {
             let before = store.namings(id.kind(), &self.name).await?;
             Ok((id, before))
         })?;
-        if is_alias(&self.name) && before.iter().all(|naming| naming.artifact != id) {
+        let is_alias = Alias::of_name(&self.name).is_some();
+        if is_alias && before.iter().all(|naming| naming.artifact != id) {
             let error = format!("{} never pointed to {id}", self.name);
             return Err(JobError::refused(error)
                 .hint("`build-leaderboard promote --name` moves it there, if its gate lets the version through"));
@@ -114,18 +114,11 @@ impl Tool for Name {
         if let Some(last) = before.last().filter(|last| last.artifact != id) {
             cx.print(format!("before it was {}", last.artifact));
         }
-        if is_alias(&self.name) {
+        if is_alias {
             cx.print("a tracking server learns of it by `wmtp-store mlflow replay`");
         }
         let before = before.last().map(|naming| &naming.artifact);
         cx.json_result(json!({ "name": self.name, "artifact": id, "before": before }));
         Ok(())
     }
-}
-
-/// Whether a name is one that promotion moves: `NAME-staging`, `NAME-production`.
-fn is_alias(name: &str) -> bool {
-    [Alias::Staging, Alias::Production]
-        .iter()
-        .any(|alias| name.ends_with(&alias.name_in_store("")))
 }

@@ -7,8 +7,9 @@ use wmtp_job_kit::{JobError, Tool, ToolCx};
 /// Command line of `policy`.
 #[derive(Debug, clap::Args)]
 pub struct Policy {
-    /// reader, trainer or admin: the policy to attach to a user or role. With the ARN of who has it (reader=ARN), as often
-    /// as there are people: the policy of the bucket
+    /// reader, trainer or admin: the policy to attach to a user or role; publisher: that of who brings a site to the place
+    /// that --store names then. With the ARN of who has it (reader=ARN), as often as there are people: the policy of the
+    /// bucket
     #[arg(value_name = "ROLE[=ARN]", required = true, value_parser = grant)]
     grants: Vec<(Role, Option<String>)>,
 }
@@ -18,9 +19,9 @@ fn grant(text: &str) -> Result<(Role, Option<String>), String> {
         Some((name, arn)) => (name, Some(arn.to_owned())),
         None => (text, None),
     };
-    let known = Role::ALL.into_iter().find(|role| role.name() == name);
-    let role = known.ok_or_else(|| {
-        let names = Role::ALL.map(Role::name);
+    let roles = || Role::ALL.into_iter().chain([Role::Publisher]);
+    let role = roles().find(|role| role.name() == name).ok_or_else(|| {
+        let names: Vec<&str> = roles().map(Role::name).collect();
         format!("expected one of {}", names.join(", "))
     })?;
     Ok((role, arn))
@@ -28,8 +29,9 @@ fn grant(text: &str) -> Result<(Role, Option<String>), String> {
 
 impl Tool for Policy {
     const ABOUT: &'static str = "Prints who may do what in a store, as AWS policies: readers look, trainers run jobs and \
-                                 delete nothing, admins collect. Asks no server.";
+                                 delete nothing, admins collect, publishers keep a site's pages. Asks no server.";
     const EXAMPLES: &'static str = "wmtp-store policy trainer --store s3://wmtp/demo
+        wmtp-store policy publisher --store s3://reports/micropy
         wmtp-store policy --store s3://wmtp/demo reader=arn:aws:iam::123456789012:role/site trainer=arn:aws:iam::123456789012:role/training";
 
     fn run(&self, cx: &mut ToolCx<'_>) -> Result<(), JobError> {

@@ -21,6 +21,9 @@ pub struct Runs {
     /// Only runs that have all of these tags
     #[arg(long, value_name = "TAG", value_delimiter = ',')]
     tag: Vec<String>,
+    /// End with 77 where a run is listed: for whatever rings a bell
+    #[arg(long)]
+    expect_none: bool,
 }
 
 /// Command line of `log`.
@@ -41,6 +44,12 @@ pub struct Log {
     /// Only lines since this time, such as 2026-11-28T10:00:00Z
     #[arg(long, value_name = "TIME", value_parser = jiff::Timestamp::from_str)]
     since: Option<jiff::Timestamp>,
+    /// Only lines before this time
+    #[arg(long, value_name = "TIME", value_parser = jiff::Timestamp::from_str)]
+    until: Option<jiff::Timestamp>,
+    /// Of what is left, the first lines
+    #[arg(long, value_name = "N", conflicts_with = "last")]
+    limit: Option<usize>,
     /// Of what is left, the last lines
     #[arg(long, value_name = "N")]
     last: Option<usize>,
@@ -73,6 +82,7 @@ impl Tool for Runs {
         "Lists runs: how each stands, since when, and what it says of itself.";
     const EXAMPLES: &'static str = "wmtp-store runs --store s3://wmtp/demo
         wmtp-store runs --store s3://wmtp/demo --state failed,lost --json
+        wmtp-store runs --store s3://wmtp/demo --state failed,lost --expect-none
         wmtp-store runs --store s3://wmtp/demo --job train-stage2 --tag paper";
 
     fn run(&self, cx: &mut ToolCx<'_>) -> Result<(), JobError> {
@@ -91,6 +101,13 @@ impl Tool for Runs {
         ));
         let rows: Vec<Value> = views.iter().map(row).collect();
         cx.json_result(json!({ "runs": rows, "total": total }));
+        if self.expect_none && !views.is_empty() {
+            let error = format!(
+                "{} where none was expected",
+                counted(views.len() as u64, "run")
+            );
+            return Err(JobError::refused(error).hint("`wmtp-store log RUN` has the words of each"));
+        }
         Ok(())
     }
 }
@@ -187,6 +204,7 @@ impl Tool for Log {
             None => &view.logs,
         };
         let mut kept: Vec<&Value> = lines.iter().filter(|line| self.keeps(line)).collect();
+        kept.truncate(self.limit.unwrap_or(usize::MAX));
         let passed = kept.len().saturating_sub(self.last.unwrap_or(usize::MAX));
         kept.drain(..passed);
         for line in &kept {
@@ -225,9 +243,15 @@ impl Log {
             let found = line[key].as_str().unwrap_or_default();
             words.is_empty() || words.iter().any(|word| word.eq_ignore_ascii_case(found))
         };
-        let in_time = |since: &jiff::Timestamp| {
-            let at = line["ts"].as_str().and_then(|text| text.parse().ok());
-            at.is_some_and(|at: jiff::Timestamp| at >= *since)
+        let at = line["ts"].as_str().and_then(|text| text.parse().ok());
+        let is_in_time = |at: Option<jiff::Timestamp>| {
+            let since = self
+                .since
+                .is_none_or(|since| at.is_some_and(|at| at >= since));
+            since
+                && self
+                    .until
+                    .is_none_or(|until| at.is_some_and(|at| at < until))
         };
         is("level", &self.level)
             && is("type", self.events.as_deref().unwrap_or_default())
@@ -235,7 +259,7 @@ impl Log {
                 .contains
                 .as_ref()
                 .is_none_or(|text| line.to_string().contains(text.as_str()))
-            && self.since.as_ref().is_none_or(in_time)
+            && is_in_time(at)
     }
 }
 
@@ -270,6 +294,8 @@ mod tests {
             (&["--contains", "doubled"], false),
             (&["--since", "2026-11-28T10:00:00Z"], true),
             (&["--since", "2026-11-28T10:00:01Z"], false),
+            (&["--until", "2026-11-28T10:00:00Z"], false),
+            (&["--until", "2026-11-28T10:00:01Z"], true),
         ] {
             assert_eq!(log(args).keeps(&line), kept, "{args:?}");
         }

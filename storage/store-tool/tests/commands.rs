@@ -93,6 +93,7 @@ impl Place {
             run_id: "make-0123456789abcdef".parse().unwrap(),
             attempt: 1,
             code_version: "0.1.0".to_owned(),
+            code_revision: None,
             recipe_version: 1,
             recipe: Value::Null,
             options: json!({}),
@@ -594,6 +595,7 @@ fn stopped_run_of(place: &Place, job: &str) -> RunId {
         inputs: Vec::new(),
         recipe: json!({"experiment": {"algo": "rho1", "dataset": "micropy"}}),
         code_version: "0.1.0".to_owned(),
+        code_revision: None,
         host: "here".to_owned(),
         labels: BTreeMap::new(),
         started_at: "2026-11-21T10:00:00Z".parse().unwrap(),
@@ -614,6 +616,26 @@ fn stopped_run_of(place: &Place, job: &str) -> RunId {
         claim.events(0, &lines).await.unwrap();
     });
     run_id
+}
+
+#[test]
+fn a_bell_is_rung_by_what_is_listed_and_its_words_are_cut_to_size() {
+    let place = Place::new();
+    let run = stopped_run(&place);
+    let quiet = place.run(&["runs", "--state", "failed,lost", "--expect-none"]);
+    assert_eq!(quiet.code, Some(0), "{}", quiet.stderr);
+    let loud = place.run(&["runs", "--state", "waiting", "--expect-none"]);
+    assert_eq!(loud.code, Some(77), "{}", loud.stderr);
+    assert!(loud.stdout.contains(run.as_str()), "{}", loud.stdout);
+    let log = |args: &[&str]| place.run(&[&["log", run.as_str(), "--events"], args].concat());
+    let first = log(&["--limit", "1"]).stdout;
+    assert!(
+        first.contains("started") && first.lines().count() == 1,
+        "{first}"
+    );
+    let early = log(&["--until", "2026-11-21T10:00:02Z"]).stdout;
+    assert_eq!(early.lines().count(), 2, "{early}");
+    assert_eq!(log(&["--limit", "1", "--last", "1"]).code, Some(2));
 }
 
 #[test]
@@ -723,6 +745,65 @@ fn names_are_listed_given_and_remembered() {
 }
 
 #[test]
+fn who_did_what_is_listed() {
+    let place = Place::new();
+    let run = stopped_run(&place);
+    let before = place.run(&["audit", "--json"]).json()["events"].clone();
+    assert_eq!(
+        before.as_array().unwrap().len(),
+        2,
+        "the names of the place"
+    );
+    for args in [
+        &["name", "v001", "paper-model"] as &[&str],
+        &["name", "v001", "paper-model"],
+        &[
+            "note",
+            run.as_str(),
+            "a note that is its own record",
+            "--author",
+            "ada",
+        ],
+    ] {
+        let mut command = place.command(STORE, args);
+        let ended = command
+            .env("WMTP_REVISION", "0123abcd")
+            .env("WMTP_IMAGE", "registry/store@sha256:00")
+            .output();
+        assert!(ended.unwrap().status.success(), "{args:?}");
+    }
+    let listed = place.run(&["audit"]);
+    assert_eq!(listed.code, Some(0), "{}", listed.stderr);
+    assert!(listed.stdout.ends_with("4 events\n"), "{}", listed.stdout);
+    assert!(!listed.stdout.contains("its own record"));
+    let after = place.run(&["audit", "--json"]).json();
+    let events = &after["events"].as_array().unwrap()[2..];
+    let acts: Vec<_> = events.iter().map(|event| event["act"].clone()).collect();
+    assert_eq!(
+        acts,
+        ["name", "remark"],
+        "a name that is there is given by nobody"
+    );
+    for event in events {
+        assert_eq!(event["key_id"], place.server.access_key());
+        assert_eq!(event["agent"]["revision"], "0123abcd");
+        assert_eq!(event["agent"]["image"], "registry/store@sha256:00");
+    }
+    assert_eq!(events[0]["agent"]["program"], "wmtp-store name");
+    assert_eq!(events[0]["request"]["name"], "paper-model");
+    assert_eq!(events[1]["request"]["author"], "ada");
+    let secret = place.server.secret_key();
+    assert!(!after.to_string().contains(secret) && !listed.stdout.contains(secret));
+
+    let later = place.run(&["audit", "--since", "2126-11-28T10:00:00Z"]);
+    assert_eq!(later.stdout, "0 events\n");
+    place.overwrite("v1/audit/0000000000000-x.json", "{}");
+    let unreadable = place.run(&["audit", "--json"]);
+    assert_eq!(unreadable.json()["unreadable"], 1);
+    assert!(unreadable.stderr.contains("1 event could not be read"));
+}
+
+#[test]
 fn an_alias_moves_by_hand_only_back_to_where_it_was() {
     let place = Place::new();
     let resolve = |name: &str| {
@@ -752,16 +833,22 @@ fn an_alias_moves_by_hand_only_back_to_where_it_was() {
 #[test]
 fn policies_are_the_committed_ones_and_name_whoever_has_them() {
     let place = Place::new();
-    let policy =
-        |args: &[&str]| place.run_on("s3://example-bucket/wmtp", &[&["policy"], args].concat());
-    for role in ["reader", "trainer", "admin"] {
-        let printed = policy(&[role]);
+    let at = |store: &str, args: &[&str]| place.run_on(store, &[&["policy"], args].concat());
+    let store = "s3://example-bucket/wmtp";
+    let policy = |args: &[&str]| at(store, args);
+    for (role, store) in [
+        ("reader", store),
+        ("trainer", store),
+        ("admin", store),
+        ("publisher", "s3://example-bucket/wmtp-site"),
+    ] {
+        let printed = at(store, &[role]);
         assert_eq!(printed.code, Some(0), "{}", printed.stderr);
         let path = format!("{}/../policies/{role}.json", env!("CARGO_MANIFEST_DIR"));
         let committed = std::fs::read_to_string(&path).unwrap_or_default();
         assert_eq!(
             printed.stdout, committed,
-            "{path} is what `wmtp-store policy {role} --store s3://example-bucket/wmtp` prints"
+            "{path} is what `wmtp-store policy {role} --store {store}` prints"
         );
     }
     let arn = "reader=arn:aws:iam::123456789012:role/site";

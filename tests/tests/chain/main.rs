@@ -10,6 +10,7 @@ mod outside;
 mod own_model;
 mod place;
 mod preemption;
+mod promotion;
 mod protocols;
 mod ranks;
 mod repeats;

@@ -169,7 +169,7 @@ fn a_model_from_outside_stands_beside_the_versions_and_wins_nothing() {
         "--leaderboard=b",
         "--version=big",
         "--to=staging",
-        "--log=log",
+        "--name=d",
     ];
     place
         .run("here", "build-leaderboard", &promote)

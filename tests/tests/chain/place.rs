@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use dev_store::TestServer;
-use wmtp_artifacts::{Credentials, Draft, Kind, Provenance, Store, StoreOptions};
+use wmtp_artifacts::{ArtifactId, Credentials, Draft, Kind, Provenance, Store, StoreOptions};
 
 /// A user's machine: everything it writes lies in one folder that goes with it.
 pub(crate) struct Place {
@@ -91,8 +91,8 @@ impl Place {
         self.program(prefix, program, &[])
     }
 
-    /// Stores a folder as a leaderboard that no job made.
-    pub(crate) fn publish_leaderboard(&self, prefix: &str, folder: &Path, name: &str) {
+    /// The store under a prefix, without a job between.
+    fn store(&self, prefix: &str) -> (Store, tokio::runtime::Runtime) {
         let server = self.server.as_ref().expect("the store is up");
         let options = StoreOptions {
             endpoint: Some(server.endpoint().to_owned()),
@@ -100,8 +100,40 @@ impl Place {
             credentials: Some(Credentials::new(server.access_key(), server.secret_key())),
             ..StoreOptions::default()
         };
+        let uri = format!("s3://wmtp/{prefix}").parse().expect("an address");
+        let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+        let store = runtime.block_on(Store::connect(&uri, options));
+        (store.expect("an address"), runtime)
+    }
+
+    /// A page of a site that was brought to a prefix.
+    pub(crate) fn page(&self, prefix: &str, path: &str) -> String {
+        let (store, runtime) = self.store(prefix);
+        let bytes = runtime.block_on(store.page(path)).expect("the store is up");
+        String::from_utf8(bytes.expect("the page").to_vec()).expect("a text")
+    }
+
+    /// Gives a checkpoint another name, which may be one that no job gives.
+    pub(crate) fn rename(&self, prefix: &str, checkpoint: &str, name: &str) {
+        let (store, runtime) = self.store(prefix);
+        let work = async {
+            let id = store.resolve(Kind::Checkpoint, checkpoint).await?;
+            store.set_name(Kind::Checkpoint, name, &id).await
+        };
+        runtime.block_on(work).expect("the store takes it");
+    }
+
+    /// Stores a folder as an artifact that no job made, under a name.
+    pub(crate) fn publish_folder(
+        &self,
+        prefix: &str,
+        kind: Kind,
+        folder: &Path,
+        name: &str,
+    ) -> ArtifactId {
+        let (store, runtime) = self.store(prefix);
         let draft = Draft {
-            kind: Kind::Leaderboard,
+            kind,
             root: folder.to_owned(),
             attributes: BTreeMap::new(),
         };
@@ -110,20 +142,19 @@ impl Place {
             run_id: "by-hand-0123456789abcdef".parse().expect("a run id"),
             attempt: 1,
             code_version: "0".to_owned(),
+            code_revision: None,
             recipe_version: 1,
             recipe: serde_json::Value::Null,
             options: serde_json::json!({}),
             inputs: Vec::new(),
             created_at: "2026-11-21T10:00:00Z".parse().expect("a time"),
         };
-        let uri = format!("s3://wmtp/{prefix}").parse().expect("an address");
         let work = async {
-            let store = Store::connect(&uri, options).await?;
             let id = store.publish(&draft, &provenance).await?.id;
-            store.set_name(Kind::Leaderboard, name, &id).await
+            store.set_name(kind, name, &id).await?;
+            Ok::<_, wmtp_artifacts::Error>(id)
         };
-        let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-        runtime.block_on(work).expect("the store takes it");
+        runtime.block_on(work).expect("the store takes it")
     }
 
     fn program(&self, prefix: &str, program: &Path, arguments: &[&str]) -> Command {

@@ -7,12 +7,16 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use serde_json::{Value, json};
+use wmtp_artifacts::Kind;
 
 use crate::place::{Ended, Place, ended};
 use crate::steps::{Step, beginning, judging, training};
 
 /// Of the user `admin`; it must be found nowhere afterwards.
 const PASSWORD: &str = "planted-tracking-password";
+
+/// The commit that the jobs are told they are of.
+const REVISION: &str = "0123456789abcdef0123456789abcdef01234567-dirty";
 
 /// MLflow with its workers; they end with the test.
 struct Mlflow {
@@ -78,6 +82,7 @@ impl Mlflow {
             .env("MLFLOW_TRACKING_SERVER_CERT_PATH", &self.authority)
             .env("MLFLOW_TRACKING_USERNAME", "admin")
             .env("MLFLOW_TRACKING_PASSWORD", PASSWORD)
+            .env("WMTP_REVISION", REVISION)
     }
 
     /// As a machine that loses its power: no worker says a last word.
@@ -143,7 +148,7 @@ impl Place {
             mlflow
                 .lead(&mut command)
                 .arg(script)
-                .args([&mlflow.endpoint, &store])
+                .args([mlflow.endpoint.as_str(), &store, REVISION])
                 .env("PYTHONDONTWRITEBYTECODE", "1"),
         )
     }
@@ -155,7 +160,6 @@ impl Place {
             board,
             "--to=staging",
             "--name=d",
-            "--log=promotions.jsonl",
         ];
         let mut command = self.job("here", "build-leaderboard", &arguments);
         ended(mlflow.lead(&mut command))
@@ -204,7 +208,7 @@ impl Place {
             }
         }
         std::fs::write(&path, board.to_string()).expect("the leaderboard");
-        self.publish_leaderboard("here", &folder, "better");
+        self.publish_folder("here", Kind::Leaderboard, &folder, "better");
     }
 }
 
@@ -298,13 +302,14 @@ fn mlflow_says_what_the_store_holds_also_after_it_was_killed() {
     place.compare(&environment, &mlflow, "here").expect(0);
 
     // What was not the last state of a name follows the name.
-    let again = [
+    let job = [
         "--data=d",
         "--base=base",
         "--recipe=tiny.yaml",
         "--name=d-production",
     ];
-    place.run("here", "train-stage2", &again).expect(0);
+    place.run("here", "train-stage2", &job).expect(77);
+    place.rename("here", "v001", "d-production");
     place
         .compare(&environment, &mlflow, "here")
         .expect(1)

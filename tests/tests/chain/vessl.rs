@@ -34,7 +34,7 @@ fn profile(place: &Place) -> String {
         "secrets": {"AWS_ACCESS_KEY_ID": "key-id", "AWS_SECRET_ACCESS_KEY": "key"},
         "env": {"AWS_REGION": "us-east-1", "WMTP_ACCEPT_DEGRADED_SANDBOX": "1"},
         "scratch": place.path("machine").display().to_string(),
-        "site": {"bucket": "wmtp", "prefix": "site", "credential_name": "s3"},
+        "site": "s3://wmtp/site",
     })
     .to_string()
 }
@@ -167,7 +167,7 @@ fn rendered_runs_make_the_whole_chain_to_the_site() {
         }
         run(&place, &step["spec"]).expect(0);
     }
-    let page = std::fs::read_to_string(place.path("machine/site/index.html")).expect("the site");
+    let page = place.page("site", "index.html");
     for version in ["v001", "v002", "v003", "big"] {
         assert!(page.contains(version), "{version} is on the leaderboard");
     }

@@ -92,10 +92,7 @@ fn the_client_of_vessl_cloud_is_given_what_the_spec_says() {
         .iter()
         .filter_map(|call| call["id"].as_str())
         .collect();
-    assert!(
-        ids.contains(&"leaderboard") && !ids.contains(&"site"),
-        "{ids:?}"
-    );
+    assert_eq!(ids.last(), Some(&"site"), "{ids:?}");
     let train = calls
         .iter()
         .find(|call| call["id"] == "train-v002-s42")
@@ -409,6 +406,86 @@ fn a_plan_reads_as_this() {
         .with("plan", "verifiable", "example.yaml", &["--prices", &prices])
         .expect(0);
     insta::assert_snapshot!(ended.stdout);
+}
+
+/// Of `submit` not one run is begun; of `plan` all is shown first.
+#[test]
+fn a_chain_that_is_expected_to_take_more_than_its_budget_is_refused() {
+    let place = Place::new();
+    let home = crate::place::home();
+    let text = std::fs::read_to_string(home.join("experiments/verifiable.yaml"));
+    let recipes = home.join("../storage").display().to_string();
+    let text = text
+        .expect("the experiment")
+        .replace("../../storage", &recipes);
+    let (text, budget) = text.split_once("budget:").expect("it has a budget");
+    assert_eq!(budget, " {gpu_hours: 2}\n");
+    place.write(
+        "prices.yaml",
+        "{as_of: 2099-01-01, currency: USD, source: a test, per_hour: {gpu-a100-80g-small: 2.0, cpu-small: 0.5}}",
+    );
+    place.write(
+        "few.yaml",
+        "{as_of: 2099-01-01, currency: USD, source: a test, per_hour: {gpu-a100-80g-small: 2.0}}",
+    );
+    let command = |name: &str, budget: &str, prices: &[&str]| {
+        place.write("e.yaml", &format!("{text}budget: {budget}\n"));
+        let inputs = [name, "--experiment", "e.yaml", "--profile", "profile.yaml"];
+        place.run(&[&inputs[..], prices].concat())
+    };
+    // 6 runs of 0.2 hours on a GPU, 4 of 0.1 hours without: 1.2 hours of GPUs, 2.60 USD.
+    for (budget, prices, why) in [
+        (
+            "{gpu_hours: 1.1}",
+            "prices.yaml",
+            "1.20 hours of GPUs are expected, and its budget is 1.10",
+        ),
+        (
+            "{cost: {amount: 2.5, currency: USD}}",
+            "prices.yaml",
+            "2.60 USD are expected, and its budget is 2.50",
+        ),
+        (
+            "{cost: {amount: 9, currency: EUR}}",
+            "prices.yaml",
+            "no prices in EUR are given",
+        ),
+        (
+            "{cost: {amount: 9, currency: USD}}",
+            "few.yaml",
+            "no price of cpu-small is known",
+        ),
+    ] {
+        let prices = ["--prices", prices];
+        let planned = command("plan", budget, &prices).expect(77).says(why);
+        assert!(
+            planned.stdout.contains("train-v002-s42"),
+            "{}",
+            planned.stdout
+        );
+        command("submit", budget, &prices).expect(77).says(why);
+    }
+    command("submit", "{cost: {amount: 9, currency: USD}}", &[])
+        .expect(77)
+        .says("no prices in USD are given");
+    assert_eq!(place.read("calls"), "", "VESSL's client was not asked");
+    for budget in ["{gpu_hours: 1.2, cost: {amount: 2.6, currency: USD}}", "{}"] {
+        let prices = ["--prices", "prices.yaml"];
+        command("plan", budget, &prices).expect(0);
+    }
+    let without = text.replace("  build-site: 0.1\n", "");
+    place.write("e.yaml", &format!("{without}budget: {{gpu_hours: 9}}\n"));
+    let inputs = [
+        "plan",
+        "--experiment",
+        "e.yaml",
+        "--profile",
+        "profile.yaml",
+    ];
+    place
+        .run(&[&inputs[..], &["--prices", "prices.yaml"]].concat())
+        .expect(77)
+        .says("no hours are expected of build-site");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use crate::place::Place;
 
 /// In the profile: what is replaced, by what, and what the refusal says.
-const IN_PROFILES: [(&str, &str, &str); 19] = [
+const IN_PROFILES: [(&str, &str, &str); 26] = [
     (
         "cluster: vessl",
         "clusters: vessl",
@@ -91,6 +91,41 @@ const IN_PROFILES: [(&str, &str, &str); 19] = [
         "  AWS_ACCESS_KEY_ID: a",
         "env.AWS_ACCESS_KEY_ID: stands under secrets, too",
     ),
+    (
+        "site: s3://example-bucket/wmtp-site",
+        "site: {bucket: example-bucket}",
+        "site: invalid type",
+    ),
+    (
+        "site: s3://example-bucket/wmtp-site",
+        "site: example-bucket/wmtp-site",
+        "site: found \"example-bucket",
+    ),
+    (
+        "site: s3://example-bucket/wmtp-site",
+        "site: s3://example-bucket/wmtp",
+        "site: is the store",
+    ),
+    (
+        "evaluate: {spot: SpotFirst}",
+        "evaluate: {spot: Sometimes}",
+        "overrides.evaluate.spot: unknown variant `Sometimes`",
+    ),
+    (
+        "evaluate: {spot: SpotFirst}",
+        "evaluate: {preset: cpu}",
+        "overrides.evaluate.preset: unknown field `preset`",
+    ),
+    (
+        "evaluate: {spot: SpotFirst}",
+        "evaluate-infer: {spot: SpotFirst}",
+        "overrides.evaluate-infer: shards run where evaluate does",
+    ),
+    (
+        "      AWS_ACCESS_KEY_ID: wmtp-site-key-id",
+        "      AWS_ACCESS_KEY_ID: a key",
+        "overrides.build-site.secrets.AWS_ACCESS_KEY_ID: found \"a key\"",
+    ),
 ];
 
 /// In a spec.
@@ -132,8 +167,8 @@ const IN_SPECS: [(&str, &str, &str); 19] = [
     ),
     (
         "tags:",
-        "export: {/out/: hf://a/b}\ntags:",
-        "export./out/: expected {s3:",
+        "export: {/out/: s3://a/b}\ntags:",
+        "export: refused: jobs write to S3 themselves",
     ),
     (
         "  preset: ",
@@ -303,6 +338,21 @@ fn mistakes_in_an_experiment_name_their_field() {
             "seeds",
             "external: {folder: external/big}\nseeds",
             "external: invalid type",
+        ),
+        (
+            "seeds",
+            "budget: {gpu_hours: -1}\nseeds",
+            "budget.gpu_hours: found -1",
+        ),
+        (
+            "seeds",
+            "budget: {hours: 1}\nseeds",
+            "budget.hours: unknown field `hours`",
+        ),
+        (
+            "seeds",
+            "budget: {cost: {amount: 1}}\nseeds",
+            "budget.cost.currency: missing field `currency`",
         ),
         ("[r.yaml]", "[]", "recipes: expected at least one"),
         ("[r.yaml]", "[none.yaml]", "none.yaml"),

@@ -1,45 +1,13 @@
 //! `promote`: a version moves to staging or production through a gate; every question and answer is logged.
 
-use std::fs::OpenOptions;
-use std::io::Write as _;
-use std::path::{Path, PathBuf};
-
-use serde::{Deserialize, Serialize};
 use serde_json::json;
-use wmtp_artifacts::ArtifactId;
-use wmtp_job_kit::tracking::{self, Alias, Server};
+use wmtp_artifacts::{Alias, ArtifactId, ExitClass, GateCheck, Kind, Promotion, Promotions, Store};
+use wmtp_job_kit::tracking::{self, Server};
 use wmtp_job_kit::{JobError, Tool, ToolCx};
-use wmtp_stats::leaderboard::{Comparison, LeaderboardRow, Verdict};
+use wmtp_stats::leaderboard::{Comparison, Leaderboard, LeaderboardRow, Verdict};
 
 use super::Standing;
-use crate::loop_folder::read_if_any;
 use crate::report::best;
-
-/// Where a version is used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum Stage {
-    /// For those who try it.
-    Staging,
-    /// For those who rely on it.
-    Production,
-}
-
-impl Stage {
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Staging => "staging",
-            Self::Production => "production",
-        }
-    }
-
-    fn alias(self) -> Alias {
-        match self {
-            Self::Staging => Alias::Staging,
-            Self::Production => Alias::Production,
-        }
-    }
-}
 
 /// Command line of the tool.
 #[derive(Debug, clap::Args)]
@@ -48,44 +16,38 @@ pub struct Promote {
     #[arg(long, value_name = "NAME_OR_ID")]
     leaderboard: String,
     /// Where the version is to be used
-    #[arg(long, value_enum)]
-    to: Stage,
+    #[arg(long, value_name = "staging|production")]
+    to: Alias,
     /// The version; the best trained one when left out
     #[arg(long, value_name = "VERSION")]
     version: Option<String>,
-    /// The log, JSON lines, appended to
-    #[arg(long, value_name = "FILE")]
-    log: PathBuf,
 }
 
-/// One line of the log.
-#[derive(Debug, Serialize, Deserialize)]
-struct Entry {
-    at: String,
-    version_id: String,
-    checkpoint: String,
-    from: Option<Stage>,
-    to: Stage,
-    granted: bool,
-    gate: Vec<Check>,
-    leaderboard: String,
-}
-
-/// One condition of a gate.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Check {
-    condition: String,
-    holds: bool,
-    found: String,
+/// What the store says, beside the leaderboard.
+struct Known {
+    /// What the model's gate was asked before.
+    before: Promotions,
+    /// Where it let the checkpoint through to last.
+    from: Option<Alias>,
+    /// What the model's users rely on now.
+    production: Option<ArtifactId>,
+    /// Whether the checkpoint's files are what they were.
+    files: GateCheck,
 }
 
 impl Tool for Promote {
-    const ABOUT: &'static str = "Moves a version to staging or production, if the gate lets it through, and appends question and answer to a log.";
+    const ABOUT: &'static str = "Moves a version of model NAME to staging or production, if the gate lets it through; the store \
+                                 keeps question and answer, and `wmtp-store promotions` lists them.";
     const EXAMPLES: &'static str = "\
-build-leaderboard promote --leaderboard micropy-loop --to staging --name micropy --log promotions.jsonl
-build-leaderboard promote --leaderboard micropy-loop --to production --name micropy --log promotions.jsonl";
+build-leaderboard promote --leaderboard micropy-loop --to staging --name micropy
+build-leaderboard promote --leaderboard micropy-loop --to production --name micropy";
 
     fn run(&self, cx: &mut ToolCx<'_>) -> Result<(), JobError> {
+        let model = cx.name().map(str::to_owned).ok_or_else(|| {
+            JobError::usage("nothing says which model the version is to be of").hint(
+                "add --name NAME: the checkpoint is called NAME-staging or NAME-production then",
+            )
+        })?;
         let board = Standing::load(&self.leaderboard, cx.store()?)?;
         let row = match &self.version {
             Some(id) => board.board.rows.iter().find(|row| row.version_id == *id),
@@ -95,44 +57,87 @@ build-leaderboard promote --leaderboard micropy-loop --to production --name micr
             JobError::bad_input("the leaderboard has no such trained version")
                 .hint("`build-leaderboard winner` prints the best one")
         })?;
-        let checkpoint = row
-            .runs
-            .first()
-            .and_then(|run| run.checkpoint.clone())
-            .unwrap_or_default();
-        let from = stage_of(&self.log, &checkpoint)?;
-        let gate = gate(&board, row, self.to, from);
-        let entry = Entry {
-            at: cx.now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+        let checkpoint = row.runs.first().and_then(|run| run.checkpoint.as_deref());
+        let checkpoint = checkpoint.map(str::parse::<ArtifactId>).transpose()?;
+        let handle = cx.store()?;
+        let known = known(handle.store(), &model, checkpoint.as_ref());
+        let known = handle.block_on(known)?;
+        let gate = gate(&board, row, self.to, &known);
+        let promotion = Promotion {
+            at: cx.now(),
             version_id: row.version_id.clone(),
             checkpoint,
-            from,
+            from: known.from,
             to: self.to,
             granted: gate.iter().all(|check| check.holds),
             gate,
-            leaderboard: board.id.clone(),
+            leaderboard: board.id.parse()?,
         };
         if !cx.is_dry_run() {
-            // The log comes before the name: a name that no line explains would be worse than a line without its name.
-            append(&self.log, &entry)?;
-            if entry.granted {
-                name_it(&entry, cx)?;
-            }
+            carry_out(&model, &known.before, &promotion, cx)?;
         }
-        tell(&entry, cx)
+        tell(&promotion, cx)
     }
 }
 
-/// `NAME-staging` points to the checkpoint, and so does the alias of model NAME on a tracking server.
-fn name_it(entry: &Entry, cx: &ToolCx<'_>) -> Result<(), JobError> {
-    let Some(model) = cx.name() else {
+async fn known(
+    store: &Store,
+    model: &str,
+    checkpoint: Option<&ArtifactId>,
+) -> Result<Known, wmtp_artifacts::Error> {
+    let before = store.promotions(model).await?;
+    let production = Alias::Production.name_in_store(model);
+    Ok(Known {
+        from: checkpoint.and_then(|id| before.stage_of(id)),
+        before,
+        production: store.name(Kind::Checkpoint, &production).await?,
+        files: files(store, checkpoint).await?,
+    })
+}
+
+/// What people are to rely on is read once more: a checkpoint may have been damaged since it was scored.
+async fn files(
+    store: &Store,
+    checkpoint: Option<&ArtifactId>,
+) -> Result<GateCheck, wmtp_artifacts::Error> {
+    let check = |holds, found| GateCheck {
+        condition: "its files are in this store, each with its SHA-256".to_owned(),
+        holds,
+        found,
+    };
+    let Some(id) = checkpoint else {
+        return Ok(check(false, "it has no checkpoint".to_owned()));
+    };
+    let read = async {
+        let manifest = store.manifest(id).await?;
+        store.verify_bytes(&manifest).await?;
+        Ok::<_, wmtp_artifacts::Error>(manifest.content.files.len())
+    };
+    match read.await {
+        Ok(count) => Ok(check(true, format!("{count} read"))),
+        Err(error) => match error.exit_class() {
+            ExitClass::Integrity | ExitClass::BadInput => Ok(check(false, error.to_string())),
+            _ => Err(error),
+        },
+    }
+}
+
+/// The record comes before the name: a name that nothing explains would be worse than a record without its name.
+fn carry_out(
+    model: &str,
+    before: &Promotions,
+    promotion: &Promotion,
+    cx: &ToolCx<'_>,
+) -> Result<(), JobError> {
+    let handle = cx.store()?;
+    let store = handle.store();
+    handle.block_on(store.record_promotion(model, before, promotion))?;
+    let Some(id) = promotion.checkpoint.as_ref().filter(|_| promotion.granted) else {
         return Ok(());
     };
-    let id: ArtifactId = entry.checkpoint.parse()?;
-    let name = entry.to.alias().name_in_store(model);
-    let store = cx.store()?;
-    store.block_on(store.store().set_name(id.kind(), &name, &id))?;
-    register(model, entry.to.alias(), &id, cx)
+    let name = promotion.to.name_in_store(model);
+    handle.block_on(store.set_name(id.kind(), &name, id))?;
+    register(model, promotion.to, id, cx)
 }
 
 /// A tracking server is told what the store knows; that it cannot be is no reason to refuse.
@@ -164,8 +169,8 @@ fn register(
     Ok(())
 }
 
-fn tell(entry: &Entry, cx: &mut ToolCx<'_>) -> Result<(), JobError> {
-    for check in &entry.gate {
+fn tell(promotion: &Promotion, cx: &mut ToolCx<'_>) -> Result<(), JobError> {
+    for check in &promotion.gate {
         let mark = if check.holds {
             "holds"
         } else {
@@ -173,33 +178,31 @@ fn tell(entry: &Entry, cx: &mut ToolCx<'_>) -> Result<(), JobError> {
         };
         cx.print(format!("{}: {mark}: {}", check.condition, check.found));
     }
-    cx.json_result(json!(entry));
-    if entry.granted {
-        cx.print(format!(
-            "{} is in {} now",
-            entry.version_id,
-            entry.to.as_str()
-        ));
+    cx.json_result(json!(promotion));
+    let (version, to) = (&promotion.version_id, promotion.to);
+    if promotion.granted {
+        let is = if cx.is_dry_run() {
+            "may go to"
+        } else {
+            "is in"
+        };
+        cx.print(format!("{version} {is} {to} now"));
         return Ok(());
     }
-    let missing: Vec<&str> = entry
+    let missing: Vec<&str> = promotion
         .gate
         .iter()
         .filter(|check| !check.holds)
         .map(|check| check.condition.as_str())
         .collect();
-    Err(JobError::refused(format!(
-        "{} does not go to {}: {}",
-        entry.version_id,
-        entry.to.as_str(),
-        missing.join("; ")
-    ))
-    .hint("the log says what was found for each condition"))
+    let error = format!("{version} does not go to {to}: {}", missing.join("; "));
+    Err(JobError::refused(error)
+        .hint("`wmtp-store promotions` says what was found for each condition"))
 }
 
 /// The conditions of a stage with what was found.
-fn gate(board: &Standing, row: &LeaderboardRow, to: Stage, from: Option<Stage>) -> Vec<Check> {
-    let check = |condition: &str, holds: bool, found: String| Check {
+fn gate(board: &Standing, row: &LeaderboardRow, to: Alias, known: &Known) -> Vec<GateCheck> {
+    let check = |condition: &str, holds: bool, found: String| GateCheck {
         condition: condition.to_owned(),
         holds,
         found,
@@ -235,14 +238,12 @@ fn gate(board: &Standing, row: &LeaderboardRow, to: Stage, from: Option<Stage>) 
             level,
         ),
         over_base,
+        known.files.clone(),
     ];
-    if to == Stage::Production {
-        let stage = from.map_or("nowhere", Stage::as_str).to_owned();
-        gate.push(check(
-            "it is in staging",
-            from == Some(Stage::Staging),
-            stage,
-        ));
+    if to == Alias::Production {
+        // One that went on to production already is asked for again where a kill came before its name.
+        let stage = known.from.map_or("nowhere", Alias::as_str).to_owned();
+        gate.push(check("it is in staging", known.from.is_some(), stage));
         let rank = row
             .rank
             .map_or_else(|| "none".to_owned(), |rank| rank.to_string());
@@ -253,28 +254,67 @@ fn gate(board: &Standing, row: &LeaderboardRow, to: Stage, from: Option<Stage>) 
             row.rank.is_some() && row.rank == first,
             rank,
         ));
+        gate.push(no_loss(&board.board, row, known.production.as_ref()));
         gate.push(claim(row));
         gate.push(held_out(board, row));
     }
     gate
 }
 
+/// What is relied on now gives way to nothing that scores less on the same tasks.
+fn no_loss(
+    board: &Leaderboard,
+    row: &LeaderboardRow,
+    production: Option<&ArtifactId>,
+) -> GateCheck {
+    let check = |holds, found| GateCheck {
+        condition: "it scores no less than what is in production".to_owned(),
+        holds,
+        found,
+    };
+    let Some(production) = production else {
+        return check(true, "nothing is in production".to_owned());
+    };
+    let text = production.to_string();
+    let is_it = |row: &&LeaderboardRow| {
+        let mut runs = row.runs.iter();
+        runs.any(|run| run.checkpoint.as_ref() == Some(&text))
+    };
+    let Some(present) = board.rows.iter().find(is_it) else {
+        let found = format!("{production} is there, and this leaderboard does not score it");
+        return check(false, found);
+    };
+    let (Some(own), Some(theirs)) = (row.estimate, present.estimate) else {
+        return check(false, "not both are scored".to_owned());
+    };
+    let holds = if board.higher_is_better {
+        own.mean >= theirs.mean
+    } else {
+        own.mean <= theirs.mean
+    };
+    let version = &present.version_id;
+    check(
+        holds,
+        format!("{:.4} against {:.4} of {version}", own.mean, theirs.mean),
+    )
+}
+
 /// A weighted version must be better than its baseline by the rule for claims; a baseline has nothing to claim.
-fn claim(row: &LeaderboardRow) -> Check {
+fn claim(row: &LeaderboardRow) -> GateCheck {
     let condition = "it is a baseline, or better than its own by the rule for claims".to_owned();
     let found = |against: &Comparison| format!("{}; {}", against.words(), against.reason);
     match &row.against_baseline {
-        _ if row.algo == "baseline" => Check {
+        _ if row.algo == "baseline" => GateCheck {
             condition,
             holds: true,
             found: "a baseline".to_owned(),
         },
-        Some(against) => Check {
+        Some(against) => GateCheck {
             condition,
             holds: against.verdict == Verdict::Better,
             found: found(against),
         },
-        None => Check {
+        None => GateCheck {
             condition,
             holds: false,
             found: "there is no baseline".to_owned(),
@@ -283,12 +323,12 @@ fn claim(row: &LeaderboardRow) -> Check {
 }
 
 /// The held-out score must not fall out of the interval of the one that chose the version.
-fn held_out(board: &Standing, row: &LeaderboardRow) -> Check {
+fn held_out(board: &Standing, row: &LeaderboardRow) -> GateCheck {
     let condition = "its held-out interval meets the one that chose it".to_owned();
     match &board.held_out {
         Some(score) if score.version_id == row.version_id => {
             let (held_out, validation) = (score.estimate.interval, score.validation.interval);
-            Check {
+            GateCheck {
                 condition,
                 holds: held_out.high >= validation.low,
                 found: format!(
@@ -297,49 +337,12 @@ fn held_out(board: &Standing, row: &LeaderboardRow) -> Check {
                 ),
             }
         }
-        _ => Check {
+        _ => GateCheck {
             condition,
             holds: false,
             found: "it was not asked".to_owned(),
         },
     }
-}
-
-/// Where the log says that a checkpoint is; a line that a kill cut short counts for nothing.
-fn stage_of(log: &Path, checkpoint: &str) -> Result<Option<Stage>, JobError> {
-    let text = read_if_any(log)?.unwrap_or_default();
-    let mut stage = None;
-    for entry in text
-        .lines()
-        .filter_map(|line| serde_json::from_str::<Entry>(line).ok())
-    {
-        if entry.granted && entry.checkpoint == checkpoint {
-            stage = Some(entry.to);
-        }
-    }
-    Ok(stage)
-}
-
-/// Appends one whole line.
-fn append(log: &Path, entry: &Entry) -> Result<(), JobError> {
-    let told = |error: std::io::Error| JobError::from(error).context(log.display().to_string());
-    if let Some(folder) = log.parent() {
-        std::fs::create_dir_all(folder).map_err(told)?;
-    }
-    let cut = read_if_any(log)?.is_some_and(|text| !text.is_empty() && !text.ends_with('\n'));
-    let line = serde_json::to_string(entry).map_err(JobError::internal)?;
-    let line = if cut {
-        format!("\n{line}\n")
-    } else {
-        format!("{line}\n")
-    };
-    let mut file = OpenOptions::new()
-        .create(true)
-        .append(true)
-        .open(log)
-        .map_err(told)?;
-    file.write_all(line.as_bytes()).map_err(told)?;
-    file.sync_all().map_err(told)
 }
 
 #[cfg(test)]
@@ -377,10 +380,27 @@ mod tests {
         }
     }
 
-    fn missing(board: &Standing, version: &str, to: Stage, from: Option<Stage>) -> Vec<String> {
+    fn known(from: Option<Alias>) -> Known {
+        Known {
+            before: Promotions::default(),
+            from,
+            production: None,
+            files: GateCheck {
+                condition: "its files".to_owned(),
+                holds: true,
+                found: "1 read".to_owned(),
+            },
+        }
+    }
+
+    fn missing(board: &Standing, version: &str, to: Alias, from: Option<Alias>) -> Vec<String> {
+        missing_in(board, version, to, &known(from))
+    }
+
+    fn missing_in(board: &Standing, version: &str, to: Alias, known: &Known) -> Vec<String> {
         let mut rows = board.board.rows.iter();
         let row = rows.find(|row| row.version_id == version).unwrap();
-        gate(board, row, to, from)
+        gate(board, row, to, known)
             .into_iter()
             .filter(|check| !check.holds)
             .map(|check| check.condition)
@@ -418,30 +438,30 @@ mod tests {
         assert_eq!(board.board.rows[0].version_id, "big-model");
         assert_eq!(board.board.rows[1].rank, Some(2));
         assert_eq!(best(&board.board).unwrap().version_id, "v002");
-        let staged = Some(Stage::Staging);
-        assert!(missing(&board, "v002", Stage::Production, staged).is_empty());
-        let outside = missing(&board, "big-model", Stage::Staging, None);
+        let staged = Some(Alias::Staging);
+        assert!(missing(&board, "v002", Alias::Production, staged).is_empty());
+        let outside = missing(&board, "big-model", Alias::Staging, None);
         assert_eq!(outside, ["it is trained and ranked"]);
     }
 
     #[test]
     fn production_asks_for_staging_rank_claim_and_held_out_score() {
         let mut board = board();
-        assert!(missing(&board, "v002", Stage::Staging, None).is_empty());
-        assert_eq!(missing(&board, "base", Stage::Staging, None).len(), 2);
-        let staged = Some(Stage::Staging);
+        assert!(missing(&board, "v002", Alias::Staging, None).is_empty());
+        assert_eq!(missing(&board, "base", Alias::Staging, None).len(), 2);
+        let staged = Some(Alias::Staging);
         let held_out = "its held-out interval meets the one that chose it";
         assert_eq!(
-            missing(&board, "v002", Stage::Production, staged),
+            missing(&board, "v002", Alias::Production, staged),
             [held_out]
         );
         board.held_out = Some(scored_once(0.5, 0.7));
-        assert!(missing(&board, "v002", Stage::Production, staged).is_empty());
+        assert!(missing(&board, "v002", Alias::Production, staged).is_empty());
         assert_eq!(
-            missing(&board, "v002", Stage::Production, None),
+            missing(&board, "v002", Alias::Production, None),
             ["it is in staging"]
         );
-        let worse = missing(&board, "v003", Stage::Production, staged);
+        let worse = missing(&board, "v003", Alias::Production, staged);
         let claim = "it is a baseline, or better than its own by the rule for claims";
         assert_eq!(
             worse,
@@ -454,40 +474,49 @@ mod tests {
         let fallen = board.held_out.as_mut().unwrap();
         fallen.estimate = estimate(0.1, 0.3);
         assert_eq!(
-            missing(&board, "v002", Stage::Production, staged),
+            missing(&board, "v002", Alias::Production, staged),
             [held_out]
         );
     }
 
     #[test]
-    fn the_log_only_grows_and_a_cut_line_counts_for_nothing() {
-        let scratch = tempfile::tempdir().unwrap();
-        let log = scratch.path().join("promotions.jsonl");
-        let entry = |to, granted| Entry {
-            at: "2026-11-21T12:00:00Z".to_owned(),
-            version_id: "v002".to_owned(),
-            checkpoint: "checkpoint-1".to_owned(),
-            from: None,
-            to,
-            granted,
-            gate: Vec::new(),
-            leaderboard: "leaderboard-1".to_owned(),
+    fn what_is_in_production_gives_way_to_nothing_that_scores_less() {
+        let mut board = board();
+        board.held_out = Some(scored_once(0.5, 0.7));
+        let id = |digit: &str| -> ArtifactId {
+            format!("checkpoint-{}", digit.repeat(40)).parse().unwrap()
         };
-        assert_eq!(stage_of(&log, "checkpoint-1").unwrap(), None);
-        append(&log, &entry(Stage::Staging, true)).unwrap();
-        append(&log, &entry(Stage::Production, false)).unwrap();
-        let text = std::fs::read_to_string(&log).unwrap();
-        std::fs::write(&log, format!("{text}{{\"at\": \"cut")).unwrap();
-        assert_eq!(
-            stage_of(&log, "checkpoint-1").unwrap(),
-            Some(Stage::Staging)
-        );
-        append(&log, &entry(Stage::Production, true)).unwrap();
-        assert_eq!(
-            stage_of(&log, "checkpoint-1").unwrap(),
-            Some(Stage::Production)
-        );
-        assert_eq!(stage_of(&log, "checkpoint-2").unwrap(), None);
-        assert!(std::fs::read_to_string(&log).unwrap().starts_with(&text));
+        let ids = ["a", "b"].map(id);
+        let mut put = |version: &str, id: &ArtifactId| {
+            let mut rows = board.board.rows.iter_mut();
+            let row = rows.find(|row| row.version_id == version).unwrap();
+            row.runs[1].checkpoint = Some(id.to_string());
+        };
+        put("v002", &ids[0]);
+        put("v003", &ids[1]);
+        let condition = "it scores no less than what is in production";
+        let mut known = known(Some(Alias::Staging));
+        let mut over = |board: &Standing, production: &ArtifactId| {
+            known.production = Some(production.clone());
+            missing_in(board, "v002", Alias::Production, &known)
+        };
+        assert!(over(&board, &ids[0]).is_empty(), "another seed of its own");
+        assert!(over(&board, &ids[1]).is_empty(), "what scores less");
+        assert_eq!(over(&board, &id("c")), [condition]);
+        let mut rows = board.board.rows.iter_mut();
+        let better = rows.find(|row| row.version_id == "v003").unwrap();
+        better.estimate = Some(estimate(0.9, 1.0));
+        assert_eq!(over(&board, &ids[1]), [condition]);
+        board.board.higher_is_better = false;
+        assert!(over(&board, &ids[1]).is_empty());
+    }
+
+    #[test]
+    fn a_version_whose_files_are_not_whole_goes_nowhere() {
+        let board = board();
+        let mut known = known(None);
+        known.files.holds = false;
+        let missing = missing_in(&board, "v002", Alias::Staging, &known);
+        assert_eq!(missing, ["its files"]);
     }
 }

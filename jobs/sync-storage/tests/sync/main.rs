@@ -102,6 +102,7 @@ impl Place {
             run_id: RunId::for_work("test", &key),
             attempt: 1,
             code_version: "0".to_owned(),
+            code_revision: None,
             recipe_version: 1,
             recipe: Value::Null,
             options: Value::Null,

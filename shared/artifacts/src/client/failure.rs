@@ -59,13 +59,18 @@ impl Bucket {
 
     /// The masked id of the key that signs our requests.
     async fn identity(&self) -> Option<String> {
+        Some(masked(&self.key_id().await?))
+    }
+
+    /// The id of the key that signs our requests.
+    pub(crate) async fn key_id(&self) -> Option<String> {
         let credentials = self
             .credentials
             .as_ref()?
             .provide_credentials()
             .await
             .ok()?;
-        Some(masked(credentials.access_key_id()))
+        Some(credentials.access_key_id().to_owned())
     }
 
     /// The text without key id, secret and session token, should a server send them back.

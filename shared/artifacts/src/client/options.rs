@@ -3,6 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use crate::Agent;
+
 /// How to reach a store. The default is the standard AWS chain of variables and profiles.
 #[derive(Debug, Clone, Default)]
 pub struct StoreOptions {
@@ -28,6 +30,8 @@ pub struct StoreOptions {
     pub collection_notice: Option<Duration>,
     /// First pause before a request is tried again; each further one is twice as long. 1 s by default.
     pub first_backoff: Option<Duration>,
+    /// Who works on the store, for its audit log.
+    pub agent: Agent,
     /// How long a silent server is waited for; 30 s by default, 120 s for uploads.
     pub read_timeout: Option<Duration>,
 }

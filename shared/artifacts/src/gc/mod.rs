@@ -20,7 +20,7 @@ pub use self::survey::GcSurvey;
 use crate::claim::Stored;
 use crate::commit::create_only;
 use crate::holder::Holder;
-use crate::{Error, Outcome, Result, Store, layout};
+use crate::{AuditAct, Error, Outcome, Result, Store, layout};
 
 /// Objects deleted at a time.
 const DELETES_IN_FLIGHT: usize = 32;
@@ -131,6 +131,8 @@ impl Store {
             .unwrap_or_else(|| GcPlan::none(GcPolicy::default()));
         self.await_notice(number).await?;
         let is_resumed = self.begin_collection(number).await?;
+        let request = serde_json::json!({ "collection": number });
+        self.audit(AuditAct::Collect, request).await?;
         let planned = plan.objects().map(|doomed| doomed.key.as_str()).collect();
         let doomed = self.survey(plan.policy, Some(&planned)).await?.plan;
         let mut report = GcReport {

@@ -2,12 +2,14 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod audit;
 mod carry;
 mod collection;
 mod faults;
 mod foreign;
 mod model;
 mod pages;
+mod promotions;
 mod transfer;
 mod tree;
 
@@ -182,6 +184,7 @@ fn provenance(inputs: Vec<Input>) -> Provenance {
         run_id: "prepare-data-0123456789abcdef".parse().unwrap(),
         attempt: 1,
         code_version: "0.1.0".to_owned(),
+        code_revision: None,
         recipe_version: 1,
         recipe: json!({"optim": {"lr": 0.001}}),
         options: json!({"seed": 42}),
@@ -192,6 +195,12 @@ fn provenance(inputs: Vec<Input>) -> Provenance {
 
 fn now() -> Timestamp {
     "2026-11-21T02:22:02Z".parse().unwrap()
+}
+
+/// An id that no artifact has.
+fn made_up(kind: Kind, text: &str) -> ArtifactId {
+    let digest = Digest::of(text.as_bytes()).to_string();
+    format!("{kind}-{}", &digest[..40]).parse().unwrap()
 }
 
 /// Key of a file's content.
@@ -632,6 +641,7 @@ fn request(key: &str) -> RunRequest {
         inputs: vec![],
         recipe: json!({"seed": 42, "lr": 0.5}),
         code_version: "0.1.0".to_owned(),
+        code_revision: None,
         host: "node-1".to_owned(),
         labels: BTreeMap::new(),
         started_at: now(),
