@@ -23,7 +23,8 @@ use crate::report::{Reporter, duration};
 use crate::run::{Run, remove_folder};
 use crate::tool::{ToolCx, to_stdout};
 use crate::{
-    Exit, Job, JobError, Output, Plan, PlanCx, StoreHandle, describe, logging, secrets, signals,
+    Exit, Job, JobError, Output, Plan, PlanCx, StoreHandle, crew, describe, logging, secrets,
+    signals,
 };
 
 /// One start of a program: its arguments and settings.
@@ -45,7 +46,11 @@ impl Session {
             .worker_threads(2)
             .enable_all()
             .build()?;
-        let resolved = resolve(&common)?;
+        // The process that leads a run tells the others what it has resolved.
+        let resolved = match crew::rank()? {
+            None => resolve(&common)?,
+            Some(_) => None,
+        };
         let at_work = Arc::new(AtomicBool::new(false));
         Ok(Self {
             stop: signals::listen(&runtime, name, &at_work),
