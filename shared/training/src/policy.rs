@@ -479,7 +479,9 @@ impl<'a> PolicyTrainer<'a> {
         'step: for (_, (mut first_slot, group)) in mine {
             let mut made = None;
             if at_once < group.len() && scorer.needs_policy_ce() {
-                let frozen = frozen(self.params, self.store, self.adapters)?;
+                // The policy whose weights these are computes as the step does.
+                let frozen = frozen(self.params, self.store, self.adapters)?
+                    .with_products(self.settings.products);
                 let weights = Made::of(&frozen, file, group, at_once, first_slot, &mut scorer)?;
                 made = Some(weights);
             }

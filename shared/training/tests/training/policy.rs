@@ -500,20 +500,22 @@ fn room_for_two(dtype: DType) -> Room {
 fn out_of_memory_halves_the_micro_batch_and_changes_no_more_than_rounding() {
     let file = counting(40);
     let params = tiny(2);
+    let run = |algo, products, room| {
+        let store = store(&params, DType::F64);
+        let mut settings = settings();
+        settings.optim.micro_batch_sequences = 4;
+        settings.optim.room = room;
+        settings.products = products;
+        let mut trainer = trainer(&params, &store, &file, algo, settings);
+        let reports: Vec<StepReport> = (0..trainer.total_steps())
+            .map(|_| trainer.advance().unwrap())
+            .collect();
+        (reports, trainer.validate().unwrap().unwrap())
+    };
+    let (plenty, scarce) = (Room::Bytes(u64::MAX), room_for_two(DType::F64));
     for algo in ALGORITHMS {
-        let run = |room| {
-            let store = store(&params, DType::F64);
-            let mut settings = settings();
-            settings.optim.micro_batch_sequences = 4;
-            settings.optim.room = room;
-            let mut trainer = trainer(&params, &store, &file, algo, settings);
-            let reports: Vec<StepReport> = (0..trainer.total_steps())
-                .map(|_| trainer.advance().unwrap())
-                .collect();
-            (reports, trainer.validate().unwrap().unwrap())
-        };
-        let (calm, calm_loss) = run(Room::Bytes(u64::MAX));
-        let (tight, tight_loss) = run(room_for_two(DType::F64));
+        let (calm, calm_loss) = run(algo, Products::F32, plenty);
+        let (tight, tight_loss) = run(algo, Products::F32, scarce);
         let halved: Vec<_> = tight.iter().flat_map(|step| &step.halved).collect();
         assert_eq!(
             halved
@@ -540,6 +542,22 @@ fn out_of_memory_halves_the_micro_batch_and_changes_no_more_than_rounding() {
             "{algo}: {calm_loss} {tight_loss}"
         );
     }
+    // What Rho-1 weighs by is rounded as the step is that it weighs: in f32 it is something else.
+    let weighed_by = |products, room| {
+        let (reports, _) = run("rho1", products, room);
+        let mut live = reports[0].live.iter();
+        let (_, ce) = live.find(|(name, _)| name == "rho1_policy_ce").unwrap();
+        *ce
+    };
+    let (calm, tight) = (
+        weighed_by(Products::Bf16, plenty),
+        weighed_by(Products::Bf16, scarce),
+    );
+    let unrounded = weighed_by(Products::F32, scarce);
+    assert!(
+        10.0 * (calm - tight).abs() < (calm - unrounded).abs(),
+        "{calm} {tight}, in f32 {unrounded}"
+    );
 }
 
 #[test]
