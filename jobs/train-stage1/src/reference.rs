@@ -86,7 +86,7 @@ pub(crate) fn run(run: &Run, device: &Device, ranks: &Arc<Ranks>) -> Result<Vec<
         "cross-entropies of {} correct rows",
         train_rows.len()
     ));
-    let losses = score(&trainer, Side::Train, &train_rows)?;
+    let losses = score(&mut trainer, run, Side::Train, &train_rows)?;
     let summary = Summary {
         train_rows: train_rows.len(),
         steps: trainer.total_steps(),

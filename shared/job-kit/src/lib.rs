@@ -25,7 +25,7 @@ mod tool;
 use std::collections::BTreeMap;
 
 pub use crew::{Crew, Follower, Inputs, Links};
-pub use error::JobError;
+pub use error::{JobError, is_out_of_room};
 pub use exit::Exit;
 pub use mode::{Mode, main, main_with_modes};
 pub use plan::{Plan, PlanCx};
