@@ -94,7 +94,7 @@ pub(crate) fn run(
         "cross-entropies of {} correct rows",
         train_rows.len()
     ));
-    let losses = score(&trainer, Side::Train, &train_rows, || run.flow())?;
+    let losses = score(&mut trainer, run, Side::Train, &train_rows)?;
     let summary = Summary {
         train_rows: train_rows.len(),
         steps: trainer.total_steps(),

@@ -150,7 +150,7 @@ pub(crate) fn run(
         is_scored: true,
     };
     let best_step = drive(&mut trainer, run, how)?;
-    let judged = judge(run, &trainer, &loaded.validation)?;
+    let judged = judge(run, &mut trainer, &loaded.validation)?;
     let quality = ValueQuality::of(&judged);
     tell_squared_error(run, trainer.step(), &judged);
     let gate_passed = gate(run, recipe, &quality)?;
@@ -170,7 +170,7 @@ pub(crate) fn run(
     let (params, store) = (&loaded.params, &loaded.store);
     let model = write_model(run, params, store, trainer.metrics(), &summary)?;
     let weights = Digest::of_file(&model.dir.join("model.safetensors"))?.to_string();
-    let advantages = write_advantages(run, &trainer, &loaded.train.tokens, &weights)?;
+    let advantages = write_advantages(run, &mut trainer, &loaded.train.tokens, &weights)?;
     Ok(vec![model, advantages])
 }
 
@@ -204,9 +204,13 @@ fn settings(recipe: &Recipe) -> Result<ValueSettings, JobError> {
     })
 }
 
-fn judge(run: &Run, trainer: &ValueTrainer<'_>, split: &Labelled) -> Result<Vec<Judged>, JobError> {
+fn judge(
+    run: &Run,
+    trainer: &mut ValueTrainer<'_>,
+    split: &Labelled,
+) -> Result<Vec<Judged>, JobError> {
     let rows = split.tokens.labelled_rows();
-    let values = score(trainer, Side::Validation, &rows, || run.flow())?;
+    let values = score(trainer, run, Side::Validation, &rows)?;
     let judged = rows.iter().zip(values);
     Ok(judged
         .map(|(&row, values)| Judged {
@@ -310,14 +314,14 @@ fn tell_td_errors(run: &Run, step: u64, values: &[Vec<f64>], gamma: f64) {
 
 fn write_advantages(
     run: &Run,
-    trainer: &ValueTrainer<'_>,
+    trainer: &mut ValueTrainer<'_>,
     train: &TokenFile,
     value_model: &str,
 ) -> Result<Output, JobError> {
     let settings = &run.recipe().score;
     let rows = train.correct_rows();
     run.log(format!("advantages of {} correct rows", rows.len()));
-    let values = score(trainer, Side::Train, &rows, || run.flow())?;
+    let values = score(trainer, run, Side::Train, &rows)?;
     let scores = advantages(&rows, &values, REWARD, settings.gamma, settings.lambda_gae);
     tell_td_errors(run, trainer.step(), &values, settings.gamma);
     let flat: Vec<f64> = scores

@@ -20,9 +20,12 @@
 //! | `run:before-result` | before the run's result is written |
 //!
 //! Training dies at `train:step` (a step is done) and `train:score` (a piece of the rows is about to be scored); it goes
-//! on, as it does when the thing happens by itself, after `train:memory` (none is left for a micro-batch) and `train:loss`
-//! (a step's loss is no number).
+//! on, as it does when the thing happens by itself, after `train:memory` (none is left for a micro-batch),
+//! `train:allocator` (a device's gives none to a micro-batch), `train:inference` (nor to rows that only pass through the
+//! model) and `train:loss` (a step's loss is no number).
 
+use std::cell::RefCell;
+use std::marker::PhantomData;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -66,7 +69,30 @@ pub fn fails(name: &str) -> bool {
             .ok()
             .map(|text| Target::parse(&text))
     });
-    target.as_ref().is_some_and(|target| target.is_hit(name))
+    let is_hit = |target: &Option<Target>| target.as_ref().is_some_and(|it| it.is_hit(name));
+    is_hit(target) || ON_THIS_THREAD.with_borrow(is_hit)
+}
+
+thread_local! {
+    static ON_THIS_THREAD: RefCell<Option<Target>> = const { RefCell::new(None) };
+}
+
+/// A failure planned for the thread that keeps this, until it is dropped.
+#[derive(Debug)]
+#[must_use = "the failure is planned for as long as this lives"]
+pub struct Planned(PhantomData<*const ()>);
+
+/// Asks for a failure on this thread alone, as [`VARIABLE`] does for the process: tests run, and ranks of tests are, threads of
+/// one process.
+pub fn plan(text: &str) -> Planned {
+    ON_THIS_THREAD.set(Some(Target::parse(text)));
+    Planned(PhantomData)
+}
+
+impl Drop for Planned {
+    fn drop(&mut self) {
+        ON_THIS_THREAD.set(None);
+    }
 }
 
 /// Kills the process if the environment asks for it at this point.
@@ -88,6 +114,20 @@ mod tests {
         let hits: Vec<_> = (0..4).map(|_| target.is_hit("train:step")).collect();
         assert_eq!(hits, [false, false, true, false]);
         assert!(!target.is_hit("train"));
+    }
+
+    #[test]
+    fn a_planned_failure_is_this_threads_and_ends_with_its_plan() {
+        let planned = plan("tests:planned:2");
+        let elsewhere = std::thread::spawn(|| (0..2).any(|_| fails("tests:planned"))).join();
+        assert!(!elsewhere.unwrap());
+        assert!(!fails("tests:planned"));
+        assert!(fails("tests:planned"));
+        drop(planned);
+        let again = plan("tests:planned");
+        assert!(fails("tests:planned"));
+        drop(again);
+        assert!(!fails("tests:planned"));
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! The processes of one run: the first leads it, the others compute beside it, each with a device of its own.
 //!
 //! The leader claims, reads, writes and publishes as the only process of any other run does. It starts the others with its own
-//! command line, tells them where its inputs lie, and they have nothing to do with the store. Every two processes are
-//! connected. Whichever of them goes, the others see its connections close: a follower then ends, the leader's run fails.
+//! command line, tells them its recipe and where its inputs lie, and they have nothing to do with the store. Every two
+//! processes are connected. Whichever of them goes, the others see its connections close: a follower then ends, the leader's
+//! run fails.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -149,6 +150,8 @@ struct Assignment {
     listens_at: BTreeMap<usize, String>,
     /// What proves to one follower that another is of this crew: names of sockets are there for all to read.
     secret: String,
+    /// The resolved recipe as text. Its file may be another by now, or a pipe that is empty.
+    recipe: String,
     inputs: BTreeMap<String, PathBuf>,
 }
 
@@ -205,6 +208,7 @@ impl Crew {
         let mut assignment = Assignment {
             listens_at: BTreeMap::new(),
             secret: random_word()?,
+            recipe: run.recipe().to_json().to_string(),
             inputs: BTreeMap::new(),
         };
         for role in run.inputs.keys() {
@@ -282,9 +286,8 @@ impl Follower {
         }
         let later = &mut peers[rank + 1..];
         meet(&listener, rank + 1, later, &assignment.secret, PATIENCE)?;
-        let recipe = session.resolved.as_ref();
         Ok(Self {
-            recipe: recipe.map_or_else(Recipe::default, |resolved| resolved.recipe.clone()),
+            recipe: Recipe::from_resolved(&assignment.recipe)?,
             inputs: assignment.inputs,
             links: Links { rank, peers },
         })
@@ -293,6 +296,14 @@ impl Follower {
     /// Takes the connections out.
     pub fn take_links(&mut self) -> Links {
         std::mem::replace(&mut self.links, Links::alone())
+    }
+}
+
+/// Refuses to be one of several processes.
+pub(crate) fn refuse_to_follow() -> Result<(), JobError> {
+    match rank()? {
+        None => Ok(()),
+        Some(rank) => Err(JobError::usage(format!("{RANK_VARIABLE} is {rank}")).hint(UNSET)),
     }
 }
 

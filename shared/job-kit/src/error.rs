@@ -53,7 +53,8 @@ constructors! {
 }
 
 impl JobError {
-    fn new(exit: Exit, cause: impl Into<Cause>) -> Self {
+    /// An error that ends a run with this code.
+    pub fn new(exit: Exit, cause: impl Into<Cause>) -> Self {
         Self {
             exit,
             contexts: Vec::new(),
@@ -139,8 +140,8 @@ impl fmt::Display for JobError {
 
 impl StdError for JobError {}
 
-/// Walks a cause chain, also into what `io::Error` wraps, which its `source` skips.
-fn is_out_of_room(error: &(dyn StdError + 'static)) -> bool {
+/// Whether a full disk stands anywhere in a cause chain, also within what `io::Error` wraps, which its `source` skips.
+pub fn is_out_of_room(error: &(dyn StdError + 'static)) -> bool {
     if let Some(io) = error.downcast_ref::<io::Error>() {
         let full = [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded];
         if full.contains(&io.kind()) {
@@ -179,13 +180,7 @@ impl From<wmtp_recipe::Error> for JobError {
 
 impl From<jsonl::Error> for JobError {
     fn from(error: jsonl::Error) -> Self {
-        match &error {
-            jsonl::Error::Row { .. } => Self::bad_input(error),
-            jsonl::Error::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => {
-                Self::bad_input(error)
-            }
-            jsonl::Error::Io { .. } => Self::internal(error),
-        }
+        Self::new(Exit::from(&error), error)
     }
 }
 

@@ -1,7 +1,10 @@
 //! Exit codes, one table for all jobs.
 
+use serde::{Deserialize, Serialize};
+use wmtp_records::jsonl;
+
 /// How a job ended. A launcher retries [`Exit::Unavailable`], [`Exit::Held`] and [`Exit::Preempted`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[repr(u8)]
 pub enum Exit {
     /// Done, or already done.
@@ -69,6 +72,18 @@ impl Exit {
     /// Whether a launcher should start the same command again.
     pub fn is_retryable(self) -> bool {
         matches!(self, Self::Unavailable | Self::Held | Self::Preempted)
+    }
+}
+
+impl From<&jsonl::Error> for Exit {
+    fn from(error: &jsonl::Error) -> Self {
+        match error {
+            jsonl::Error::Row { .. } => Self::BadInput,
+            jsonl::Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+                Self::BadInput
+            }
+            jsonl::Error::Io { .. } => Self::Internal,
+        }
     }
 }
 

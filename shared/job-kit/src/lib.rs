@@ -29,7 +29,7 @@ use std::collections::BTreeMap;
 
 pub use args::refuse_alias;
 pub use crew::{Crew, Follower, Inputs, Links};
-pub use error::JobError;
+pub use error::{JobError, is_out_of_room};
 pub use exit::Exit;
 pub use mode::{Mode, main, main_with_modes};
 pub use plan::{Plan, PlanCx, TOKENIZER_SHA256, check_tokenizers};

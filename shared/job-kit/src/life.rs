@@ -25,8 +25,8 @@ use crate::run::{Run, remove_folder};
 use crate::tool::{ToolCx, to_stdout};
 use crate::usage::Account;
 use crate::{
-    Exit, Job, JobError, Output, Plan, PlanCx, StoreHandle, describe, logging, recipes, secrets,
-    signals,
+    Exit, Job, JobError, Output, Plan, PlanCx, StoreHandle, crew, describe, logging, recipes,
+    secrets, signals,
 };
 
 /// How long an upload of outputs goes on behind a signal: what is nearly done is done, and a launcher, which kills after 30 s,
@@ -54,7 +54,11 @@ impl Session {
             .worker_threads(2)
             .enable_all()
             .build()?;
-        let resolved = resolve(&common, &runtime)?;
+        // The process that leads a run tells the others what it has resolved.
+        let resolved = match crew::rank()? {
+            None => resolve(&common, &runtime)?,
+            Some(_) => None,
+        };
         let agent = Agent {
             program: name.to_owned(),
             revision: revision()?,

@@ -60,6 +60,7 @@ impl Mode {
             common: (Common::augment_args, Common::from_arg_matches),
             run: |matches, session| {
                 let tool = parsed::<T>(matches)?;
+                crew::refuse_to_follow()?;
                 let mut cx = ToolCx::new(&session, None);
                 let done = tool.run(&mut cx);
                 cx.end();

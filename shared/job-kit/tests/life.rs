@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
@@ -786,4 +786,23 @@ fn help_shows_flags_and_examples() {
     for part in parts {
         assert!(help.stdout.contains(part), "{part}: {}", help.stdout);
     }
+}
+
+#[test]
+fn the_processes_of_a_run_have_the_recipe_that_the_first_one_read() {
+    let place = Place::new();
+    // A pipe: what one process has read of it is there for no other.
+    let mut job = place
+        .command(&["--end", "crew", "--recipe", "/dev/stdin"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut pipe = job.stdin.take().unwrap();
+    let recipe = "{version: {id: v001}, seed: 7, optim: {lr: 3.1622776601683795e-5}}";
+    pipe.write_all(recipe.as_bytes()).unwrap();
+    drop(pipe);
+    let ended = Ended::of(job.wait_with_output().unwrap());
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
 }

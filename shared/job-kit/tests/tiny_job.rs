@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use wmtp_job_kit::{Job, JobError, Kind, Output, Plan, PlanCx, Run};
+use wmtp_job_kit::{Follower, Inputs, Job, JobError, Kind, Output, Plan, PlanCx, Run, crew};
 
 /// Flags of the job.
 #[derive(Debug, clap::Args)]
@@ -14,7 +14,8 @@ struct Tiny {
     /// Raw data to read
     #[arg(long)]
     data: Option<String>,
-    /// How the run ends: done, panic, numeric, refused, full, or wait (until a signal)
+    /// How the run ends: done, panic, numeric, refused, full, crew (asks another process for its recipe), or wait (until a
+    /// signal)
     #[arg(long, default_value = "done")]
     end: String,
 }
@@ -52,6 +53,13 @@ impl Job for Tiny {
         Ok(plan)
     }
 
+    fn follow(&self, mut follower: Follower) -> Result<(), JobError> {
+        let recipe = follower.recipe().to_json().to_string();
+        let links = follower.take_links();
+        let leader = links.peers[0].as_ref().expect("the leader is another");
+        Ok(crew::send(leader, recipe.as_bytes())?)
+    }
+
     fn run(work: &TinyWork, run: &mut Run) -> Result<Vec<Output>, JobError> {
         let start = match run.latest_checkpoint()? {
             Some((step, dir)) => {
@@ -85,6 +93,19 @@ fn act(work: &TinyWork, run: &Run, step: u64) -> Result<(), JobError> {
         "numeric" => Err(JobError::numeric("loss is NaN at step 4")),
         "refused" => Err(JobError::refused("the gate is closed").hint("open it")),
         "full" => Err(std::io::Error::from(std::io::ErrorKind::StorageFull).into()),
+        "crew" => {
+            let (_crew, links) = run.crew(2, 1)?;
+            let other = links.peers[1].as_ref().expect("it is another");
+            let theirs = crew::receive(other)?.unwrap_or_default();
+            let theirs = String::from_utf8_lossy(&theirs);
+            let ours = run.recipe().to_json().to_string();
+            if theirs == ours {
+                return Ok(());
+            }
+            Err(JobError::internal(format!(
+                "ours: {ours}, theirs: {theirs}"
+            )))
+        }
         "wait" => {
             run.log("waiting for a signal");
             while !run.should_stop() {

@@ -103,10 +103,7 @@ impl Sources {
             };
             origins.push((leaf.key, origin));
         }
-        let recipe: Recipe = serde_json::from_value(tree).map_err(|error| Error::Syntax {
-            origin: "the resolved recipe".to_owned(),
-            message: error.to_string(),
-        })?;
+        let recipe = whole(tree)?;
         let resolved = Resolved { recipe, origins };
         resolved.recipe.validate()?;
         validate::origins(&resolved)?;
@@ -138,6 +135,27 @@ impl Sources {
         }
         Ok(layers)
     }
+}
+
+impl Recipe {
+    /// What [`Recipe::to_json`] wrote of a resolved recipe; every number is the same, of which JSON parsers may round the
+    /// last bit.
+    ///
+    /// # Errors
+    /// A text that is no resolved recipe.
+    pub fn from_resolved(text: &str) -> Result<Self, Error> {
+        whole(parse(text, RESOLVED)?)
+    }
+}
+
+/// What errors call a recipe that no file holds.
+const RESOLVED: &str = "the resolved recipe";
+
+fn whole(tree: Value) -> Result<Recipe, Error> {
+    serde_json::from_value(tree).map_err(|error| Error::Syntax {
+        origin: RESOLVED.to_owned(),
+        message: error.to_string(),
+    })
 }
 
 /// Reads a recipe after the one that it extends.

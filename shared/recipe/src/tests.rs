@@ -540,3 +540,18 @@ fn the_page_of_settings_tells_the_schema() {
         "storage/recipes/settings.md tells another schema"
     );
 }
+
+#[test]
+fn a_resolved_recipe_crosses_as_text_and_no_number_is_rounded() {
+    let resolved = resolve(&[("v001.yaml", MINIMAL)], &[]).unwrap();
+    let mut recipe = resolved.recipe;
+    let mut lr = 0.1 + 0.2;
+    for _ in 0..500 {
+        lr *= 0.1f64.sqrt().sqrt();
+        recipe.optim.lr = lr;
+        let back = Recipe::from_resolved(&recipe.to_json().to_string()).unwrap();
+        assert_eq!(back.optim.lr.to_bits(), lr.to_bits());
+        assert_eq!(back, recipe);
+    }
+    assert!(Recipe::from_resolved("{optim: {lr: none}}").is_err());
+}

@@ -29,10 +29,7 @@ impl Buffer {
         match dtype {
             DType::F32 => Ok(Self::F32(vec![0.0; len])),
             DType::F64 => Ok(Self::F64(vec![0.0; len])),
-            other => Err(Error::BadData(format!(
-                "parameters are trained in f32 or f64, not in {}",
-                other.as_str()
-            ))),
+            other => Err(untrained(other)),
         }
     }
 
@@ -76,11 +73,13 @@ impl Buffer {
         Ok(same_kind.then_some(self))
     }
 
-    /// Copies a tensor to the host.
+    /// Copies a tensor to the host, bit for bit.
     pub fn of(tensor: &Tensor) -> Result<Self> {
-        let mut buffer = Self::zeros(tensor.dtype(), tensor.elem_count())?;
-        buffer.add(tensor)?;
-        Ok(buffer)
+        match tensor.dtype() {
+            DType::F32 => Ok(Self::F32(tensor.flatten_all()?.to_vec1()?)),
+            DType::F64 => Ok(Self::F64(tensor.flatten_all()?.to_vec1()?)),
+            other => Err(untrained(other)),
+        }
     }
 
     /// The numbers as a tensor of the given shape.
@@ -276,6 +275,13 @@ impl Buffer {
     }
 }
 
+fn untrained(dtype: DType) -> Error {
+    Error::BadData(format!(
+        "parameters are trained in f32 or f64, not in {}",
+        dtype.as_str()
+    ))
+}
+
 /// Adds number by number, large slices in parallel.
 fn add_slices<T: Copy + AddAssign + Send + Sync>(sum: &mut [T], values: &[T]) {
     const TASK: usize = 1 << 16;
@@ -397,5 +403,36 @@ pub(crate) fn bad_file(path: &Path, reason: impl ToString) -> Error {
     Error::BadFile {
         path: path.to_owned(),
         reason: reason.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn copies_and_their_files_are_the_same_bit_for_bit() {
+        let numbers = [-0.0, 0.0, f64::NAN, f64::MIN_POSITIVE / 2.0, 1.5, -1e300];
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("numbers");
+        for dtype in [DType::F32, DType::F64] {
+            let whole = Tensor::new(&numbers, &Device::Cpu).unwrap();
+            let tensor = whole.to_dtype(dtype).unwrap().narrow(0, 0, 5).unwrap();
+            let copy = Buffer::of(&tensor).unwrap();
+            let expected: Vec<u8> = match dtype {
+                DType::F32 => numbers[..5]
+                    .iter()
+                    .flat_map(|&one| (one as f32).to_le_bytes())
+                    .collect(),
+                _ => numbers[..5]
+                    .iter()
+                    .flat_map(|one| one.to_le_bytes())
+                    .collect(),
+            };
+            assert_eq!(copy.as_bytes(), expected);
+            save(&path, [("x".to_owned(), tensor.dims(), &copy)]).unwrap();
+            let (_, read) = load(&path).unwrap().remove("x").unwrap();
+            assert_eq!(read.as_bytes(), expected);
+        }
     }
 }

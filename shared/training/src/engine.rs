@@ -150,6 +150,39 @@ impl Side {
     }
 }
 
+/// Who has an engine, and fewer sequences to pass through the model at once where memory is scarce.
+pub(crate) trait Halving {
+    /// The engine.
+    fn engine(&mut self) -> &mut Engine;
+
+    /// Does what all ranks do together, again with half as many sequences at once each time that memory runs out, and notes
+    /// each.
+    ///
+    /// # Errors
+    /// That of one sequence at a time; any that says something else.
+    fn as_room_allows<T>(
+        &mut self,
+        halved: &mut Vec<Halved>,
+        attempt: impl Fn(&mut Self) -> Result<T>,
+    ) -> Result<T> {
+        loop {
+            match attempt(self) {
+                Ok(done) => return Ok(done),
+                Err(error) => halved.push(self.engine().halve(error)?),
+            }
+        }
+    }
+}
+
+/// What [`Trainer::score`] found.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Scored {
+    /// One entry per row.
+    pub of_rows: Vec<Vec<f64>>,
+    /// How often memory ran out before the rows went through.
+    pub halved: Vec<Halved>,
+}
+
 /// A run that goes step by step and can stop between any two of them.
 pub trait Trainer: Send {
     /// Steps done.
@@ -158,7 +191,8 @@ pub trait Trainer: Send {
     fn total_steps(&self) -> u64;
     /// Steps that take every training row once.
     fn steps_per_epoch(&self) -> u64;
-    /// Does the next step.
+    /// Does the next step. An error leaves the run between two steps where it leaves [`Self::step`] as it was and all ranks
+    /// know of it: it can be saved.
     fn advance(&mut self) -> Result<StepReport>;
     /// Writes everything that continuing needs.
     fn save(&self, dir: &Path) -> Result<()>;
@@ -171,8 +205,8 @@ pub trait Trainer: Send {
     /// Puts the best weights into place and tells the step that they come from.
     fn finish(&mut self) -> Result<u64>;
     /// What the model makes of each response target of rows, with the present weights: its value, or the cross-entropy of
-    /// head 1. One entry per row.
-    fn score(&self, side: Side, rows: &[usize]) -> Result<Vec<Vec<f64>>>;
+    /// head 1.
+    fn score(&mut self, side: Side, rows: &[usize]) -> Result<Scored>;
     /// Positions of rows in pieces: [`Trainer::score`] of one after another gives what that of all at once does, bit for bit.
     fn pieces(&self, side: Side, rows: &[usize]) -> Vec<Vec<usize>>;
     /// Time spent on validations since this trainer was made.
@@ -246,6 +280,12 @@ struct EngineState {
     waiting: Option<(usize, Option<String>)>,
 }
 
+/// What to reckon with for so many buffers as large as all parameters.
+fn reckoned(parameters: &[Parameter], buffers: usize) -> u64 {
+    let bytes = |p: &Parameter| p.var.elem_count() * p.var.dtype().size_in_bytes();
+    with_margin(buffers * parameters.iter().map(bytes).sum::<usize>())
+}
+
 /// What to reckon with where so many bytes were computed: measured peaks of models of 20 to 180 MiB lie 5 to 50 % above
 /// them, and of one of many thin blocks, none of them kept, twice: packed operands, and what the allocator keeps.
 fn with_margin(bytes: usize) -> u64 {
@@ -286,8 +326,7 @@ impl Engine {
     ) -> Result<Self> {
         // Gradients, two moments and the best weights: zeros that take no memory until they are written. Ranks divide the
         // moments among themselves, and one keeps the best weights.
-        let bytes = |p: &Parameter| p.var.elem_count() * p.var.dtype().size_in_bytes();
-        let unwritten = (3 + ranks.world()) * parameters.iter().map(bytes).sum::<usize>();
+        let unwritten = reckoned(&parameters, ranks.world() + 3);
         let on_device = parameters.iter().any(|p| !p.var.device().is_cpu());
         let room = if on_device {
             Room::Allocator
@@ -299,11 +338,7 @@ impl Engine {
             schedule: Schedule::new(total, settings.warmup_ratio, settings.min_lr_ratio),
             grad_clip: settings.grad_clip,
             eval_every: settings.eval_every_steps as u64,
-            micro_batch: MicroBatch::new(
-                settings.micro_batch_sequences,
-                room,
-                with_margin(unwritten),
-            ),
+            micro_batch: MicroBatch::new(settings.micro_batch_sequences, room, unwritten),
             total,
             step: 0,
             bad_in_a_row: 0,
@@ -363,13 +398,14 @@ impl Engine {
         self.optimizer.ranks()
     }
 
-    /// Lets a micro-batch through that needs so many bytes, on every rank of this machine.
+    /// Lets a micro-batch through that needs so many bytes, on every rank of this machine; all of them ask for it.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`] when there are fewer.
+    /// [`Error::NoRoom`] when there are fewer.
     pub(crate) fn admit(&mut self, bytes: usize) -> Result<()> {
-        let bytes = bytes * self.ranks().world();
-        self.micro_batch.admit(with_margin(bytes))
+        let ranks = self.optimizer.ranks();
+        let bytes = with_margin(bytes * ranks.world());
+        self.micro_batch.admit(ranks, bytes)
     }
 
     /// Sends half as many sequences through the model at once, when `error` says that memory ran out.
@@ -600,9 +636,11 @@ impl Engine {
             self.waiting = Waiting { validations, mark };
         }
         self.bad_in_a_row = state.bad_in_a_row;
-        if let Some(sequences) = state.micro_batch_sequences {
-            self.micro_batch.resume(sequences);
-        }
+        // The moments are there now, and the best weights where there are any.
+        let buffers = self.ranks().world() + usize::from(self.best.is_none());
+        let unwritten = reckoned(self.parameters(), buffers);
+        let sequences = state.micro_batch_sequences;
+        self.micro_batch.resume(sequences, unwritten);
         self.step = state.step;
         Ok(())
     }

@@ -1,17 +1,22 @@
 //! What can go wrong in training.
 
+use std::error::Error as StdError;
 use std::io;
+use std::iter::successors;
 use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use wmtp_job_kit::{Exit, is_out_of_room};
 
 /// Why training could not go on.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The model or its files.
     #[error(transparent)]
-    Model(#[from] wmtp_model::Error),
+    Model(wmtp_model::Error),
     /// A tensor operation.
     #[error(transparent)]
-    Tensor(#[from] candle_core::Error),
+    Tensor(candle_core::Error),
     /// Token weights.
     #[error(transparent)]
     Weighting(#[from] wmtp_weighting::Error),
@@ -48,27 +53,21 @@ pub enum Error {
         /// The optimizer step.
         step: u64,
     },
-    /// There is no room for a micro-batch.
-    #[error(
-        "a micro-batch of {sequences} sequences needs about {} MiB of memory, but only {} MiB are left",
-        needed >> 20,
-        available >> 20
-    )]
-    OutOfMemory {
-        /// Sequences in it, at most.
-        sequences: usize,
-        /// Bytes that it needs.
-        needed: u64,
-        /// Bytes that there are.
-        available: u64,
-    },
+    /// Memory ran out, of which this rank alone knows.
+    #[error(transparent)]
+    OutOfMemory(Shortage),
+    /// Memory ran out, which all ranks have told each other: they go on together, or end together.
+    #[error(transparent)]
+    NoRoom(Shortage),
     /// Another rank cannot go on.
     #[error("rank {rank}: {reason}")]
     Rank {
         /// Which one.
         rank: usize,
-        /// What it said.
+        /// What it said, with its causes.
         reason: String,
+        /// How it ends, and all others with it.
+        exit: Exit,
     },
     /// Another rank is there no more.
     #[error("rank {rank} of {world} is lost: {reason}")]
@@ -93,24 +92,114 @@ pub enum Error {
     },
 }
 
-impl Error {
-    /// Whether all ranks of a run end with this error when one does.
-    pub(crate) fn is_shared(&self) -> bool {
-        matches!(self, Self::Numeric { .. }) || self.is_out_of_memory()
-    }
+/// How memory ran out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum Shortage {
+    /// A micro-batch needs more than is left.
+    #[error(
+        "a micro-batch of {sequences} sequences needs about {} MiB of memory, but only {} MiB are left",
+        needed >> 20,
+        available >> 20
+    )]
+    MicroBatch {
+        /// Sequences in it, at most.
+        sequences: usize,
+        /// Bytes that it needs.
+        needed: u64,
+        /// Bytes that there are.
+        available: u64,
+    },
+    /// A device's allocator had nothing to give, in its words.
+    #[error("an allocator had nothing to give: {0}")]
+    Allocator(String),
+}
 
-    /// Whether memory ran out, the process's or a device's.
-    pub(crate) fn is_out_of_memory(&self) -> bool {
-        match self {
-            Self::OutOfMemory { .. } => true,
-            Self::Tensor(error) | Self::Model(wmtp_model::Error::Candle(error)) => {
-                // candle passes the errors of driver and cuBLAS on as text.
-                let text = error.to_string();
-                text.contains("OUT_OF_MEMORY") || text.contains("ALLOC_FAILED")
-            }
-            _ => false,
+impl Shortage {
+    /// What candle's error says, where it comes from an allocator: candle passes on what driver and cuBLAS say as text.
+    fn of(source: &candle_core::Error, said: impl FnOnce() -> String) -> Option<Self> {
+        let text = source.to_string();
+        let signs = ["OUT_OF_MEMORY", "ALLOC_FAILED"];
+        let is_one = signs.iter().any(|sign| text.contains(sign));
+        is_one.then(|| Self::Allocator(said()))
+    }
+}
+
+impl From<candle_core::Error> for Error {
+    fn from(error: candle_core::Error) -> Self {
+        match Shortage::of(&error, || said(&error)) {
+            Some(shortage) => Self::OutOfMemory(shortage),
+            None => Self::Tensor(error),
         }
     }
+}
+
+impl From<wmtp_model::Error> for Error {
+    fn from(error: wmtp_model::Error) -> Self {
+        let shortage = match &error {
+            wmtp_model::Error::Candle(source) => Shortage::of(source, || said(&error)),
+            _ => None,
+        };
+        shortage.map_or(Self::Model(error), Self::OutOfMemory)
+    }
+}
+
+impl Error {
+    /// Whether all ranks of a run come to this error when one does.
+    pub(crate) fn is_shared(&self) -> bool {
+        matches!(self, Self::Numeric { .. } | Self::NoRoom(_))
+    }
+
+    /// The error of a rank that has nobody else to tell.
+    pub(crate) fn told(self) -> Self {
+        match self {
+            Self::OutOfMemory(shortage) => Self::NoRoom(shortage),
+            other => other,
+        }
+    }
+
+    /// What this says, with its causes.
+    pub(crate) fn said(&self) -> String {
+        said(self)
+    }
+
+    /// How a run ends with this.
+    pub(crate) fn exit(&self) -> Exit {
+        use wmtp_model::Error as Model;
+        use wmtp_weighting::Error as Weighting;
+        match self {
+            _ if is_out_of_room(self) => Exit::NoRoom,
+            Self::OutOfMemory(_) | Self::NoRoom(_) => Exit::NoRoom,
+            Self::Rank { exit, .. } => *exit,
+            Self::RankLost { .. } | Self::Model(Model::Device { .. }) => Exit::Unavailable,
+            Self::Rows(error) => Exit::from(error),
+            Self::Io { .. }
+            | Self::Model(Model::Io { .. } | Model::Candle(_))
+            | Self::Tensor(_)
+            | Self::NoGradient { .. }
+            | Self::Weighting(Weighting::Invariant(_)) => Exit::Internal,
+            Self::Weighting(Weighting::Setting { .. }) => Exit::Usage,
+            Self::Data(data) if !data.is_bad_input() => Exit::Internal,
+            Self::Model(_)
+            | Self::Data(_)
+            | Self::Weighting(_)
+            | Self::BadFile { .. }
+            | Self::BadData(_) => Exit::BadInput,
+            Self::Numeric { .. } => Exit::Numeric,
+        }
+    }
+}
+
+/// Messages from an error to its innermost cause, without repetitions.
+fn said(error: &(dyn StdError + 'static)) -> String {
+    let mut said = String::new();
+    for message in successors(Some(error), |&error| error.source()).map(ToString::to_string) {
+        if said.is_empty() {
+            said = message;
+        } else if !said.ends_with(&message) {
+            said = format!("{said}: {message}");
+        }
+    }
+    said
 }
 
 /// Result of this crate.

@@ -7,6 +7,7 @@ use wmtp_model::{Horizon, MtpModel, ValueModel};
 use crate::buffer::Buffer;
 use crate::error::Result;
 use crate::heads::{HeadTargets, ids_tensor};
+use crate::memory::allocator;
 use crate::ranks::Ranks;
 
 /// Groups positions of `rows` into batches of similar length, so that little is spent on padding.
@@ -59,6 +60,7 @@ fn by_row(
             let mut found = Vec::new();
             for (number, positions) in pooled.iter().enumerate() {
                 if ranks.takes(number) {
+                    allocator("train:inference")?;
                     let batch: Vec<usize> = positions.iter().map(|&at| rows[at]).collect();
                     found.extend(positions.iter().copied().zip(of_batch(&batch)?));
                 }

@@ -30,8 +30,10 @@ mod throughput;
 mod value;
 
 pub use buffer::Buffer;
-pub use engine::{EarlyStop, OptimSettings, Side, StepReport, StoppedEarly, Trainer, Update};
-pub use error::{Error, Result};
+pub use engine::{
+    EarlyStop, OptimSettings, Scored, Side, StepReport, StoppedEarly, Trainer, Update,
+};
+pub use error::{Error, Result, Shortage};
 pub use lines::Lines;
 pub use measure::{Judged, ValueQuality};
 pub use memory::{Halved, Room};

@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use wmtp_artifacts::fault;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Shortage};
+use crate::ranks::Ranks;
 
 /// Memory that a step may take on top of what the process holds already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +28,15 @@ impl Room {
             Self::Measured => [machine(), control_groups()].into_iter().flatten().min(),
         }
     }
+}
+
+/// Passes a point at which a device's allocator may fail.
+pub(crate) fn allocator(point: &str) -> Result<()> {
+    if fault::fails(point) {
+        let planned = Shortage::Allocator(point.to_owned());
+        return Err(Error::OutOfMemory(planned));
+    }
+    Ok(())
 }
 
 /// Memory ran out: the step began again with fewer sequences at once.
@@ -53,9 +63,9 @@ pub struct Halved {
 pub(crate) struct MicroBatch {
     sequences: usize,
     room: Room,
-    /// Buffers of the run that are reserved but not yet written, counted with the first micro-batch.
+    /// Bytes of buffers of the run that are reserved but not yet written, counted with the first micro-batch.
     unwritten: u64,
-    /// The largest micro-batch that was let through: a smaller one fits as well.
+    /// The largest micro-batch that was let through, the same on all ranks: a smaller one fits as well.
     largest: u64,
 }
 
@@ -73,54 +83,67 @@ impl MicroBatch {
         self.sequences
     }
 
-    /// Goes on with the number that a saved run had come to.
-    pub(crate) fn resume(&mut self, sequences: usize) {
-        self.sequences = sequences.max(1);
+    /// Goes on with the number that a saved run had come to, if that is known, and with buffers of which its state has
+    /// filled the others.
+    pub(crate) fn resume(&mut self, sequences: Option<usize>, unwritten: u64) {
+        if let Some(sequences) = sequences {
+            self.sequences = sequences.max(1);
+        }
+        self.unwritten = unwritten;
     }
 
-    /// Lets a micro-batch through that needs so many bytes.
+    /// Lets a micro-batch through that needs so many bytes, on all ranks or on none.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`] when there are fewer.
-    pub(crate) fn admit(&mut self, bytes: u64) -> Result<()> {
+    /// [`Error::NoRoom`] when there are fewer.
+    pub(crate) fn admit(&mut self, ranks: &Ranks, bytes: u64) -> Result<()> {
         if bytes <= self.largest {
             return Ok(());
         }
+        // Each measures the room for all, so nobody may be taking memory meanwhile: not yet, for what it learns from, and not
+        // already, for its step.
+        ranks.share(())?;
+        ranks.agree(self.measure(bytes))?;
+        self.largest = bytes;
+        self.unwritten = 0;
+        Ok(())
+    }
+
+    fn measure(&self, bytes: u64) -> Result<()> {
         let needed = bytes + self.unwritten;
         match self.room.bytes() {
-            Some(available) if available < needed => Err(Error::OutOfMemory {
-                sequences: self.sequences,
-                needed,
-                available,
-            }),
-            _ => {
-                self.largest = bytes;
-                self.unwritten = 0;
-                Ok(())
+            Some(available) if available < needed => {
+                Err(Error::OutOfMemory(Shortage::MicroBatch {
+                    sequences: self.sequences,
+                    needed,
+                    available,
+                }))
             }
+            _ => Ok(()),
         }
     }
 
-    /// Halves the number when `error` says that memory ran out.
+    /// Halves the number when `error` says that memory ran out, which every rank does with it.
     ///
     /// # Errors
     /// The error itself, when it says something else or when there is one sequence at a time already.
     pub(crate) fn halve(&mut self, error: Error) -> Result<Halved> {
-        if self.sequences == 1 || !error.is_out_of_memory() {
-            return Err(error);
-        }
+        let shortage = match error {
+            Error::NoRoom(shortage) if self.sequences > 1 => shortage,
+            other => return Err(other),
+        };
         let from = self.sequences;
         self.sequences /= 2;
-        let (needed_bytes, available_bytes) = match error {
-            Error::OutOfMemory {
+        let (needed_bytes, available_bytes) = match shortage {
+            Shortage::MicroBatch {
                 needed, available, ..
             } => (Some(needed), Some(available)),
-            _ => (None, None),
+            Shortage::Allocator(_) => (None, None),
         };
         Ok(Halved {
             from,
             to: self.sequences,
-            cause: error.to_string(),
+            cause: shortage.to_string(),
             needed_bytes,
             available_bytes,
         })
@@ -191,27 +214,29 @@ mod tests {
 
     fn sequences(found: Result<()>) -> Option<usize> {
         match found {
-            Err(Error::OutOfMemory { sequences, .. }) => Some(sequences),
+            Err(Error::NoRoom(Shortage::MicroBatch { sequences, .. })) => Some(sequences),
             _ => None,
         }
     }
 
     #[test]
     fn buffers_not_yet_written_count_once_and_smaller_micro_batches_are_not_asked_about() {
+        let alone = Ranks::alone();
         let mut micro = MicroBatch::new(8, Room::Bytes(100), 30);
-        assert_eq!(sequences(micro.admit(71)), Some(8));
-        assert!(micro.admit(70).is_ok());
-        assert!(micro.admit(100).is_ok());
-        assert_eq!(sequences(micro.admit(101)), Some(8));
+        assert_eq!(sequences(micro.admit(&alone, 71)), Some(8));
+        assert!(micro.admit(&alone, 70).is_ok());
+        assert!(micro.admit(&alone, 100).is_ok());
+        assert_eq!(sequences(micro.admit(&alone, 101)), Some(8));
         micro.room = Room::Bytes(0);
-        assert!(micro.admit(99).is_ok());
+        assert!(micro.admit(&alone, 99).is_ok());
     }
 
     #[test]
     fn halving_ends_at_one_sequence_and_other_errors_pass() {
+        let alone = Ranks::alone();
         let mut micro = MicroBatch::new(5, Room::Bytes(10), 0);
         for (from, to) in [(5, 2), (2, 1)] {
-            let error = micro.admit(11).unwrap_err();
+            let error = micro.admit(&alone, 11).unwrap_err();
             let halved = micro.halve(error).unwrap();
             assert_eq!((halved.from, halved.to), (from, to));
             assert_eq!(
@@ -219,19 +244,24 @@ mod tests {
                 (Some(11), Some(10))
             );
         }
-        let error = micro.admit(11).unwrap_err();
-        assert!(matches!(
-            micro.halve(error),
-            Err(Error::OutOfMemory { sequences: 1, .. })
-        ));
+        let error = micro.admit(&alone, 11).unwrap_err();
+        assert_eq!(sequences(micro.halve(error).map(drop)), Some(1));
         let mut micro = MicroBatch::new(4, Room::Measured, 0);
         let other = Error::BadData("x".to_owned());
         assert!(matches!(micro.halve(other), Err(Error::BadData(_))));
-        let device = candle_core::Error::Msg(
-            "DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")".to_owned(),
-        );
-        let halved = micro.halve(Error::Tensor(device)).unwrap();
+        let device = || {
+            let text = "DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")";
+            wmtp_model::Error::from(candle_core::Error::Msg(text.to_owned()))
+        };
+        // What the other ranks do not know, they would not halve for.
+        let untold = micro.halve(device().into());
+        assert!(matches!(untold, Err(Error::OutOfMemory(_))));
+        let told = alone.agree::<()>(Err(device().into())).unwrap_err();
+        let halved = micro.halve(told).unwrap();
         assert_eq!((halved.to, halved.needed_bytes), (2, None));
+        let cause = "an allocator had nothing to give: tensor operation failed: \
+                     DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")";
+        assert_eq!(halved.cause, cause);
     }
 
     #[test]

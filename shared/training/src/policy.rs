@@ -14,11 +14,14 @@ use wmtp_records::jsonl;
 use wmtp_weighting::{Histogram, WeightStats};
 
 use crate::buffer;
-use crate::engine::{Engine, OptimSettings, Side, StepReport, StoppedEarly, Trainer, Update};
+use crate::engine::{
+    Engine, Halving, OptimSettings, Scored, Side, StepReport, StoppedEarly, Trainer, Update,
+};
 use crate::error::{Error, Result};
 use crate::heads::{HeadTargets, Learner, StepLoss, Target, accumulate, target_counts};
 use crate::inference::{all_cross_entropies, head_cross_entropies, head_means, pieces};
 use crate::lines::Lines;
+use crate::memory::allocator;
 use crate::optimizer::{Gradients, parameters};
 use crate::ranks::{Exact, Ranks};
 use crate::scorer::{ExcessStats, Scorer, StepRow, StepStats};
@@ -406,7 +409,7 @@ impl<'a> PolicyTrainer<'a> {
         })
     }
 
-    /// Makes sure that there is room for the largest micro-batch of a step.
+    /// Makes sure that there is room for the largest micro-batch of a step, on all ranks.
     fn admit(&mut self, rows: &[usize]) -> Result<()> {
         let micro = rows.chunks(self.engine.micro_batch_sequences());
         let positions = micro.map(|rows| pad_batch(self.train.file, rows).ids.len());
@@ -505,7 +508,9 @@ impl<'a> PolicyTrainer<'a> {
         'step: for (_, (mut first_slot, group)) in mine {
             let mut made = None;
             if at_once < group.len() && scorer.needs_policy_ce() {
-                let frozen = frozen(self.params, self.store, self.adapters)?;
+                // The policy whose weights these are computes as the step does.
+                let frozen = frozen(self.params, self.store, self.adapters)?
+                    .with_products(self.settings.products);
                 let weights = Made::of(&frozen, file, group, at_once, first_slot, &mut scorer)?;
                 made = Some(weights);
             }
@@ -515,6 +520,7 @@ impl<'a> PolicyTrainer<'a> {
                     Some(made) => made,
                     None => &mut scorer,
                 };
+                allocator("train:allocator")?;
                 let gradients = &mut self.gradients;
                 if !accumulate(&learner, &batch, first_slot, scorer, &mut loss, gradients)? {
                     break 'step;
@@ -526,12 +532,19 @@ impl<'a> PolicyTrainer<'a> {
         Ok(StepSums { loss, heard })
     }
 
+    /// An optimizer step up to its gradients, which lie in `self.gradients`.
+    fn attempt(&mut self, rows: &[usize]) -> Result<StepSums> {
+        self.admit(rows)?;
+        let part = self.step_part(rows);
+        self.whole_step(part, rows)
+    }
+
     /// The whole step from the parts of all ranks. The scorer hears of all groups on every rank, as if there were one: it
     /// goes on alike everywhere.
     fn whole_step(&mut self, part: Result<StepSums>, rows: &[usize]) -> Result<StepSums> {
         let ranks = Arc::clone(self.engine.ranks());
         if !ranks.are_several() {
-            return part;
+            return part.map_err(Error::told);
         }
         let mut loss = self.no_sums(rows);
         let mut policy_ce = BTreeMap::new();
@@ -639,6 +652,12 @@ impl<'a> PolicyTrainer<'a> {
     }
 }
 
+impl Halving for PolicyTrainer<'_> {
+    fn engine(&mut self) -> &mut Engine {
+        &mut self.engine
+    }
+}
+
 impl Trainer for PolicyTrainer<'_> {
     fn step(&self) -> u64 {
         self.engine.step()
@@ -658,13 +677,8 @@ impl Trainer for PolicyTrainer<'_> {
             return Err(Error::BadData(format!("the run has only {index} steps")));
         };
         let mut halved = Vec::new();
-        let StepSums { loss, heard } = loop {
-            let part = self.admit(&rows).and_then(|()| self.step_part(&rows));
-            match self.whole_step(part, &rows) {
-                Ok(done) => break done,
-                Err(error) => halved.push(self.engine.halve(error)?),
-            }
-        };
+        let StepSums { loss, heard } =
+            self.as_room_allows(&mut halved, |this| this.attempt(&rows))?;
         let work = self.work(&rows, &loss);
         let all_needed = loss.active() == loss.heads.len();
         let update = self
@@ -688,13 +702,11 @@ impl Trainer for PolicyTrainer<'_> {
             }
             Update::Skipped { lr_factor, .. } => metrics.push(("lr_factor".to_owned(), lr_factor)),
         }
-        if let Some(last) = halved.last() {
-            metrics.push(("micro_batch_sequences".to_owned(), last.to as f64));
-        }
         let done = Instant::now();
         if self.engine.validation_due() {
             let horizons: Vec<Horizon> = self.params.horizons().collect();
-            let losses = self.validation_losses(&horizons)?;
+            let losses =
+                self.as_room_allows(&mut halved, |this| this.validation_losses(&horizons))?;
             if let Some(&Some(loss)) = losses.first() {
                 self.engine.offer_best(loss)?;
                 metrics.push(("validation_loss".to_owned(), loss));
@@ -705,6 +717,9 @@ impl Trainer for PolicyTrainer<'_> {
             }));
         }
         self.engine.count_validation(done.elapsed());
+        if let Some(last) = halved.last() {
+            metrics.push(("micro_batch_sequences".to_owned(), last.to as f64));
+        }
         self.engine.log(&metrics);
         Ok(StepReport {
             step: self.engine.step(),
@@ -754,13 +769,19 @@ impl Trainer for PolicyTrainer<'_> {
         self.engine.finish()
     }
 
-    fn score(&self, side: Side, rows: &[usize]) -> Result<Vec<Vec<f64>>> {
+    fn score(&mut self, side: Side, rows: &[usize]) -> Result<Scored> {
         let file = side.of(self.train.file, self.validation.file);
         let first: Vec<Horizon> = self.params.horizons().take(1).collect();
         let model = frozen(self.params, self.store, self.adapters)?;
-        let (ranks, size) = (self.engine.ranks(), self.engine.micro_batch_sequences());
-        let losses = all_cross_entropies(ranks, &model, file, rows, size, &first)?;
-        Ok(losses.into_iter().map(|heads| heads.concat()).collect())
+        let mut halved = Vec::new();
+        let losses = self.as_room_allows(&mut halved, |this| {
+            let (ranks, size) = (this.engine.ranks(), this.engine.micro_batch_sequences());
+            all_cross_entropies(ranks, &model, file, rows, size, &first)
+        })?;
+        Ok(Scored {
+            of_rows: losses.into_iter().map(|heads| heads.concat()).collect(),
+            halved,
+        })
     }
 
     fn ranks(&self) -> &Arc<Ranks> {

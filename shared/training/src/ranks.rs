@@ -17,11 +17,11 @@ use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use wmtp_job_kit::{Links, crew};
+use wmtp_job_kit::{Exit, Links, crew};
 
 use crate::buffer::Buffer;
 use crate::engine::Side;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Shortage};
 use crate::optimizer::{Parameter, assign};
 
 /// Messages on their way to one rank that wait for it at most: each can be a whole tensor.
@@ -77,12 +77,8 @@ pub(crate) type Found = (usize, Vec<Vec<f64>>);
 #[derive(Debug, Serialize, Deserialize)]
 enum Part<T> {
     Done(T),
-    NoRoom {
-        /// Sequences at once, bytes needed and bytes left, where they are known.
-        figures: Option<(usize, u64, u64)>,
-        reason: String,
-    },
-    Failed(String),
+    NoRoom(Shortage),
+    Failed { exit: Exit, reason: String },
 }
 
 /// Something that is sent as bytes.
@@ -203,11 +199,11 @@ impl Ranks {
     /// What every rank's part came to, in their order.
     ///
     /// # Errors
-    /// All ranks end with an error where one does: with no room if that is all that any lacks, else this one's own error, or
-    /// [`Error::Rank`] for the first other one's.
+    /// All ranks end with an error where one does: [`Error::NoRoom`] if that is all that any lacks, else this one's own error,
+    /// or [`Error::Rank`] for the first other one's.
     pub(crate) fn agree<T: Serialize + DeserializeOwned>(&self, mine: Result<T>) -> Result<Vec<T>> {
         if !self.are_several() {
-            return mine.map(|done| vec![done]);
+            return mine.map(|done| vec![done]).map_err(Error::told);
         }
         let (part, mut own) = match mine {
             Ok(done) => (Part::Done(done), None),
@@ -217,22 +213,22 @@ impl Ranks {
         for (rank, part) in self.share(part)?.into_iter().enumerate() {
             match part {
                 Part::Done(one) => done.push(one),
-                Part::NoRoom { figures, reason } => {
-                    no_room.get_or_insert_with(|| no_room_error(figures, reason));
+                Part::NoRoom(shortage) => {
+                    no_room.get_or_insert(shortage);
                 }
-                Part::Failed(reason) => {
+                Part::Failed { exit, reason } => {
                     let own = own.take_if(|_| rank == self.rank());
-                    return Err(own.unwrap_or(Error::Rank { rank, reason }));
+                    return Err(own.unwrap_or(Error::Rank { rank, reason, exit }));
                 }
             }
         }
-        no_room.map_or(Ok(done), Err)
+        no_room.map_or(Ok(done), |shortage| Err(Error::NoRoom(shortage)))
     }
 
     /// Lists of numbers that every rank has found, each under its number; the order is nobody's.
     pub(crate) fn pool(&self, mine: Result<Vec<Found>>) -> Result<Vec<Found>> {
         if !self.are_several() {
-            return mine;
+            return mine.map_err(Error::told);
         }
         let exact = |list: Vec<f64>| list.into_iter().map(Exact::from).collect::<Vec<_>>();
         let mine = mine.map(|found| {
@@ -400,30 +396,15 @@ fn carry(mut stream: &UnixStream, parcels: &Receiver<Parcel<'_>>) {
 
 impl<T> Part<T> {
     fn of(error: &Error) -> Self {
-        let reason = error.to_string();
-        if !error.is_out_of_memory() {
-            return Self::Failed(reason);
+        match error {
+            Error::OutOfMemory(shortage) | Error::NoRoom(shortage) => {
+                Self::NoRoom(shortage.clone())
+            }
+            error => Self::Failed {
+                exit: error.exit(),
+                reason: error.said(),
+            },
         }
-        let figures = match *error {
-            Error::OutOfMemory {
-                sequences,
-                needed,
-                available,
-            } => Some((sequences, needed, available)),
-            _ => None,
-        };
-        Self::NoRoom { figures, reason }
-    }
-}
-
-fn no_room_error(figures: Option<(usize, u64, u64)>, reason: String) -> Error {
-    match figures {
-        Some((sequences, needed, available)) => Error::OutOfMemory {
-            sequences,
-            needed,
-            available,
-        },
-        None => Error::Tensor(candle_core::Error::Msg(reason)),
     }
 }
 

@@ -15,7 +15,7 @@ use wmtp_recipe::seed::stream;
 use wmtp_recipe::{Dtype, Optim, Recipe};
 use wmtp_records::{Split, data_files, jsonl};
 
-use crate::engine::{MAX_BAD_STEPS, Side, StepReport, StoppedEarly, Trainer, Update};
+use crate::engine::{MAX_BAD_STEPS, Scored, Side, StepReport, StoppedEarly, Trainer, Update};
 use crate::error::{Error, Result};
 use crate::gpu::{self, NVIDIA_SMI, Told, Watch};
 use crate::memory::Halved;
@@ -108,18 +108,35 @@ pub fn follow(trainer: &mut dyn Trainer) -> Result<(), JobError> {
     Ok(())
 }
 
-/// What the trained model makes of rows, see [`Trainer::score`], by all ranks: piece by piece, and `flow` may end it
-/// between two.
+/// What the trained model makes of rows, see [`Trainer::score`], by all ranks: one entry per row.
+///
+/// # Errors
+/// Preempted (143) after a signal, and what scoring says.
+pub fn score(
+    trainer: &mut dyn Trainer,
+    run: &Run,
+    side: Side,
+    rows: &[usize],
+) -> Result<Vec<Vec<f64>>, JobError> {
+    let Scored { of_rows, halved } = score_in_pieces(trainer, side, rows, || run.flow())?;
+    tell_halved(run, trainer.step(), &halved);
+    Ok(of_rows)
+}
+
+/// [`score`] piece by piece; `flow` may end it between two.
 ///
 /// # Errors
 /// Preempted (143) when it did, and what scoring says.
-pub fn score(
-    trainer: &dyn Trainer,
+pub fn score_in_pieces(
+    trainer: &mut dyn Trainer,
     side: Side,
     rows: &[usize],
     flow: impl Fn() -> ControlFlow<()>,
-) -> Result<Vec<Vec<f64>>, JobError> {
-    let mut scores = vec![Vec::new(); rows.len()];
+) -> Result<Scored, JobError> {
+    let mut all = Scored {
+        of_rows: vec![Vec::new(); rows.len()],
+        halved: Vec::new(),
+    };
     for piece in trainer.pieces(side, rows) {
         if flow().is_break() {
             return Err(JobError::preempted());
@@ -127,11 +144,13 @@ pub fn score(
         fault::point("train:score");
         let rows: Vec<usize> = piece.iter().map(|&position| rows[position]).collect();
         trainer.ranks().order(&Order::Score(side, rows.clone()))?;
-        for (position, of_row) in piece.into_iter().zip(trainer.score(side, &rows)?) {
-            scores[position] = of_row;
+        let scored = trainer.score(side, &rows)?;
+        for (position, of_row) in piece.into_iter().zip(scored.of_rows) {
+            all.of_rows[position] = of_row;
         }
+        all.halved.extend(scored.halved);
     }
-    Ok(scores)
+    Ok(all)
 }
 
 /// A trainer whose steps the other ranks do with it.
@@ -357,11 +376,12 @@ pub fn drive(trainer: &mut dyn Trainer, run: &Run, drive: Drive<'_>) -> Result<u
         if run.should_stop() {
             return Err(stop(&led, run, &mut saving, drive.grace)?);
         }
-        let started = run.elapsed();
+        let (started, step) = (run.elapsed(), led.trainer.step());
         let report = match led.advance() {
             Ok(report) => report,
             Err(error) => {
-                if matches!(error, Error::Numeric { .. }) || error.is_out_of_memory() {
+                // A step that was counted lacks its validation.
+                if error.is_shared() && led.trainer.step() == step {
                     save(&led, run, &mut saving)?;
                 }
                 return Err(error.into());
@@ -483,24 +503,7 @@ fn not_recorded(run: &Run, reason: &str) {
 /// Every fallback is an event with its numbers, and a warning for people.
 fn tell_fallbacks(run: &Run, report: &StepReport) {
     let step = report.step;
-    for halved in &report.halved {
-        let Halved {
-            from, to, cause, ..
-        } = halved;
-        run.warning(format!(
-            "step {step}: out of memory: {cause}; from now on {to} sequences go through the model at once, not {from}: \
-             the steps are the same but for rounding, and slower"
-        ));
-        let data = json!({
-            "cause": "out_of_memory",
-            "step": step,
-            "micro_batch_sequences": to,
-            "micro_batch_sequences_before": from,
-            "needed_bytes": halved.needed_bytes,
-            "available_bytes": halved.available_bytes,
-        });
-        run.event("fallback", &data);
-    }
+    tell_halved(run, step, &report.halved);
     if let Update::Skipped {
         in_a_row,
         lr_factor,
@@ -516,6 +519,27 @@ fn tell_fallbacks(run: &Run, report: &StepReport) {
             "in_a_row": in_a_row,
             "most_in_a_row": MAX_BAD_STEPS,
             "lr_factor": lr_factor,
+        });
+        run.event("fallback", &data);
+    }
+}
+
+fn tell_halved(run: &Run, step: u64, halved: &[Halved]) {
+    for halved in halved {
+        let Halved {
+            from, to, cause, ..
+        } = halved;
+        run.warning(format!(
+            "step {step}: out of memory: {cause}; from now on {to} sequences go through the model at once, not {from}: \
+             the steps are the same but for rounding, and slower"
+        ));
+        let data = json!({
+            "cause": "out_of_memory",
+            "step": step,
+            "micro_batch_sequences": to,
+            "micro_batch_sequences_before": from,
+            "needed_bytes": halved.needed_bytes,
+            "available_bytes": halved.available_bytes,
         });
         run.event("fallback", &data);
     }
@@ -624,12 +648,8 @@ fn fresh_dir(dir: PathBuf) -> Result<PathBuf, JobError> {
 impl From<Error> for JobError {
     fn from(error: Error) -> Self {
         use wmtp_model::Error as Model;
-        if error.is_out_of_memory() {
-            return Self::no_room(error).hint(
-                "give the job more memory, set optim.activation_mib, or lower data.max_length; the last state is kept",
-            );
-        }
-        match error {
+        let (exit, hint) = (error.exit(), hint(&error));
+        let job_error = match error {
             Error::Io { source, path } | Error::Model(Model::Io { source, path }) => {
                 let what = format!("cannot access {}", path.display());
                 let error = match source.kind() {
@@ -639,27 +659,31 @@ impl From<Error> for JobError {
                 };
                 error.context(what)
             }
-            Error::Rows(error) => Self::from(error),
-            Error::Model(Model::Device { .. }) => Self::unavailable(error)
-                .hint("on a machine without the device, --device cpu takes the processor"),
-            Error::Rank { .. } | Error::RankLost { .. } => Self::unavailable(error).hint(
-                "what a lost rank said stands above; the run goes on from its last saved state when it is started again",
-            ),
-            Error::Model(Model::Candle(_))
-            | Error::Tensor(_)
-            | Error::NoGradient { .. }
-            | Error::OutOfMemory { .. }
-            | Error::Weighting(wmtp_weighting::Error::Invariant(_)) => Self::internal(error),
-            Error::Weighting(wmtp_weighting::Error::Setting { .. }) => Self::usage(error),
-            Error::Data(ref data) if !data.is_bad_input() => Self::internal(error),
-            Error::Model(_)
-            | Error::Data(_)
-            | Error::Weighting(_)
-            | Error::BadFile { .. }
-            | Error::BadData(_) => Self::bad_input(error),
-            Error::Numeric { .. } => Self::numeric(error)
-                .hint("lower optim.lr or raise optim.warmup_ratio; the last state is kept"),
+            other => Self::new(exit, other),
+        };
+        match hint {
+            Some(hint) => job_error.hint(hint),
+            None => job_error,
         }
+    }
+}
+
+/// What the reader can do about an error.
+fn hint(error: &Error) -> Option<&'static str> {
+    match error {
+        Error::OutOfMemory(_) | Error::NoRoom(_) => Some(
+            "give the job more memory, set optim.activation_mib, or lower data.max_length; the last state is kept",
+        ),
+        Error::Model(wmtp_model::Error::Device { .. }) => {
+            Some("on a machine without the device, --device cpu takes the processor")
+        }
+        Error::RankLost { .. } => Some(
+            "what a lost rank said stands above; the run goes on from its last saved state when it is started again",
+        ),
+        Error::Numeric { .. } => {
+            Some("lower optim.lr or raise optim.warmup_ratio; the last state is kept")
+        }
+        _ => None,
     }
 }
 
@@ -690,9 +714,107 @@ pub fn write_recipe(path: &Path, recipe: &Recipe, options: &serde_json::Value) -
 
 #[cfg(test)]
 mod tests {
-    use wmtp_job_kit::Exit;
+    use wmtp_job_kit::{Exit, Links};
 
     use super::*;
+    use crate::error::Shortage;
+
+    /// A trainer of a rank that does not lead, whose steps all end alike.
+    struct Failing {
+        ranks: Arc<Ranks>,
+        error: fn() -> Error,
+    }
+
+    impl Trainer for Failing {
+        fn step(&self) -> u64 {
+            0
+        }
+
+        fn total_steps(&self) -> u64 {
+            2
+        }
+
+        fn steps_per_epoch(&self) -> u64 {
+            2
+        }
+
+        fn advance(&mut self) -> Result<StepReport> {
+            Err((self.error)())
+        }
+
+        fn save(&self, _: &Path) -> Result<()> {
+            Err((self.error)())
+        }
+
+        fn restore(&mut self, _: &Path) -> Result<()> {
+            Err((self.error)())
+        }
+
+        fn best_loss(&self) -> Option<f64> {
+            None
+        }
+
+        fn stopped_early(&self) -> Option<StoppedEarly> {
+            None
+        }
+
+        fn finish(&mut self) -> Result<u64> {
+            Err((self.error)())
+        }
+
+        fn score(&mut self, _: Side, _: &[usize]) -> Result<Scored> {
+            Err((self.error)())
+        }
+
+        fn pieces(&self, _: Side, _: &[usize]) -> Vec<Vec<usize>> {
+            Vec::new()
+        }
+
+        fn validating(&self) -> Duration {
+            Duration::ZERO
+        }
+
+        fn state_bytes(&self) -> u64 {
+            0
+        }
+
+        fn ranks(&self) -> &Arc<Ranks> {
+            &self.ranks
+        }
+    }
+
+    #[test]
+    fn a_rank_goes_on_with_what_all_know_and_ends_with_what_it_alone_knows() {
+        fn shortage() -> Shortage {
+            Shortage::Allocator("nothing left".to_owned())
+        }
+        let numeric = || Error::Numeric {
+            step: 3,
+            in_a_row: 3,
+        };
+        let lost = || Error::RankLost {
+            rank: 0,
+            world: 2,
+            reason: "it has ended".to_owned(),
+        };
+        let cases: [(fn() -> Error, Option<Exit>); 5] = [
+            (|| Error::NoRoom(shortage()), None),
+            (|| Error::OutOfMemory(shortage()), Some(Exit::NoRoom)),
+            (|| Error::BadData("a row".to_owned()), Some(Exit::BadInput)),
+            (numeric, None),
+            (lost, None),
+        ];
+        for (error, exit) in cases {
+            let mut links = Links::among_threads(2).unwrap();
+            let ranks = Ranks::linked(links.pop().unwrap());
+            let leader = Ranks::linked(links.pop().unwrap());
+            leader.order(&Order::Advance).unwrap();
+            leader.order(&Order::Save("/a folder".into())).unwrap();
+            drop(leader);
+            let followed = follow(&mut Failing { ranks, error });
+            assert_eq!(followed.err().map(|error| error.exit()), exit);
+        }
+    }
 
     #[test]
     fn a_devices_full_memory_is_no_room_and_a_missing_file_bad_input() {

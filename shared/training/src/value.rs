@@ -14,7 +14,9 @@ use wmtp_model::{HeadKind, ParamStore, Params, Products, ValueModel};
 use wmtp_weighting::{gae, td_errors};
 
 use crate::buffer::Buffer;
-use crate::engine::{Engine, OptimSettings, Side, StepReport, StoppedEarly, Trainer, Update};
+use crate::engine::{
+    Engine, Halving, OptimSettings, Scored, Side, StepReport, StoppedEarly, Trainer, Update,
+};
 use crate::error::{Error, Result};
 use crate::heads::ids_tensor;
 use crate::inference::{mean, pieces, raw_values};
@@ -231,7 +233,8 @@ impl<'a> ValueTrainer<'a> {
     fn step_loss(&mut self, rows: &[usize]) -> Result<(f64, Work)> {
         let file = self.train.file;
         let count: usize = rows.iter().map(|&row| file.row(row).response_len()).sum();
-        let part = self.admit(rows).and_then(|()| self.step_part(rows, count));
+        self.admit(rows)?;
+        let part = self.step_part(rows, count);
         let mut work = Work::default();
         let sum = part.map(|(sum, of_all)| {
             work = of_all;
@@ -295,6 +298,12 @@ impl<'a> ValueTrainer<'a> {
     }
 }
 
+impl Halving for ValueTrainer<'_> {
+    fn engine(&mut self) -> &mut Engine {
+        &mut self.engine
+    }
+}
+
 impl Trainer for ValueTrainer<'_> {
     fn step(&self) -> u64 {
         self.engine.step()
@@ -314,12 +323,7 @@ impl Trainer for ValueTrainer<'_> {
             return Err(Error::BadData(format!("the run has only {index} steps")));
         };
         let mut halved = Vec::new();
-        let (loss, work) = loop {
-            match self.step_loss(&rows) {
-                Ok(done) => break done,
-                Err(error) => halved.push(self.engine.halve(error)?),
-            }
-        };
+        let (loss, work) = self.as_room_allows(&mut halved, |this| this.step_loss(&rows))?;
         // A head that starts at zero gives the trunk a gradient of zero at first, yet it does give one.
         let update = self.engine.apply(loss, &mut self.gradients, true)?;
         let mut metrics = vec![("train_loss".to_owned(), loss)];
@@ -330,17 +334,17 @@ impl Trainer for ValueTrainer<'_> {
             }
             Update::Skipped { lr_factor, .. } => metrics.push(("lr_factor".to_owned(), lr_factor)),
         }
-        if let Some(last) = halved.last() {
-            metrics.push(("micro_batch_sequences".to_owned(), last.to as f64));
-        }
         let done = Instant::now();
         if self.engine.validation_due()
-            && let Some(loss) = self.validate()?
+            && let Some(loss) = self.as_room_allows(&mut halved, |this| this.validate())?
         {
             self.engine.offer_best(loss)?;
             metrics.push(("validation_loss".to_owned(), loss));
         }
         self.engine.count_validation(done.elapsed());
+        if let Some(last) = halved.last() {
+            metrics.push(("micro_batch_sequences".to_owned(), last.to as f64));
+        }
         self.engine.log(&metrics);
         Ok(StepReport {
             step: self.engine.step(),
@@ -365,13 +369,17 @@ impl Trainer for ValueTrainer<'_> {
     }
 
     /// Values at the value positions p - 1 ..= T - 2 of each row.
-    fn score(&self, side: Side, rows: &[usize]) -> Result<Vec<Vec<f64>>> {
+    fn score(&mut self, side: Side, rows: &[usize]) -> Result<Scored> {
         let file = side.of(self.train.file, self.validation.file);
-        let mut values = self.outputs(file, rows)?;
+        let mut halved = Vec::new();
+        let mut values = self.as_room_allows(&mut halved, |this| this.outputs(file, rows))?;
         for output in values.iter_mut().flatten() {
             *output = self.settings.objective.value(*output);
         }
-        Ok(values)
+        Ok(Scored {
+            of_rows: values,
+            halved,
+        })
     }
 
     fn ranks(&self) -> &Arc<Ranks> {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::place::{Ended, Place};
+use crate::place::{Ended, Place, ended};
 use crate::steps::{Step, beginning, training};
 use crate::under_way::{Started, signal};
 
@@ -157,6 +157,9 @@ fn ranks_without_a_micro_batch_are_refused() {
     ]);
     let given = arguments(&POLICY, &["--ranks=0"]);
     place.run("here", "train-stage2", &given).expect(2);
+    let mut tool = place.job("here", "wmtp-store", &["fsck"]);
+    let refused = ended(tool.env("WMTP_RANK", "1")).expect(2);
+    refused.says(&["WMTP_RANK is 1", "give --ranks"]);
 }
 
 #[test]
@@ -177,6 +180,31 @@ fn several_ranks_stopped_or_killed_end_as_if_nothing_had_happened() {
         "{}",
         again.stderr
     );
+    assert_eq!(checkpoint(&again), expected);
+}
+
+#[test]
+fn ranks_without_room_end_between_two_steps_and_go_on_as_if_nothing_had_happened() {
+    let place = Place::new();
+    place.chain("calm", beginning());
+    place.chain("here", beginning());
+    // One sequence at a time cannot be halved.
+    let own = ["--ranks=2", "--set=optim.micro_batch_sequences=1", "--json"];
+    let given = arguments(&POLICY, &own);
+    let expected = checkpoint(&place.run("calm", "train-stage2", &given).expect(0));
+    let without_room = |fault: &str| {
+        let mut job = place.job("here", "train-stage2", &given);
+        let failed = ended(job.env("WMTP_FAULT_POINT", fault)).expect(73);
+        failed.says(&["an allocator had nothing to give"])
+    };
+
+    // Two micro-batches of each rank make a step, two steps a saved state: the fourth step does not begin, and its
+    // beginning is saved.
+    without_room("train:allocator:7");
+    // The validation after the fourth step: what that step lacks is in no saved state.
+    without_room("train:inference").says(&["going on from step 3"]);
+    let again = place.run("here", "train-stage2", &given).expect(0);
+    let again = again.says(&["going on from step 3"]);
     assert_eq!(checkpoint(&again), expected);
 }
 

@@ -7,6 +7,8 @@ use crate::support::{
     bits, counting, counting_to, files_of, go_on, settings, some_scores, stops, store, tiny,
 };
 use candle_core::{DType, Device, Tensor};
+use tempfile::TempDir;
+use wmtp_artifacts::fault;
 use wmtp_data_sets::{TokenFile, pad_batch};
 use wmtp_model::{Horizon, MtpModel, ParamStore, Params, Products};
 use wmtp_training::heads::{HeadTargets, Learner, StepLoss, Target, accumulate, target_counts};
@@ -15,7 +17,7 @@ use wmtp_training::optimizer::{Gradients, Parameter, parameters};
 use wmtp_training::scorer::{StepRow, StepStats};
 use wmtp_training::{
     EarlyStop, Error, PolicySettings, PolicyTrainer, Ranks, Rho1Scorer, Rho1Settings,
-    Rho1Weighting, Room, Rows, Scorer, StepReport, StepScorer, Trainer, Update, Weights,
+    Rho1Weighting, Room, Rows, Scorer, Shortage, StepReport, StepScorer, Trainer, Update, Weights,
 };
 use wmtp_weighting::rho1::ExcessMode;
 use wmtp_weighting::{WeightSettings, Whitening};
@@ -595,20 +597,22 @@ fn room_for_two(dtype: DType) -> Room {
 fn out_of_memory_halves_the_micro_batch_and_changes_no_more_than_rounding() {
     let file = counting(40);
     let params = tiny(2);
+    let run = |algo, products, room| {
+        let store = store(&params, DType::F64);
+        let mut settings = settings();
+        settings.optim.micro_batch_sequences = 4;
+        settings.optim.room = room;
+        settings.products = products;
+        let mut trainer = trainer(&params, &store, &file, algo, settings);
+        let reports: Vec<StepReport> = (0..trainer.total_steps())
+            .map(|_| trainer.advance().unwrap())
+            .collect();
+        (reports, trainer.validate().unwrap().unwrap())
+    };
+    let (plenty, scarce) = (Room::Bytes(u64::MAX), room_for_two(DType::F64));
     for algo in ALGORITHMS {
-        let run = |room| {
-            let store = store(&params, DType::F64);
-            let mut settings = settings();
-            settings.optim.micro_batch_sequences = 4;
-            settings.optim.room = room;
-            let mut trainer = trainer(&params, &store, &file, algo, settings);
-            let reports: Vec<StepReport> = (0..trainer.total_steps())
-                .map(|_| trainer.advance().unwrap())
-                .collect();
-            (reports, trainer.validate().unwrap().unwrap())
-        };
-        let (calm, calm_loss) = run(Room::Bytes(u64::MAX));
-        let (tight, tight_loss) = run(room_for_two(DType::F64));
+        let (calm, calm_loss) = run(algo, Products::F32, plenty);
+        let (tight, tight_loss) = run(algo, Products::F32, scarce);
         let halved: Vec<_> = tight.iter().flat_map(|step| &step.halved).collect();
         assert_eq!(
             halved
@@ -635,6 +639,22 @@ fn out_of_memory_halves_the_micro_batch_and_changes_no_more_than_rounding() {
             "{algo}: {calm_loss} {tight_loss}"
         );
     }
+    // What Rho-1 weighs by is rounded as the step is that it weighs: in f32 it is something else.
+    let weighed_by = |products, room| {
+        let (reports, _) = run("rho1", products, room);
+        let mut live = reports[0].live.iter();
+        let (_, ce) = live.find(|(name, _)| name == "rho1_policy_ce").unwrap();
+        *ce
+    };
+    let (calm, tight) = (
+        weighed_by(Products::Bf16, plenty),
+        weighed_by(Products::Bf16, scarce),
+    );
+    let unrounded = weighed_by(Products::F32, scarce);
+    assert!(
+        10.0 * (calm - tight).abs() < (calm - unrounded).abs(),
+        "{calm} {tight}, in f32 {unrounded}"
+    );
 }
 
 #[test]
@@ -671,11 +691,130 @@ fn memory_too_small_for_one_sequence_ends_the_run_with_the_numbers() {
     settings.optim.room = Room::Bytes(300_000);
     let mut trainer = trainer(&params, &store, &file, "baseline", settings);
     let error = trainer.advance().unwrap_err();
+    let numbers = Shortage::MicroBatch {
+        sequences: 1,
+        needed: needed(&file, None),
+        available: 300_000,
+    };
     assert!(
-        matches!(error, Error::OutOfMemory { sequences: 1, .. }),
+        matches!(&error, Error::NoRoom(shortage) if *shortage == numbers),
         "{error}"
     );
     assert_eq!(trainer.step(), 0);
+}
+
+/// Bytes that one sequence at a time needs in the next step of a run, fresh or from a saved state.
+fn needed(file: &TokenFile, saved: Option<&TempDir>) -> u64 {
+    let params = tiny(2);
+    let store = store(&params, DType::F32);
+    let mut settings = settings();
+    settings.epochs = 10.0;
+    settings.optim.micro_batch_sequences = 1;
+    settings.optim.room = Room::Bytes(1);
+    let mut trainer = trainer(&params, &store, file, "baseline", settings);
+    if let Some(saved) = saved {
+        trainer.restore(saved.path()).unwrap();
+    }
+    match trainer.advance() {
+        Err(Error::NoRoom(Shortage::MicroBatch { needed, .. })) => needed,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_resumed_run_asks_for_no_memory_that_its_state_has_filled() {
+    // All rows are in each step: what its activations need is always the same.
+    let (file, params) = (counting(3), tiny(2));
+    let mut settings = settings();
+    settings.epochs = 10.0;
+    settings.optim.micro_batch_sequences = 1;
+    let saved = |until| {
+        let store = store(&params, DType::F32);
+        let mut trainer = trainer(&params, &store, &file, "baseline", settings);
+        go_on(&mut trainer, None, until)
+    };
+    // Half as much again is reckoned with.
+    let buffer = store(&params, DType::F32).num_elements() as u64 * 4 / 2 * 3;
+    let fresh = needed(&file, None);
+    let (moments, best_too) = (saved(1), saved(5));
+    assert_eq!(fresh - needed(&file, Some(&moments)), 2 * buffer);
+    assert_eq!(fresh - needed(&file, Some(&best_too)), 3 * buffer);
+}
+
+#[test]
+fn out_of_memory_in_a_validation_halves_the_micro_batch_and_loses_no_number() {
+    let (file, params) = (counting(40), tiny(2));
+    let run = |fault: &str| {
+        let store = store(&params, DType::F64);
+        let mut settings = settings();
+        settings.optim.micro_batch_sequences = 4;
+        let mut trainer = trainer(&params, &store, &file, "baseline", settings);
+        let _planned = fault::plan(fault);
+        let reports: Vec<StepReport> = (0..trainer.total_steps())
+            .map(|_| trainer.advance().unwrap())
+            .collect();
+        (reports, trainer.finish().unwrap())
+    };
+    let (calm, calm_best) = run("");
+    // Nine rows are three batches, of which the last of the second validation fails.
+    let (tight, best) = run("train:inference:6");
+    assert_eq!(best, calm_best);
+    for (calm, tight) in calm.iter().zip(&tight) {
+        let halved: Vec<_> = tight.halved.iter().map(|one| (one.from, one.to)).collect();
+        let expected = if calm.step == 8 {
+            vec![(4, 2)]
+        } else {
+            Vec::new()
+        };
+        assert_eq!(halved, expected, "step {}", calm.step);
+        for (name, calm) in calm.metrics.iter().chain(&calm.live) {
+            let mut tight = tight.metrics.iter().chain(&tight.live);
+            let (_, tight) = tight.find(|(other, _)| other == name).unwrap();
+            assert!(
+                (calm - tight).abs() <= 1e-9 * calm.abs(),
+                "{name}: {calm} {tight}"
+            );
+        }
+    }
+    assert_eq!(tight[7].metric("micro_batch_sequences"), Some(2.0));
+}
+
+#[test]
+fn without_room_a_run_is_between_two_steps_unless_the_step_is_counted() {
+    let (file, params) = (counting(40), tiny(2));
+    let mut settings = settings();
+    settings.optim.micro_batch_sequences = 1;
+    let whole_store = store(&params, DType::F32);
+    let mut whole = trainer(&params, &whole_store, &file, "rho1", settings);
+    let expected = finished(&mut whole, &whole_store);
+    // At most eight sequences a step, and as many micro-batches: one of the sixth step.
+    for (fault, step, is_between) in [
+        ("train:allocator:43", 5, true),
+        ("train:inference:1", 4, false),
+    ] {
+        let first_store = store(&params, DType::F32);
+        let mut first = trainer(&params, &first_store, &file, "rho1", settings);
+        let planned = fault::plan(fault);
+        let (before, error) = loop {
+            let before = first.step();
+            if let Err(error) = first.advance() {
+                break (before, error);
+            }
+        };
+        drop(planned);
+        assert!(
+            matches!(error, Error::NoRoom(Shortage::Allocator(_))),
+            "{error}"
+        );
+        assert_eq!((first.step(), first.step() == before), (step, is_between));
+        if is_between {
+            let saved = go_on(&mut first, None, step);
+            let store = store(&params, DType::F32);
+            let mut second = trainer(&params, &store, &file, "rho1", settings);
+            second.restore(saved.path()).unwrap();
+            assert!(finished(&mut second, &store) == expected);
+        }
+    }
 }
 
 /// A run that may stop early, at a learning rate at which the validation loss soon rises.

@@ -5,14 +5,15 @@ use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::DType;
+use wmtp_artifacts::fault;
 use wmtp_data_sets::TokenFile;
-use wmtp_job_kit::Links;
+use wmtp_job_kit::{Exit, JobError, Links};
 use wmtp_model::{HeadKind, Horizon, ParamStore, Params};
 use wmtp_training::heads::Target;
 use wmtp_training::scorer::{StepRow, StepStats};
 use wmtp_training::{
-    Error, Objective, PolicySettings, PolicyTrainer, Ranks, Room, Rows, Scorer, Side, StepReport,
-    Trainer, Update, ValueTrainer, Weights,
+    Error, Objective, PolicySettings, PolicyTrainer, Ranks, Room, Rows, Scorer, Shortage, Side,
+    StepReport, Trainer, Update, ValueTrainer, Weights,
 };
 
 use crate::policy::scorer;
@@ -216,11 +217,11 @@ fn memory_that_one_rank_lacks_halves_the_micro_batches_of_all() {
     };
     // Not even one sequence fits, which both find out together.
     let needed = with_room(1).into_iter().map(|ended| match ended {
-        Err(Error::OutOfMemory {
+        Err(Error::NoRoom(Shortage::MicroBatch {
             sequences: 1,
             needed,
             ..
-        }) => needed,
+        })) => needed,
         other => panic!("{other:?}"),
     });
     let needed: Vec<u64> = needed.collect();
@@ -247,9 +248,10 @@ struct Wrong {
     how: How,
 }
 
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Clone, Copy)]
 enum How {
-    Fails,
+    Fails(fn() -> Error),
+    FailsOnce(fn() -> Error),
     NotFinite,
     Never,
 }
@@ -269,7 +271,11 @@ impl Scorer for Wrong {
         let mut weights = self.inner.weigh(horizon, targets, policy_ce)?;
         if self.step == self.at {
             match self.how {
-                How::Fails => return Err(Error::BadData("the disk is gone".to_owned())),
+                How::Fails(error) => return Err(error()),
+                How::FailsOnce(error) => {
+                    self.how = How::Never;
+                    return Err(error());
+                }
                 How::NotFinite => weights.fill(f64::NAN),
                 How::Never => {}
             }
@@ -282,11 +288,12 @@ impl Scorer for Wrong {
     }
 }
 
-/// Four steps, of which the third goes wrong on the second of three ranks.
-fn with_a_wrong_rank(how: How) -> Vec<Result<Vec<StepReport>, Error>> {
+/// Four steps, of which the third goes wrong on the second of three ranks; so many sequences go through the model at once.
+fn with_a_wrong_rank(at_once: usize, how: How) -> Vec<Result<Vec<StepReport>, Error>> {
     let mut run = Run::new(DType::F32);
     // Three full steps an epoch.
     run.file = counting(32);
+    run.settings.optim.micro_batch_sequences = at_once;
     let run = &run;
     among(3, |ranks| {
         let scorer = Wrong {
@@ -303,7 +310,7 @@ fn with_a_wrong_rank(how: How) -> Vec<Result<Vec<StepReport>, Error>> {
 
 #[test]
 fn what_is_not_finite_on_one_rank_is_skipped_by_all() {
-    let ended = with_a_wrong_rank(How::NotFinite);
+    let ended = with_a_wrong_rank(2, How::NotFinite);
     let ended: Vec<_> = ended.into_iter().map(Result::unwrap).collect();
     // As text: what is not a number is not equal to itself.
     let text = |rank: usize| format!("{:?}", ended[rank]);
@@ -315,14 +322,145 @@ fn what_is_not_finite_on_one_rank_is_skipped_by_all() {
 }
 
 #[test]
-fn what_fails_on_one_rank_ends_all_with_its_reason() {
-    let ended = with_a_wrong_rank(How::Fails);
-    for (rank, ended) in ended.into_iter().enumerate() {
-        match (rank, ended.unwrap_err()) {
-            (1, Error::BadData(reason)) | (0 | 2, Error::Rank { rank: 1, reason }) => {
-                assert_eq!(reason, "the disk is gone");
+fn what_fails_on_one_rank_ends_all_with_its_reason_and_exit_code() {
+    let cases: [(fn() -> Error, &str, Exit); 3] = [
+        (
+            || Error::BadData("a row is gone".to_owned()),
+            "a row is gone",
+            Exit::BadInput,
+        ),
+        (
+            || candle("shapes differ"),
+            "tensor operation failed: shapes differ",
+            Exit::Internal,
+        ),
+        (
+            || Error::Io {
+                path: "/state".into(),
+                source: std::io::ErrorKind::StorageFull.into(),
+            },
+            "/state: no storage space",
+            Exit::NoRoom,
+        ),
+    ];
+    for (error, said, exit) in cases {
+        let ended = with_a_wrong_rank(2, How::Fails(error));
+        for (rank, ended) in ended.into_iter().enumerate() {
+            let error = ended.unwrap_err();
+            match &error {
+                Error::Rank {
+                    rank: 1, reason, ..
+                } if rank != 1 => assert_eq!(reason, said),
+                other if rank == 1 => assert!(!matches!(other, Error::Rank { .. }), "{other}"),
+                other => panic!("rank {rank}: {other}"),
             }
-            (rank, other) => panic!("rank {rank}: {other}"),
+            assert_eq!(JobError::from(error).exit(), exit, "rank {rank}");
+        }
+    }
+}
+
+/// An error of the model's as candle gives it.
+fn candle(text: &str) -> Error {
+    wmtp_model::Error::from(candle_core::Error::Msg(text.to_owned())).into()
+}
+
+/// What cudarc says through candle, within an error of the model's.
+fn no_device_memory() -> Error {
+    candle("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")")
+}
+
+const SAID: &str = "an allocator had nothing to give: tensor operation failed: \
+                    DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")";
+
+#[test]
+fn an_allocator_that_fails_on_one_rank_halves_the_micro_batches_of_all() {
+    let calm = with_a_wrong_rank(2, How::Never).remove(0).unwrap();
+    let ended = with_a_wrong_rank(2, How::FailsOnce(no_device_memory));
+    for (rank, ended) in ended.into_iter().enumerate() {
+        let reports = ended.unwrap();
+        for (number, (report, calm)) in reports.iter().zip(&calm).enumerate() {
+            let halved: Vec<_> = report.halved.iter().map(|one| (one.from, one.to)).collect();
+            let expected = if number == 2 {
+                vec![(2, 1)]
+            } else {
+                Vec::new()
+            };
+            assert_eq!(halved, expected, "rank {rank}, step {}", report.step);
+            let (found, calm) = (report.metric("train_loss"), calm.metric("train_loss"));
+            let (found, calm) = (found.unwrap(), calm.unwrap());
+            assert!((found / calm - 1.0).abs() < 1e-4, "{found} {calm}");
+        }
+        assert_eq!(reports[2].halved[0].cause, SAID);
+    }
+    // One sequence at a time cannot be halved: all end with it, and say why.
+    for ended in with_a_wrong_rank(1, How::FailsOnce(no_device_memory)) {
+        let error = ended.unwrap_err();
+        assert!(
+            matches!(error, Error::NoRoom(Shortage::Allocator(_))),
+            "{error:?}"
+        );
+        let error = JobError::from(error);
+        assert_eq!(
+            (error.exit(), error.to_string().as_str()),
+            (Exit::NoRoom, SAID)
+        );
+    }
+}
+
+#[test]
+fn no_rank_begins_a_step_before_all_have_room_for_it() {
+    let mut run = Run::new(DType::F32);
+    run.settings.optim.micro_batch_sequences = 1;
+    let run = &run;
+    let ended = among(2, |ranks| {
+        let (mut settings, store) = (run.settings, run.store());
+        let scorer = Wrong {
+            inner: scorer("baseline", &run.file),
+            step: 0,
+            at: 0,
+            how: if ranks.leads() {
+                How::Fails(|| Error::BadData("the step has begun".to_owned()))
+            } else {
+                settings.optim.room = Room::Bytes(1);
+                How::Never
+            },
+        };
+        let mut trainer = run.trainer(&store, Box::new(scorer), settings, ranks);
+        trainer.advance().unwrap_err()
+    });
+    for error in ended {
+        assert!(matches!(error, Error::NoRoom(_)), "{error}");
+    }
+}
+
+#[test]
+fn memory_that_one_rank_lacks_in_a_validation_halves_that_of_all() {
+    let run = Run::new(DType::F64);
+    let steps = |ranks: &Arc<Ranks>, fault: &str| -> Vec<StepReport> {
+        let _planned = fault::plan(fault);
+        let store = run.store();
+        let algo = scorer("verifiable", &run.file);
+        let mut trainer = run.trainer(&store, algo, run.settings, ranks);
+        (0..6).map(|_| trainer.advance().unwrap()).collect()
+    };
+    let calm = steps(&Ranks::alone(), "");
+    let ended = among(2, |ranks| {
+        let fault = if ranks.leads() {
+            ""
+        } else {
+            "train:inference:2"
+        };
+        steps(ranks, fault)
+    });
+    assert_eq!(ended[0], ended[1]);
+    for (found, calm) in ended[0].iter().zip(&calm) {
+        assert_eq!(found.halved.len(), usize::from(found.step == 4));
+        for (name, calm) in &calm.metrics {
+            let found = found.metric(name).unwrap();
+            assert!(
+                (found - calm).abs() <= 1e-9 * calm.abs(),
+                "{name}: {found} {calm}"
+            );
         }
     }
 }
@@ -371,7 +509,10 @@ fn a_value_model_learns_on_several_ranks_what_it_learns_on_one() {
         let last = bits(&store.head);
         trainer.finish().unwrap();
         let best = bits(&store.head);
-        let values = trainer.score(Side::Train, &[5, 0, 11, 3, 8]).unwrap();
+        let values = trainer
+            .score(Side::Train, &[5, 0, 11, 3, 8])
+            .unwrap()
+            .of_rows;
         (reports, bits(&store.trunk), last, best, values)
     };
     let (alone, .., expected) = run(&Ranks::alone());

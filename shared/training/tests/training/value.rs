@@ -6,13 +6,14 @@ use std::ops::ControlFlow;
 
 use crate::support::{counting, files_of, go_on, optim, stops, store, tiny};
 use candle_core::{DType, Device};
+use wmtp_artifacts::fault;
 use wmtp_data_sets::TokenFile;
 use wmtp_job_kit::{Exit, JobError};
 use wmtp_model::{HeadKind, ParamStore, Params, Products, Rotary};
 use wmtp_tokens::TokenizedSample;
 use wmtp_training::{
-    Judged, Objective, OptimSettings, Ranks, Room, Rows, Side, Trainer, ValueParameters,
-    ValueQuality, ValueSettings, ValueTrainer, balanced_rows, session,
+    Judged, Objective, OptimSettings, Ranks, Room, Rows, Side, StepReport, Trainer,
+    ValueParameters, ValueQuality, ValueSettings, ValueTrainer, balanced_rows, session,
 };
 
 pub(crate) fn settings(objective: Objective, head: HeadKind, lr_trunk: f64) -> ValueSettings {
@@ -64,11 +65,11 @@ fn trainer<'a>(
     ValueTrainer::new(params, store, rows(), rows(), settings, &Ranks::alone()).unwrap()
 }
 
-fn quality(trainer: &ValueTrainer<'_>, file: &TokenFile) -> ValueQuality {
+fn quality(trainer: &mut ValueTrainer<'_>, file: &TokenFile) -> ValueQuality {
     let rows = file.labelled_rows();
     let judged: Vec<Judged> = rows
         .iter()
-        .zip(trainer.score(Side::Train, &rows).unwrap())
+        .zip(trainer.score(Side::Train, &rows).unwrap().of_rows)
         .map(|(&row, values)| {
             assert_eq!(values.len(), file.row(row).response_len());
             let correct = file.row(row).is_correct == Some(true);
@@ -101,7 +102,7 @@ fn values_learn_to_tell_right_from_wrong() {
             trainer.advance().unwrap();
         }
         trainer.finish().unwrap();
-        let quality = quality(&trainer, &file);
+        let quality = quality(&mut trainer, &file);
         assert!(trainer.validate().unwrap().unwrap() < before);
         assert!(
             quality.pairwise_accuracy.unwrap() > 0.8,
@@ -154,7 +155,7 @@ fn finished(
     store.head.save(&dir.path().join("head")).unwrap();
     let files = files_of(dir.path());
     assert_eq!(files.len(), 7);
-    (files, trainer.score(Side::Train, &[0, 3]).unwrap())
+    (files, trainer.score(Side::Train, &[0, 3]).unwrap().of_rows)
 }
 
 #[test]
@@ -272,8 +273,8 @@ fn scoring_piece_by_piece_gives_what_all_rows_at_once_do_and_ends_between_two() 
     let rows: Vec<usize> = (0..120).map(|index| index * 7 % 120).collect();
     assert_eq!(trainer.pieces(Side::Train, &rows).len(), 3);
     let goes_on = || ControlFlow::Continue(());
-    let scored = session::score(&trainer, Side::Train, &rows, goes_on).unwrap();
-    assert!(scored == trainer.score(Side::Train, &rows).unwrap());
+    let scored = session::score_in_pieces(&mut trainer, Side::Train, &rows, goes_on).unwrap();
+    assert!(scored.of_rows == trainer.score(Side::Train, &rows).unwrap().of_rows);
 
     let asked = Cell::new(0);
     let ends = || {
@@ -284,7 +285,7 @@ fn scoring_piece_by_piece_gives_what_all_rows_at_once_do_and_ends_between_two() 
             ControlFlow::Continue(())
         }
     };
-    let error = session::score(&trainer, Side::Train, &rows, ends).unwrap_err();
+    let error = session::score_in_pieces(&mut trainer, Side::Train, &rows, ends).unwrap_err();
     assert_eq!(error.exit(), Exit::Preempted);
     assert_eq!(asked.get(), 3);
 }
@@ -345,6 +346,59 @@ fn a_step_goes_through_a_frozen_trunk_once_and_through_one_that_learns_three_tim
     let (learning, frozen) = (flops(1e-3), flops(0.0));
     assert!(frozen > 0.0);
     assert!((learning / frozen - 3.0).abs() < 1e-12);
+}
+
+#[test]
+fn out_of_memory_in_a_pass_without_gradients_halves_what_passes_at_once_and_loses_no_number() {
+    let file = counting(40);
+    let params = tiny(1);
+    let (objective, head) = (Objective::Bce, HeadKind::Mlp);
+    let mut settings = settings(objective, head, 5e-3);
+    settings.optim.micro_batch_sequences = 4;
+    let run = |in_training: &str, in_scoring: &str| {
+        let store = parameters_in(DType::F64, &params, objective, head);
+        let mut trainer = trainer(&params, &store, &file, settings);
+        let planned = fault::plan(in_training);
+        let reports: Vec<StepReport> = (0..trainer.total_steps())
+            .map(|_| trainer.advance().unwrap())
+            .collect();
+        let best = trainer.finish().unwrap();
+        drop(planned);
+        let _planned = fault::plan(in_scoring);
+        let scored = trainer.score(Side::Train, &[5, 0, 11, 3, 8]).unwrap();
+        (reports, best, scored)
+    };
+    let (calm, calm_best, calm_scored) = run("", "");
+    // The last batch of the first validation, and the second of the scores.
+    let (tight, best, scored) = run("train:inference:10", "train:inference:2");
+    assert_eq!(best, calm_best);
+    for (number, (calm, tight)) in calm.iter().zip(&tight).enumerate() {
+        let halved: Vec<_> = tight.halved.iter().map(|one| (one.from, one.to)).collect();
+        assert_eq!(
+            halved,
+            if number == 4 {
+                vec![(4, 2)]
+            } else {
+                Vec::new()
+            }
+        );
+        for (name, calm) in &calm.metrics {
+            let tight = tight.metric(name).unwrap();
+            assert!(
+                (calm - tight).abs() <= 1e-9 * calm.abs(),
+                "{name}: {calm} {tight}"
+            );
+        }
+    }
+    assert!(calm_scored.halved.is_empty());
+    assert_eq!((scored.halved[0].from, scored.halved[0].to), (2, 1));
+    let (calm, tight) = (calm_scored.of_rows.concat(), scored.of_rows.concat());
+    assert_eq!(calm.len(), tight.len());
+    assert!(
+        calm.iter()
+            .zip(&tight)
+            .all(|(calm, tight)| (calm - tight).abs() < 1e-9)
+    );
 }
 
 #[test]
