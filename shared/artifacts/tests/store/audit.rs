@@ -25,6 +25,16 @@ async fn names_remarks_and_collections_are_told_with_who_did_them() {
     }
     let absent = made_up(Kind::ProcessedData, "absent");
     assert!(store.set_name(absent.kind(), "n", &absent).await.is_err());
+    // Ages are told in whole seconds, and what is to go must be older than none.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let policy = GcPolicy {
+        grace_secs: 0,
+        ..GcPolicy::default()
+    };
+    store.gc_plan(policy).await.unwrap().unwrap();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    store.gc_apply(|_, _| {}).await.unwrap();
+    assert!(store.manifest(&unneeded).await.is_err());
     let run: RunId = "job-0123456789abcdef".parse().unwrap();
     world
         .overwrite(&format!("v1/runs/{run}/run.json"), b"{}")
@@ -36,20 +46,10 @@ async fn names_remarks_and_collections_are_told_with_who_did_them() {
         at: now(),
     };
     store.remark(&run, &remark).await.unwrap();
-    // Ages are told in whole seconds, and what is to go must be older than none.
-    tokio::time::sleep(Duration::from_secs(3)).await;
-    let policy = GcPolicy {
-        grace_secs: 0,
-        ..GcPolicy::default()
-    };
-    store.gc_plan(policy).await.unwrap().unwrap();
-    tokio::time::sleep(Duration::from_secs(3)).await;
-    store.gc_apply(|_, _| {}).await.unwrap();
-    assert!(store.manifest(&unneeded).await.is_err());
 
     let (events, num_bad) = store.audit_log(None).await.unwrap();
     let acts: Vec<_> = events.iter().map(|event| event.entry.act).collect();
-    assert_eq!(acts, [AuditAct::Name, AuditAct::Remark, AuditAct::Collect]);
+    assert_eq!(acts, [AuditAct::Name, AuditAct::Collect, AuditAct::Remark]);
     assert_eq!(num_bad, 0);
     for event in &events {
         assert_eq!(event.entry.agent, agent);
@@ -60,7 +60,7 @@ async fn names_remarks_and_collections_are_told_with_who_did_them() {
     }
     let named = json!({"kind": "processed-data", "name": "n", "artifact": needed});
     assert_eq!(events[0].entry.request, named);
-    assert_eq!(events[2].entry.request, json!({"collection": 0}));
-    let (since, _) = store.audit_log(Some(events[2].at)).await.unwrap();
-    assert_eq!(since, events[2..]);
+    assert_eq!(events[1].entry.request, json!({"collection": 0}));
+    let (since, _) = store.audit_log(Some(events[1].at)).await.unwrap();
+    assert_eq!(since, events[1..]);
 }
