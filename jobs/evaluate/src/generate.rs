@@ -307,12 +307,8 @@ mod tests {
     #[test]
     fn a_models_errors_end_as_in_training() {
         let model = |error: wmtp_model::Error| super::error(Error::Model(error)).exit();
-        let full = wmtp_training::Error::OutOfMemory {
-            sequences: 1,
-            needed: 2 << 20,
-            available: 1 << 20,
-        };
-        let full = model_error(full);
+        let full = wmtp_training::Shortage::Allocator("out of memory".to_owned());
+        let full = model_error(wmtp_training::Error::OutOfMemory(full));
         assert_eq!(full.exit(), Exit::NoRoom);
         assert!(
             full.render().contains("hint: compute on"),

@@ -474,7 +474,7 @@ mod tests {
         Claim, Credentials, Digest, RunId, RunRequest, RunState, RunView, Store, StoreOptions,
     };
 
-    use super::{BATCH_BYTES, Buffer, Journal, MOST_LINES, Pace};
+    use super::{BATCH_BYTES, Buffer, Journal, MOST_LINES, Pace, Sender};
 
     #[test]
     fn a_full_buffer_drops_the_oldest_lines_and_counts_them() {
@@ -613,6 +613,7 @@ mod tests {
                 inputs: Vec::new(),
                 recipe: Value::Null,
                 code_version: "0.1.0".to_owned(),
+                code_revision: None,
                 host: "here".to_owned(),
                 labels: BTreeMap::new(),
                 started_at: jiff::Timestamp::now(),
