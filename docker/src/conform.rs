@@ -539,7 +539,7 @@ fn stopped(trial: &Trial<'_>) -> Result<String, String> {
 }
 
 /// A job asks its store long before that.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 /// A job that is told to stop has ended by then.
 const GRACE: Duration = Duration::from_secs(5);
 

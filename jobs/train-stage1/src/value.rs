@@ -122,7 +122,7 @@ impl Loaded {
             file: &self.validation.tokens,
             rows: self.validation.tokens.labelled_rows(),
         };
-        let settings = settings(recipe)?;
+        let settings = settings(recipe);
         Ok(ValueTrainer::new(
             &self.params,
             &self.store,
@@ -188,9 +188,9 @@ fn head(recipe: &Recipe) -> HeadKind {
     }
 }
 
-fn settings(recipe: &Recipe) -> Result<ValueSettings, JobError> {
+fn settings(recipe: &Recipe) -> ValueSettings {
     let (stage1, optim) = (&recipe.stage1, &recipe.optim);
-    Ok(ValueSettings {
+    ValueSettings {
         objective: objective(recipe),
         head: head(recipe),
         lr_trunk: stage1.lr_trunk,
@@ -201,7 +201,7 @@ fn settings(recipe: &Recipe) -> Result<ValueSettings, JobError> {
         products: products(recipe.model.dtype),
         activation_bytes: optim.activation_bytes(),
         order_seed: stream(recipe.seed, "stage1/order"),
-    })
+    }
 }
 
 fn judge(

@@ -1,4 +1,5 @@
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -510,7 +511,8 @@ fn page() -> String {
         let of = leaf.key.split('.').next().unwrap_or_default();
         if of != section {
             section = of;
-            page += &format!(
+            let _ = write!(
+                page,
                 "\n## {section}\n\n| setting | default | takes | meaning |\n|---|---|---|---|\n"
             );
         }
@@ -520,8 +522,9 @@ fn page() -> String {
         };
         let meaning: Vec<&str> = leaf.doc.split_whitespace().collect();
         let cells = [leaf.shape.describe(), meaning.join(" ")].map(|cell| cell.replace('|', "\\|"));
-        page += &format!(
-            "| `{}` | {default} | {} | {} |\n",
+        let _ = writeln!(
+            page,
+            "| `{}` | {default} | {} | {} |",
             leaf.key, cells[0], cells[1]
         );
     }

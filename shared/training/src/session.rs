@@ -785,6 +785,7 @@ mod tests {
 
     #[test]
     fn a_rank_goes_on_with_what_all_know_and_ends_with_what_it_alone_knows() {
+        type Fails = fn() -> Error;
         fn shortage() -> Shortage {
             Shortage::Allocator("nothing left".to_owned())
         }
@@ -797,7 +798,7 @@ mod tests {
             world: 2,
             reason: "it has ended".to_owned(),
         };
-        let cases: [(fn() -> Error, Option<Exit>); 5] = [
+        let cases: [(Fails, Option<Exit>); 5] = [
             (|| Error::NoRoom(shortage()), None),
             (|| Error::OutOfMemory(shortage()), Some(Exit::NoRoom)),
             (|| Error::BadData("a row".to_owned()), Some(Exit::BadInput)),

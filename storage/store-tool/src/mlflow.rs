@@ -176,7 +176,7 @@ fn told(error: Error) -> JobError {
         Error::Settings(_) => JobError::usage(error),
         Error::Store(error) => error.into(),
         Error::GivenUp(_) => JobError::internal(error),
-        error if is_login(&error) => {
+        error @ Error::Refused { .. } if is_login(&error) => {
             JobError::unavailable(error).hint(
                 "set MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD; a server that \
                  answers 403 may not know the name that it was asked under",
@@ -186,7 +186,7 @@ fn told(error: Error) -> JobError {
             "the server would refuse it again: mend what it names there, then give the same command, which sends nothing \
              twice",
         ),
-        error => JobError::unavailable(error)
+        error @ Error::Unreachable { .. } => JobError::unavailable(error)
             .hint("the same command goes on, and sends nothing twice"),
     }
 }

@@ -44,6 +44,9 @@ echo "version: {id: v001}" >"$OUT/recipes/v001.yaml"
 /// Of an algorithm that needs no smoke run: the loop's first training is that of a version.
 const RECIPE: &str = "version: {id: v001}\nexperiment:\n  algo: rho1\n";
 
+/// With it a chain has both trainings of stage 1, each in its lane.
+const SECOND: &str = "version: {id: v002}\nexperiment:\n  algo: verifiable\n";
+
 struct Place {
     folder: tempfile::TempDir,
 }
@@ -55,6 +58,7 @@ impl Place {
         let recipes = place.path("storage/recipes/d");
         std::fs::create_dir_all(&recipes).expect("a folder");
         std::fs::write(recipes.join("v001.yaml"), RECIPE).expect("a file");
+        std::fs::write(recipes.join("v002.yaml"), SECOND).expect("a file");
         std::fs::create_dir(place.path("bin")).expect("a folder");
         for (name, text) in [
             ("dev-store", STORE),

@@ -58,23 +58,26 @@ struct Config {
     mlp_bias: bool,
     #[serde(default)]
     tie_word_embeddings: bool,
-    quantization_config: Option<Value>,
+    #[serde(rename = "quantization_config")]
+    quantization: Option<Value>,
 }
 
 #[derive(Debug, Deserialize)]
 struct Rope {
-    rope_type: Option<String>,
+    #[serde(rename = "rope_type")]
+    kind: Option<String>,
     /// What older files call it.
     #[serde(rename = "type")]
-    kind: Option<String>,
-    rope_theta: Option<f64>,
+    older_kind: Option<String>,
+    #[serde(rename = "rope_theta")]
+    theta: Option<f64>,
     partial_rotary_factor: Option<f64>,
 }
 
 impl Rope {
     /// What is not the plain table, in words.
     fn extra(&self) -> Option<String> {
-        let mut kinds = [&self.rope_type, &self.kind].into_iter().flatten();
+        let mut kinds = [&self.kind, &self.older_kind].into_iter().flatten();
         let kind = kinds.find(|kind| *kind != "default").cloned();
         let part = self.partial_rotary_factor;
         let part = part.filter(|part| (part - 1.0).abs() > f64::EPSILON);
@@ -226,7 +229,7 @@ impl Config {
                 return refuse(&format!("{key} true"));
             }
         }
-        if self.quantization_config.is_some() {
+        if self.quantization.is_some() {
             return refuse("quantization_config (quantized weights)");
         }
         for (key, rope) in [
@@ -241,10 +244,7 @@ impl Config {
     }
 
     fn rope_theta(&self) -> Result<f64, String> {
-        let inner = self
-            .rope_parameters
-            .as_ref()
-            .and_then(|rope| rope.rope_theta);
+        let inner = self.rope_parameters.as_ref().and_then(|rope| rope.theta);
         match (inner, self.rope_theta) {
             (Some(one), Some(other)) if (one - other).abs() > f64::EPSILON => Err(format!(
                 "rope_theta is {other}, that of rope_parameters {one}"

@@ -323,7 +323,8 @@ fn what_is_not_finite_on_one_rank_is_skipped_by_all() {
 
 #[test]
 fn what_fails_on_one_rank_ends_all_with_its_reason_and_exit_code() {
-    let cases: [(fn() -> Error, &str, Exit); 3] = [
+    type Fails = fn() -> Error;
+    let cases: [(Fails, &str, Exit); 3] = [
         (
             || Error::BadData("a row is gone".to_owned()),
             "a row is gone",

@@ -140,7 +140,9 @@ fn trace_length(run: &Run) -> usize {
 /// The reference decays every parameter, vectors too.
 fn parameters(store: &ParamStore, lr: f64) -> Vec<Parameter> {
     let mut parameters = wmtp_training::optimizer::parameters(store, lr);
-    parameters.iter_mut().for_each(|one| one.decays = true);
+    for one in &mut parameters {
+        one.decays = true;
+    }
     parameters
 }
 
