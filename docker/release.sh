@@ -14,8 +14,8 @@ folder=$1 profile=$2 images=$(realpath "$3")
 # Programs for people, beside those of the jobs.
 tools=(dev-store wmtp-store wmtp-vessl wmtp-images)
 # What their commands read, and what is read about them.
-files=(README.md site/leaderboard.png jobs/{demo,chain,loop,stages}.sh storage/README.md storage/recipes storage/policies
-  vessl/experiments vessl/{profile,profile-four-gpus,prices}.yaml)
+files=({.,docker,shared/tracking,storage,tests/bench}/README.md site/leaderboard.png jobs/{demo,chain,loop,stages}.sh
+  storage/recipes storage/policies vessl/experiments vessl/{profile,profile-four-gpus,prices}.yaml)
 rm -rf "$folder"
 mkdir -p "$folder"
 folder=$(cd "$folder" && pwd)
