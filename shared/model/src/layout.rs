@@ -118,7 +118,7 @@ pub fn hugging_face_tensors(params: &Params) -> Vec<Renamed> {
 }
 
 /// The name that Hugging Face's port of Llama has for a tensor of Meta's.
-pub fn hugging_face_name(meta: &str) -> String {
+fn hugging_face_name(meta: &str) -> String {
     let path = match meta {
         "tok_embeddings.weight" => return "model.embed_tokens.weight".to_owned(),
         "norm.weight" => return "model.norm.weight".to_owned(),

@@ -42,8 +42,8 @@ pub use cast::{Element, cast};
 pub use error::{Error, Result};
 pub use gguf::{GgufFacts, save_gguf};
 pub use layout::{
-    Renamed, hugging_face_name, hugging_face_tables, hugging_face_tensors, load_hugging_face,
-    next_token, save_hugging_face,
+    Renamed, hugging_face_tables, hugging_face_tensors, load_hugging_face, next_token,
+    save_hugging_face,
 };
 pub use lora::{Adapters, LoraSettings, LoraTarget};
 pub use model::MtpModel;

@@ -458,11 +458,6 @@ impl MtpModel {
         })
     }
 
-    /// The trunk's output after the shared norm: the input of a value head.
-    pub fn normed_trunk(&self, trunk_bsd: &Tensor) -> Result<Tensor> {
-        self.body.normed(trunk_bsd)
-    }
-
     /// The unembedding `[v, d]`.
     pub fn unembedding(&self) -> &Tensor {
         &self.output

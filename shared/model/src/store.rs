@@ -64,16 +64,6 @@ impl ParamStore {
         Self::from_tensors(names.map(|(name, _)| copy(name)).collect::<Result<_>>()?)
     }
 
-    /// Reads a value model's trunk.
-    pub fn load_value_trunk(
-        path: &Path,
-        params: &Params,
-        dtype: DType,
-        device: &Device,
-    ) -> Result<Self> {
-        Self::read(path, &params.value_trunk_shapes(), dtype, device)
-    }
-
     /// A fresh value head whose output is `bias` everywhere: its last layer has zero weights.
     pub fn init_value_head(
         kind: HeadKind,
@@ -94,17 +84,6 @@ impl ParamStore {
             Ok((name, tensor(values, &shape, dtype, device)?))
         });
         Self::from_tensors(tensors.collect::<Result<_>>()?)
-    }
-
-    /// Reads a value head.
-    pub fn load_value_head(
-        path: &Path,
-        kind: HeadKind,
-        params: &Params,
-        dtype: DType,
-        device: &Device,
-    ) -> Result<Self> {
-        Self::read(path, &head_shapes(kind, params.dim), dtype, device)
     }
 
     /// The same parameters on a device.

@@ -101,6 +101,15 @@ fn report(ended: &Ended) -> Value {
     serde_json::from_str(&ended.stdout).unwrap_or_else(|error| panic!("{error}: {}", ended.stdout))
 }
 
+/// What is submitted again behind a value model that was not made.
+const FROM_THE_VALUE_MODEL_ON: [&str; 5] = [
+    "value-model",
+    "train-v002-s42",
+    "evaluate-v002-s42",
+    "leaderboard",
+    "site",
+];
+
 #[test]
 fn every_step_is_submitted_after_what_it_waits_for_and_only_once() {
     let place = Place::new();
@@ -275,14 +284,7 @@ fn a_failure_stops_what_waits_for_it_and_the_next_call_goes_on_there() {
     assert_eq!(stand(&report, "evaluate-v001-s42"), "done");
     let before = place.created().len();
     place.submit(&[]).expect(0);
-    let again = [
-        "value-model",
-        "train-v002-s42",
-        "evaluate-v002-s42",
-        "leaderboard",
-        "site",
-    ];
-    assert_eq!(place.created()[before..], again);
+    assert_eq!(place.created()[before..], FROM_THE_VALUE_MODEL_ON);
 }
 
 #[test]
@@ -385,14 +387,7 @@ fn a_run_that_nobody_can_read_is_given_up_alone_and_the_next_call_submits_anothe
     assert_eq!(stand(&report(&ended), "train-v002-s42"), "skipped");
     let before = place.created().len();
     place.submit(&[]).expect(0);
-    let again = [
-        "value-model",
-        "train-v002-s42",
-        "evaluate-v002-s42",
-        "leaderboard",
-        "site",
-    ];
-    assert_eq!(place.created()[before..], again);
+    assert_eq!(place.created()[before..], FROM_THE_VALUE_MODEL_ON);
 }
 
 /// Ctrl-C on a terminal reaches the whole group: not the client, which is in the middle of a submission.

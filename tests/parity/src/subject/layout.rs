@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use candle_core::{DType, Device, Tensor};
 use wmtp_model::{
-    Element, Horizon, MtpModel, ParamStore, Params, cast, hugging_face_name, load_hugging_face,
+    Element, Horizon, MtpModel, ParamStore, Params, cast, hugging_face_tensors, load_hugging_face,
 };
 
 use super::Run;
@@ -18,9 +18,9 @@ pub(super) fn run(run: &mut Run) -> Result<(), Error> {
 
 /// The case's weights, which lie in Hugging Face's order under Meta's names, by way of a file of Hugging Face's layout.
 fn imported(run: &Run, params: &Params) -> Result<ParamStore, Error> {
-    let named = params.tensor_shapes().into_iter().map(|(name, _)| {
-        let weight = run.case.weight(&name)?.tensor(DType::F32, &Device::Cpu)?;
-        Ok((hugging_face_name(&name), weight))
+    let named = hugging_face_tensors(params).into_iter().map(|one| {
+        let weight = run.case.weight(&one.meta)?;
+        Ok((one.hugging_face, weight.tensor(DType::F32, &Device::Cpu)?))
     });
     let named = named.collect::<Result<HashMap<String, Tensor>, Error>>()?;
     let folder = tempfile::tempdir().map_err(|source| Error::Write {
