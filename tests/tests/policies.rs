@@ -13,6 +13,7 @@ use aws_sdk_s3::config::retry::RetryConfig;
 use aws_sdk_s3::config::{BehaviorVersion, Region};
 use aws_sdk_s3::error::SdkError;
 use foreign_servers::Rgw;
+use trial::Ended;
 use wmtp_artifacts::{Credentials, Draft, GcPolicy, Kind, Provenance, Role, Store, StoreOptions};
 
 const BUCKET: &str = "wmtp";
@@ -29,17 +30,12 @@ struct Place {
     folder: PathBuf,
 }
 
-struct Ended {
-    code: Option<i32>,
-    stdout: String,
-    stderr: String,
-}
-
 impl Place {
     fn program(&self, keys: (&str, &str), program: &str, args: &[&str]) -> Ended {
         let own = std::env::current_exe().unwrap();
         let programs = own.parent().and_then(Path::parent).unwrap();
-        let output = Command::new(programs.join(program))
+        let mut command = Command::new(programs.join(program));
+        command
             .args(args)
             .current_dir(&self.folder)
             .env_clear()
@@ -48,14 +44,8 @@ impl Place {
             .env("AWS_SECRET_ACCESS_KEY", keys.1)
             .env("WMTP_STORE", STORE)
             .env(CHECKSUMS.0, CHECKSUMS.1)
-            .stdin(Stdio::null())
-            .output()
-            .unwrap();
-        Ended {
-            code: output.status.code(),
-            stdout: String::from_utf8(output.stdout).unwrap(),
-            stderr: String::from_utf8(output.stderr).unwrap(),
-        }
+            .stdin(Stdio::null());
+        Ended::of(&mut command)
     }
 
     fn run(&self, role: Role, program: &str, args: &[&str]) -> Ended {

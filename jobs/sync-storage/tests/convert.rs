@@ -11,6 +11,7 @@ use std::process::{Command, Stdio};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use trial::Ended;
 use wmtp_model::{DType, Device, ParamStore, Params, save_hugging_face};
 use wmtp_tokens::Tokenizer;
 use zip::write::SimpleFileOptions;
@@ -23,12 +24,6 @@ const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures");
 /// A folder with a checkpoint, and where it is to be written.
 struct Place {
     folder: TempDir,
-}
-
-struct Ended {
-    code: Option<i32>,
-    stdout: String,
-    stderr: String,
 }
 
 impl Place {
@@ -48,18 +43,12 @@ impl Place {
         for path in from {
             command.arg("--from").arg(path);
         }
-        let output = command
+        command
             .arg("--to")
             .arg(self.path("out/model.safetensors"))
             .current_dir(self.folder.path())
-            .stdin(Stdio::null())
-            .output()
-            .unwrap();
-        Ended {
-            code: output.status.code(),
-            stdout: String::from_utf8(output.stdout).unwrap(),
-            stderr: String::from_utf8(output.stderr).unwrap(),
-        }
+            .stdin(Stdio::null());
+        Ended::of(&mut command)
     }
 
     /// Converts what must be refused: with the message, and without a trace.

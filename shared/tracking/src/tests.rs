@@ -12,8 +12,8 @@ use mlflow_double::{Double, Fault};
 use serde_json::{Value, json};
 use tokio::runtime::Handle;
 use wmtp_artifacts::{
-    Alias, ArtifactId, Claim, Credentials, Digest, Draft, Input, Kind, Provenance, RunId,
-    RunRequest, RunResult, Store, StoreOptions,
+    Alias, ArtifactId, Claim, Digest, Draft, Input, Kind, Provenance, RunId, RunRequest, RunResult,
+    Store,
 };
 
 use crate::api::{DataSet, State};
@@ -41,14 +41,7 @@ impl Place {
     async fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let server = TestServer::start(&folder.path().join("store"));
-        let options = StoreOptions {
-            endpoint: Some(server.endpoint().to_owned()),
-            region: Some(server.region().to_owned()),
-            credentials: Some(Credentials::new(server.access_key(), server.secret_key())),
-            ..StoreOptions::default()
-        };
-        let uri = "s3://wmtp/test".parse().unwrap();
-        let store = Store::connect(&uri, options).await.unwrap();
+        let store = trial::connect(&server, "s3://wmtp/test").await;
         Self {
             _server: server,
             store,

@@ -6,22 +6,14 @@ use build_site::output::MANIFEST;
 use build_site::publish::publish;
 use build_site::{Options, Site, Written, pages};
 use dev_store::TestServer;
-use wmtp_artifacts::{Credentials, Store, StoreOptions};
+use wmtp_artifacts::Store;
 
 use crate::fixture::World;
 use crate::rendered;
 
 async fn bucket(server: &TestServer) -> Store {
-    let options = StoreOptions {
-        endpoint: Some(server.endpoint().to_owned()),
-        credentials: Some(Credentials::new(server.access_key(), server.secret_key())),
-        region: Some(server.region().to_owned()),
-        ..StoreOptions::default()
-    };
     let uri = format!("s3://{}/reports/micropy", dev_store::BUCKET);
-    Store::connect(&uri.parse().unwrap(), options)
-        .await
-        .unwrap()
+    trial::connect(server, &uri).await
 }
 
 /// Every file of a folder lies in the bucket, byte for byte.

@@ -12,9 +12,9 @@ use dev_store::TestServer;
 use mlflow_double::{Double, Fault};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use trial::Ended;
 use wmtp_artifacts::{
-    ArtifactId, Claim, Credentials, Digest, Draft, Input, Kind, Provenance, RunId, RunRequest,
-    Store, StoreOptions,
+    ArtifactId, Claim, Digest, Draft, Input, Kind, Provenance, RunId, RunRequest, Store,
 };
 
 const STORE: &str = "s3://wmtp/test";
@@ -28,27 +28,12 @@ struct Place {
     folder: TempDir,
 }
 
-/// How a command ended and what it said.
-struct Ended {
-    code: Option<i32>,
-    stdout: String,
-    stderr: String,
-}
-
 impl Place {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let server = TestServer::start(&folder.path().join("store"));
         let runtime = tokio::runtime::Runtime::new().unwrap();
-        let options = StoreOptions {
-            endpoint: Some(server.endpoint().to_owned()),
-            region: Some(server.region().to_owned()),
-            credentials: Some(Credentials::new(server.access_key(), server.secret_key())),
-            ..StoreOptions::default()
-        };
-        let store = runtime
-            .block_on(Store::connect(&STORE.parse().unwrap(), options))
-            .unwrap();
+        let store = runtime.block_on(trial::connect(&server, STORE));
         let place = Self {
             server,
             store,
@@ -147,12 +132,7 @@ impl Place {
     }
 
     fn run_on(&self, store: &str, args: &[&str]) -> Ended {
-        let output = self.command(store, args).output().unwrap();
-        Ended {
-            code: output.status.code(),
-            stdout: String::from_utf8(output.stdout).unwrap(),
-            stderr: String::from_utf8(output.stderr).unwrap(),
-        }
+        Ended::of(&mut self.command(store, args))
     }
 
     /// Runs a command that must end well, and returns the most memory it had, in MiB.
@@ -185,26 +165,16 @@ impl Place {
             .args(args)
             .current_dir(self.folder.path())
             .env_clear()
-            .env("AWS_ENDPOINT_URL_S3", self.server.endpoint())
-            .env("AWS_ACCESS_KEY_ID", self.server.access_key())
-            .env("AWS_SECRET_ACCESS_KEY", self.server.secret_key())
-            .env("AWS_REGION", self.server.region())
+            .envs(trial::variables(&self.server))
             .env("WMTP_STORE", store)
             .stdin(Stdio::null());
         command
     }
 }
 
-impl Ended {
-    fn json(&self) -> Value {
-        serde_json::from_str(&self.stdout).unwrap()
-    }
-
-    /// The error as people see it, without the JSON lines before it and the address of the test's server.
-    fn error(&self, place: &Place) -> String {
-        let start = self.stderr.find("error: ").unwrap();
-        self.stderr[start..].replace(place.server.endpoint(), "ENDPOINT")
-    }
+/// The error as people see it, without the address of the test's server.
+fn error(ended: &Ended, place: &Place) -> String {
+    ended.error().replace(place.server.endpoint(), "ENDPOINT")
 }
 
 #[test]
@@ -263,7 +233,7 @@ fn an_unknown_name_is_bad_input_and_tells_the_known_ones() {
     let place = Place::new();
     let ended = place.run(&["lineage", "v010"]);
     assert_eq!((ended.code, ended.stdout.as_str()), (Some(65), ""));
-    insta::assert_snapshot!(ended.error(&place), @r#"
+    insta::assert_snapshot!(error(&ended, &place), @r#"
     error: artifact "v010" does not exist in s3://wmtp/test at ENDPOINT
 
     hint: the names of this store are raw-data/micropy, checkpoint/v001
@@ -299,7 +269,7 @@ fn fsck_ends_with_76_and_explains_what_it_found() {
       v1/names/scores/lost/  (there is no manifest of its artifact)
         artifact scores-0000000000000000000000000000000000000000
     ");
-    insta::assert_snapshot!(ended.error(&place), @r"
+    insta::assert_snapshot!(error(&ended, &place), @r"
     error: 1 object of the store missing or damaged
 
     hint: the report on stdout says for each what it means and what to do
@@ -472,7 +442,7 @@ fn repair_mends_from_a_copy_what_fsck_finds() {
       v1/blobs/sha256/ed/ed5465b9220df9ce176d0bf30d6a317729bd9d37e4ae1cc015cb24c99af1df49  (text: 6 bytes instead of 4)
         artifact processed-data-b1494b8f52fc5e01184c2835a5e83657fb1af4ec
     ");
-    insta::assert_snapshot!(ended.error(&place), @r"
+    insta::assert_snapshot!(error(&ended, &place), @r"
     error: 1 object of the store still missing or damaged
 
     hint: carried has nothing whole for it; try another copy, or run the job that made the artifact with --force
@@ -696,7 +666,7 @@ fn a_remark_that_nobody_could_use_is_refused() {
     assert!(nameless.stderr.contains("--author"), "{}", nameless.stderr);
     let two_words = place.run(&["tag", run.as_str(), "two words", "--author", "ada"]);
     assert_eq!(two_words.code, Some(2));
-    insta::assert_snapshot!(two_words.error(&place), @r#"error: tag "two words": expected 1 to 128 letters, digits, '-', '_' or '.', beginning with a letter or digit"#);
+    insta::assert_snapshot!(error(&two_words, &place), @r#"error: tag "two words": expected 1 to 128 letters, digits, '-', '_' or '.', beginning with a letter or digit"#);
     let empty = place.run(&["note", run.as_str(), " ", "--author", "ada"]);
     assert_eq!(empty.code, Some(2), "{}", empty.stderr);
     let unknown = place.run(&["tag", "train-stage9", "x", "--author", "ada"]);
@@ -964,7 +934,7 @@ fn a_replay_that_cannot_be_made_says_why() {
     let run = stopped_run(&place);
     let missing = place.run(&["mlflow", "replay"]);
     assert_eq!(missing.code, Some(2), "{}", missing.stderr);
-    insta::assert_snapshot!(missing.error(&place), @r"
+    insta::assert_snapshot!(error(&missing, &place), @r"
     error: no tracking server given
 
     hint: add --tracking-uri https://HOST or set MLFLOW_TRACKING_URI

@@ -125,7 +125,7 @@ fn the_client_of_vessl_cloud_is_given_what_the_spec_says() {
             &["--form", "cloud", "--out", "x"],
         )
         .expect(2)
-        .says("cloud.one_gpu: is missing");
+        .says(&["cloud.one_gpu: is missing"]);
 }
 
 /// A stored model has a tokenizer of its own: the data set is made with it, and every model shares it.
@@ -243,7 +243,7 @@ fn a_profile_leads_every_run_to_a_tracking_server() {
     place
         .with("render", "verifiable", "bad.yaml", &["--out", "x"])
         .expect(2)
-        .says("env.MLFLOW_TRACKING_PASSWORD: a secret must not be written down");
+        .says(&["env.MLFLOW_TRACKING_PASSWORD: a secret must not be written down"]);
 }
 
 /// Executing programs needs no GPU, whatever evaluating a model runs on.
@@ -372,8 +372,8 @@ fn names_that_kubernetes_does_not_take_are_refused() {
         .run(&[&arguments[..], &["--form", "argo"]].concat())
         .expect(2);
     ended
-        .says("train-V001-s42: expected lower-case")
-        .says("x_y: expected lower-case");
+        .says(&["train-V001-s42: expected lower-case"])
+        .says(&["x_y: expected lower-case"]);
 }
 
 #[test]
@@ -457,17 +457,17 @@ fn a_chain_that_is_expected_to_take_more_than_its_budget_is_refused() {
         ),
     ] {
         let prices = ["--prices", prices];
-        let planned = command("plan", budget, &prices).expect(77).says(why);
+        let planned = command("plan", budget, &prices).expect(77).says(&[why]);
         assert!(
             planned.stdout.contains("train-v002-s42"),
             "{}",
             planned.stdout
         );
-        command("submit", budget, &prices).expect(77).says(why);
+        command("submit", budget, &prices).expect(77).says(&[why]);
     }
     command("submit", "{cost: {amount: 9, currency: USD}}", &[])
         .expect(77)
-        .says("no prices in USD are given");
+        .says(&["no prices in USD are given"]);
     assert_eq!(place.read("calls"), "", "VESSL's client was not asked");
     for budget in ["{gpu_hours: 1.2, cost: {amount: 2.6, currency: USD}}", "{}"] {
         let prices = ["--prices", "prices.yaml"];
@@ -485,7 +485,7 @@ fn a_chain_that_is_expected_to_take_more_than_its_budget_is_refused() {
     place
         .run(&[&inputs[..], &["--prices", "prices.yaml"]].concat())
         .expect(77)
-        .says("no hours are expected of build-site");
+        .says(&["no hours are expected of build-site"]);
 }
 
 #[test]

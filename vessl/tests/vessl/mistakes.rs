@@ -1,5 +1,7 @@
 //! Planted mistakes are refused with a message that names the field.
 
+use trial::Ended;
+
 use crate::place::Place;
 
 /// In the profile: what is replaced, by what, and what the refusal says.
@@ -241,7 +243,7 @@ fn mistakes_in_a_profile_name_their_field() {
         place
             .with("render", "verifiable", "bad.yaml", &["--out", "x"])
             .expect(2)
-            .says(message);
+            .says(&[message]);
         assert!(!place.path("x").exists(), "nothing is written after {to:?}");
     }
 }
@@ -255,7 +257,7 @@ fn a_training_takes_all_gpus_of_its_machine_if_its_recipe_has_work_for_them() {
     place
         .with("render", "verifiable", "four.yaml", &["--out", "specs"])
         .expect(2)
-        .says("train-v002-s42: resources.preset: its 4 GPUs share the micro-batches of an optimizer step, and its recipe makes 1");
+        .says(&["train-v002-s42: resources.preset: its 4 GPUs share the micro-batches of an optimizer step, and its recipe makes 1"]);
     assert!(!place.path("specs").exists());
 
     place.write(
@@ -292,7 +294,7 @@ fn mistakes_in_a_spec_name_their_field() {
     place.run(&["check", "good.yaml"]).expect(0);
     for (from, to, message) in IN_SPECS {
         place.write("bad.yaml", &planted(&good, from, to));
-        place.run(&["check", "bad.yaml"]).expect(2).says(message);
+        place.run(&["check", "bad.yaml"]).expect(2).says(&[message]);
     }
 }
 
@@ -398,7 +400,7 @@ fn mistakes_in_an_experiment_name_their_field() {
             "--out",
             "x",
         ];
-        place.run(&arguments).expect(2).says(message);
+        place.run(&arguments).expect(2).says(&[message]);
     }
 }
 
@@ -424,9 +426,9 @@ fn a_secret_of_this_machine_gets_into_no_spec() {
     place.run(&arguments).expect(0);
     let mut command = place.command(&arguments);
     command.env("AWS_SECRET_ACCESS_KEY", "wJalrXUtnFEMI");
-    let ended = crate::place::ended(command.output().expect("the program starts"));
+    let ended = Ended::of(&mut command);
     let ended = ended
         .expect(2)
-        .says("env.AWS_REGION: holds the value of this machine's AWS_SECRET_ACCESS_KEY");
+        .says(&["env.AWS_REGION: holds the value of this machine's AWS_SECRET_ACCESS_KEY"]);
     assert!(!ended.stderr.contains("wJalrXUtnFEMI"), "{}", ended.stderr);
 }

@@ -4,6 +4,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use trial::Ended;
+
 /// Replies were recorded from client 0.1.199: the link after `create`, the refusal without a link and with exit status 0,
 /// the table of `read`, the lines of `logs`. A file `outcomes/NAME` has one line a run: the job's exit code, `lost` for
 /// a run that ends without one, `-` for one that goes on, `gone` for one that nobody can read.
@@ -63,34 +65,6 @@ pub(crate) struct Place {
     folder: tempfile::TempDir,
 }
 
-/// How a command ended.
-#[derive(Debug)]
-pub(crate) struct Ended {
-    pub(crate) code: Option<i32>,
-    pub(crate) stdout: String,
-    pub(crate) stderr: String,
-}
-
-impl Ended {
-    /// Panics with what the command said unless it ended with `code`.
-    #[track_caller]
-    pub(crate) fn expect(self, code: i32) -> Self {
-        assert_eq!(self.code, Some(code), "{}\n{}", self.stdout, self.stderr);
-        self
-    }
-
-    /// Panics unless stderr holds `words`.
-    #[track_caller]
-    pub(crate) fn says(self, words: &str) -> Self {
-        assert!(
-            self.stderr.contains(words),
-            "{words:?} is not in:\n{}",
-            self.stderr
-        );
-        self
-    }
-}
-
 /// The folder `vessl` of the repository.
 pub(crate) fn home() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -148,11 +122,7 @@ impl Place {
     }
 
     pub(crate) fn run(&self, arguments: &[&str]) -> Ended {
-        ended(
-            self.command(arguments)
-                .output()
-                .expect("the program starts"),
-        )
+        Ended::of(&mut self.command(arguments))
     }
 
     /// A command that reads an experiment and a profile.
@@ -170,13 +140,5 @@ impl Place {
         let mut arguments = vec![command, "--experiment", &experiment, "--profile", profile];
         arguments.extend(more);
         self.run(&arguments)
-    }
-}
-
-pub(crate) fn ended(output: std::process::Output) -> Ended {
-    Ended {
-        code: output.status.code(),
-        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
     }
 }

@@ -5,8 +5,9 @@ use std::os::unix::process::CommandExt as _;
 use std::process::Child;
 
 use serde_json::Value;
+use trial::Ended;
 
-use crate::place::{Ended, Place, ended, home};
+use crate::place::{Place, home};
 
 /// Looks at once and tries again at once.
 const QUICK: [&str; 4] = ["--every", "0.02", "--pause", "0.01"];
@@ -131,7 +132,7 @@ fn every_step_is_submitted_after_what_it_waits_for_and_only_once() {
         !first.contains(&format!("in {}", place.path("").display())),
         "outside the working folder: {first}"
     );
-    place.submit(&[]).expect(0).says("data-set: done before");
+    place.submit(&[]).expect(0).says(&["data-set: done before"]);
     assert_eq!(place.created().len(), STEPS.len());
 }
 
@@ -154,7 +155,7 @@ fn steps_that_wait_for_nothing_more_run_beside_each_other() {
     assert!(!place.created().contains(&"train-v002-s42".to_owned()));
     place.write("runs/102", "0");
     assert_eq!(
-        ended(child.wait_with_output().expect("an end")).code,
+        Ended::from(child.wait_with_output().expect("an end")).code,
         Some(0)
     );
     assert_eq!(place.created().len(), STEPS.len());
@@ -195,7 +196,7 @@ fn shards_run_beside_each_other_as_many_as_was_asked() {
     }
     let again = |code| {
         let child = place.start("three.yaml", &["--json"]);
-        ended(child.wait_with_output().expect("an end")).expect(code)
+        Ended::from(child.wait_with_output().expect("an end")).expect(code)
     };
     let report = report(&again(65));
     for (step, expected) in [
@@ -252,7 +253,7 @@ fn a_step_is_tried_as_often_as_was_asked() {
     place
         .submit(&["--tries", "3"])
         .expect(75)
-        .says("failed: data-set; not submitted after them: 9");
+        .says(&["failed: data-set; not submitted after them: 9"]);
     assert_eq!(place.created(), ["data-set"; 3]);
 }
 
@@ -263,7 +264,7 @@ fn a_run_without_an_exit_code_is_not_tried_again() {
     place
         .submit(&[])
         .expect(70)
-        .says("ended without an exit code");
+        .says(&["ended without an exit code"]);
     assert_eq!(place.created(), ["data-set"]);
 }
 
@@ -274,7 +275,7 @@ fn a_failure_stops_what_waits_for_it_and_the_next_call_goes_on_there() {
     let ended = place
         .submit(&[])
         .expect(65)
-        .says("train-v002-s42: not submitted, since value-model was not done");
+        .says(&["train-v002-s42: not submitted, since value-model was not done"]);
     let report = report(&ended);
     assert_eq!(stand(&report, "value-model"), "failed");
     for step in ["train-v002-s42", "evaluate-v002-s42", "leaderboard", "site"] {
@@ -294,8 +295,8 @@ fn success_without_the_number_of_a_run_is_a_failure() {
     place
         .submit(&[])
         .expect(69)
-        .says("VESSL did not take the run")
-        .says("Field image does not exist!");
+        .says(&["VESSL did not take the run"])
+        .says(&["Field image does not exist!"]);
     assert_eq!(place.created(), ["data-set"]);
     std::fs::remove_file(place.path("refuse-wmtp-verifiable-policy")).expect("the file is there");
     place.submit(&[]).expect(0);
@@ -311,14 +312,14 @@ fn a_call_that_was_stopped_follows_the_same_run_again() {
     place
         .submit(&[])
         .expect(75)
-        .says("is being submitted already");
+        .says(&["is being submitted already"]);
     terminate(&child);
     assert_eq!(child.wait().expect("an end").code(), Some(143));
     place.write("runs/100", "0");
     place
         .submit(&[])
         .expect(0)
-        .says("data-set: under way as run 100");
+        .says(&["data-set: under way as run 100"]);
     assert_eq!(place.created(), STEPS);
 }
 
@@ -382,7 +383,7 @@ fn a_run_that_nobody_can_read_is_given_up_alone_and_the_next_call_submits_anothe
     let ended = place
         .submit(&["--at-once", "2"])
         .expect(69)
-        .says("value-model: run 102 is given up after 10 looks");
+        .says(&["value-model: run 102 is given up after 10 looks"]);
     assert_eq!(stand(&report(&ended), "evaluate-v001-s42"), "done");
     assert_eq!(stand(&report(&ended), "train-v002-s42"), "skipped");
     let before = place.created().len();
@@ -408,16 +409,11 @@ fn a_submission_that_broke_off_is_said_to_be_unclear() {
         ]
         .concat(),
     );
-    let stopped = ended(
-        command
-            .process_group(0)
-            .output()
-            .expect("the program starts"),
-    );
+    let stopped = Ended::of(command.process_group(0));
     stopped
         .expect(143)
-        .says("policy: error: vessl run create ended with exit status: 130")
-        .says("the run may be there all the same");
+        .says(&["policy: error: vessl run create ended with exit status: 130"])
+        .says(&["the run may be there all the same"]);
     let ledger = place.read(".wmtp/vessl/verifiable.json");
     let ledger: Value = serde_json::from_str(&ledger).expect("JSON");
     assert_eq!(ledger["steps"]["policy"]["stand"], "submitting");
@@ -425,7 +421,7 @@ fn a_submission_that_broke_off_is_said_to_be_unclear() {
     place
         .submit(&[])
         .expect(0)
-        .says("policy: submitted before without an answer");
+        .says(&["policy: submitted before without an answer"]);
 }
 
 #[test]
@@ -434,7 +430,7 @@ fn the_digests_of_the_example_are_not_submitted() {
     place
         .with("submit", "verifiable", "example.yaml", &QUICK)
         .expect(2)
-        .says("images.digests.evaluate: is the example's");
+        .says(&["images.digests.evaluate: is the example's"]);
     assert_eq!(place.read("calls"), "");
 }
 
@@ -444,7 +440,7 @@ fn a_missing_client_is_named() {
     place
         .submit(&["--client", "no-such-program"])
         .expect(69)
-        .says("pip install vessl==0.1.199");
+        .says(&["pip install vessl==0.1.199"]);
 }
 
 fn terminate(child: &Child) {

@@ -11,7 +11,8 @@ use std::process::{Command, Stdio};
 use candle_core::{Tensor, Var};
 use dev_store::TestServer;
 use serde_json::Value;
-use wmtp_artifacts::{Credentials, Draft, Kind, Provenance, RunId, Store, StoreOptions, cache_key};
+use trial::Ended;
+use wmtp_artifacts::{Draft, Kind, Provenance, RunId, cache_key};
 use wmtp_model::{DType, Device, MtpModel, ParamStore, Params, load_hugging_face, next_token};
 use wmtp_tokens::Tokenizer;
 
@@ -22,12 +23,6 @@ const CREATE: [&str; 6] = ["create", "--model", "micro-ref", "--data", "tiny", "
 struct Place {
     folder: tempfile::TempDir,
     server: TestServer,
-}
-
-struct Ended {
-    code: Option<i32>,
-    stdout: String,
-    stderr: String,
 }
 
 impl Place {
@@ -52,24 +47,16 @@ impl Place {
     }
 
     fn run_with(&self, args: &[&str], variables: &[(&str, &Path)]) -> Ended {
-        let output = Command::new(env!("CARGO_BIN_EXE_sync-storage"))
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sync-storage"));
+        command
             .args(args)
             .current_dir(self.folder.path())
             .env_clear()
-            .env("AWS_ENDPOINT_URL_S3", self.server.endpoint())
-            .env("AWS_ACCESS_KEY_ID", self.server.access_key())
-            .env("AWS_SECRET_ACCESS_KEY", self.server.secret_key())
-            .env("AWS_REGION", self.server.region())
+            .envs(trial::variables(&self.server))
             .env("WMTP_STORE", STORE)
             .envs(variables.iter().copied())
-            .stdin(Stdio::null())
-            .output()
-            .unwrap();
-        Ended {
-            code: output.status.code(),
-            stdout: String::from_utf8(output.stdout).unwrap(),
-            stderr: String::from_utf8(output.stderr).unwrap(),
-        }
+            .stdin(Stdio::null());
+        Ended::of(&mut command)
     }
 
     fn id(&self, args: &[&str]) -> String {
@@ -111,7 +98,7 @@ impl Place {
         };
         let runtime = tokio::runtime::Runtime::new().unwrap();
         runtime.block_on(async {
-            let store = connect(&self.server, STORE).await;
+            let store = trial::connect(&self.server, STORE).await;
             let manifest = store.publish(&draft, &provenance).await.unwrap();
             store
                 .set_name(Kind::ProcessedData, "tiny", &manifest.id)
@@ -119,19 +106,6 @@ impl Place {
                 .unwrap();
         });
     }
-}
-
-/// A store of a server.
-async fn connect(server: &TestServer, uri: &str) -> Store {
-    let options = StoreOptions {
-        endpoint: Some(server.endpoint().to_owned()),
-        region: Some(server.region().to_owned()),
-        credentials: Some(Credentials::new(server.access_key(), server.secret_key())),
-        ..StoreOptions::default()
-    };
-    Store::connect(&uri.parse().unwrap(), options)
-        .await
-        .unwrap()
 }
 
 fn read(path: &Path) -> String {
@@ -575,7 +549,7 @@ fn a_model_in_gguf_says_what_it_takes_and_is_one_file_beside_its_tokenizer() {
 fn put_plain(server: &TestServer, files: &[(&str, &[u8])]) {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
-        let store = connect(server, "s3://wmtp/plain").await;
+        let store = trial::connect(server, "s3://wmtp/plain").await;
         for (path, bytes) in files {
             let sent = store.put_page(path, bytes.to_vec().into(), "text/plain", "no-store");
             sent.await.unwrap();

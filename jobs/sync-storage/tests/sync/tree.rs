@@ -42,7 +42,7 @@ impl Place {
     fn named(&self, kind: Kind, name: &str) -> Option<String> {
         let runtime = tokio::runtime::Runtime::new().unwrap();
         runtime.block_on(async {
-            let store = connect(&self.server, STORE).await;
+            let store = trial::connect(&self.server, STORE).await;
             let id = store.name(kind, name).await.unwrap();
             id.map(|id| id.to_string())
         })
@@ -52,7 +52,7 @@ impl Place {
     fn life_of_maker(&self, id: &str) -> (RunState, Vec<String>) {
         let runtime = tokio::runtime::Runtime::new().unwrap();
         runtime.block_on(async {
-            let store = connect(&self.server, STORE).await;
+            let store = trial::connect(&self.server, STORE).await;
             let manifest = store.manifest(&id.parse().unwrap()).await.unwrap();
             let run = store.run(&manifest.provenance.run_id).await.unwrap();
             let events = run.events.iter();

@@ -158,11 +158,8 @@ impl World {
 
 async fn connect(server: &TestServer, prefix: &str, edit: impl FnOnce(&mut StoreOptions)) -> Store {
     let mut options = StoreOptions {
-        endpoint: Some(server.endpoint().to_owned()),
-        region: Some(server.region().to_owned()),
-        credentials: Some(Credentials::new(server.access_key(), server.secret_key())),
         max_attempts: Some(2),
-        ..StoreOptions::default()
+        ..trial::options(server)
     };
     edit(&mut options);
     let uri = format!("s3://{BUCKET}/{prefix}").parse().unwrap();
@@ -807,15 +804,7 @@ async fn refused_credentials_are_unavailable_and_stay_secret() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_absent_bucket_or_server_is_unavailable() {
     let world = World::new().await;
-    let options = StoreOptions {
-        endpoint: Some(world.server.endpoint().to_owned()),
-        region: Some(world.server.region().to_owned()),
-        credentials: Some(Credentials::new(
-            world.server.access_key(),
-            world.server.secret_key(),
-        )),
-        ..StoreOptions::default()
-    };
+    let options = trial::options(&world.server);
     let bucket = Store::connect(&"s3://nowhere/x".parse().unwrap(), options.clone())
         .await
         .unwrap();

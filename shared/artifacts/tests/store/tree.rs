@@ -17,13 +17,8 @@ async fn tree(world: &World, options: StoreOptions) -> Tree {
 
 fn with_keys(world: &World) -> StoreOptions {
     StoreOptions {
-        region: Some(world.server.region().to_owned()),
-        credentials: Some(Credentials::new(
-            world.server.access_key(),
-            world.server.secret_key(),
-        )),
         first_backoff: Some(Duration::from_millis(1)),
-        ..StoreOptions::default()
+        ..trial::options(&world.server)
     }
 }
 
