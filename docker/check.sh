@@ -6,9 +6,9 @@
 #   FOLDER  everything lies here: storage of images, the chain's store and site; a second call keeps what it can
 #   BIN     folder with the compiled programs of this machine: jobs, wmtp-images, wmtp-store, dev-store
 #
-# The bases are a bootstrapped Debian under the names that the Dockerfile gives them, in a storage of images of their own, so
-# that nothing else on this machine takes them for the real ones. So the images with CUDA's name hold programs for the CPU
-# here: the same targets, other programs. Environment: CHAIN_DATA (micropy), CHAIN_RECIPES (its name): what the chain runs.
+# The bases are a bootstrapped Debian under the names that the Dockerfile gives them (docker/stand-ins.sh). So the images with
+# CUDA's name hold programs for the CPU here: the same targets, other programs. Environment: CHAIN_DATA (micropy),
+# CHAIN_RECIPES (its name): what the chain runs.
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -18,27 +18,8 @@ folder=$(cd "$1" && pwd) bin=$(cd "$2" && pwd)
 data=${CHAIN_DATA:-micropy}
 mapfile -t jobs < <(docker/jobs.sh)
 
-part() {
-  printf '\n== %s\n' "$*"
-}
-
-lacking=()
-[ "$(id -u)" = 0 ] || lacking+=("root, which starts the containers")
-for program in podman runc mmdebstrap strip; do
-  command -v "$program" >/dev/null || lacking+=("$program")
-done
-if [ ${#lacking[@]} -gt 0 ]; then
-  printf 'error: this machine lacks what builds and runs images: %s\n' "$(IFS=,; echo "${lacking[*]}")" \
-    'hint: on Debian, apt-get install podman runc mmdebstrap binutils' >&2
-  exit 69
-fi
-
-# Storage and state of its own. RUN instructions go without a container, which a confined machine may not start as they
-# want it; what is started at the end is started by runc.
-storage=$folder/storage
-export WMTP_ENGINE="podman --root $storage/root --runroot $storage/run --tmpdir $storage/tmp --runtime runc --cgroup-manager cgroupfs"
-export BUILDAH_ISOLATION=chroot
-read -r -a engine <<<"$WMTP_ENGINE"
+. docker/stand-ins.sh
+need podman runc mmdebstrap strip
 images=$bin/wmtp-images
 
 part "Dockerfile and bake file"
@@ -52,21 +33,9 @@ else
 fi
 
 part "bases without a registry"
-if [ ! -s "$folder/base.tar" ]; then
-  mmdebstrap --quiet --variant=minbase --format=tar bookworm "$folder/base.part"
-  mv "$folder/base.part" "$folder/base.tar"
-fi
+debian "$folder/base.tar"
 for name in CUDA_BASE CPU_BASE; do
-  base=$(sed -n "s/^ARG $name=//p" docker/Dockerfile)
-  if ! "${engine[@]}" image exists "$base"; then
-    # A file of its own in each: of two bases that hold the same, one's layers would be taken for the other's.
-    echo "$base" >"$folder/stand-in"
-    cp "$folder/base.tar" "$folder/base.part"
-    tar --append --file "$folder/base.part" --directory "$folder" --transform 's|^|etc/|' stand-in
-    "${engine[@]}" import -q "$folder/base.part" "$base" >/dev/null
-    rm "$folder/base.part"
-  fi
-  echo "$base is Debian 12, bootstrapped"
+  stand_in "$name" "$folder/base.tar"
 done
 
 # One time for all commits: layers that an earlier check left behind have it, too.
