@@ -107,7 +107,7 @@ const CALLS: [Call; 7] = [
         arguments: &["--data=d", "--base=base"],
         absent: &["--data=absent", "--base=base"],
         name: "s",
-        long: &["--set=evaluation.num_samples=200"],
+        long: &["--set=evaluation.num_samples=1000"],
     },
     Call {
         job: "build-leaderboard",
@@ -232,6 +232,8 @@ impl<'a> Trial<'a> {
             ("WMTP_STORE", "s3://wmtp/trial"),
             // A program built for a GPU computes on the CPU only where it is told to.
             ("WMTP_DEVICE", "cpu"),
+            // So that work is long enough to be met on any number of cores.
+            ("RAYON_NUM_THREADS", "1"),
         ]
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
         .to_vec()
@@ -652,10 +654,13 @@ impl<'a> Moment<'a> {
         }
     }
 
-    /// When it has done a part of its work.
+    /// When it has done a part of its work: a first step, which has its metrics, or some of what it counts.
     fn works() -> Self {
         Self {
-            has_come: Box::new(|said| events(said, "progress").iter().any(has_done_some)),
+            has_come: Box::new(|said| {
+                let tells = |kind| events(said, kind);
+                !tells("metrics").is_empty() || tells("progress").iter().any(has_done_some)
+            }),
             lack: "told of no progress",
             patience: PATIENCE,
             grace: GRACE_AT_WORK,
