@@ -60,7 +60,9 @@ build: ## Compile every binary
 
 .PHONY: cuda-build
 cuda-build: ## The programs that can use a GPU, on a machine that needs none. PROFILE=dev|release
-	docker/cuda/build.sh $(TARGET)/cuda $(PROFILE)
+	cargo build -q --workspace --bin wmtp-images
+	CARGO_TARGET_DIR=$(TARGET)/cuda docker/compile.sh docker/cuda/build.sh $(TARGET)/cuda $(PROFILE)
+	$(TARGET)/debug/wmtp-images traces $$(docker/builder.sh) $(TARGET)/cuda/bin
 
 .PHONY: cuda-chain
 cuda-chain: build cuda-build
@@ -93,6 +95,10 @@ test: build ## Every fast test; the chain's tests run the binaries
 .PHONY: test-full
 test-full: build vessl-check $(PYTORCH)/installed $(MOTO)/installed $(MLFLOW)/installed $(BROWSER)/installed ## Every test, those of many minutes too
 	WMTP_MOTO=$(abspath $(MOTO))/bin/moto_server WMTP_MLFLOW=$(abspath $(MLFLOW)) cargo test --workspace --lib --tests --no-fail-fast -- --include-ignored
+
+.PHONY: acceptance
+acceptance: ## Type README's commands, in their order, in a fresh clone of what is committed; a table of how each ended. WITHOUT='make test'
+	tests/acceptance.sh .wmtp/acceptance $(if $(WITHOUT),'$(WITHOUT)')
 
 .PHONY: fuzz
 fuzz: ## Mutations of the kept corpora for the parsers of untrusted bytes. SECS=600, of each target

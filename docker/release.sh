@@ -63,7 +63,6 @@ tail -n 2 "$scratch/demo.log"
   --prices vessl/prices.yaml) | head -n 1
 
 # After all of that, so that what a command left in the folder is found, too.
-mine=("$PWD" "$(realpath "${CARGO_TARGET_DIR:-target}")" "${CARGO_HOME:-$HOME/.cargo}" "$(rustc --print sysroot)")
-if [ "$HOME" != / ]; then mine+=("$HOME"); fi
-"$images" release "${mine[@]/#/--without=}" "$folder" "${programs[@]}"
+mapfile -t mine < <(docker/builder.sh)
+"$images" release "${mine[@]}" "$folder" "${programs[@]}"
 echo "release $version ($profile): $folder"

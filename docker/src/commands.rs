@@ -12,6 +12,7 @@ use crate::conform::conform;
 use crate::dockerfile::Dockerfile;
 use crate::engine::{EPOCH, Engine, Order, Start, output, shown};
 use crate::error::Error;
+use crate::rules::Finding;
 use crate::{release, rules};
 
 /// Which container engine.
@@ -334,18 +335,49 @@ impl Tool for Release {
 
     fn run(&self, cx: &mut ToolCx<'_>) -> Result<(), JobError> {
         let found = release::check(&self.folder, &self.programs, &self.version, &self.without)?;
-        cx.json_result(
-            json!({"findings": found.iter().map(ToString::to_string).collect::<Vec<_>>()}),
-        );
-        if found.is_empty() {
-            let num_files = release::digests(&self.folder)?.len();
-            cx.print(format!(
-                "{num_files} files of {} programs belong together",
-                self.programs.len()
-            ));
-            return Ok(());
-        }
-        let lines: Vec<String> = found.iter().map(ToString::to_string).collect();
-        Err(JobError::integrity(lines.join("\n")))
+        let num_programs = self.programs.len();
+        tell(cx, &self.folder, &found, |num_files| {
+            format!("{num_files} files of {num_programs} programs belong together")
+        })
+    }
+}
+
+/// Says what was found in the files of a folder, or that all is well.
+fn tell(
+    cx: &mut ToolCx<'_>,
+    folder: &Path,
+    found: &[Finding],
+    well: impl FnOnce(usize) -> String,
+) -> Result<(), JobError> {
+    let lines: Vec<String> = found.iter().map(ToString::to_string).collect();
+    cx.json_result(json!({"findings": lines}));
+    if found.is_empty() {
+        cx.print(well(release::files(folder)?.len()));
+        return Ok(());
+    }
+    Err(JobError::integrity(lines.join("\n")))
+}
+
+/// Command line of `traces`.
+#[derive(Debug, clap::Args)]
+pub struct Traces {
+    /// Folder of the machine that built the files, below which none of them may name a path
+    #[arg(long, value_name = "FOLDER", value_parser = builder, required = true)]
+    without: Vec<PathBuf>,
+    /// Folder of the files
+    #[arg(value_name = "FOLDER")]
+    folder: PathBuf,
+}
+
+impl Tool for Traces {
+    const ABOUT: &'static str = "Looks whether a file names a folder of the machine that built it, as `release` does with what it holds.";
+    const EXAMPLES: &'static str =
+        "wmtp-images traces --without $HOME --without $PWD target/cuda/bin";
+
+    fn run(&self, cx: &mut ToolCx<'_>) -> Result<(), JobError> {
+        let found = release::traces(&self.folder, &self.without)?;
+        tell(cx, &self.folder, &found, |num_files| {
+            format!("{num_files} files name no folder of the machine that built them")
+        })
     }
 }

@@ -4,10 +4,13 @@
 //! one line a promise. Nothing here knows how the image was made.
 
 use std::collections::BTreeSet;
+use std::io::{BufRead as _, BufReader};
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use dev_store::TestServer;
@@ -32,7 +35,7 @@ pub(crate) struct Verdict {
 type Promise = (&'static str, fn(&Trial<'_>) -> Result<String, String>);
 
 /// In the order in which they build on each other.
-const PROMISES: [Promise; 9] = [
+const PROMISES: [Promise; 10] = [
     ("says what it is", described),
     (
         "a plain user on a root that nobody writes, with a shell",
@@ -43,9 +46,13 @@ const PROMISES: [Promise; 9] = [
     ("a dry run touches nothing", dry),
     ("exit codes 2, 65 and 69", refusals),
     ("a signal ends it with 143", stopped),
+    (AT_WORK, goes_on),
     ("work leaves verified artifacts", works),
     ("the same command again has nothing to do", repeats),
 ];
+
+/// Of jobs whose work is long enough to be met.
+const AT_WORK: &str = "stopped at work it saves, and goes on from there";
 
 /// A recipe of seconds, the same that the chain's tests use.
 const RECIPE: &str = include_str!("../../tests/tiny.yaml");
@@ -61,6 +68,8 @@ struct Call {
     absent: &'static [&'static str],
     /// Name of what it makes, for those that come later.
     name: &'static str,
+    /// Settings with which its work is long enough to be met; none where it is done before one could meet it.
+    long: &'static [&'static str],
 }
 
 /// In the order of the chain: what a job reads was made by those before it.
@@ -70,44 +79,54 @@ const CALLS: [Call; 7] = [
         arguments: &[],
         absent: &["--set=data.source=mbpp", "--raw=absent"],
         name: "d",
+        long: &[],
     },
     Call {
         job: "sync-storage",
         arguments: &["create", "--model=micro-mtp", "--data=d"],
         absent: &["create", "--model=micro-mtp", "--data=absent"],
         name: "base",
+        long: &[],
     },
     Call {
         job: "train-stage1",
         arguments: &["--objective=value", "--data=d", "--base=base"],
         absent: &["--objective=value", "--data=absent", "--base=base"],
         name: "v",
+        long: &["--set=stage1.epochs=20", SAVED_WHEN_STOPPED],
     },
     Call {
         job: "train-stage2",
         arguments: &["--data=d", "--base=base"],
         absent: &["--data=absent", "--base=base"],
         name: "t",
+        long: &["--set=optim.epochs=20", SAVED_WHEN_STOPPED],
     },
     Call {
         job: "evaluate",
         arguments: &["--data=d", "--base=base"],
         absent: &["--data=absent", "--base=base"],
         name: "s",
+        long: &["--set=evaluation.num_samples=1000"],
     },
     Call {
         job: "build-leaderboard",
         arguments: &["--scores=s"],
         absent: &["--scores=absent"],
         name: "b",
+        long: &[],
     },
     Call {
         job: "build-site",
         arguments: &["--leaderboard=b", "--out=site"],
         absent: &["--leaderboard=absent", "--out=site"],
         name: "",
+        long: &[],
     },
 ];
+
+/// Of states that were saved before, the trial would see no more than that.
+const SAVED_WHEN_STOPPED: &str = "--set=optim.checkpoint_every_steps=1000000";
 
 /// Jobs whose results no later job of the chain needs here.
 const LEAVES: [&str; 2] = ["train-stage1", "train-stage2"];
@@ -156,6 +175,7 @@ pub(crate) fn conform(
     trial.prepare()?;
     Ok(PROMISES
         .iter()
+        .filter(|(promise, _)| *promise != AT_WORK || !call.long.is_empty())
         .map(|(promise, keeps)| {
             let kept = keeps(&trial);
             Verdict {
@@ -212,6 +232,8 @@ impl<'a> Trial<'a> {
             ("WMTP_STORE", "s3://wmtp/trial"),
             // A program built for a GPU computes on the CPU only where it is told to.
             ("WMTP_DEVICE", "cpu"),
+            // So that work is long enough to be met on any number of cores.
+            ("RAYON_NUM_THREADS", "1"),
         ]
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
         .to_vec()
@@ -271,6 +293,24 @@ impl<'a> Trial<'a> {
         })
     }
 
+    /// Starts the job on a store, and tells it to stop at a moment.
+    fn stop(
+        &self,
+        endpoint: &str,
+        arguments: &[&str],
+        when: &Moment<'_>,
+    ) -> Result<(Ended, Duration), String> {
+        let name = format!("wmtp-trial-{}-{}", std::process::id(), self.call.job);
+        let start = Start {
+            name: Some(name.clone()),
+            variables: self.variables(endpoint),
+            ..self.start()
+        };
+        let arguments: Vec<String> = arguments.iter().map(|word| (*word).to_owned()).collect();
+        let engine = self.engine;
+        Stop { engine, name }.told(engine.run_command(&start, &arguments), when)
+    }
+
     /// The job's own call with its recipe and more.
     fn whole<'b>(&'b self, more: &[&'b str]) -> Vec<&'b str> {
         [self.call.arguments, &["--recipe=tiny.yaml"], more].concat()
@@ -316,12 +356,24 @@ impl Ended {
         }
     }
 
+    fn events(&self, kind: &str) -> Vec<Value> {
+        events(&self.stderr, kind)
+    }
+
     /// The object that ends stdout under `--json`.
     fn result(&self) -> Result<Value, String> {
         let line = self.stdout.lines().last().unwrap_or_default();
         serde_json::from_str(line)
             .map_err(|error| format!("--json ends stdout with {line:?}: {error}"))
     }
+}
+
+/// The data of the events of one type among what a job has said.
+fn events(said: &str, kind: &str) -> Vec<Value> {
+    let lines = said.lines();
+    let events = lines.filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let chosen = events.filter(|event| event["type"] == kind);
+    chosen.map(|event| event["data"].clone()).collect()
 }
 
 fn last_lines(text: &str) -> String {
@@ -510,25 +562,11 @@ fn refusals(trial: &Trial<'_>) -> Result<String, String> {
 fn stopped(trial: &Trial<'_>) -> Result<String, String> {
     let silent = TcpListener::bind("127.0.0.1:0").map_err(|error| error.to_string())?;
     let endpoint = silent.local_addr().map_err(|error| error.to_string())?;
-    let name = format!("wmtp-trial-{}-{}", std::process::id(), trial.call.job);
-    let start = Start {
-        name: Some(name.clone()),
-        variables: trial.variables(&format!("http://{endpoint}")),
-        ..trial.start()
-    };
-    let arguments: Vec<String> = trial
-        .whole(&[])
-        .iter()
-        .map(|word| (*word).to_owned())
-        .collect();
-    let stop = Stop {
-        engine: trial.engine,
-        name,
-        patience: PATIENCE,
-        grace: GRACE,
-    };
-    let command = trial.engine.run_command(&start, &arguments);
-    let (ended, took) = stop.told(command, &silent)?;
+    let (ended, took) = trial.stop(
+        &format!("http://{endpoint}"),
+        &trial.whole(&[]),
+        &Moment::asks(&silent, GRACE),
+    )?;
     ended
         .expect(143, "SIGTERM to its first process")?
         .says(&["\"exit_code\":143"], "its last event")?;
@@ -538,69 +576,141 @@ fn stopped(trial: &Trial<'_>) -> Result<String, String> {
     ))
 }
 
-/// A job asks its store long before that.
+/// The job is told to stop in the middle of its work; then the same command goes on to the end.
+fn goes_on(trial: &Trial<'_>) -> Result<String, String> {
+    let arguments = trial.whole(trial.call.long);
+    let (first, took) = trial.stop(trial.server.endpoint(), &arguments, &Moment::works())?;
+    let saved = saved(&first.expect(143, "SIGTERM at work")?)?;
+    let second = trial
+        .run(&trial.start(), &arguments)?
+        .expect(0, "the same command again")?;
+    went_on(saved, &second)?;
+    Ok(format!(
+        "143 after {:.1} s at work; the same command went on from {saved} to the end",
+        took.as_secs_f64()
+    ))
+}
+
+/// The step whose state a job that was told to stop has saved.
+fn saved(first: &Ended) -> Result<u64, String> {
+    let last = first.events("checkpoint").pop();
+    last.and_then(|saved| saved["step"].as_u64())
+        .filter(|step| *step > 0)
+        .ok_or_else(|| {
+            let said = last_lines(&first.stderr);
+            format!("it ended with 143 and saved nothing of its work: {said}")
+        })
+}
+
+/// Whether the next attempt begins where the last one ended.
+fn went_on(saved: u64, second: &Ended) -> Result<(), String> {
+    let resumed = second.events("resumed").pop();
+    match resumed.and_then(|resumed| resumed["step"].as_u64()) {
+        Some(step) if step == saved => Ok(()),
+        Some(step) => Err(format!(
+            "it saved the state of {saved} and went on from {step}"
+        )),
+        None => Err(format!("it saved the state of {saved} and began anew")),
+    }
+}
+
+/// A job asks its store, and does a first step, long before that.
 const PATIENCE: Duration = Duration::from_mins(1);
-/// A job that is told to stop has ended by then.
+/// A job that waits for its store and is told to stop has ended by then.
 const GRACE: Duration = Duration::from_secs(5);
+/// A job at work has a step to finish and a state to save; then a launcher kills it.
+const GRACE_AT_WORK: Duration = Duration::from_secs(30);
+
+/// When a container is told to stop.
+struct Moment<'a> {
+    /// Whether it has come, seen from what the job has said.
+    has_come: Box<dyn Fn(&str) -> bool + 'a>,
+    /// What the job lacks where it never comes.
+    lack: &'static str,
+    /// How long it may take to come.
+    patience: Duration,
+    /// How long the job may take to end.
+    grace: Duration,
+}
+
+impl<'a> Moment<'a> {
+    /// When it asks a store, which never answers.
+    fn asks(silent: &'a TcpListener, grace: Duration) -> Self {
+        let connection = std::cell::OnceCell::new();
+        Self {
+            has_come: Box::new(move |_| {
+                if connection.get().is_none()
+                    && silent.set_nonblocking(true).is_ok()
+                    && let Ok(accepted) = silent.accept()
+                {
+                    // Held open: a closed one would be an answer.
+                    let _ = connection.set(accepted);
+                }
+                connection.get().is_some()
+            }),
+            lack: "asked no store",
+            patience: PATIENCE,
+            grace,
+        }
+    }
+
+    /// When it has done a part of its work: a first step, which has its metrics, or some of what it counts.
+    fn works() -> Self {
+        Self {
+            has_come: Box::new(|said| {
+                let tells = |kind| events(said, kind);
+                !tells("metrics").is_empty() || tells("progress").iter().any(has_done_some)
+            }),
+            lack: "told of no progress",
+            patience: PATIENCE,
+            grace: GRACE_AT_WORK,
+        }
+    }
+}
+
+/// Whether a `progress` event tells that a part is done and another is not.
+fn has_done_some(progress: &Value) -> bool {
+    let count = |key: &str| progress[key].as_u64().unwrap_or(0);
+    let (done, total) = (count("done"), count("total"));
+    0 < done && done < total
+}
 
 /// A container that is to be told to stop.
 struct Stop<'a> {
     engine: &'a Engine,
     name: String,
-    /// How long it may take to ask its store.
-    patience: Duration,
-    /// How long it may take to end.
-    grace: Duration,
 }
 
 impl Stop<'_> {
-    /// Starts it, tells it to stop when it asks the store, and says how it ended and how long that took.
-    fn told(
-        &self,
-        mut command: Command,
-        silent: &TcpListener,
-    ) -> Result<(Ended, Duration), String> {
-        let text = |error: std::io::Error| error.to_string();
-        silent.set_nonblocking(true).map_err(text)?;
+    /// Starts it, tells it to stop at that moment, and says how it ended and how long that took.
+    fn told(&self, mut command: Command, when: &Moment<'_>) -> Result<(Ended, Duration), String> {
         let piped = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
-        let child = piped.spawn().map_err(text)?;
-        let client = child.id();
-        let waiter = std::thread::spawn(move || child.wait_with_output());
-        let mut connection = None;
-        // Either it connects, or it has ended without: both end the wait.
-        let is_heard = within(self.patience, || {
-            connection = silent.accept().ok();
-            connection.is_some() || waiter.is_finished()
+        let running = Running::of(piped.spawn().map_err(|error| error.to_string())?);
+        let client = running.client;
+        // Either the moment comes, or it has ended without: both end the wait.
+        let mut has_come = false;
+        let is_met = within(when.patience, || {
+            has_come = (when.has_come)(&running.said());
+            has_come || running.waiter.is_finished()
         });
-        if !is_heard {
+        if !is_met {
             self.kill(client);
-            return Err(format!("it asked no store within {:?}", self.patience));
+            return Err(format!("it {} within {:?}", when.lack, when.patience));
         }
         let begun = Instant::now();
-        if connection.is_some()
-            && let Err(error) = self.engine.signal(&self.name, "TERM")
-        {
+        if has_come && let Err(error) = self.engine.signal(&self.name, "TERM") {
             self.kill(client);
             return Err(error.to_string());
         }
-        if !within(self.grace, || waiter.is_finished()) {
+        if !within(when.grace, || running.waiter.is_finished()) {
             self.kill(client);
-            return Err(format!("it went on for {:?} after SIGTERM", self.grace));
+            return Err(format!("it went on for {:?} after SIGTERM", when.grace));
         }
         let took = begun.elapsed();
-        let done = waiter
-            .join()
-            .map_err(|_| "the wait for it failed".to_owned())?
-            .map_err(text)?;
-        let ended = Ended {
-            code: done.status.code(),
-            stdout: String::from_utf8_lossy(&done.stdout).into_owned(),
-            stderr: String::from_utf8_lossy(&done.stderr).into_owned(),
-        };
-        Ok((ended, took))
+        Ok((running.ended()?, took))
     }
 
     /// Ends the container, and the engine's client, which may wait for more than that.
@@ -610,6 +720,62 @@ impl Stop<'_> {
         if let Some(client) = i32::try_from(client).ok().and_then(Pid::from_raw) {
             let _ = kill_process(client, Signal::KILL);
         }
+    }
+}
+
+/// The engine's client of a container under way, and what the job has said so far.
+struct Running {
+    client: u32,
+    said: Arc<Mutex<String>>,
+    waiter: JoinHandle<std::io::Result<std::process::Output>>,
+}
+
+impl Running {
+    fn of(mut child: Child) -> Self {
+        let said = Arc::new(Mutex::new(String::new()));
+        let (client, heard) = (child.id(), Arc::clone(&said));
+        let stderr = child.stderr.take();
+        let waiter = std::thread::spawn(move || {
+            let reader = std::thread::spawn(move || {
+                for line in stderr
+                    .into_iter()
+                    .flat_map(|pipe| BufReader::new(pipe).lines())
+                {
+                    let Ok(line) = line else { break };
+                    let mut said = heard.lock().unwrap_or_else(PoisonError::into_inner);
+                    said.push_str(&line);
+                    said.push('\n');
+                }
+            });
+            let done = child.wait_with_output();
+            // It ends with the pipe.
+            let _ = reader.join();
+            done
+        });
+        Self {
+            client,
+            said,
+            waiter,
+        }
+    }
+
+    fn said(&self) -> String {
+        let said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        said.clone()
+    }
+
+    fn ended(self) -> Result<Ended, String> {
+        let done = self
+            .waiter
+            .join()
+            .map_err(|_| "the wait for it failed".to_owned())?
+            .map_err(|error| error.to_string())?;
+        let said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(Ended {
+            code: done.status.code(),
+            stdout: String::from_utf8_lossy(&done.stdout).into_owned(),
+            stderr: said.clone(),
+        })
     }
 }
 
@@ -724,18 +890,17 @@ mod tests {
             Self { folder, silent }
         }
 
-        /// How a program ends that does this on SIGTERM, and whether it is gone.
-        fn told(&self, on_term: &str, asks: bool) -> (Result<Option<i32>, String>, bool) {
+        /// How a program ends that does this at first and that on SIGTERM, and whether it is gone.
+        fn told(
+            &self,
+            begins: &str,
+            on_term: &str,
+            when: &Moment<'_>,
+        ) -> (Result<Ended, String>, bool) {
             let path = self.folder.path().join("docker");
             let pid = path.with_extension("pid");
-            let port = self.silent.local_addr().unwrap().port();
-            let ask = if asks {
-                format!("exec 3<>/dev/tcp/127.0.0.1/{port}")
-            } else {
-                ":".to_owned()
-            };
             let script = format!(
-                "trap '{on_term}' TERM; echo $$ >{}; {ask}; while :; do sleep 0.05; done",
+                "trap '{on_term}' TERM; echo $$ >{}; {begins}; while :; do sleep 0.05; done",
                 pid.display()
             );
             let mut command = Command::new("bash");
@@ -744,20 +909,8 @@ mod tests {
             let stop = Stop {
                 engine: &engine,
                 name: "container".to_owned(),
-                patience: if asks {
-                    PATIENCE
-                } else {
-                    Duration::from_secs(1)
-                },
-                grace: if on_term.is_empty() {
-                    Duration::from_secs(1)
-                } else {
-                    PATIENCE
-                },
             };
-            let told = stop
-                .told(command, &self.silent)
-                .map(|(ended, _)| ended.code);
+            let told = stop.told(command, when).map(|(ended, _)| ended);
             let number = std::fs::read_to_string(&pid).unwrap();
             let process = PathBuf::from(format!("/proc/{}", number.trim()));
             // A killed process is reaped by the thread that waits for it.
@@ -766,13 +919,78 @@ mod tests {
         }
     }
 
+    /// A moment that a program comes to at once or never, and a program that never ends.
+    fn soon(when: Moment<'_>) -> Moment<'_> {
+        let limit = Duration::from_secs(1);
+        Moment {
+            patience: limit,
+            grace: limit,
+            ..when
+        }
+    }
+
     #[test]
     fn a_job_that_hears_no_signal_or_asks_no_store_is_broken_and_ended() {
         let fake = Fake::new();
-        assert_eq!(fake.told("exit 143", true), (Ok(Some(143)), true));
-        let (deaf, is_gone) = fake.told("", true);
-        assert!(deaf.unwrap_err().contains("after SIGTERM") && is_gone);
-        let (idle, is_gone) = fake.told("exit 143", false);
-        assert!(idle.unwrap_err().contains("asked no store") && is_gone);
+        let port = fake.silent.local_addr().unwrap().port();
+        let asks = format!("exec 3<>/dev/tcp/127.0.0.1/{port}");
+        let asking = || Moment::asks(&fake.silent, PATIENCE);
+        let (heard, is_gone) = fake.told(&asks, "exit 143", &asking());
+        assert_eq!((heard.unwrap().code, is_gone), (Some(143), true));
+        let deaf = Moment {
+            patience: PATIENCE,
+            ..soon(asking())
+        };
+        let (deaf, is_gone) = fake.told(&asks, "", &deaf);
+        assert!(deaf.err().unwrap().contains("after SIGTERM") && is_gone);
+        let (idle, is_gone) = fake.told(":", "exit 143", &soon(asking()));
+        assert!(idle.err().unwrap().contains("asked no store") && is_gone);
+    }
+
+    /// What jobs say of progress, a saved state and the state that they go on from.
+    fn event(kind: &str, data: &str) -> String {
+        format!(r#"echo "{{\"type\":\"{kind}\",\"data\":{{{data}}}}}" >&2"#)
+    }
+
+    #[test]
+    fn a_job_that_is_stopped_at_work_saves_it_and_goes_on_from_there() {
+        let fake = Fake::new();
+        let works = event("progress", r#"\"done\":3,\"total\":9"#);
+        let saves = event("checkpoint", r#"\"step\":4"#);
+        let ends = |on_term: &str| {
+            let (ended, is_gone) = fake.told(&works, on_term, &Moment::works());
+            assert!(is_gone);
+            ended.unwrap().expect(143, "SIGTERM at work")
+        };
+        assert_eq!(
+            ends(&format!("{saves}; exit 143")).and_then(|first| saved(&first)),
+            Ok(4)
+        );
+        let forgetful = ends("exit 143").and_then(|first| saved(&first));
+        assert!(forgetful.unwrap_err().contains("saved nothing"));
+        assert!(ends("exit 0").err().unwrap().contains("expected 143"));
+        for (says, idle) in [
+            (":".to_owned(), "told of no progress"),
+            (
+                event("progress", r#"\"done\":9,\"total\":9"#),
+                "told of no progress",
+            ),
+        ] {
+            let (idle_one, is_gone) = fake.told(&says, "exit 143", &soon(Moment::works()));
+            assert!(idle_one.err().unwrap().contains(idle) && is_gone);
+        }
+
+        let again = |stderr: &str| {
+            let second = Ended {
+                code: Some(0),
+                stdout: String::new(),
+                stderr: stderr.to_owned(),
+            };
+            went_on(4, &second)
+        };
+        assert_eq!(again(r#"{"type":"resumed","data":{"step":4}}"#), Ok(()));
+        let earlier = again(r#"{"type":"resumed","data":{"step":2}}"#);
+        assert!(earlier.unwrap_err().contains("went on from 2"));
+        assert!(again("").unwrap_err().contains("began anew"));
     }
 }

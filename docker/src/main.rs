@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use job_images::{Build, Conform, Lint, Release, Run};
+use job_images::{Build, Conform, Lint, Release, Run, Traces};
 use wmtp_job_kit::{Mode, main_with_modes};
 
 fn main() -> ExitCode {
@@ -15,6 +15,7 @@ fn main() -> ExitCode {
             Mode::file_tool::<Conform>("conform"),
             Mode::file_tool::<Run>("run"),
             Mode::file_tool::<Release>("release"),
+            Mode::file_tool::<Traces>("traces"),
         ],
         None,
     )

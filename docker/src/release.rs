@@ -41,10 +41,20 @@ pub(crate) fn check(
         found.extend(of_program(folder, name, version)?);
     }
     found.extend(of_sums(&recorded(&folder.join(SUMS))?, &are));
-    for name in are.keys() {
-        let bytes = read(&folder.join(name))?;
+    found.extend(traces(folder, builder)?);
+    Ok(found)
+}
+
+/// Looks through every file of a folder for paths below those of the machine that built it.
+///
+/// # Errors
+/// Where a file cannot be read.
+pub(crate) fn traces(folder: &Path, builder: &[PathBuf]) -> Result<Vec<Finding>, Error> {
+    let mut found = Vec::new();
+    for name in files(folder)? {
+        let bytes = read(&folder.join(&name))?;
         let held = builder.iter().filter_map(|path| held(&bytes, path));
-        found.extend(held.map(|message| finding(name, message)));
+        found.extend(held.map(|message| finding(&name, message)));
     }
     Ok(found)
 }
@@ -132,8 +142,21 @@ fn held(bytes: &[u8], folder: &Path) -> Option<String> {
 }
 
 /// Every file of a release with its SHA-256, but for the checksums themselves.
-pub(crate) fn digests(folder: &Path) -> Result<BTreeMap<String, String>, Error> {
+fn digests(folder: &Path) -> Result<BTreeMap<String, String>, Error> {
     let mut all = BTreeMap::new();
+    for name in files(folder)? {
+        let mut digest = String::new();
+        for byte in Sha256::digest(read(&folder.join(&name))?) {
+            write!(digest, "{byte:02x}").expect("writing into a string");
+        }
+        all.insert(name, digest);
+    }
+    Ok(all)
+}
+
+/// The names of all files below a folder, but for checksums.
+pub(crate) fn files(folder: &Path) -> Result<BTreeSet<String>, Error> {
+    let mut all = BTreeSet::new();
     let mut open = vec![PathBuf::new()];
     while let Some(below) = open.pop() {
         let path = folder.join(&below);
@@ -147,11 +170,7 @@ pub(crate) fn digests(folder: &Path) -> Result<BTreeMap<String, String>, Error> 
             if entry.file_type().map_err(failed)?.is_dir() {
                 open.push(name);
             } else if name != Path::new(SUMS) {
-                let mut digest = String::new();
-                for byte in Sha256::digest(read(&entry.path())?) {
-                    write!(digest, "{byte:02x}").expect("writing into a string");
-                }
-                all.insert(name.display().to_string(), digest);
+                all.insert(name.display().to_string());
             }
         }
     }

@@ -17,7 +17,7 @@ use crate::profile::{Prices, Profile};
 use crate::render::{Planned, render};
 use crate::rules::read_spec;
 use crate::spec::yaml;
-use crate::submit::{Course, Pace};
+use crate::submit::{self, Course, Pace};
 use crate::{argo, cloud, cost};
 
 impl From<Error> for JobError {
@@ -92,7 +92,7 @@ impl Tool for Plan {
     fn run(&self, cx: &mut ToolCx<'_>) -> Result<(), JobError> {
         let ready = self.inputs.read()?;
         let prices = Prices::read(&self.prices)?;
-        let sums = cost::of_chain(&ready.chain, &ready.profile, Some(&prices));
+        let sums = cost::of_chain(&ready.chain, &ready.profile, Some(&prices), once);
         let today = cx.now().to_zoned(TimeZone::UTC).date();
         for line in table(&ready, &prices) {
             cx.print(line);
@@ -116,14 +116,18 @@ impl Tool for Plan {
             "currency": prices.currency,
             "gpu_hours": sums.gpu_hours,
         }));
-        ready.keep_budget(Some(&prices))
+        ready.keep_budget(Some(&prices), once)
     }
 }
 
 impl Ready {
-    /// Refuses a chain that is expected to take more than its experiment grants.
-    fn keep_budget(&self, prices: Option<&Prices>) -> Result<(), JobError> {
-        let sums = cost::of_chain(&self.chain, &self.profile, prices);
+    /// Refuses a chain whose runs are expected to take more than its experiment grants.
+    fn keep_budget(
+        &self,
+        prices: Option<&Prices>,
+        runs: impl Fn(&Planned) -> usize,
+    ) -> Result<(), JobError> {
+        let sums = cost::of_chain(&self.chain, &self.profile, prices, runs);
         let over = cost::over(&self.experiment.budget, &sums, prices);
         over.map_or(Ok(()), |why| {
             let error = format!("experiment {} is not submitted: {why}", self.experiment.name);
@@ -133,6 +137,11 @@ impl Ready {
             ))
         })
     }
+}
+
+/// The runs of a step of a chain that begins.
+fn once(_: &Planned) -> usize {
+    1
 }
 
 fn table(ready: &Ready, prices: &Prices) -> Vec<String> {
@@ -354,7 +363,6 @@ impl Tool for Submit {
     fn run(&self, cx: &mut ToolCx<'_>) -> Result<(), JobError> {
         let ready = self.inputs.read()?;
         let prices = self.prices.as_deref().map(Prices::read).transpose()?;
-        ready.keep_budget(prices.as_ref())?;
         let examples: Vec<Mistake> = ready.profile.example_digests();
         if !examples.is_empty() {
             let path = self.inputs.profile.clone();
@@ -365,6 +373,7 @@ impl Tool for Submit {
             .into());
         }
         if cx.is_dry_run() {
+            ready.keep_budget(prices.as_ref(), once)?;
             for planned in &ready.chain {
                 cx.print(format!(
                     "{}: {}",
@@ -375,6 +384,8 @@ impl Tool for Submit {
         }
         let default = || PathBuf::from(format!(".wmtp/vessl/{}.json", ready.experiment.name));
         let ledger = Ledger::open(&self.ledger.clone().unwrap_or_else(default))?;
+        let runs = submit::runs_in_all(&ready.chain, &ledger)?;
+        ready.keep_budget(prices.as_ref(), |planned| runs[planned.step.id.as_str()])?;
         let pace = Pace {
             at_once: usize::from(self.at_once),
             evaluations: ready.experiment.evaluation.at_once.map(usize_from),

@@ -33,8 +33,13 @@ pub(crate) fn of_run(planned: &Planned, prices: &Prices) -> Option<f64> {
     Some(price * planned.step.hours?)
 }
 
-/// Adds up a chain, every run once. Runs that are done already, or tried twice, are not foreseen.
-pub(crate) fn of_chain(chain: &[Planned], profile: &Profile, prices: Option<&Prices>) -> Cost {
+/// Adds up a chain, each step with the hours that are expected of it as often as it runs.
+pub(crate) fn of_chain(
+    chain: &[Planned],
+    profile: &Profile,
+    prices: Option<&Prices>,
+    runs: impl Fn(&Planned) -> usize,
+) -> Cost {
     let mut cost = Cost::default();
     for planned in chain {
         let preset = &planned.spec.resources.preset;
@@ -42,14 +47,15 @@ pub(crate) fn of_chain(chain: &[Planned], profile: &Profile, prices: Option<&Pri
             cost.without_price.insert(preset.clone());
         }
         let gpus = profile.preset(planned.step.task).1.gpus;
+        let runs = runs(planned) as f64;
         match planned.step.hours {
-            Some(hours) => cost.gpu_hours += hours * f64::from(gpus),
+            Some(hours) => cost.gpu_hours += runs * hours * f64::from(gpus),
             None => {
                 cost.without_hours.insert(planned.step.task);
             }
         }
         let price = prices.and_then(|prices| of_run(planned, prices));
-        cost.total += price.unwrap_or(0.0);
+        cost.total += runs * price.unwrap_or(0.0);
     }
     cost
 }

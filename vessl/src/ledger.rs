@@ -28,7 +28,7 @@ pub(crate) struct Entry {
     pub(crate) spec: Digest,
     /// Where it stands.
     pub(crate) stand: Stand,
-    /// Runs so far, oldest first.
+    /// Runs so far, oldest first, those with another spec included.
     pub(crate) runs: Vec<u64>,
 }
 
@@ -93,6 +93,12 @@ impl Ledger {
             .filter(|entry| entry.spec == *spec)
     }
 
+    /// How many runs of a step were submitted, whatever their spec.
+    pub(crate) fn num_runs(&self, id: &str) -> usize {
+        let entry = self.contents.steps.get(id);
+        entry.map_or(0, |entry| entry.runs.len())
+    }
+
     /// Records where a step stands. The file is replaced as a whole, so that it is never half written.
     pub(crate) fn record(
         &mut self,
@@ -101,10 +107,8 @@ impl Ledger {
         stand: Stand,
         run: Option<u64>,
     ) -> Result<(), JobError> {
-        let mut runs = self
-            .step(id, spec)
-            .map(|entry| entry.runs.clone())
-            .unwrap_or_default();
+        let known = self.contents.steps.get(id);
+        let mut runs = known.map(|entry| entry.runs.clone()).unwrap_or_default();
         runs.extend(run);
         let entry = Entry {
             spec: *spec,

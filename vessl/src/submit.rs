@@ -1,6 +1,6 @@
 //! Submits a chain, one run after another, and follows the runs until all have ended.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use wmtp_artifacts::Digest;
 use wmtp_job_kit::{Exit, JobError};
 
 use crate::client::{Client, Created, State, is_retryable};
-use crate::ledger::{Ledger, Stand};
+use crate::ledger::{Entry, Ledger, Stand};
 use crate::render::Planned;
 
 /// Looks in a row at a run that may bring nothing before it is given up.
@@ -76,6 +76,42 @@ pub(crate) struct Course<'a> {
     say: &'a dyn Fn(String),
 }
 
+fn digest(planned: &Planned) -> Result<Digest, JobError> {
+    let yaml = planned.spec.to_yaml().map_err(JobError::internal)?;
+    Ok(Digest::of(yaml.as_bytes()))
+}
+
+/// Where a step is that the ledger knows as this, or does not know; what is made from something that is not done is not
+/// current.
+fn place_of(entry: Option<&Entry>, is_current: bool) -> Place {
+    let known = entry.map(|entry| (entry.stand, entry.runs.last()));
+    match known {
+        Some((Stand::Done, _)) if is_current => Place::Done,
+        Some((Stand::UnderWay, Some(run))) if is_current => Place::UnderWay(*run),
+        _ => Place::Waiting(None),
+    }
+}
+
+/// How many runs each step of a chain takes in all: those that were submitted before, whatever became of them, and one more
+/// where it is not done or under way.
+pub(crate) fn runs_in_all<'a>(
+    chain: &'a [Planned],
+    ledger: &Ledger,
+) -> Result<BTreeMap<&'a str, usize>, JobError> {
+    let (mut done, mut runs) = (BTreeSet::new(), BTreeMap::new());
+    for planned in chain {
+        let (id, after) = (planned.step.id.as_str(), &planned.step.after);
+        let is_current = after.iter().all(|before| done.contains(before.as_str()));
+        let place = place_of(ledger.step(id, &digest(planned)?), is_current);
+        if place == Place::Done {
+            done.insert(id);
+        }
+        let more = usize::from(matches!(place, Place::Waiting(_)));
+        runs.insert(id, ledger.num_runs(id) + more);
+    }
+    Ok(runs)
+}
+
 impl<'a> Course<'a> {
     /// A chain, where an earlier call left it.
     pub(crate) fn new(
@@ -93,8 +129,7 @@ impl<'a> Course<'a> {
             say,
         };
         for planned in chain {
-            let yaml = planned.spec.to_yaml().map_err(JobError::internal)?;
-            let spec = Digest::of(yaml.as_bytes());
+            let spec = digest(planned)?;
             let place = course.place_before(planned, &spec)?;
             course.walkers.push(Walker {
                 planned,
@@ -115,17 +150,16 @@ impl<'a> Course<'a> {
         let Some(entry) = self.ledger.step(id, spec) else {
             return Ok(Place::Waiting(None));
         };
-        let last = entry.runs.last().copied();
-        let is_current = self.inputs_are_done(planned);
-        match (entry.stand, last) {
-            (Stand::Done, _) if is_current => {
-                self.tell(id, "done before");
-                return Ok(Place::Done);
-            }
-            (Stand::UnderWay, Some(run)) if is_current => {
-                self.tell(id, format!("under way as run {run}"));
-                return Ok(Place::UnderWay(run));
-            }
+        let place = place_of(Some(entry), self.inputs_are_done(planned));
+        match place {
+            Place::Done => self.tell(id, "done before"),
+            Place::UnderWay(run) => self.tell(id, format!("under way as run {run}")),
+            _ => {}
+        }
+        if !matches!(place, Place::Waiting(_)) {
+            return Ok(place);
+        }
+        match (entry.stand, entry.runs.last()) {
             (Stand::UnderWay, Some(run)) => self.tell(
                 id,
                 format!(

@@ -169,6 +169,34 @@ fn what_does_not_belong_to_the_rest_is_found() {
 }
 
 #[test]
+fn what_names_its_builder_is_found_without_a_release() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("train-stage2"), b"\0/cargo/a.rs\0").unwrap();
+    let traces = || {
+        let mut command = Command::new(PROGRAM);
+        let ended = command
+            .args(["traces", "--without", ELSEWHERE])
+            .arg(folder.path());
+        let ended = ended.output().unwrap();
+        let said = [ended.stdout, ended.stderr].concat();
+        (ended.status.code(), String::from_utf8(said).unwrap())
+    };
+    let clean = "1 files name no folder of the machine that built them\n".to_owned();
+    assert_eq!(traces(), (Some(0), clean));
+    std::fs::create_dir(folder.path().join("more")).unwrap();
+    std::fs::write(
+        folder.path().join("more/kernels"),
+        b"\0/home/a-builder/a.cu\0",
+    )
+    .unwrap();
+    let (code, said) = traces();
+    assert_eq!(code, Some(76), "{said}");
+    let found = "more/kernels: holds paths below /home/a-builder, a folder of the machine that built it (1 in all), such as \
+                 /home/a-builder/a.cu\n";
+    assert!(said.contains(found), "{said}");
+}
+
+#[test]
 fn every_path_is_below_the_root() {
     for folder in ["/", "", "home", "/.."] {
         let ended = Command::new(PROGRAM)

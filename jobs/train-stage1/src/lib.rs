@@ -155,10 +155,9 @@ train-stage1 --objective reference --data micropy --base micro-ref --recipe reci
     fn run(work: &Work, run: &mut Run) -> Result<Vec<Output>, JobError> {
         let device = work.compute.open(run)?;
         let team = Team::start(run, work.compute)?;
-        let grace = work.compute.grace();
         match work.objective {
-            Objective::Value => value::run(run, &device, &team.ranks, grace),
-            Objective::Reference => reference::run(run, &device, &team.ranks, grace),
+            Objective::Value => value::run(run, &device, &team.ranks),
+            Objective::Reference => reference::run(run, &device, &team.ranks),
         }
     }
 

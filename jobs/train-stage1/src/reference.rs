@@ -1,7 +1,6 @@
 //! The tuned reference and its cross-entropies.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use serde::Serialize;
 use wmtp_data_sets::TokenFile;
@@ -71,12 +70,7 @@ impl Loaded {
     }
 }
 
-pub(crate) fn run(
-    run: &Run,
-    device: &Device,
-    ranks: &Arc<Ranks>,
-    grace: Duration,
-) -> Result<Vec<Output>, JobError> {
+pub(crate) fn run(run: &Run, device: &Device, ranks: &Arc<Ranks>) -> Result<Vec<Output>, JobError> {
     let recipe = run.recipe();
     let loaded = Loaded::of(run, device)?;
     let Loaded { params, store, .. } = &loaded;
@@ -84,7 +78,6 @@ pub(crate) fn run(
     let how = Drive {
         device,
         label: "reference",
-        grace,
         is_scored: true,
     };
     let best_step = drive(&mut trainer, run, how)?;

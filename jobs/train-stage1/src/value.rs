@@ -2,7 +2,6 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use serde::Serialize;
 use wmtp_artifacts::Digest;
@@ -134,19 +133,13 @@ impl Loaded {
     }
 }
 
-pub(crate) fn run(
-    run: &Run,
-    device: &Device,
-    ranks: &Arc<Ranks>,
-    grace: Duration,
-) -> Result<Vec<Output>, JobError> {
+pub(crate) fn run(run: &Run, device: &Device, ranks: &Arc<Ranks>) -> Result<Vec<Output>, JobError> {
     let recipe = run.recipe();
     let loaded = Loaded::of(run, device)?;
     let mut trainer = loaded.trainer(recipe, ranks)?;
     let how = Drive {
         device,
         label: "value model",
-        grace,
         is_scored: true,
     };
     let best_step = drive(&mut trainer, run, how)?;

@@ -203,7 +203,6 @@ train-stage2 --device cuda --ranks 4 --data mbpp --base big-mtp --recipe v001.ya
         let how = Drive {
             device: &device,
             label: &label,
-            grace: work.compute.grace(),
             is_scored: false,
         };
         let best_step = drive(&mut trainer, run, how)?;

@@ -1,6 +1,7 @@
 //! Arguments that every job and tool takes.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use wmtp_artifacts::Alias;
 
@@ -58,13 +59,26 @@ pub(crate) struct Common {
     /// Of a job.
     #[arg(skip)]
     pub(crate) rates: Rates,
+    /// Of a job.
+    #[arg(skip)]
+    pub(crate) grace: Duration,
 }
 
-/// Flags of a job: a tool's work is not recorded.
+/// Flags of a job: a tool's work is not recorded, and none of it is saved for a later attempt.
 #[derive(Debug, clap::Args)]
 pub(crate) struct JobOnly {
     #[command(flatten)]
     common: Common,
+    /// Seconds between a signal to stop and the kill behind it: a state is saved where it fits into them
+    // By default less than the half minute that Kubernetes leaves: the run's last events have to reach the store, too.
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        env = "WMTP_GRACE_SECS",
+        default_value_t = 20,
+        help_heading = "Common options"
+    )]
+    grace_secs: u16,
     #[command(flatten)]
     rates: Rates,
 }
@@ -73,6 +87,7 @@ impl From<JobOnly> for Common {
     fn from(flags: JobOnly) -> Self {
         Self {
             rates: flags.rates,
+            grace: Duration::from_secs(u64::from(flags.grace_secs)),
             ..flags.common
         }
     }

@@ -102,7 +102,7 @@ struct State {
     logs: Buffer,
     status: Status,
     urgent: bool,
-    /// When the end came.
+    /// Since the end came: until when the store is waited for.
     closing: Option<Instant>,
 }
 
@@ -270,12 +270,14 @@ impl Journal {
     }
 
     /// Writes the last status, sends what waits, but not for long, and ends the thread. Returns what a tracking server did
-    /// not take: it is asked last, when the store has everything.
-    pub(crate) fn close(&self, end: RunState) -> Option<Missing> {
+    /// not take: it is asked last, when the store has everything. With less patience than the last words have by themselves
+    /// they have that, but time for the status in any case.
+    pub(crate) fn close(&self, end: RunState, patience: Duration) -> Option<Missing> {
         {
             let mut state = self.shared.lock();
+            let patience = patience.clamp(self.shared.last_share(), self.shared.pace.last_words);
             state.status.state = end;
-            state.closing = Some(Instant::now());
+            state.closing = Some(Instant::now() + patience);
         }
         self.shared.wake.notify_all();
         self.shared.end.send_replace(true);
@@ -308,8 +310,8 @@ impl Shared {
         let mut last_beat: Option<Instant> = None;
         loop {
             let (due, closing) = self.wait(last_flush.elapsed() >= self.pace.flush_after);
-            if let Some(closing) = closing {
-                return self.end(closing + self.pace.last_words);
+            if let Some(until) = closing {
+                return self.end(until);
             }
             // First, since the claim hangs on it: lines can wait.
             if last_beat.is_none_or(|beat| beat.elapsed() >= self.pace.heartbeat) {
@@ -339,10 +341,8 @@ impl Shared {
         };
         let status = if beat.is_err() { "how it ended, " } else { "" };
         if beat.is_err() || events + logs > 0 {
-            let secs = self.pace.last_words.as_secs();
             tracing::warn!(
-                "the store did not take within {secs} s what this run had still to say: {status}{events} events, \
-                 {logs} log lines"
+                "the store did not take in time what this run had still to say: {status}{events} events, {logs} log lines"
             );
         }
     }
@@ -384,7 +384,7 @@ impl Shared {
         })
     }
 
-    /// Waits up to a second; returns whether lines are due, and when the end came, if it did.
+    /// Waits up to a second; returns whether lines are due, and where the end came, until when the store is waited for.
     fn wait(&self, is_time: bool) -> (bool, Option<Instant>) {
         let state = self.lock();
         let (mut state, _) = self
@@ -680,7 +680,7 @@ mod tests {
         place.way.silence(false);
         let told = place.until(|view| !view.events.is_empty());
         assert_eq!((told.events.len(), told.num_bad_lines), (1, 0), "{told:?}");
-        assert_eq!(journal.close(RunState::Completed), None);
+        assert_eq!(journal.close(RunState::Completed, Duration::MAX), None);
     }
 
     #[test]
@@ -699,7 +699,7 @@ mod tests {
         // It is on its way, and stays there.
         std::thread::sleep(HASTY.heartbeat);
         let began = Instant::now();
-        assert_eq!(journal.close(RunState::Failed), None);
+        assert_eq!(journal.close(RunState::Failed, Duration::MAX), None);
         assert!(began.elapsed() < Duration::from_secs(20), "{began:?}");
         let state = journal.shared.lock();
         assert_eq!((state.events.unsent(), state.logs.unsent()), (1, 1));

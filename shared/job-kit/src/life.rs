@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 use wmtp_artifacts::{
     Agent, ArtifactId, CacheEntry, CacheLookup, Claim, Digest, Draft, Input, Manifest, Outcome,
-    Provenance, RunId, RunRequest, RunResult, RunState, fault,
+    Provenance, RunId, RunRequest, RunResult, RunState, Store, fault,
 };
 use wmtp_recipe::{CONFIG_VARIABLE, Resolved, Sources};
 use wmtp_tracking::{Missing, Sink};
@@ -29,9 +29,12 @@ use crate::{
     secrets, signals,
 };
 
-/// How long an upload of outputs goes on behind a signal: what is nearly done is done, and a launcher, which kills after 30 s,
-/// sees how the run ended. What has arrived is not sent again.
+/// How long an upload of outputs, or a record that goes with it, is waited for behind a signal: what is nearly done is done, and a
+/// launcher, which kills after 30 s, sees how the run ended. What has arrived is not sent again.
 const LAST_UPLOAD: Duration = Duration::from_secs(5);
+/// What the journal has behind the grace of a stop at most: a launcher kills 10 s behind it by default, and tracking has its own
+/// last words.
+const BEHIND_GRACE: Duration = Duration::from_secs(6);
 
 /// One start of a program: its arguments and settings.
 pub(crate) struct Session {
@@ -270,7 +273,7 @@ pub(crate) fn result_of<J: Job>(
         CacheLookup::Hit(entry) if !session.common.force => {
             say_done(session, &entry);
             make_up_result(session, store, &entry);
-            name_outputs(name, store, entry.outputs.values())?;
+            store.block_on(name_outputs(name, store.store(), entry.outputs.values()))?;
             Ok(Done {
                 outputs: entry.outputs,
                 run_id: entry.run_id,
@@ -351,9 +354,9 @@ fn make_up_result(session: &Session, store: &StoreHandle, entry: &CacheEntry) {
     session.reporter.say(level, &message);
 }
 
-fn name_outputs<'a>(
+async fn name_outputs<'a>(
     name: Option<&str>,
-    store: &StoreHandle,
+    store: &Store,
     ids: impl Iterator<Item = &'a ArtifactId>,
 ) -> Result<(), JobError> {
     let Some(name) = name else {
@@ -361,9 +364,9 @@ fn name_outputs<'a>(
     };
     for id in ids {
         // Names are numbered generations: an equal one need not be written again.
-        let present = store.block_on(store.store().name(id.kind(), name))?;
+        let present = store.name(id.kind(), name).await?;
         if present.as_ref() != Some(id) {
-            store.block_on(store.store().set_name(id.kind(), name, id))?;
+            store.set_name(id.kind(), name, id).await?;
         }
     }
     Ok(())
@@ -435,10 +438,15 @@ fn compute<J: Job>(
             RunState::Failed
         }
     };
+    let patience = if run.should_stop() {
+        run.grace_left() + BEHIND_GRACE
+    } else {
+        Duration::MAX
+    };
     let missing = session
         .reporter
         .detach()
-        .and_then(|journal| journal.close(state));
+        .and_then(|journal| journal.close(state, patience));
     if let Some(missing) = missing {
         tell_missing(session, run.claim.run_id(), &missing);
     }
@@ -521,7 +529,8 @@ fn claim<W>(
     };
     let sender = Sender::ready()?;
     let account = Account::open(session.common.rates.clone());
-    let claim = store.block_on(Claim::take(store.store(), &request))?;
+    let taken = async { Ok(Claim::take(store.store(), &request).await?) };
+    let claim = store.unless_stopped(LAST_UPLOAD, taken)?;
     let tracking = tracking(session, store, &request);
     let runtime = session.runtime.handle().clone();
     let journal = Journal::start(sender, claim.clone(), task.job, runtime, tracking);
@@ -555,6 +564,7 @@ fn claim<W>(
         scratch,
         kept,
         stop: session.stop.clone(),
+        grace: session.common.grace,
         started: Instant::now(),
         account,
         may_resume: !session.common.force,
@@ -598,16 +608,18 @@ fn publish<W>(
         run.account.has_written(manifest.size());
         published.insert(output.role.clone(), manifest.id);
     }
-    run.store.block_on(run.claim.still_mine())?;
     let finished_at = jiff::Timestamp::now();
     let entry = CacheEntry {
         outputs: published.clone(),
         run_id: run.claim.run_id().clone(),
         created_at: finished_at,
     };
-    run.store
-        .block_on(store.record_cache(task.job, &task.key, &entry))?;
-    name_outputs(name, &run.store, published.values())?;
+    let recorded = async {
+        run.claim.still_mine().await?;
+        store.record_cache(task.job, &task.key, &entry).await?;
+        name_outputs(name, store, published.values()).await
+    };
+    run.store.unless_stopped(LAST_UPLOAD, recorded)?;
     let result = RunResult {
         outputs: published.clone(),
         attempt: run.claim.attempt(),
@@ -619,7 +631,8 @@ fn publish<W>(
             "usage": run.tell_usage(),
         }),
     };
-    if let Outcome::TheirsDifferent = run.store.block_on(run.claim.finish(&result))? {
+    let finished = async { Ok(run.claim.finish(&result).await?) };
+    if let Outcome::TheirsDifferent = run.store.unless_stopped(LAST_UPLOAD, finished)? {
         run.warning("an earlier attempt of this run ended with other outputs; both are kept");
     }
     Ok(published)

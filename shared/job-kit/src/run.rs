@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use wmtp_artifacts::{ArtifactId, Claim, Draft, Kind, Manifest, Provenance};
+use wmtp_artifacts::{Claim, Draft, Kind, Manifest, Provenance};
 use wmtp_recipe::Recipe;
 
 use crate::report::{Progress, Reporter};
@@ -61,6 +61,8 @@ pub struct Run {
     pub(crate) scratch: PathBuf,
     pub(crate) kept: PathBuf,
     pub(crate) stop: Stop,
+    /// Time between the signal to stop and the kill behind it.
+    pub(crate) grace: Duration,
     pub(crate) started: Instant,
     /// What this attempt has taken.
     pub(crate) account: Account,
@@ -178,12 +180,11 @@ impl Run {
         self.stop.flag.load(Ordering::SeqCst)
     }
 
-    /// Time since the signal that asked to stop; none as long as there was none.
-    pub fn stopping_for(&self) -> Duration {
-        self.stop
-            .since
-            .get()
-            .map_or(Duration::ZERO, Instant::elapsed)
+    /// What is left of the time between a signal to stop and the kill behind it; all of it as long as there was none.
+    pub fn grace_left(&self) -> Duration {
+        let since = self.stop.since.get();
+        self.grace
+            .saturating_sub(since.map_or(Duration::ZERO, Instant::elapsed))
     }
 
     /// [`Run::should_stop`] as the error that the run ends with.
@@ -213,6 +214,9 @@ impl Run {
 
     /// Stores a folder as the state that a later attempt goes on from. Of older states a collection of the store keeps
     /// as many as `optim.keep_last` says.
+    ///
+    /// # Errors
+    /// 143 where the grace of a stop is over before the store has it: the older states stay as they are.
     pub fn save_checkpoint(
         &self,
         step: u64,
@@ -229,17 +233,31 @@ impl Run {
         };
         let store = self.store.store();
         let keep_last = u32::try_from(self.recipe.optim.keep_last).unwrap_or(u32::MAX);
-        let id = self.store.block_on(async {
+        let saved = self.store.unless_stopped(self.grace_left(), async {
             let manifest = store.publish(&draft, &self.provenance).await?;
             self.claim
                 .checkpoint(step, &manifest.id, metric, keep_last)
                 .await?;
-            Ok::<ArtifactId, wmtp_artifacts::Error>(manifest.id)
+            Ok(manifest.id)
+        });
+        let id = saved.inspect_err(|error| {
+            if error.exit() == Exit::Preempted {
+                self.tell_unsaved(step);
+            }
         })?;
         let metric = metric.filter(|metric| metric.is_finite());
         let data = json!({"step": step, "artifact": id, "metric": metric});
         self.reporter.event("checkpoint", &data);
         Ok(())
+    }
+
+    fn tell_unsaved(&self, step: u64) {
+        let secs = self.grace.as_secs();
+        self.warning(format!(
+            "the state of step {step} is not saved: the store has not taken it {secs} s after the signal; the next start \
+             goes on from the state before it, or begins with the first step where there is none"
+        ));
+        self.event("not_saved", &json!({"step": step}));
     }
 
     /// The newest saved state of this run that is whole: its step and a read-only folder. Damaged ones are skipped
@@ -248,7 +266,8 @@ impl Run {
         if !self.may_resume {
             return Ok(None);
         }
-        for entry in self.store.block_on(self.claim.checkpoints())? {
+        let saved = async { Ok(self.claim.checkpoints().await?) };
+        for entry in self.store.unless_stopped(Duration::ZERO, saved)? {
             match self.store.fetch(&entry.id) {
                 Ok(dir) => {
                     self.log(format!("going on from step {} ({})", entry.step, entry.id));

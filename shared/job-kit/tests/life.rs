@@ -2,11 +2,12 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
 
-use dev_store::TestServer;
+use dev_store::{Faults, TestServer};
 use mlflow_double::{Double, Fault};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -21,8 +22,12 @@ struct Place {
 
 impl Place {
     fn new() -> Self {
+        Self::with(TestServer::start)
+    }
+
+    fn with(start: impl FnOnce(&Path) -> TestServer) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let server = TestServer::start(&folder.path().join("store"));
+        let server = start(&folder.path().join("store"));
         std::fs::create_dir(folder.path().join("work")).unwrap();
         Self { server, folder }
     }
@@ -127,19 +132,29 @@ fn waiting(place: &Place, args: &[&str]) -> (Child, BufReader<std::process::Chil
         .spawn()
         .unwrap();
     let mut stderr = BufReader::new(child.stderr.take().unwrap());
+    read_until(&mut stderr, "waiting for a signal");
+    (child, stderr)
+}
+
+/// Reads what a job says until it says this.
+fn read_until(stderr: &mut BufReader<std::process::ChildStderr>, words: &str) {
     let mut line = String::new();
-    while !line.contains("waiting for a signal") {
+    while !line.contains(words) {
         line.clear();
         assert_ne!(
             stderr.read_line(&mut line).unwrap(),
             0,
-            "the job ended instead of waiting"
+            "the job ended instead of {words}"
         );
     }
-    (child, stderr)
 }
 
-fn terminate(mut child: Child, stderr: BufReader<std::process::ChildStderr>) -> Option<i32> {
+fn terminate(child: Child, stderr: BufReader<std::process::ChildStderr>) -> Option<i32> {
+    told_to_stop(child, stderr).code
+}
+
+/// Sends a job SIGTERM and tells how it ended, and what it said from then on.
+fn told_to_stop(mut child: Child, mut stderr: BufReader<std::process::ChildStderr>) -> Ended {
     let pid = child.id().to_string();
     assert!(
         Command::new("kill")
@@ -148,10 +163,13 @@ fn terminate(mut child: Child, stderr: BufReader<std::process::ChildStderr>) -> 
             .unwrap()
             .success()
     );
-    for line in stderr.lines() {
-        drop(line);
+    let mut said = String::new();
+    stderr.read_to_string(&mut said).unwrap();
+    Ended {
+        code: child.wait().unwrap().code(),
+        stdout: String::new(),
+        stderr: said,
     }
-    child.wait().unwrap().code()
 }
 
 #[test]
@@ -450,6 +468,41 @@ fn a_stopped_run_goes_on_where_it_was_and_ends_with_the_same_bytes() {
     assert_eq!(elsewhere.run(&["--json"]).id(), resumed.id());
 }
 
+/// The store falls silent before a stop asks for a save, and while a save is under way that a stop meets.
+#[test]
+fn a_stop_waits_no_longer_than_its_grace_for_a_store_that_fell_silent() {
+    let faults = Arc::new(Faults::seeded(0, 0.0));
+    let place = Place::with(|root| TestServer::start_faulty(root, Arc::clone(&faults)));
+    let (child, stderr) = waiting(&place, &[]);
+    assert_eq!(terminate(child, stderr), Some(143));
+    for is_under_way in [false, true] {
+        let (child, mut stderr) = waiting(&place, &["--grace-secs=1"]);
+        faults.fall_silent();
+        if is_under_way {
+            place.file("go", "");
+            read_until(&mut stderr, "saving");
+        }
+        let ended = told_to_stop(child, stderr);
+        assert_eq!(ended.code, Some(143), "{}", ended.stderr);
+        for words in [
+            "the state of step 6 is not saved",
+            r#""type":"not_saved""#,
+            r#""exit_code":143"#,
+        ] {
+            assert!(ended.stderr.contains(words), "{words}: {}", ended.stderr);
+        }
+        faults.calm();
+    }
+    let resumed = place.run(&["--json"]);
+    assert_eq!(resumed.code, Some(0), "{}", resumed.stderr);
+    assert!(
+        resumed.stderr.contains("counted from 5"),
+        "{}",
+        resumed.stderr
+    );
+    assert_eq!(Place::new().run(&["--json"]).id(), resumed.id());
+}
+
 #[test]
 fn a_signal_before_there_is_work_ends_a_job_that_waits_for_a_silent_store() {
     let place = Place::new();
@@ -694,15 +747,7 @@ fn a_stopped_and_resumed_run_is_one_run_on_the_server() {
         .spawn()
         .unwrap();
     let mut stderr = BufReader::new(child.stderr.take().unwrap());
-    let mut line = String::new();
-    while !line.contains("waiting for a signal") {
-        line.clear();
-        assert_ne!(
-            stderr.read_line(&mut line).unwrap(),
-            0,
-            "the job ended instead of waiting"
-        );
-    }
+    read_until(&mut stderr, "waiting for a signal");
     assert_eq!(terminate(child, stderr), Some(143));
     assert_eq!(only_run(&double)["info"]["status"], "KILLED");
 

@@ -1,5 +1,6 @@
 //! A job for the tests of the kit: counts to ten and writes the number; can stop, fail, panic and wait on demand.
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ struct Tiny {
     #[arg(long)]
     data: Option<String>,
     /// How the run ends: done, panic, numeric, refused, full, crew (asks another process for its recipe), or wait (until a
-    /// signal)
+    /// signal, or a file `go` in its folder, and saves then)
     #[arg(long, default_value = "done")]
     end: String,
 }
@@ -72,7 +73,7 @@ impl Job for Tiny {
         for step in start..STEPS {
             progress.set(step + 1);
             run.metrics(step, &[("count", step as f64), ("undefined", f64::NAN)]);
-            if step == WAITING_STEP {
+            if step == WAITING_STEP.max(start) {
                 act(work, run, step)?;
             }
         }
@@ -108,9 +109,10 @@ fn act(work: &TinyWork, run: &Run, step: u64) -> Result<(), JobError> {
         }
         "wait" => {
             run.log("waiting for a signal");
-            while !run.should_stop() {
+            while !run.should_stop() && !Path::new("go").exists() {
                 std::thread::sleep(Duration::from_millis(10));
             }
+            run.log("saving");
             let dir = run.scratch().join("state");
             std::fs::create_dir_all(&dir)?;
             std::fs::write(dir.join("step"), (step + 1).to_string())?;

@@ -65,8 +65,8 @@ impl Shared {
 }
 
 impl Sink {
-    /// Starts to follow a run. `io` is where the store's requests run. None where the run belongs to no experiment, or
-    /// this machine gives no thread.
+    /// Starts to follow a run. `io` is where the store's requests run. None where the run belongs to no experiment, or,
+    /// which is told, this machine gives no thread.
     pub fn start(
         server: Server,
         store: Store,
@@ -88,9 +88,16 @@ impl Sink {
             num_failures: 0,
             has_answered: false,
         };
+        let tell = Arc::clone(&worker.say);
         let thread = std::thread::Builder::new()
             .name("tracking".to_owned())
             .spawn(move || worker.run())
+            .inspect_err(|error| {
+                tell(
+                    "warning",
+                    &format!("this run is not tracked: starting the thread for it: {error}"),
+                );
+            })
             .ok()?;
         Some(Self {
             shared,

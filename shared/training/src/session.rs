@@ -212,7 +212,7 @@ pub fn open_device(place: Place, run: &Run) -> Result<Device> {
     Ok(device)
 }
 
-/// Where a training computes, and how long it may take to end.
+/// Where a training computes.
 #[derive(Debug, Clone, Copy, clap::Args)]
 pub struct Compute {
     /// Where to compute: cpu, cuda, or cuda:1 for the second device.
@@ -227,23 +227,9 @@ pub struct Compute {
         value_parser = clap::value_parser!(u16).range(1..=64)
     )]
     ranks: u16,
-    /// Seconds between a signal to stop and the kill behind it: the state is saved where that is reckoned to fit into them.
-    #[arg(
-        long,
-        value_name = "SECONDS",
-        env = "WMTP_GRACE_SECS",
-        default_value_t = 20
-    )]
-    grace_secs: u16,
 }
 
 impl Compute {
-    /// Time between a signal to stop and the kill behind it. By default less than the half minute that Kubernetes leaves:
-    /// the run's last events have to reach the store, too.
-    pub fn grace(self) -> Duration {
-        Duration::from_secs(u64::from(self.grace_secs))
-    }
-
     /// Opens the device of the rank that leads, and says which it is.
     ///
     /// # Errors
@@ -339,8 +325,6 @@ pub struct Drive<'a> {
     pub device: &'a Device,
     /// What it trains, for people.
     pub label: &'a str,
-    /// Time between a signal to stop and the kill behind it.
-    pub grace: Duration,
     /// Whether many rows are scored next: the state after the last step is then saved, for a run that is stopped or dies
     /// at that.
     pub is_scored: bool,
@@ -374,7 +358,7 @@ pub fn drive(trainer: &mut dyn Trainer, run: &Run, drive: Drive<'_>) -> Result<u
     let mut pace = Pace::new(&led, run, device)?;
     while !led.trainer.is_done() {
         if run.should_stop() {
-            return Err(stop(&led, run, &mut saving, drive.grace)?);
+            return Err(stop(&led, run, &mut saving)?);
         }
         let (started, step) = (run.elapsed(), led.trainer.step());
         let report = match led.advance() {
@@ -406,7 +390,7 @@ pub fn drive(trainer: &mut dyn Trainer, run: &Run, drive: Drive<'_>) -> Result<u
     pace.finish(run, device);
     if drive.is_scored {
         if run.should_stop() {
-            return Err(stop(&led, run, &mut saving, drive.grace)?);
+            return Err(stop(&led, run, &mut saving)?);
         }
         save_unless_saved(&led, run, &mut saving)?;
     }
@@ -620,13 +604,8 @@ fn save_unless_saved(led: &Led<'_, '_>, run: &Run, saving: &mut Saving) -> Resul
 
 /// Ends a run that was told to stop, with what it ends with: its state is saved where the rest of the grace is enough for
 /// that. An upload that the kill cuts off would be of no use to anyone.
-fn stop(
-    led: &Led<'_, '_>,
-    run: &Run,
-    saving: &mut Saving,
-    grace: Duration,
-) -> Result<JobError, JobError> {
-    let left = grace.saturating_sub(run.stopping_for());
+fn stop(led: &Led<'_, '_>, run: &Run, saving: &mut Saving) -> Result<JobError, JobError> {
+    let left = run.grace_left();
     match saving.unsaved(led.trainer.step(), led.trainer.state_bytes(), left) {
         None => save_unless_saved(led, run, saving)?,
         Some(unsaved) => {

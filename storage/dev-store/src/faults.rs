@@ -108,6 +108,8 @@ struct State {
     random: StdRng,
     /// Share of the requests that draw a fault.
     rate: f64,
+    /// Whether no request is answered.
+    is_silent: bool,
     counts: HashMap<Fault, u64>,
     /// The last listings that were sent, by request.
     listings: HashMap<String, (Instant, StatusCode, Bytes)>,
@@ -119,6 +121,7 @@ impl Faults {
         let state = State {
             random: StdRng::seed_from_u64(seed),
             rate,
+            is_silent: false,
             counts: HashMap::new(),
             listings: HashMap::new(),
         };
@@ -129,7 +132,14 @@ impl Faults {
 
     /// No further request goes wrong.
     pub fn calm(&self) {
-        self.locked().rate = 0.0;
+        let mut state = self.locked();
+        state.rate = 0.0;
+        state.is_silent = false;
+    }
+
+    /// Of no further request anything is done, and none is answered, until [`Faults::calm`].
+    pub fn fall_silent(&self) {
+        self.locked().is_silent = true;
     }
 
     /// How often each fault was injected.
@@ -170,6 +180,9 @@ impl Faults {
         service: &S3Service,
         request: Request<Bytes>,
     ) -> io::Result<Response<Body>> {
+        if self.locked().is_silent {
+            return std::future::pending().await;
+        }
         let is_listing = is_listing(&request);
         let fault = self.draw(request.method(), is_listing);
         let place = request.uri().to_string();

@@ -343,6 +343,36 @@ fn another_spec_is_another_run_with_all_that_follows() {
     assert_eq!(place.created()[STEPS.len()..], again);
 }
 
+/// 1.2 hours of GPUs are expected of the chain, 0.6 of what is made anew behind another value model; 2 are granted.
+#[test]
+fn a_budget_holds_for_what_was_spent_and_what_is_still_to_be_submitted() {
+    let place = Place::new();
+    place.outcomes("value-model", "78\n");
+    place.submit(&[]).expect(78);
+    // Spent 0.2 on the failure and 0.6 on what does not wait for it: 1.4 in all, and again nothing is left to submit.
+    place.submit(&[]).expect(0);
+    let before = place.created();
+    place.submit(&[]).expect(0);
+    assert_eq!(place.created(), before);
+    // 0.6 more are 2.0.
+    let anew = |digit: char| {
+        let text = place.read("profile.yaml");
+        let at =
+            text.find("train-stage1: sha256:").expect("its digest") + "train-stage1: sha256:".len();
+        let (head, tail) = text.split_at(at);
+        place.write("profile.yaml", &format!("{head}{digit}{}", &tail[1..]));
+    };
+    anew('1');
+    place.submit(&[]).expect(0);
+    let before = place.created();
+    anew('2');
+    place
+        .submit(&[])
+        .expect(77)
+        .says("2.60 hours of GPUs are expected, and its budget is 2.00");
+    assert_eq!(place.created(), before, "nothing was submitted");
+}
+
 #[test]
 fn a_run_under_way_on_inputs_that_are_made_anew_does_not_count() {
     let place = Place::new();
