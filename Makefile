@@ -121,6 +121,10 @@ images: ## Build the jobs' images by docker buildx, podman or buildah. IMAGE=all
 images-check: build $(CYCLONEDX) ## Build all images without a registry, run the chain in them, hold them against the job contract; needs root and podman
 	PATH=$(CARGO_TOOLS)/bin:$$PATH docker/check.sh $(IMAGES) $(TARGET)/debug
 
+.PHONY: images-compile
+images-compile: build ## Compile images by the Dockerfile alone, without a registry, hold them against the job contract. IMAGE=cpu|name PROFILE=dev|release
+	PROFILE=$(PROFILE) docker/compile-check.sh $(IMAGES)-compile $(TARGET)/debug $(filter-out all,$(IMAGE))
+
 .PHONY: conformance
 conformance: build ## Hold an image on this machine against the job contract. IMAGE=name
 	$(if $(IMAGE),,$(error IMAGE=name is missing: which image?))

@@ -215,6 +215,9 @@ fn of_all(file: &Dockerfile, bake: &Bake, jobs: &[String], found: &mut Vec<Findi
             });
         }
     }
+    for stage in &file.stages {
+        of_arguments(file, stage, found);
+    }
     for (name, base) in &file.args {
         if name.ends_with("_BASE") && !is_fixed(base) {
             found.push(Finding {
@@ -223,6 +226,30 @@ fn of_all(file: &Dockerfile, bake: &Bake, jobs: &[String], found: &mut Vec<Findi
             });
         }
     }
+}
+
+/// Arguments that a stage uses are declared in it: buildah hands on none of those of the stage below, and what is not handed
+/// on is empty.
+fn of_arguments(file: &Dockerfile, stage: &Stage, found: &mut Vec<Finding>) {
+    let mut known = BTreeSet::new();
+    for one in &stage.instructions {
+        known.extend(declared(one));
+        for name in used(&one.rest).filter(|name| is_declared(file, name) && !known.contains(name))
+        {
+            found.push(Finding {
+                place: format!("Dockerfile line {}, stage {}", one.line, stage.name),
+                message: format!("uses ${{{name}}}, which this stage does not declare: ARG {name}"),
+            });
+        }
+    }
+}
+
+/// Names in `${NAME}`.
+fn used(text: &str) -> impl Iterator<Item = &str> {
+    text.split("${")
+        .skip(1)
+        .filter_map(|rest| rest.split_once('}'))
+        .map(|(name, _)| name)
 }
 
 /// `UID:GID` in numbers, neither of them root's.
@@ -240,19 +267,16 @@ fn is_fixed(image: &str) -> bool {
 }
 
 fn is_declared(file: &Dockerfile, name: &str) -> bool {
-    let declares = |one: &Instruction| {
-        one.word == "ARG"
-            && one
-                .rest
-                .split_whitespace()
-                .any(|word| word.split('=').next() == Some(name))
-    };
-    file.args.contains_key(name)
-        || file
-            .stages
-            .iter()
-            .flat_map(|stage| &stage.instructions)
-            .any(declares)
+    let mut inside = file.stages.iter().flat_map(|stage| &stage.instructions);
+    file.args.contains_key(name) || inside.any(|one| declared(one).any(|declared| declared == name))
+}
+
+/// What an ARG declares; of another instruction nothing.
+fn declared(one: &Instruction) -> impl Iterator<Item = &str> {
+    let names = if one.word == "ARG" { &*one.rest } else { "" };
+    names
+        .split_whitespace()
+        .filter_map(|word| word.split('=').next())
 }
 
 /// `key=value` pairs, values with or without double quotes.

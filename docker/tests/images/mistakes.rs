@@ -5,7 +5,7 @@ use job_images::{Bake, Dockerfile, check};
 use super::{bake, jobs, repository};
 
 /// What is replaced in the Dockerfile, by what, and what is said of it.
-const IN_DOCKERFILE: [(&str, &str, &str); 15] = [
+const IN_DOCKERFILE: [(&str, &str, &str); 16] = [
     (
         "ENTRYPOINT [\"train-stage1\"]",
         "RUN apt-get update\nENTRYPOINT [\"train-stage1\"]",
@@ -80,6 +80,11 @@ const IN_DOCKERFILE: [(&str, &str, &str); 15] = [
         "debian:bookworm-slim",
         "debian:latest",
         "CPU_BASE=docker.io/library/debian:latest, expected a tag other than latest",
+    ),
+    (
+        "hands on what the stage below was given.\nARG PROFILE=release\n",
+        "hands on what the stage below was given.\n",
+        "stage compile-cuda: uses ${PROFILE}, which this stage does not declare: ARG PROFILE",
     ),
 ];
 

@@ -471,7 +471,7 @@ mod tests {
     use dev_store::TestServer;
     use serde_json::{Value, json};
     use wmtp_artifacts::{
-        Claim, Credentials, Digest, RunId, RunRequest, RunState, RunView, Store, StoreOptions,
+        Claim, Digest, RunId, RunRequest, RunState, RunView, Store, StoreOptions,
     };
 
     use super::{BATCH_BYTES, Buffer, Journal, MOST_LINES, Pace, Sender};
@@ -598,9 +598,7 @@ mod tests {
             let connect = |endpoint: &str| {
                 let options = StoreOptions {
                     endpoint: Some(endpoint.to_owned()),
-                    region: Some(server.region().to_owned()),
-                    credentials: Some(Credentials::new(server.access_key(), server.secret_key())),
-                    ..StoreOptions::default()
+                    ..trial::options(&server)
                 };
                 let uri = "s3://wmtp/test".parse().unwrap();
                 runtime.block_on(Store::connect(&uri, options)).unwrap()

@@ -4,14 +4,14 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
 use dev_store::{Faults, TestServer};
 use mlflow_double::{Double, Fault};
 use serde_json::Value;
 use tempfile::TempDir;
-use wmtp_artifacts::{Credentials, Store, StoreOptions};
+use trial::Ended;
 
 /// A store and a working directory.
 struct Place {
@@ -42,17 +42,14 @@ impl Place {
             .args(args)
             .current_dir(self.work())
             .env_clear()
-            .env("AWS_ENDPOINT_URL_S3", self.server.endpoint())
-            .env("AWS_ACCESS_KEY_ID", self.server.access_key())
-            .env("AWS_SECRET_ACCESS_KEY", self.server.secret_key())
-            .env("AWS_REGION", self.server.region())
+            .envs(trial::variables(&self.server))
             .env("WMTP_STORE", "s3://wmtp/test")
             .stdin(Stdio::null());
         command
     }
 
     fn run(&self, args: &[&str]) -> Ended {
-        Ended::of(self.command(args).output().unwrap())
+        Ended::of(&mut self.command(args))
     }
 
     fn file(&self, name: &str, text: &str) {
@@ -79,46 +76,12 @@ fn list(dir: &Path, files: &mut Vec<String>) {
     }
 }
 
-/// How a run ended and what it said.
-struct Ended {
-    code: Option<i32>,
-    stdout: String,
-    stderr: String,
-}
-
-impl Ended {
-    fn of(output: Output) -> Self {
-        Self {
-            code: output.status.code(),
-            stdout: String::from_utf8(output.stdout).unwrap(),
-            stderr: String::from_utf8(output.stderr).unwrap(),
-        }
-    }
-
-    fn result(&self) -> Value {
-        let line = self
-            .stdout
-            .lines()
-            .last()
-            .unwrap_or_else(|| panic!("no result: {}", self.stderr));
-        serde_json::from_str(line).unwrap()
-    }
-
-    fn id(&self) -> String {
-        self.result()["outputs"]["count"]
-            .as_str()
-            .unwrap()
-            .to_owned()
-    }
-
-    /// The error as people see it, without the JSON lines before it.
-    fn error(&self) -> String {
-        let start = self
-            .stderr
-            .find("error: ")
-            .unwrap_or_else(|| panic!("no error in {}", self.stderr));
-        self.stderr[start..].trim_end().to_owned()
-    }
+/// The artifact that a run wrote.
+fn id(ended: &Ended) -> String {
+    ended.result()["outputs"]["count"]
+        .as_str()
+        .unwrap()
+        .to_owned()
 }
 
 /// Starts a job that waits in the middle of its work.
@@ -221,7 +184,7 @@ fn the_second_call_does_no_work_and_says_why() {
     let second = place.run(&["--json", "--name", "ten"]);
     assert_eq!(second.code, Some(0), "{}", second.stderr);
     assert_eq!(second.result()["cached"], true);
-    assert_eq!(second.id(), first.id());
+    assert_eq!(id(&second), id(&first));
     assert!(
         second.stderr.contains("already done: raw-data-"),
         "{}",
@@ -230,10 +193,10 @@ fn the_second_call_does_no_work_and_says_why() {
     // Another text is other work; the name of the first serves as input.
     let third = place.run(&["--json", "--text", "other", "--data", "ten"]);
     assert_eq!(third.result()["cached"], false, "{}", third.stderr);
-    assert_ne!(third.id(), first.id());
+    assert_ne!(id(&third), id(&first));
     let forced = place.run(&["--json", "--force"]);
     assert_eq!(forced.result()["cached"], false, "{}", forced.stderr);
-    assert_eq!(forced.id(), first.id());
+    assert_eq!(id(&forced), id(&first));
 }
 
 #[test]
@@ -311,7 +274,7 @@ fn a_broken_recipe_is_usage_and_names_the_key() {
         place.file("r.yaml", &format!("version: {{id: v001}}\n{text}\n"));
         let ended = place.run(&["--recipe", "r.yaml"]);
         assert_eq!(ended.code, Some(2), "{}", ended.stderr);
-        ended.error()
+        ended.error().to_owned()
     };
     insta::assert_snapshot!(recipe("optim: {lrr: 1}"), @r"
     error: unknown key `optim.lrr` in r.yaml; did you mean `optim.lr`?
@@ -323,7 +286,7 @@ fn a_broken_recipe_is_usage_and_names_the_key() {
 
     hint: `--explain` lists every setting, its value and its source
     "#);
-    let unset = Ended::of(
+    let unset = Ended::from(
         place
             .command(&[])
             .env_remove("WMTP_STORE")
@@ -341,19 +304,9 @@ fn a_broken_recipe_is_usage_and_names_the_key() {
 #[test]
 fn a_recipe_lies_in_a_bucket_with_the_one_that_it_extends_beside_it() {
     let place = Place::new();
-    let options = StoreOptions {
-        endpoint: Some(place.server.endpoint().to_owned()),
-        region: Some(place.server.region().to_owned()),
-        credentials: Some(Credentials::new(
-            place.server.access_key(),
-            place.server.secret_key(),
-        )),
-        ..StoreOptions::default()
-    };
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
-        let uri = "s3://wmtp/recipes".parse().unwrap();
-        let store = Store::connect(&uri, options).await.unwrap();
+        let store = trial::connect(&place.server, "s3://wmtp/recipes").await;
         for (name, text) in [
             ("v001.yaml", "version: {id: v001}\noptim: {lr: 0.25}\n"),
             (
@@ -391,7 +344,7 @@ fn a_recipe_lies_in_a_bucket_with_the_one_that_it_extends_beside_it() {
     // What a store cannot tell now it may tell later.
     let mut refused = place.command(&["--recipe", "s3://wmtp/recipes/v001.yaml"]);
     refused.env("AWS_SECRET_ACCESS_KEY", "planted-wrong-secret");
-    let refused = Ended::of(refused.output().unwrap());
+    let refused = Ended::from(refused.output().unwrap());
     assert_eq!(refused.code, Some(69), "{}", refused.stderr);
     assert!(
         refused
@@ -429,7 +382,7 @@ fn two_stores_share_a_scratch_folder_and_leave_each_other_alone() {
 #[test]
 fn a_store_that_refuses_or_is_silent_is_unavailable_and_no_secret_is_printed() {
     let place = Place::new();
-    let wrong = Ended::of(
+    let wrong = Ended::from(
         place
             .command(&[])
             .env("AWS_SECRET_ACCESS_KEY", "planted-wrong-secret")
@@ -442,7 +395,7 @@ fn a_store_that_refuses_or_is_silent_is_unavailable_and_no_secret_is_printed() {
         "{}",
         wrong.stderr
     );
-    let silent = Ended::of(
+    let silent = Ended::from(
         place
             .command(&[])
             .env("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
@@ -465,7 +418,7 @@ fn a_stopped_run_goes_on_where_it_was_and_ends_with_the_same_bytes() {
         resumed.stderr
     );
     let elsewhere = Place::new();
-    assert_eq!(elsewhere.run(&["--json"]).id(), resumed.id());
+    assert_eq!(id(&elsewhere.run(&["--json"])), id(&resumed));
 }
 
 /// The store falls silent before a stop asks for a save, and while a save is under way that a stop meets.
@@ -500,7 +453,7 @@ fn a_stop_waits_no_longer_than_its_grace_for_a_store_that_fell_silent() {
         "{}",
         resumed.stderr
     );
-    assert_eq!(Place::new().run(&["--json"]).id(), resumed.id());
+    assert_eq!(id(&Place::new().run(&["--json"])), id(&resumed));
 }
 
 #[test]
@@ -520,7 +473,7 @@ fn a_signal_before_there_is_work_ends_a_job_that_waits_for_a_silent_store() {
     let pid = child.id().to_string();
     let kill = Command::new("kill").args(["-TERM", &pid]).status().unwrap();
     assert!(kill.success());
-    let ended = Ended::of(child.wait_with_output().unwrap());
+    let ended = Ended::from(child.wait_with_output().unwrap());
     drop(connection);
     assert_eq!(ended.code, Some(143), "{}", ended.stderr);
     assert!(
@@ -561,7 +514,7 @@ fn work_that_another_process_holds_is_left_to_it() {
 
 #[test]
 fn a_job_killed_anywhere_ends_with_the_same_bytes_when_run_again() {
-    let expected = Place::new().run(&["--json"]).id();
+    let expected = id(&Place::new().run(&["--json"]));
     let points = [
         "job:early",
         "job:middle",
@@ -572,7 +525,7 @@ fn a_job_killed_anywhere_ends_with_the_same_bytes_when_run_again() {
     ];
     for point in points {
         let place = Place::new();
-        let killed = Ended::of(
+        let killed = Ended::from(
             place
                 .command(&["--json"])
                 .env("WMTP_FAULT_POINT", point)
@@ -587,7 +540,7 @@ fn a_job_killed_anywhere_ends_with_the_same_bytes_when_run_again() {
         assert_eq!(killed.stdout, "");
         let again = place.run(&["--json", "--name", "ten"]);
         assert_eq!(again.code, Some(0), "{point}: {}", again.stderr);
-        assert_eq!(again.id(), expected, "{point}");
+        assert_eq!(id(&again), expected, "{point}");
         // Behind the cache entry nothing is computed again, and the run still gets its result.
         let is_cached = matches!(point, "publish:after-cache" | "run:before-result");
         let made_up = |ended: &Ended| ended.stderr.contains("had not said how it ended");
@@ -621,7 +574,7 @@ fn only_run(double: &Double) -> Value {
 #[test]
 fn a_tracked_run_is_on_the_server_and_its_artifacts_are_the_same() {
     let (place, double) = (Place::new(), Double::start());
-    let tracked = Ended::of(
+    let tracked = Ended::from(
         place
             .tracked(double.endpoint(), &["--name=ten"])
             .env("WMTP_REVISION", "0123abcd-dirty")
@@ -655,11 +608,11 @@ fn a_tracked_run_is_on_the_server_and_its_artifacts_are_the_same() {
     let elsewhere = Place::new();
     elsewhere.file("r.yaml", RECIPE);
     let untracked = elsewhere.run(&["--recipe", "r.yaml", "--json"]);
-    assert_eq!(untracked.id(), tracked.id());
+    assert_eq!(id(&untracked), id(&tracked));
     assert_eq!(untracked.result()["run_id"], tracked.result()["run_id"]);
     // Done already: there is nothing to tell.
     let before = double.asked().len();
-    let again = Ended::of(place.tracked(double.endpoint(), &[]).output().unwrap());
+    let again = Ended::from(place.tracked(double.endpoint(), &[]).output().unwrap());
     assert_eq!(again.result()["cached"], true);
     assert_eq!(double.asked().len(), before);
 }
@@ -682,19 +635,19 @@ fn no_tracking_server_can_fail_a_run() {
     let expected = {
         let place = Place::new();
         place.file("r.yaml", RECIPE);
-        place.run(&["--recipe", "r.yaml", "--json"]).id()
+        id(&place.run(&["--recipe", "r.yaml", "--json"]))
     };
     for (fault, uri, reason) in cases {
         double.fail_always(fault);
         let place = Place::new();
         let mut job = place.tracked(uri, &[]);
-        let ended = Ended::of(
+        let ended = Ended::from(
             job.env("MLFLOW_TRACKING_TOKEN", "planted-token")
                 .output()
                 .unwrap(),
         );
         assert_eq!(ended.code, Some(0), "{fault:?}: {}", ended.stderr);
-        assert_eq!(ended.id(), expected, "{fault:?}");
+        assert_eq!(id(&ended), expected, "{fault:?}");
         let run = ended.result()["run_id"].as_str().unwrap().to_owned();
         let told = ended
             .stderr
@@ -719,7 +672,7 @@ fn no_tracking_server_can_fail_a_run() {
     ] {
         let place = Place::new();
         let mut job = place.tracked(uri, &[]);
-        let ended = Ended::of(
+        let ended = Ended::from(
             job.env("MLFLOW_TRACKING_TOKEN", "planted-token")
                 .output()
                 .unwrap(),
@@ -752,7 +705,7 @@ fn a_stopped_and_resumed_run_is_one_run_on_the_server() {
     assert_eq!(only_run(&double)["info"]["status"], "KILLED");
 
     // The flag decides the end of an attempt and nothing of the work.
-    let resumed = Ended::of(place.tracked(double.endpoint(), &[]).output().unwrap());
+    let resumed = Ended::from(place.tracked(double.endpoint(), &[]).output().unwrap());
     assert_eq!(resumed.code, Some(0), "{}", resumed.stderr);
     let run = only_run(&double);
     assert_eq!(run["info"]["status"], "FINISHED");
@@ -797,7 +750,7 @@ fn an_attempt_that_fails_tells_what_it_took_as_well() {
 fn a_filter_of_log_lines_that_cannot_be_read_ends_the_job() {
     let place = Place::new();
     let mut command = place.command(&[]);
-    let ended = Ended::of(
+    let ended = Ended::from(
         command
             .env("WMTP_LOG", "wmtp_artifacts=loud")
             .output()
@@ -848,6 +801,6 @@ fn the_processes_of_a_run_have_the_recipe_that_the_first_one_read() {
     let recipe = "{version: {id: v001}, seed: 7, optim: {lr: 3.1622776601683795e-5}}";
     pipe.write_all(recipe.as_bytes()).unwrap();
     drop(pipe);
-    let ended = Ended::of(job.wait_with_output().unwrap());
+    let ended = Ended::from(job.wait_with_output().unwrap());
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
 }

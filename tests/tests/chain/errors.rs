@@ -5,7 +5,9 @@ use std::io::Write as _;
 use std::path::Path;
 use std::process::Command;
 
-use crate::place::{Ended, Place, ended};
+use trial::Ended;
+
+use crate::place::Place;
 use crate::steps::beginning;
 
 const PREFIX: &str = "errors";
@@ -138,7 +140,7 @@ fn damaged_models_and_objects() {
         "sync-storage",
         &[&pull[..], &["again"], &elsewhere].concat(),
     );
-    let damaged = ended(command.env("WMTP_CACHE", place.path("new-cache")));
+    let damaged = Ended::of(command.env("WMTP_CACHE", place.path("new-cache")));
     damaged.expect(76);
     assert!(!place.path("again/safetensors/model.safetensors").exists());
 }
@@ -163,7 +165,7 @@ fn stores_that_refuse_or_do_not_answer() {
     let place = Place::new();
     let arguments = ["--recipe", "tiny.yaml", "--name", "d"];
     let with = |variable: &str, value: &str| -> Ended {
-        ended(
+        Ended::of(
             place
                 .job(PREFIX, "prepare-data", &arguments)
                 .env(variable, value),
@@ -203,7 +205,7 @@ fn a_full_disk_is_named_and_leaves_nothing() {
         "7",
     ];
     let mut command = place.job(PREFIX, "sync-storage", &create);
-    let full = ended(command.env("WMTP_SCRATCH", &small));
+    let full = Ended::of(command.env("WMTP_SCRATCH", &small));
     let unmounted = Command::new("umount")
         .arg(&small)
         .status()

@@ -2,7 +2,9 @@
 
 use serde_json::{Value, json};
 
-use crate::place::{Place, ended};
+use trial::Ended;
+
+use crate::place::Place;
 use crate::steps::beginning;
 
 /// Trains a policy while something goes wrong; the data of the events of one type that it told.
@@ -10,7 +12,9 @@ fn train(place: &Place, fault: &str, settings: &[&str], event: &str) -> Vec<Valu
     let arguments = ["--data=d", "--base=base", "--recipe=tiny.yaml"];
     let arguments = [arguments.as_slice(), settings].concat();
     let mut job = place.job("here", "train-stage2", &arguments);
-    let stderr = ended(job.env("WMTP_FAULT_POINT", fault)).expect(0).stderr;
+    let stderr = Ended::of(job.env("WMTP_FAULT_POINT", fault))
+        .expect(0)
+        .stderr;
     let lines = stderr
         .lines()
         .filter_map(|line| serde_json::from_str(line).ok());

@@ -5,7 +5,9 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::place::{Place, ended};
+use trial::Ended;
+
+use crate::place::Place;
 use crate::steps::{Step, all, beginning};
 
 /// The signal of `kill -9`.
@@ -57,7 +59,7 @@ fn every_job_killed_at_three_points_ends_with_the_same_leaderboard() {
 
 /// The events that a job tells without a terminal.
 fn events(command: &mut Command) -> Vec<Value> {
-    let ended = ended(command);
+    let ended = Ended::of(command);
     let lines = ended.stderr.lines();
     lines
         .filter_map(|line| serde_json::from_str(line).ok())

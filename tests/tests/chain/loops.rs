@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::outside;
-use crate::place::{Place, ended};
+use trial::Ended;
+
+use crate::place::Place;
 use crate::steps::TINY;
 
 const RULES: &str = r#"{
@@ -156,7 +158,7 @@ fn report(folder: &Path) -> PathBuf {
 fn a_loop_ends_the_same_whenever_it_is_killed() {
     let place = Place::new();
     let began = Instant::now();
-    let calm = ended(&mut place.looped("calm")).expect(0);
+    let calm = Ended::of(&mut place.looped("calm")).expect(0);
     let whole = began.elapsed();
     let folder = place.folder_of("calm");
     let expected = timeless(&folder);
@@ -210,9 +212,9 @@ fn a_loop_ends_the_same_whenever_it_is_killed() {
         "file:before-rename:2",
         "file:after-rename:2",
     ] {
-        let _ = ended(place.looped("killed").env("WMTP_FAULT_POINT", point));
+        let _ = Ended::of(place.looped("killed").env("WMTP_FAULT_POINT", point));
     }
-    ended(&mut place.looped("killed")).expect(0);
+    Ended::of(&mut place.looped("killed")).expect(0);
     let found = timeless(&place.folder_of("killed"));
     for (name, text) in &expected {
         assert_eq!(found.get(name), Some(text), "{name}");
@@ -222,7 +224,7 @@ fn a_loop_ends_the_same_whenever_it_is_killed() {
 
     // A folder that is lost is made again from the store.
     std::fs::remove_dir_all(&folder).expect("the folder goes");
-    ended(&mut place.looped("calm")).expect(0);
+    Ended::of(&mut place.looped("calm")).expect(0);
     assert_eq!(timeless(&folder), expected);
 }
 
@@ -236,7 +238,7 @@ fn a_loop_keeps_to_the_rules_and_to_actions_of_people() {
     place.run("here", "prepare-data", &data).expect(0);
     let answers = outside::samples(&outside::problems(&place, "here"), |_| true);
     place.write("external/perfect/samples.jsonl", &answers);
-    ended(&mut place.looped("here")).expect(0);
+    Ended::of(&mut place.looped("here")).expect(0);
     let folder = place.folder_of("here");
     let read = |name: &str| {
         let path = folder.join(name);
@@ -431,7 +433,7 @@ fn a_training_that_fails_ends_the_loop_and_is_told() {
     let report_of_v001 = folder.join("versions/v001/_tests/train_retry_report.md");
     let read = |path: &Path| std::fs::read_to_string(path).expect("the report");
     // Its first step is the only one of the smoke run, too: the training of v001 dies at its third.
-    let failed = ended(place.looped("here").env("WMTP_FAULT_POINT", "train:step:3"));
+    let failed = Ended::of(place.looped("here").env("WMTP_FAULT_POINT", "train:step:3"));
     assert_ne!(failed.code, Some(0), "{}", failed.stdout);
     assert!(
         failed.stderr.contains("the training of v001 failed"),
@@ -444,7 +446,7 @@ fn a_training_that_fails_ends_the_loop_and_is_told() {
         "no version is skipped"
     );
 
-    ended(&mut place.looped("here")).expect(0);
+    Ended::of(&mut place.looped("here")).expect(0);
     let told = read(&report_of_v001);
     assert!(told.contains("| 42 | 1 | ended without a word |"), "{told}");
     assert!(told.contains("| 42 | 2 | completed |"), "{told}");

@@ -4,7 +4,9 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use serde_json::{Value, json};
 
-use crate::place::{Ended, Place};
+use trial::Ended;
+
+use crate::place::Place;
 use crate::steps::beginning;
 
 /// Asks nobody: answers with the references beside it, and fails where it sees what is none of its business.

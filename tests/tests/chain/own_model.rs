@@ -3,7 +3,9 @@
 
 use serde_json::Value;
 
-use crate::place::{Place, ended};
+use trial::Ended;
+
+use crate::place::Place;
 use crate::steps::{TINY, beginning};
 use crate::vessl;
 
@@ -50,7 +52,7 @@ fn a_model_from_a_hub_goes_through_the_chain() {
     let script = |recipes: &str, data: &str, variable: &str| {
         let mut chain = place.script(PREFIX, "chain.sh", &[recipes, data]);
         chain.env("OUT", place.path(data)).env(variable, "outside");
-        let told = ended(&mut chain).expect(0).stdout;
+        let told = Ended::of(&mut chain).expect(0).stdout;
         assert!(place.path(data).join("site/index.html").is_file(), "{told}");
         told
     };

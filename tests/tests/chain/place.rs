@@ -5,49 +5,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use dev_store::TestServer;
-use wmtp_artifacts::{ArtifactId, Credentials, Draft, Kind, Provenance, Store, StoreOptions};
+use trial::Ended;
+use wmtp_artifacts::{ArtifactId, Draft, Kind, Provenance, Store};
 
 /// A user's machine: everything it writes lies in one folder that goes with it.
 pub(crate) struct Place {
     folder: tempfile::TempDir,
     server: Option<TestServer>,
-}
-
-/// How a command ended.
-#[derive(Debug)]
-pub(crate) struct Ended {
-    /// Exit code; none when a signal ended it.
-    pub(crate) code: Option<i32>,
-    pub(crate) stdout: String,
-    pub(crate) stderr: String,
-}
-
-impl Ended {
-    /// Panics with what the command said unless it ended with `code`.
-    #[track_caller]
-    pub(crate) fn expect(self, code: i32) -> Self {
-        assert_eq!(
-            self.code,
-            Some(code),
-            "stdout:\n{}\nstderr:\n{}",
-            self.stdout,
-            self.stderr
-        );
-        self
-    }
-
-    /// Panics unless stderr holds every one of `words`.
-    #[track_caller]
-    pub(crate) fn says(self, words: &[&str]) -> Self {
-        for word in words {
-            assert!(
-                self.stderr.contains(word),
-                "{word:?} is not in:\n{}",
-                self.stderr
-            );
-        }
-        self
-    }
 }
 
 impl Place {
@@ -94,16 +58,9 @@ impl Place {
     /// The store under a prefix, without a job between.
     fn store(&self, prefix: &str) -> (Store, tokio::runtime::Runtime) {
         let server = self.server.as_ref().expect("the store is up");
-        let options = StoreOptions {
-            endpoint: Some(server.endpoint().to_owned()),
-            region: Some(server.region().to_owned()),
-            credentials: Some(Credentials::new(server.access_key(), server.secret_key())),
-            ..StoreOptions::default()
-        };
-        let uri = format!("s3://wmtp/{prefix}").parse().expect("an address");
         let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-        let store = runtime.block_on(Store::connect(&uri, options));
-        (store.expect("an address"), runtime)
+        let store = runtime.block_on(trial::connect(server, &format!("s3://wmtp/{prefix}")));
+        (store, runtime)
     }
 
     /// A page of a site that was brought to a prefix.
@@ -165,10 +122,7 @@ impl Place {
             .current_dir(self.folder.path())
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
-            .env("AWS_ENDPOINT_URL_S3", server.endpoint())
-            .env("AWS_ACCESS_KEY_ID", server.access_key())
-            .env("AWS_SECRET_ACCESS_KEY", server.secret_key())
-            .env("AWS_REGION", server.region())
+            .envs(trial::variables(server))
             .env("WMTP_STORE", format!("s3://wmtp/{prefix}"))
             .env("WMTP_SCRATCH", self.path(&format!("{prefix}-scratch")))
             .env("WMTP_CACHE", self.path(&format!("{prefix}-cache")))
@@ -177,7 +131,7 @@ impl Place {
     }
 
     pub(crate) fn run(&self, prefix: &str, job: &str, arguments: &[&str]) -> Ended {
-        ended(&mut self.job(prefix, job, arguments))
+        Ended::of(&mut self.job(prefix, job, arguments))
     }
 
     /// The lines of one file of a named artifact.
@@ -280,17 +234,6 @@ fn record(path: &Path) -> (String, Vec<Option<String>>) {
             .to_owned(),
         names,
     )
-}
-
-pub(crate) fn ended(command: &mut Command) -> Ended {
-    let output = command
-        .output()
-        .unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    Ended {
-        code: output.status.code(),
-        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-    }
 }
 
 /// A job's binary, beside the folder of the test binaries.

@@ -2,7 +2,9 @@
 
 use serde_json::Value;
 
-use crate::place::{Ended, Place};
+use trial::Ended;
+
+use crate::place::Place;
 use crate::steps::{Step, beginning, training};
 use crate::under_way::{Started, signal};
 
@@ -14,11 +16,6 @@ const LONG: [&str; 5] = [
     "--set=optim.checkpoint_every_steps=100000",
     "--set=optim.eval_every_steps=20",
 ];
-
-fn outputs(ended: &Ended) -> Value {
-    let result: Value = serde_json::from_str(&ended.stdout).expect("the result as JSON");
-    result["outputs"].clone()
-}
 
 /// Steps that the first attempt had done when the second one began.
 fn resumed_at(ended: &Ended) -> Option<u64> {
@@ -53,10 +50,14 @@ fn a_preempted_training_goes_on_on_another_machine_as_if_it_had_never_stopped() 
         elsewhere
             .env("WMTP_SCRATCH", place.path("elsewhere-scratch"))
             .env("WMTP_CACHE", place.path("elsewhere-cache"));
-        let again = crate::place::ended(&mut elsewhere).expect(0);
+        let again = Ended::of(&mut elsewhere).expect(0);
         let step = resumed_at(&again).expect("the second attempt goes on from a saved state");
         assert!(step > 0, "{job}: nothing was saved");
         // Of a checkpoint every loss of every step is a part, and so of its id.
-        assert_eq!(outputs(&again), outputs(&calm), "{job} {arguments:?}");
+        assert_eq!(
+            again.result()["outputs"],
+            calm.result()["outputs"],
+            "{job} {arguments:?}"
+        );
     }
 }

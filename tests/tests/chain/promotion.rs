@@ -3,7 +3,9 @@
 use serde_json::{Value, json};
 use wmtp_artifacts::{ArtifactId, Digest, Kind};
 
-use crate::place::{Ended, Place};
+use trial::Ended;
+
+use crate::place::Place;
 
 /// A version of a board, with a checkpoint of one file.
 fn row(version: &str, algo: &str, rank: u32, mean: f64, checkpoint: Option<&ArtifactId>) -> Value {

@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::place::{Ended, Place, ended};
+use trial::Ended;
+
+use crate::place::Place;
 use crate::steps::{Step, beginning, training};
 use crate::under_way::{Started, signal};
 
@@ -33,8 +35,7 @@ fn losses(place: &Place, prefix: &str, name: &str) -> Vec<f64> {
 
 /// The id of the checkpoint that a job ended with.
 fn checkpoint(ended: &Ended) -> String {
-    let result: Value = serde_json::from_str(&ended.stdout).expect("the result as JSON");
-    result["outputs"]["checkpoint"]
+    ended.result()["outputs"]["checkpoint"]
         .as_str()
         .expect("a checkpoint")
         .to_owned()
@@ -158,7 +159,7 @@ fn ranks_without_a_micro_batch_are_refused() {
     let given = arguments(&POLICY, &["--ranks=0"]);
     place.run("here", "train-stage2", &given).expect(2);
     let mut tool = place.job("here", "wmtp-store", &["fsck"]);
-    let refused = ended(tool.env("WMTP_RANK", "1")).expect(2);
+    let refused = Ended::of(tool.env("WMTP_RANK", "1")).expect(2);
     refused.says(&["WMTP_RANK is 1", "give --ranks"]);
 }
 
@@ -194,7 +195,7 @@ fn ranks_without_room_end_between_two_steps_and_go_on_as_if_nothing_had_happened
     let expected = checkpoint(&place.run("calm", "train-stage2", &given).expect(0));
     let without_room = |fault: &str| {
         let mut job = place.job("here", "train-stage2", &given);
-        let failed = ended(job.env("WMTP_FAULT_POINT", fault)).expect(73);
+        let failed = Ended::of(job.env("WMTP_FAULT_POINT", fault)).expect(73);
         failed.says(&["an allocator had nothing to give"])
     };
 

@@ -2,7 +2,9 @@
 
 use serde_json::Value;
 
-use crate::place::{Ended, Place};
+use trial::Ended;
+
+use crate::place::Place;
 use crate::steps::{beginning, training};
 
 /// A place with a data set, a tuned reference and the checkpoint of v001.

@@ -200,8 +200,6 @@ impl Place {
     /// The object that a step prints last under `--json`.
     pub(crate) fn outputs(&self, prefix: &str, step: &Step) -> serde_json::Value {
         let arguments: Vec<&str> = step.arguments.iter().copied().chain(["--json"]).collect();
-        let ended = self.run(prefix, step.job, &arguments).expect(0);
-        let line = ended.stdout.lines().last().unwrap_or_default();
-        serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))
+        self.run(prefix, step.job, &arguments).expect(0).result()
     }
 }

@@ -5,7 +5,9 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::place::{Ended, Place, ended};
+use trial::Ended;
+
+use crate::place::Place;
 use crate::steps::beginning;
 use crate::under_way::{Started, signal};
 
@@ -26,13 +28,6 @@ fn of(ended: &Ended, kind: &str) -> Vec<Value> {
     let events = lines.filter_map(|line| serde_json::from_str::<Value>(line).ok());
     let chosen = events.filter(|event| event["type"] == kind);
     chosen.map(|event| event["data"].clone()).collect()
-}
-
-/// The result of a job that succeeded.
-fn outputs(ended: &Ended) -> Value {
-    let line = ended.stdout.lines().last().unwrap_or_default();
-    let result: Value = serde_json::from_str(line).expect("the result as JSON");
-    result["outputs"].clone()
 }
 
 #[test]
@@ -95,16 +90,20 @@ fn what_dies_while_it_scores_has_its_last_step_behind_it() {
         ];
         let expected = place.run("calm", "train-stage1", &arguments).expect(0);
         let job = || place.job("here", "train-stage1", &arguments);
-        let killed = ended(job().env("WMTP_FAULT_POINT", "train:score"));
+        let killed = Ended::of(job().env("WMTP_FAULT_POINT", "train:score"));
         assert_eq!(killed.code, None, "{}", killed.stderr);
         let saved = of(&killed, "checkpoint");
         let last = &saved.last().expect("a saved state")["step"];
 
         // No step is left to do: the next attempt would die at its first one.
-        let again = ended(job().env("WMTP_FAULT_POINT", "train:step")).expect(0);
+        let again = Ended::of(job().env("WMTP_FAULT_POINT", "train:step")).expect(0);
         assert_eq!(&of(&again, "resumed")[0]["step"], last);
         assert!(of(&again, "checkpoint").is_empty(), "nothing new to save");
-        assert_eq!(outputs(&again), outputs(&expected), "{objective}");
+        assert_eq!(
+            again.result()["outputs"],
+            expected.result()["outputs"],
+            "{objective}"
+        );
     }
 }
 
@@ -161,7 +160,7 @@ fn a_plan_reads_the_settings_of_a_model_and_not_its_weights() {
     let judge = [&common[..], &["--checkpoint=v001"]].concat();
     let cache = place.path("fresh");
     let fresh = |mut job: Command| {
-        let ended = ended(job.env("WMTP_CACHE", &cache)).expect(0);
+        let ended = Ended::of(job.env("WMTP_CACHE", &cache)).expect(0);
         assert_eq!(weights(&cache), Vec::<String>::new());
         ended
     };

@@ -9,7 +9,9 @@ use std::process::{Child, Command, Stdio};
 use serde_json::{Value, json};
 use wmtp_artifacts::Kind;
 
-use crate::place::{Ended, Place, ended};
+use trial::Ended;
+
+use crate::place::Place;
 use crate::steps::{Step, beginning, judging, training};
 
 /// Of the user `admin`; it must be found nowhere afterwards.
@@ -105,7 +107,7 @@ impl Drop for Mlflow {
 /// Calls the helper for certificates under MLflow's own interpreter.
 fn tls(mut python: Command, arguments: &[&str]) {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("mlflow/tls.py");
-    ended(python.arg(script).args(arguments)).expect(0);
+    Ended::of(python.arg(script).args(arguments)).expect(0);
 }
 
 fn text(path: &Path) -> &str {
@@ -135,7 +137,7 @@ impl Place {
 
     fn replay(&self, mlflow: &Mlflow) -> Value {
         let mut command = self.job("here", "wmtp-store", &["mlflow", "replay", "--json"]);
-        let ended = ended(mlflow.lead(&mut command)).expect(0);
+        let ended = Ended::of(mlflow.lead(&mut command)).expect(0);
         serde_json::from_str(ended.stdout.trim()).expect("one object")
     }
 
@@ -144,7 +146,7 @@ impl Place {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("mlflow/compare.py");
         let mut command = self.tool(prefix, &environment.join("bin/python"));
         let store = format!("s3://wmtp/{prefix}");
-        ended(
+        Ended::of(
             mlflow
                 .lead(&mut command)
                 .arg(script)
@@ -162,7 +164,7 @@ impl Place {
             "--name=d",
         ];
         let mut command = self.job("here", "build-leaderboard", &arguments);
-        ended(mlflow.lead(&mut command))
+        Ended::of(mlflow.lead(&mut command))
     }
 
     /// Files of store, scratch and caches that hold the password in any of the forms in which it travels.
@@ -253,7 +255,7 @@ fn mlflow_says_what_the_store_holds_also_after_it_was_killed() {
     let port = free_port();
     let mut mlflow = Mlflow::start(&environment, &place, port);
     let run = |step: &Step, mlflow: &Mlflow| {
-        let ended = ended(&mut place.tracked(step, mlflow)).expect(0);
+        let ended = Ended::of(&mut place.tracked(step, mlflow)).expect(0);
         assert!(
             !ended
                 .stderr
@@ -320,7 +322,7 @@ fn mlflow_says_what_the_store_holds_also_after_it_was_killed() {
     // Another store with a run of the same id is another run of the same experiment.
     let first = &beginning()[0];
     let mut there = place.job("there", first.job, &first.arguments);
-    ended(mlflow.lead(&mut there)).expect(0);
+    Ended::of(mlflow.lead(&mut there)).expect(0);
     place.compare(&environment, &mlflow, "there").expect(0);
     place.compare(&environment, &mlflow, "here").expect(0);
 
@@ -328,7 +330,7 @@ fn mlflow_says_what_the_store_holds_also_after_it_was_killed() {
     let elsewhere = |prefix: &str, change: &dyn Fn(&mut Command)| {
         let mut job = place.job(prefix, first.job, &first.arguments);
         change(mlflow.lead(&mut job));
-        let ended = ended(&mut job).expect(0);
+        let ended = Ended::of(&mut job).expect(0);
         assert!(!ended.stderr.contains(PASSWORD), "{}", ended.stderr);
         place.compare(&environment, &mlflow, prefix).expect(1);
         ended

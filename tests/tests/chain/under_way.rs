@@ -3,7 +3,7 @@
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::process::{Child, Command, Stdio};
 
-use crate::place::Ended;
+use trial::Ended;
 
 /// Sends a process a signal by its name.
 pub(crate) fn signal(name: &str, process: u32) {

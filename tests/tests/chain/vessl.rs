@@ -6,7 +6,9 @@ use std::process::Command;
 use serde_json::Value;
 
 use crate::outside;
-use crate::place::{Ended, Place, ended};
+use trial::Ended;
+
+use crate::place::Place;
 use crate::steps::TINY;
 
 /// Training on the CPU, and the names of secrets; digests are of no image, since none is pulled.
@@ -106,7 +108,7 @@ pub(crate) fn run(place: &Place, spec: &Value) -> Ended {
             None => container.env(name, given(name)),
         };
     }
-    ended(&mut container)
+    Ended::of(&mut container)
 }
 
 /// Stores the model from outside, as a person does from a disk that no run sees.

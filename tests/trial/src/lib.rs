@@ -32,7 +32,10 @@ impl From<Output> for Ended {
 impl Ended {
     /// Runs a command to its end.
     pub fn of(command: &mut Command) -> Self {
-        command.output().expect("the program starts").into()
+        let output = command.output();
+        output
+            .unwrap_or_else(|error| panic!("{command:?}: {error}"))
+            .into()
     }
 
     /// Unless it ended with `code`, shows what it said.
@@ -64,7 +67,18 @@ impl Ended {
     /// What it printed, which is JSON.
     #[track_caller]
     pub fn json(&self) -> Value {
-        let parsed = serde_json::from_str(&self.stdout);
+        self.parsed(&self.stdout)
+    }
+
+    /// The last line that it printed, with which a job under `--json` says what it wrote.
+    #[track_caller]
+    pub fn result(&self) -> Value {
+        self.parsed(self.stdout.lines().last().unwrap_or_default())
+    }
+
+    #[track_caller]
+    fn parsed(&self, text: &str) -> Value {
+        let parsed = serde_json::from_str(text);
         parsed.unwrap_or_else(|error| panic!("{error}:\n{}\n{}", self.stdout, self.stderr))
     }
 

@@ -369,7 +369,7 @@ fn a_budget_holds_for_what_was_spent_and_what_is_still_to_be_submitted() {
     place
         .submit(&[])
         .expect(77)
-        .says("2.60 hours of GPUs are expected, and its budget is 2.00");
+        .says(&["2.60 hours of GPUs are expected, and its budget is 2.00"]);
     assert_eq!(place.created(), before, "nothing was submitted");
 }
 

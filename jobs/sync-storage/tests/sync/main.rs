@@ -64,8 +64,10 @@ impl Place {
         args.push("--json");
         let ended = self.run(&args);
         assert_eq!(ended.code, Some(0), "{args:?}: {}", ended.stderr);
-        let result: Value = serde_json::from_str(ended.stdout.lines().last().unwrap()).unwrap();
-        result["outputs"]["artifact"].as_str().unwrap().to_owned()
+        ended.result()["outputs"]["artifact"]
+            .as_str()
+            .unwrap()
+            .to_owned()
     }
 
     /// Stores the part of a processed data set that `create` reads, under the name `tiny`.

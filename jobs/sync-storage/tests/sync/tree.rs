@@ -36,7 +36,7 @@ impl Place {
     fn push_tree(&self, flags: &[&str]) -> Value {
         let ended = self.run(&[&["push-tree", "storage", "--json"][..], flags].concat());
         assert_eq!(ended.code, Some(0), "{}", ended.stderr);
-        serde_json::from_str(ended.stdout.lines().last().unwrap()).unwrap()
+        ended.result()
     }
 
     fn named(&self, kind: Kind, name: &str) -> Option<String> {
