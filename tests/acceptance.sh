@@ -184,6 +184,7 @@ filled() {
       value=$("${fills[$word]}") || value=
       typed=" $typed "
       typed=${typed/" $word "/" $value "}
+      typed=${typed# } typed=${typed% }
     fi
   done
 }
