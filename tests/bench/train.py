@@ -178,7 +178,7 @@ def sizes_on(device):
 def run_ours(binary, size, steps, threads, products, device):
     dims, rank, kept, _ = size
     env = os.environ | {"RAYON_NUM_THREADS": str(threads), "CANDLE_NUM_THREADS": "1", "MIMALLOC_PURGE_DELAY": "-1"}
-    env |= {"WMTP_DEVICE": device} | ({"LORA": str(rank)} if rank else {})
+    env |= {"WMTP_DEVICE": device} | ({"LORA": str(rank), "BASE": "bf16"} if rank else {})
     command = [binary, *map(str, dims), str(steps), products, *([str(kept)] if kept else [])]
     found = subprocess.run(command, env=env, capture_output=True, text=True)
     if found.returncode != 0:

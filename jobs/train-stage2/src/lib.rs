@@ -19,7 +19,7 @@ use wmtp_recipe::seed::stream;
 use wmtp_recipe::{Algo, Recipe};
 use wmtp_records::Split;
 use wmtp_training::session::{
-    Compute, Drive, Team, adapters, drive, dtype, follow, load_bundle, load_tokens, products,
+    Compute, Drive, Team, adapters, drive, follow, load_policy, load_tokens, products,
 };
 use wmtp_training::{OptimSettings, PolicySettings, PolicyTrainer, Ranks, Rows, Weights};
 
@@ -238,8 +238,7 @@ impl Loaded {
     fn of(inputs: &impl Inputs, device: &Device) -> Result<Self, JobError> {
         let recipe = inputs.recipe();
         let data = inputs.input("data")?;
-        let dtype = dtype(recipe.model.dtype);
-        let (params, store) = load_bundle(&inputs.input("base")?, dtype, device)?;
+        let (params, store) = load_policy(&inputs.input("base")?, recipe, device)?;
         Ok(Self {
             train: load_tokens(&data, Split::Train)?,
             validation: load_tokens(&data, Split::Validation)?,

@@ -53,7 +53,7 @@ pub fn save_gguf(
         } else {
             stored
         };
-        let weight = QTensor::quantize(store.require(&name)?, dtype)?;
+        let weight = QTensor::quantize(&store.wide(&name)?, dtype)?;
         Ok((gguf_name(&name), weight))
     });
     let tensors: Vec<(String, QTensor)> = tensors.collect::<Result<_>>()?;

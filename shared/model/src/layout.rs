@@ -48,7 +48,7 @@ pub fn next_token(params: &Params) -> Params {
 /// precision. The file holds the model of [`next_token`].
 pub fn save_hugging_face(path: &Path, params: &Params, store: &ParamStore) -> Result<()> {
     let tensors = hugging_face_tensors(params).into_iter().map(|one| {
-        let weight = store.require(&one.meta)?.as_detached_tensor();
+        let weight = store.wide(&one.meta)?;
         Ok((
             one.hugging_face,
             reordered(weight, one.heads, Pairs::Halves)?,
@@ -84,6 +84,7 @@ pub fn load_hugging_face(
     let wanted = Wanted {
         shapes: &shapes.collect::<Vec<_>>(),
         tolerated: &hugging_face_tables(params),
+        kept: &[],
         dtype,
         device,
     };

@@ -10,7 +10,7 @@ use candle_core::{DType, Device, Tensor};
 use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
 
-use crate::model::Tracking;
+use crate::model::{self, Tracking};
 use crate::ops::{LowRank, Slot};
 use crate::shards::{self, Wanted};
 use crate::store::uniform;
@@ -52,7 +52,7 @@ impl LoraTarget {
     ];
 
     /// Name of the matrix within its block.
-    fn matrix(self) -> &'static str {
+    pub(crate) fn matrix(self) -> &'static str {
         match self {
             Self::Wq => "attention.wq",
             Self::Wk => "attention.wk",
@@ -119,6 +119,18 @@ impl LoraSettings {
         }
         shapes
     }
+
+    /// Names of the base's tensors that may be kept in a type smaller than the model's: the operations that read them
+    /// have adapters, and widen them at each call.
+    pub fn widened(&self, params: &Params) -> Vec<String> {
+        let read = model::read_with(&self.targets);
+        let names = params.tensor_shapes().into_iter().map(|(name, _)| name);
+        let is_read = |name: &String| {
+            let path = name.strip_suffix(".weight").unwrap_or(name);
+            read.iter().any(|one| path.ends_with(one))
+        };
+        names.filter(is_read).collect()
+    }
 }
 
 /// Names of A and B of one matrix.
@@ -170,6 +182,7 @@ impl Adapters {
         let wanted = Wanted {
             shapes: &shapes,
             tolerated: &[],
+            kept: &[],
             dtype,
             device,
         };
@@ -200,8 +213,8 @@ impl Adapters {
 
     /// A plain store with `W + (α/r)·B·A` in the place of every adapted matrix of `base`.
     pub fn merge(&self, base: &ParamStore) -> Result<ParamStore> {
-        let merged = base.iter().map(|(name, var)| {
-            let weight = var.as_detached_tensor();
+        let merged = base.iter().map(|(name, _)| {
+            let weight = base.wide(name)?;
             let matrix = name.strip_suffix(".weight").unwrap_or(name);
             let low_rank = self.on(&[(matrix, &weight)], Tracking::Frozen)?;
             let weight = match low_rank {

@@ -10,7 +10,9 @@ use crate::observer::{Observer, Point, Site, Unobserved};
 use crate::ops::{self, AttentionHeads, BlockSetup, FeedForward, Layer, Linear, LowRank, RmsNorm};
 use crate::params::trunk_prefix;
 use crate::tape::{HeadTape, Operand};
-use crate::{Adapters, Error, Horizon, ParamStore, Params, Products, Result, Rotary, TrunkTape};
+use crate::{
+    Adapters, Error, Horizon, LoraTarget, ParamStore, Params, Products, Result, Rotary, TrunkTape,
+};
 
 /// Whether a model's tensors take gradients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,6 +64,22 @@ const FEED_FORWARD: [&str; 4] = [
     "feed_forward.w3",
     "feed_forward.w2",
 ];
+
+/// Names of the weights that a block's operations with adapters on these matrices read.
+pub(crate) fn read_with(targets: &[LoraTarget]) -> Vec<&'static str> {
+    let operations: [&[&str]; 3] = [&ATTENTION_IN, &[WO], &FEED_FORWARD];
+    let has_adapter = |names: &&[&str]| {
+        targets
+            .iter()
+            .any(|target| names.contains(&target.matrix()))
+    };
+    operations
+        .into_iter()
+        .filter(has_adapter)
+        .flatten()
+        .copied()
+        .collect()
+}
 
 impl Block {
     fn new(store: &ParamStore, prefix: &str, tracking: Tracking) -> Result<Self> {
@@ -150,6 +168,18 @@ impl Block {
             Some(low_rank) => ops::adapted_linear(heads, &self.wo, low_rank, products)?,
             None => ops::linear_with(heads, &self.wo, products)?,
         })
+    }
+
+    /// Weights of the operations without adapters.
+    fn num_unadapted(&self) -> usize {
+        let of = |parts: &[Tensor], adapters: Option<&LowRank>| match adapters {
+            Some(_) => 0,
+            None => parts.iter().map(Tensor::elem_count).sum(),
+        };
+        let (wo, adapters) = (std::slice::from_ref(&self.wo), &self.adapters);
+        of(&self.attention_in, adapters.attention_in.as_ref())
+            + of(wo, adapters.wo.as_ref())
+            + of(&self.feed_forward, adapters.feed_forward.as_ref())
     }
 
     /// Norm, q/k/v and attention, for a tape.
@@ -325,7 +355,8 @@ impl MtpModel {
         Self::build(params, store, Tracking::Frozen)
     }
 
-    /// A frozen base under adapters that take gradients.
+    /// A frozen base under adapters that take gradients. Of a base that keeps tensors in a smaller type
+    /// ([`ParamStore::load_adapted`]) it is the same to the last bit.
     pub fn adapted(params: &Params, store: &ParamStore, adapters: &Adapters) -> Result<Self> {
         Self::frozen(params, store)?.with_adapters(adapters, Tracking::Trained)
     }
@@ -378,6 +409,12 @@ impl MtpModel {
     /// How the products with weights are computed.
     pub fn products(&self) -> Products {
         self.body.setup.products
+    }
+
+    /// Weights of which a trunk block whose activations are kept holds a packed copy at most: none of those under
+    /// adapters, which are packed anew on the way back.
+    pub fn num_packed_in_block(&self) -> usize {
+        self.body.blocks.first().map_or(0, Block::num_unadapted)
     }
 
     /// The configuration.

@@ -22,6 +22,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) shapes: &'a [(String, Vec<usize>)],
     /// Tensors that may be there and are dropped.
     pub(crate) tolerated: &'a [String],
+    /// Tensors that stay in the type they are stored in where that is smaller than `dtype`.
+    pub(crate) kept: &'a [String],
     /// Stored f16, bf16, f32 and f64 values are converted to this type.
     pub(crate) dtype: DType,
     pub(crate) device: &'a Device,
@@ -275,8 +277,10 @@ pub(crate) fn take(
                 return Err(Error::corrupt(path, reason));
             }
         };
+        let is_kept = is_narrower(stored, wanted.dtype) && wanted.kept.contains(name);
+        let dtype = if is_kept { stored } else { wanted.dtype };
         let tensor = Tensor::from_raw_buffer(view.data(), stored, expected, wanted.device)?
-            .to_dtype(wanted.dtype)?;
+            .to_dtype(dtype)?;
         if !is_finite(&tensor)? {
             return Err(Error::NotFinite {
                 origin: origin(),
@@ -286,6 +290,15 @@ pub(crate) fn take(
         tensors.push((name.clone(), tensor));
     }
     Ok(tensors)
+}
+
+/// Whether a type is smaller than another that holds each of its values.
+pub(crate) fn is_narrower(one: DType, other: DType) -> bool {
+    match one {
+        DType::BF16 | DType::F16 => matches!(other, DType::F32 | DType::F64),
+        DType::F32 => other == DType::F64,
+        _ => false,
+    }
 }
 
 /// Whether every element is a number: a sum of x·0 is 0 exactly then.

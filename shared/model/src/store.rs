@@ -9,9 +9,9 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use safetensors::tensor::{Dtype, TensorView};
 
-use crate::shards::{self, Wanted};
+use crate::shards::{self, Wanted, is_narrower};
 use crate::value::head_shapes;
-use crate::{Error, HeadKind, Params, Result};
+use crate::{Error, HeadKind, LoraSettings, Params, Result};
 
 /// Meta's files may carry the rotary table; it is computed here and dropped.
 const TOLERATED: &str = "rope.freqs";
@@ -51,14 +51,27 @@ impl ParamStore {
     /// is there. Names and shapes must be exactly those of `params`; stored f16, bf16, f32 or f64 values are
     /// converted to `dtype`.
     pub fn load(path: &Path, params: &Params, dtype: DType, device: &Device) -> Result<Self> {
-        Self::read(path, &params.tensor_shapes(), dtype, device)
+        Self::from_tensors(Self::read(path, params, &[], dtype, device)?)
+    }
+
+    /// [`Self::load`] for the frozen base of adapters: what their operations read keeps the type of the file where that
+    /// is smaller than `dtype`, until they widen it. That changes no number, only memory.
+    pub fn load_adapted(
+        path: &Path,
+        params: &Params,
+        lora: &LoraSettings,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Self> {
+        let tensors = Self::read(path, params, &lora.widened(params), dtype, device)?;
+        Self::from_frozen(tensors, dtype)
     }
 
     /// Copies embeddings, trunk blocks and norm of a base model: the start of a value model.
     pub fn value_trunk_from(params: &Params, base: &Self) -> Result<Self> {
         let copy = |name: String| {
-            let var = base.require(&name)?;
-            Ok((name, var.as_detached_tensor()))
+            let wide = base.wide(&name)?;
+            Ok((name, wide))
         };
         let names = params.value_trunk_shapes().into_iter();
         Self::from_tensors(names.map(|(name, _)| copy(name)).collect::<Result<_>>()?)
@@ -95,26 +108,33 @@ impl ParamStore {
             let tensor = var.as_tensor().to_device(device)?;
             Ok((name.clone(), tensor))
         });
-        Self::from_tensors(there.collect::<Result<_>>()?)
+        Self::from_frozen(there.collect::<Result<_>>()?, self.dtype)
     }
 
     /// Copies tensors into trainable variables, keeping their order.
     pub fn from_tensors(tensors: Vec<(String, Tensor)>) -> Result<Self> {
-        let (dtype, device) = match tensors.first() {
-            Some((_, first)) => (first.dtype(), first.device().clone()),
-            None => {
-                return Err(Error::Shape(
-                    "a parameter store needs at least one tensor".to_owned(),
-                ));
-            }
-        };
+        let dtype = first_of(&tensors)?.dtype();
+        let other = tensors.iter().find(|(_, tensor)| tensor.dtype() != dtype);
+        if let Some((name, tensor)) = other {
+            return Err(Error::Shape(format!(
+                "tensor {name} is {:?}, the first one {dtype:?}",
+                tensor.dtype()
+            )));
+        }
+        Self::from_frozen(tensors, dtype)
+    }
+
+    /// Copies the tensors of a base that stays frozen under adapters, see [`Self::load_adapted`]: each is of `dtype`, or
+    /// of a smaller type.
+    pub fn from_frozen(tensors: Vec<(String, Tensor)>, dtype: DType) -> Result<Self> {
+        let device = first_of(&tensors)?.device().clone();
         let mut index = BTreeMap::new();
         let mut entries = Vec::with_capacity(tensors.len());
         for (name, tensor) in tensors {
-            if tensor.dtype() != dtype {
+            let found = tensor.dtype();
+            if found != dtype && !is_narrower(found, dtype) {
                 return Err(Error::Shape(format!(
-                    "tensor {name} is {:?}, the first one {dtype:?}",
-                    tensor.dtype()
+                    "tensor {name} is {found:?}, which the store's {dtype:?} does not hold"
                 )));
             }
             if index.insert(name.clone(), entries.len()).is_some() {
@@ -143,11 +163,7 @@ impl ParamStore {
     ) -> Result<()> {
         let mut buffers = Vec::with_capacity(self.entries.len());
         for (name, var) in &self.entries {
-            buffers.push((
-                name,
-                var.dims().to_vec(),
-                little_endian(&var.as_detached_tensor())?,
-            ));
+            buffers.push((name, var.dims().to_vec(), little_endian(&self.wide(name)?)?));
         }
         let stored = match self.dtype {
             DType::F64 => Dtype::F64,
@@ -190,7 +206,7 @@ impl ParamStore {
         self.entries.iter().map(|(_, var)| var.elem_count()).sum()
     }
 
-    /// Element type of all tensors.
+    /// Element type of the model; tensors that stay frozen under adapters may be kept in a smaller one.
     pub fn dtype(&self) -> DType {
         self.dtype
     }
@@ -207,20 +223,33 @@ impl ParamStore {
         })
     }
 
+    /// A tensor in the store's type, without a graph.
+    pub(crate) fn wide(&self, name: &str) -> Result<Tensor> {
+        let tensor = self.require(name)?.as_detached_tensor();
+        Ok(tensor.to_dtype(self.dtype)?)
+    }
+
     fn read(
         path: &Path,
-        shapes: &[(String, Vec<usize>)],
+        params: &Params,
+        kept: &[String],
         dtype: DType,
         device: &Device,
-    ) -> Result<Self> {
+    ) -> Result<Vec<(String, Tensor)>> {
         let wanted = Wanted {
-            shapes,
+            shapes: &params.tensor_shapes(),
             tolerated: &[TOLERATED.to_owned()],
+            kept,
             dtype,
             device,
         };
-        Self::from_tensors(shards::read(path, &wanted)?)
+        shards::read(path, &wanted)
     }
+}
+
+fn first_of(tensors: &[(String, Tensor)]) -> Result<&Tensor> {
+    let none = || Error::Shape("a parameter store needs at least one tensor".to_owned());
+    tensors.first().map(|(_, first)| first).ok_or_else(none)
 }
 
 fn tensor(values: Vec<f64>, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
@@ -279,6 +308,7 @@ fn fnv1a(name: &str) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::LoraTarget;
 
     fn store(seed: u64) -> ParamStore {
         ParamStore::init(&Params::small(), seed, DType::F32, &Device::Cpu).unwrap()
@@ -378,6 +408,81 @@ mod tests {
             1.0 / (192.0 * 14.0f64).sqrt(),
         );
         assert!((std("norm.weight") - 1.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn under_adapters_the_tensors_of_their_operations_keep_the_type_of_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("model.safetensors");
+        let lora = LoraSettings {
+            r: 2,
+            alpha: 4.0,
+            targets: vec![LoraTarget::Wv, LoraTarget::W2],
+        };
+        let read = [
+            "attention_norm.weight",
+            "wq.weight",
+            "wk.weight",
+            "wv.weight",
+            "ffn_norm.weight",
+            "w1.weight",
+            "w2.weight",
+            "w3.weight",
+        ];
+        let bytes = |store: &ParamStore, is_read: bool| -> usize {
+            let of = |(_, var): (&str, &Var)| var.elem_count() * var.dtype().size_in_bytes();
+            let tensors = store.iter();
+            tensors
+                .filter(|(name, _)| read.iter().any(|one| name.ends_with(one)) == is_read)
+                .map(of)
+                .sum()
+        };
+        for (stored, dtype, divisor) in [
+            (DType::BF16, DType::F32, 2),
+            (DType::F16, DType::F32, 2),
+            (DType::F32, DType::F64, 2),
+            (DType::BF16, DType::F64, 4),
+            (DType::F32, DType::F32, 1),
+            (DType::F64, DType::F32, 1),
+            (DType::BF16, DType::F16, 1),
+        ] {
+            let saved = ParamStore::init(&Params::small(), 7, stored, &Device::Cpu).unwrap();
+            saved.save(&path).unwrap();
+            let wide = ParamStore::load(&path, &Params::small(), dtype, &Device::Cpu).unwrap();
+            let kept =
+                ParamStore::load_adapted(&path, &Params::small(), &lora, dtype, &Device::Cpu)
+                    .unwrap();
+            let of_matrices = bytes(&wide, true);
+            assert!(of_matrices > 0 && bytes(&wide, false) > 0);
+            assert_eq!(
+                (bytes(&kept, true), bytes(&kept, false)),
+                (of_matrices / divisor, bytes(&wide, false)),
+                "{stored:?} under {dtype:?}"
+            );
+            // What it writes is the model, whatever it keeps.
+            let written = |store: &ParamStore| {
+                store.save(&path).unwrap();
+                std::fs::read(&path).unwrap()
+            };
+            assert_eq!(written(&kept), written(&wide), "{stored:?} under {dtype:?}");
+            assert_eq!(kept.dtype(), dtype);
+        }
+    }
+
+    #[test]
+    fn a_store_holds_its_type_and_smaller_ones_only_where_it_stays_frozen() {
+        let tensor = |name: &str, dtype: DType| {
+            let tensor = Tensor::zeros(3, dtype, &Device::Cpu).unwrap();
+            (name.to_owned(), tensor)
+        };
+        let mixed = || vec![tensor("a", DType::F32), tensor("b", DType::BF16)];
+        let refusal = |made: Result<ParamStore>| made.unwrap_err().to_string();
+        assert!(ParamStore::from_frozen(mixed(), DType::F32).is_ok());
+        assert!(refusal(ParamStore::from_tensors(mixed())).contains("tensor b is BF16"));
+        let larger = ParamStore::from_frozen(mixed(), DType::BF16);
+        assert!(refusal(larger).contains("tensor a is F32"));
+        let other = vec![tensor("a", DType::F16)];
+        assert!(refusal(ParamStore::from_frozen(other, DType::BF16)).contains("F16"));
     }
 
     #[test]

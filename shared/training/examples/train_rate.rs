@@ -1,8 +1,9 @@
 //! Our side of `make bench-train`: whole optimiser steps of one model, timed one by one.
 //!
 //! `train_rate DIM TRUNK HEADS FFN ATTENTION_HEADS VOCAB SEQUENCE BATCH STEPS f32|bf16 [ACTIVATION_MIB]` prints one JSON
-//! object with the seconds and the loss of every step (forward, backward, clipping, AdamW). `WMTP_DEVICE=cuda` runs it
-//! on a device, `LORA=r` trains adapters of that rank in place of the weights.
+//! object with the seconds and the loss of every step (forward, backward, clipping, AdamW), and the most memory that was
+//! held meanwhile. `WMTP_DEVICE=cuda` runs it on a device, `LORA=r` trains adapters of that rank in place of the weights,
+//! and `BASE=bf16` keeps these as a training keeps those of a bf16 file.
 
 use std::error::Error;
 use std::io::Write;
@@ -10,6 +11,7 @@ use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
 use wmtp_data_sets::PaddedBatch;
+use wmtp_job_kit::peak_memory_bytes;
 use wmtp_model::{
     Adapters, Horizon, LoraSettings, LoraTarget, MtpModel, ParamStore, Params, Place, Products,
 };
@@ -116,22 +118,48 @@ fn place() -> std::result::Result<Place, String> {
 }
 
 /// Weights as a run on the CPU starts with; on a device random ones that are made there, which takes seconds where
-/// billions of them would take minutes.
-fn weights(params: &Params, device: &Device) -> std::result::Result<ParamStore, Box<dyn Error>> {
-    if device.is_cpu() {
-        return Ok(ParamStore::init(params, 42, DType::F32, device)?);
-    }
-    let random = |(name, shape): (String, Vec<usize>)| -> candle_core::Result<(String, Tensor)> {
-        let tensor = match shape[..] {
-            [len] => Tensor::ones(len, DType::F32, device)?,
-            [..] => Tensor::randn(0f32, 0.02, shape, device)?,
+/// billions of them would take minutes. The tensors that are named are in bf16.
+fn weights(
+    params: &Params,
+    device: &Device,
+    in_bf16: &[String],
+) -> std::result::Result<ParamStore, Box<dyn Error>> {
+    let kept = |(name, tensor): (String, Tensor)| -> candle_core::Result<(String, Tensor)> {
+        let dtype = if in_bf16.contains(&name) {
+            DType::BF16
+        } else {
+            DType::F32
         };
-        Ok((name, tensor))
+        Ok((name, tensor.to_dtype(dtype)?))
     };
-    let tensors = params.tensor_shapes().into_iter().map(random);
-    Ok(ParamStore::from_tensors(
-        tensors.collect::<candle_core::Result<_>>()?,
-    )?)
+    let tensors: candle_core::Result<Vec<_>> = if device.is_cpu() {
+        let store = ParamStore::init(params, 42, DType::F32, device)?;
+        let all = store.iter();
+        all.map(|(name, var)| kept((name.to_owned(), var.as_detached_tensor())))
+            .collect()
+    } else {
+        let random = |(name, shape): (String, Vec<usize>)| {
+            let tensor = match shape[..] {
+                [len] => Tensor::ones(len, DType::F32, device)?,
+                [..] => Tensor::randn(0f32, 0.02, shape, device)?,
+            };
+            kept((name, tensor))
+        };
+        params.tensor_shapes().into_iter().map(random).collect()
+    };
+    Ok(ParamStore::from_frozen(tensors?, DType::F32)?)
+}
+
+/// The tensors of the base that are in bf16, as `BASE` says.
+fn in_bf16(
+    params: &Params,
+    adapters: Option<&Adapters>,
+) -> std::result::Result<Vec<String>, Box<dyn Error>> {
+    match (std::env::var("BASE").as_deref(), adapters) {
+        (Err(_) | Ok("f32"), _) => Ok(Vec::new()),
+        (Ok("bf16"), Some(adapters)) => Ok(adapters.settings().widened(params)),
+        _ => Err("BASE is f32, or bf16 with LORA".into()),
+    }
 }
 
 /// Adapters on every linear layer, of the rank that `LORA` says.
@@ -157,6 +185,11 @@ fn adapters(
     )?))
 }
 
+/// Has the system forget the most bytes that the process has held so far; whether it has.
+fn forget_peak() -> bool {
+    std::fs::write("/proc/self/clear_refs", "5").is_ok()
+}
+
 /// The most bytes that tensors have held on the device.
 fn device_bytes(device: &Device) -> Option<u64> {
     #[cfg(feature = "cuda")]
@@ -175,8 +208,9 @@ fn main() -> std::result::Result<(), Box<dyn Error>> {
         .use_current_thread()
         .build_global()?;
     let device = place()?.open()?;
-    let store = weights(&size.params, &device)?;
     let adapters = adapters(&size.params, &device)?;
+    let in_bf16 = in_bf16(&size.params, adapters.as_ref())?;
+    let store = weights(&size.params, &device, &in_bf16)?;
     let model = match &adapters {
         Some(adapters) => MtpModel::adapted(&size.params, &store, adapters)?,
         None => MtpModel::new(&size.params, &store)?,
@@ -207,6 +241,8 @@ fn main() -> std::result::Result<(), Box<dyn Error>> {
         .map(|k| size.batch * (size.sequence - k.get()))
         .collect();
     let (mut secs, mut losses) = (Vec::new(), Vec::new());
+    // What the weights took while they were made is not the steps'.
+    let has_forgotten = forget_peak();
     for _ in 0..size.steps {
         let start = Instant::now();
         let mut loss = StepLoss::new(&counts);
@@ -227,6 +263,7 @@ fn main() -> std::result::Result<(), Box<dyn Error>> {
         "tokens": size.batch * size.sequence,
         "secs": secs,
         "losses": losses,
+        "peak_bytes": has_forgotten.then(peak_memory_bytes).flatten(),
         "device_bytes": device_bytes(&device),
     });
     writeln!(std::io::stdout(), "{report}")?;

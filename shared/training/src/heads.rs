@@ -148,9 +148,9 @@ pub struct Learner<'a> {
 
 impl Learner<'_> {
     /// Bytes that a micro-batch of so many positions takes at its peak, on top of weights, gradient sums and optimiser:
-    /// the trunk blocks that are kept, each with its weights packed, one more that is gone back through and its
-    /// gradients, one head's, the stream between the blocks, and the unembedding's gradient and turned copy beside a span
-    /// of logits.
+    /// the trunk blocks that are kept, each with what it has packed of its weights, one more that is gone back through
+    /// and its gradients, one head's, the stream between the blocks, and the unembedding's gradient and turned copy
+    /// beside a span of logits.
     pub(crate) fn peak_bytes(&self, positions: usize) -> usize {
         let (params, unembedding) = (self.model.params(), self.model.unembedding());
         let dtype = unembedding.dtype();
@@ -160,7 +160,8 @@ impl Learner<'_> {
         let outside = 2 * params.vocab_size * params.dim + params.dim;
         let weights = (params.num_params() - outside) / params.n_layers;
         let output = 3 * unembedding.elem_count() + positions.min(SPAN_ROWS) * params.vocab_size;
-        blocks + (stream + (kept + 4) * weights + output) * dtype.size_in_bytes()
+        let packed = kept * self.model.num_packed_in_block() + 4 * weights;
+        blocks + (stream + packed + output) * dtype.size_in_bytes()
     }
 
     /// Trunk blocks whose activations are kept for a batch of so many positions.

@@ -288,12 +288,34 @@ pub fn load_bundle(dir: &Path, dtype: DType, device: &Device) -> Result<(Params,
     Ok((params, store))
 }
 
+/// [`load_bundle`] for the policy that a recipe trains: under adapters the weights stay frozen, and those of a file in a
+/// smaller type take no more memory than there.
+pub fn load_policy(dir: &Path, recipe: &Recipe, device: &Device) -> Result<(Params, ParamStore)> {
+    let dtype = dtype(recipe.model.dtype);
+    let Some(lora) = lora(recipe) else {
+        return load_bundle(dir, dtype, device);
+    };
+    let params = Params::load(&dir.join(bundle::PARAMS))?;
+    let store =
+        ParamStore::load_adapted(&dir.join(bundle::WEIGHTS), &params, &lora, dtype, device)?;
+    Ok((params, store))
+}
+
 /// Fresh adapters as a recipe asks for them; none where it trains every weight.
 pub fn adapters(recipe: &Recipe, params: &Params, device: &Device) -> Result<Option<Adapters>> {
+    let Some(settings) = lora(recipe) else {
+        return Ok(None);
+    };
+    let (seed, dtype) = (stream(recipe.seed, "lora"), dtype(recipe.model.dtype));
+    Ok(Some(Adapters::init(params, settings, seed, dtype, device)?))
+}
+
+/// The adapters of a recipe; none where it trains every weight.
+fn lora(recipe: &Recipe) -> Option<LoraSettings> {
     use wmtp_recipe::LoraTarget as Word;
     let lora = &recipe.lora;
     if lora.r == 0 {
-        return Ok(None);
+        return None;
     }
     let target = |word: &Word| match word {
         Word::Wq => LoraTarget::Wq,
@@ -304,13 +326,11 @@ pub fn adapters(recipe: &Recipe, params: &Params, device: &Device) -> Result<Opt
         Word::W2 => LoraTarget::W2,
         Word::W3 => LoraTarget::W3,
     };
-    let settings = LoraSettings {
+    Some(LoraSettings {
         r: lora.r,
         alpha: lora.alpha,
         targets: lora.targets.iter().map(target).collect(),
-    };
-    let (seed, dtype) = (stream(recipe.seed, "lora"), dtype(recipe.model.dtype));
-    Ok(Some(Adapters::init(params, settings, seed, dtype, device)?))
+    })
 }
 
 /// Token ids of one split of a fetched data set.

@@ -6,7 +6,7 @@ use super::{
     attention_heads, distance, feed_forward, flat, functional, linear, random, setup, small,
     small_loss,
 };
-use crate::ops::{self, LowRank, Slot};
+use crate::ops::{self, BlockSetup, LowRank, Slot};
 use crate::{Adapters, LoraSettings, LoraTarget, MtpModel, ParamStore, Products};
 use candle_core::{DType, Device, Result, Tensor, Var};
 
@@ -117,6 +117,70 @@ fn an_adapted_feed_forward_equals_its_twin() {
         let effective = packed(&[norm, w1.effective(), w3.effective(), w2.effective()]);
         let twin = feed_forward(&x, &effective, 1e-5).unwrap();
         agree(&fused, &twin, &x, &[&w1, &w3, &w2], tolerance);
+    }
+}
+
+/// Value and gradients, bit by bit.
+fn bits(value: &Tensor, vars: &[&Var]) -> Vec<Vec<u64>> {
+    let grads = functional(value).backward().unwrap();
+    let of_vars = vars.iter().map(|var| grads.get(var).unwrap());
+    std::iter::once(value)
+        .chain(of_vars)
+        .map(|tensor| flat(tensor).into_iter().map(f64::to_bits).collect())
+        .collect()
+}
+
+#[test]
+fn weights_in_a_smaller_type_give_every_bit_of_the_same_numbers_in_the_larger_one() {
+    for (stored, dtype, products) in [
+        (DType::BF16, DType::F32, Products::F32),
+        (DType::BF16, DType::F32, Products::Bf16),
+        (DType::F16, DType::F32, Products::F32),
+        (DType::BF16, DType::F64, Products::F32),
+        (DType::F32, DType::F64, Products::F32),
+    ] {
+        let setup = BlockSetup {
+            products,
+            ..setup(4, 2, 6)
+        };
+        let x = random(1, &[5, 70, 24], dtype);
+        let norm = random(9, &[24], dtype).as_detached_tensor();
+        let matrix = |seed, outputs, inputs| Adapted::new(seed, outputs, inputs, dtype);
+        let (q, k, v, o) = (
+            matrix(2, 24, 24),
+            matrix(3, 12, 24),
+            matrix(4, 12, 24),
+            matrix(5, 24, 24),
+        );
+        let (w1, w3, w2) = (matrix(6, 20, 24), matrix(7, 20, 24), matrix(8, 24, 20));
+        let run = |is_kept: bool| {
+            let as_stored = |weight: &Tensor| {
+                let stored = weight.to_dtype(stored).unwrap();
+                if is_kept {
+                    stored
+                } else {
+                    stored.to_dtype(dtype).unwrap()
+                }
+            };
+            let parts = [&norm, &q.weight, &k.weight, &v.weight].map(as_stored);
+            let upon = low_rank(&parts, &[None, Some(&q), None, Some(&v)]);
+            let heads = ops::adapted_attention_heads(&x, &parts, &upon, &setup).unwrap();
+            let weight = as_stored(&o.weight);
+            let upon = low_rank(std::slice::from_ref(&weight), &[Some(&o)]);
+            let out = ops::adapted_linear(&x, &weight, &upon, products).unwrap();
+            let parts = [&norm, &w1.weight, &w3.weight, &w2.weight].map(as_stored);
+            let upon = low_rank(&parts, &[None, Some(&w1), None, Some(&w2)]);
+            let resid = ops::adapted_feed_forward(&x, &parts, &upon, &setup).unwrap();
+            [
+                bits(&heads, &[&x, &q.a, &q.b, &v.a, &v.b]),
+                bits(&out, &[&x, &o.a, &o.b]),
+                bits(&resid, &[&x, &w1.a, &w1.b, &w2.a, &w2.b]),
+            ]
+        };
+        assert!(
+            run(true) == run(false),
+            "{stored:?} under {dtype:?}, {products:?}"
+        );
     }
 }
 

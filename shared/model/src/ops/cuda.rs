@@ -730,6 +730,8 @@ impl LowRank {
         let mut packed = empty::<T>(device, parts.iter().map(Tensor::elem_count).sum())?;
         let mut first = 0;
         for part in parts {
+            // Of a part in a smaller type, a copy for as long as it takes.
+            let part = part.to_dtype(T::DTYPE)?;
             let (storage, layout) = part.storage_and_layout();
             let part = tensor_values::<T>(&storage, layout)?;
             let mut to = packed.slice_mut(first..first + part.len());

@@ -81,6 +81,21 @@ impl<'a, T: Float> Unwritten<'a, T> {
         self.filled(zeros)
     }
 
+    /// What `of` makes of each of as many numbers.
+    pub(super) fn each<N: Copy>(self, numbers: &[N], of: impl Fn(N) -> T) -> &'a mut [T] {
+        self.filled(|memory| {
+            assert_eq!(memory.len(), numbers.len(), "one number for each element");
+            for (element, number) in memory.iter_mut().zip(numbers) {
+                element.write(of(*number));
+            }
+            // SAFETY: there are as many numbers as elements, and the loop has written one for each.
+            #[expect(unsafe_code, reason = "the elements were written one by one")]
+            unsafe {
+                memory.assume_init_mut()
+            }
+        })
+    }
+
     /// The product of whole rows `left [rows, depth]`.
     pub(super) fn product(self, right: &Right<'_, T>, left: &[T]) -> &'a mut [T] {
         self.filled(|memory| right.fill_rows(memory, left))

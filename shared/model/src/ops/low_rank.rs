@@ -14,6 +14,7 @@ use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use candle_core::{CudaDevice, CudaStorage};
 use rayon::prelude::*;
 
+use super::widen::widened;
 use super::{
     GRADIENT_TILES, Layer, TASK_ROWS, Wanted, by_dtype, gradient, storage_of, tensor_values, values,
 };
@@ -173,11 +174,7 @@ impl LowRank {
     }
 
     fn sum<T: Float>(&self, parts: &[Tensor], flat: &[T]) -> Result<Vec<T>> {
-        let mut packed = Vec::with_capacity(parts.iter().map(Tensor::elem_count).sum());
-        for part in parts {
-            let (storage, layout) = part.storage_and_layout();
-            packed.extend_from_slice(tensor_values::<T>(&storage, layout)?);
-        }
+        let mut packed = widened::<T>(parts)?;
         let mut rest = flat;
         for slot in &self.slots {
             let (a, b);

@@ -13,11 +13,14 @@ mod fresh;
 mod linear;
 mod low_rank;
 mod norm;
+mod widen;
 
 use std::any::Any;
 use std::sync::OnceLock;
 
-use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Storage, Tensor};
+use candle_core::{
+    CpuStorage, CustomOp2, DType, Layout, Result, Shape, Storage, Tensor, WithDType,
+};
 use rayon::prelude::*;
 
 use crate::float::Float;
@@ -180,7 +183,7 @@ fn backward<O: Fused>(
 }
 
 /// The contiguous values of an operand.
-fn values<'a, T: Float>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [T]> {
+fn values<'a, T: WithDType>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [T]> {
     let (start, end) = layout
         .contiguous_offsets()
         .ok_or_else(|| candle_core::Error::msg("fused operations take contiguous tensors"))?;
@@ -188,7 +191,7 @@ fn values<'a, T: Float>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a 
 }
 
 /// The contiguous values of a tensor whose storage is locked.
-fn tensor_values<'a, T: Float>(storage: &'a Storage, layout: &Layout) -> Result<&'a [T]> {
+fn tensor_values<'a, T: WithDType>(storage: &'a Storage, layout: &Layout) -> Result<&'a [T]> {
     match storage {
         Storage::Cpu(storage) => values(storage, layout),
         _ => Err(candle_core::Error::msg("fused operations run on the CPU")),

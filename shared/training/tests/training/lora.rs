@@ -1,21 +1,34 @@
 //! Adapters in the policy trainer.
 
-use crate::support::{bits, counting, settings, store, tiny};
-use candle_core::{DType, Device};
-use wmtp_data_sets::TokenFile;
-use wmtp_model::{Adapters, LoraSettings, LoraTarget, MtpModel, ParamStore, Params};
+use std::collections::BTreeMap;
+
+use crate::support::{bits, counting, files_of, go_on, settings, store, tiny};
+use candle_core::{DType, Device, Var};
+use wmtp_data_sets::{TokenFile, pad_batch};
+use wmtp_model::{Adapters, LoraSettings, LoraTarget, MtpModel, ParamStore, Params, Products};
+use wmtp_recipe::Recipe;
 use wmtp_training::heads::target_counts;
 use wmtp_training::inference::{head_cross_entropies, mean};
-use wmtp_training::{PolicyTrainer, Ranks, Rows, StepScorer, Trainer, Weights};
+use wmtp_training::session::{bundle, load_policy};
+use wmtp_training::{
+    Error, PolicySettings, PolicyTrainer, Ranks, Room, Rows, Shortage, StepScorer, Trainer, Weights,
+};
 use wmtp_weighting::WeightSettings;
 
-fn adapters(params: &Params) -> Adapters {
-    let lora = LoraSettings {
+fn lora(targets: &[LoraTarget]) -> LoraSettings {
+    LoraSettings {
         r: 2,
         alpha: 4.0,
-        targets: LoraTarget::ALL.to_vec(),
-    };
-    Adapters::init(params, lora, 3, DType::F32, &Device::Cpu).unwrap()
+        targets: targets.to_vec(),
+    }
+}
+
+fn adapters(params: &Params) -> Adapters {
+    adapters_on(params, &LoraTarget::ALL)
+}
+
+fn adapters_on(params: &Params, targets: &[LoraTarget]) -> Adapters {
+    Adapters::init(params, lora(targets), 3, DType::F32, &Device::Cpu).unwrap()
 }
 
 fn trainer<'a>(
@@ -24,6 +37,16 @@ fn trainer<'a>(
     adapters: Option<&'a Adapters>,
     file: &'a TokenFile,
 ) -> PolicyTrainer<'a> {
+    trainer_with(params, base, adapters, file, settings())
+}
+
+fn trainer_with<'a>(
+    params: &'a Params,
+    base: &'a ParamStore,
+    adapters: Option<&'a Adapters>,
+    file: &'a TokenFile,
+    settings: PolicySettings,
+) -> PolicyTrainer<'a> {
     let scorer = Box::new(StepScorer::baseline(WeightSettings::default()));
     let rows = Rows::correct(file);
     let weights = Weights {
@@ -31,8 +54,15 @@ fn trainer<'a>(
         store: base,
         adapters,
     };
-    let (ranks, settings) = (Ranks::alone(), settings());
-    PolicyTrainer::new(weights, rows.clone(), rows, scorer, settings, &ranks).unwrap()
+    PolicyTrainer::new(
+        weights,
+        rows.clone(),
+        rows,
+        scorer,
+        settings,
+        &Ranks::alone(),
+    )
+    .unwrap()
 }
 
 fn run(trainer: &mut PolicyTrainer<'_>) {
@@ -113,4 +143,128 @@ fn a_resumed_run_of_adapters_equals_the_uninterrupted_one_bit_for_bit() {
         run(&mut second);
         assert_eq!(bits(resumed.store()), bits(whole.store()), "step {stop}");
     }
+}
+
+/// A base in a file of this type: all of it in f32, and as a training through adapters on these matrices holds it.
+fn loaded(params: &Params, stored: DType, targets: &[LoraTarget]) -> [ParamStore; 2] {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.safetensors");
+    store(params, stored).save(&path).unwrap();
+    let (lora, place) = (lora(targets), Device::Cpu);
+    [
+        ParamStore::load(&path, params, DType::F32, &place).unwrap(),
+        ParamStore::load_adapted(&path, params, &lora, DType::F32, &place).unwrap(),
+    ]
+}
+
+/// Everything that a training leaves behind: its state before the last step, the adapters, and the merged model.
+fn left_behind(
+    params: &Params,
+    base: &ParamStore,
+    targets: &[LoraTarget],
+    settings: PolicySettings,
+) -> [BTreeMap<String, Vec<u8>>; 3] {
+    let file = counting(40);
+    let stopped = adapters_on(params, targets);
+    let mut first = trainer_with(params, base, Some(&stopped), &file, settings);
+    let saved = go_on(&mut first, None, 3);
+    // The rest as another process would do it.
+    let resumed = adapters_on(params, targets);
+    let mut second = trainer_with(params, base, Some(&resumed), &file, settings);
+    let last = second.total_steps() - 1;
+    let late = go_on(&mut second, Some(&saved), last);
+    run(&mut second);
+    let export = tempfile::tempdir().unwrap();
+    let path = |name: &str| export.path().join(name);
+    resumed.save(&path("adapter.safetensors")).unwrap();
+    let merged = resumed.merge(base).unwrap();
+    merged.save(&path("model.safetensors")).unwrap();
+    second.metrics().write(&path("metrics.jsonl")).unwrap();
+    [saved.path(), late.path(), export.path()].map(files_of)
+}
+
+#[test]
+fn a_base_that_keeps_the_type_of_its_file_trains_and_exports_the_same_bytes() {
+    const SOME: [LoraTarget; 3] = [LoraTarget::Wv, LoraTarget::Wo, LoraTarget::W2];
+    let params = tiny(2);
+    for (stored, targets, products, activation_bytes) in [
+        (DType::BF16, &LoraTarget::ALL[..], Products::F32, None),
+        (DType::BF16, &LoraTarget::ALL, Products::Bf16, Some(0)),
+        (DType::BF16, &SOME, Products::F32, Some(0)),
+        (DType::BF16, &SOME[..1], Products::Bf16, None),
+        (DType::F16, &LoraTarget::ALL, Products::F32, None),
+    ] {
+        let [wide, kept] = loaded(&params, stored, targets);
+        let is_kept = |(_, var): (&str, &Var)| var.dtype() == stored;
+        assert!(kept.iter().any(is_kept) && !wide.iter().any(is_kept));
+        let settings = PolicySettings {
+            products,
+            activation_bytes,
+            ..settings()
+        };
+        let found = left_behind(&params, &kept, targets, settings);
+        let expected = left_behind(&params, &wide, targets, settings);
+        assert!(
+            found == expected,
+            "{stored:?}, {targets:?}, {products:?}, {activation_bytes:?}"
+        );
+    }
+}
+
+#[test]
+fn a_recipe_of_adapters_keeps_the_matrices_of_a_bf16_bundle_and_one_of_all_weights_widens_them() {
+    let params = tiny(2);
+    let dir = tempfile::tempdir().unwrap();
+    for path in [bundle::WEIGHTS, bundle::PARAMS] {
+        let folder = dir.path().join(path);
+        std::fs::create_dir_all(folder.parent().unwrap()).unwrap();
+    }
+    params.save(&dir.path().join(bundle::PARAMS)).unwrap();
+    let stored = store(&params, DType::BF16);
+    stored.save(&dir.path().join(bundle::WEIGHTS)).unwrap();
+    let bytes = |r: usize| -> usize {
+        let mut recipe = Recipe::default();
+        recipe.lora.r = r;
+        let (_, store) = load_policy(dir.path(), &recipe, &Device::Cpu).unwrap();
+        let of = |(_, var): (&str, &Var)| var.elem_count() * var.dtype().size_in_bytes();
+        store.iter().map(of).sum()
+    };
+    let all = params.num_params();
+    // Embeddings, unembedding and the last norm go through no adapter.
+    let outside = 2 * params.vocab_size * params.dim + params.dim;
+    assert_eq!(bytes(0), 4 * all);
+    assert_eq!(bytes(2), 2 * (all - outside) + 4 * outside);
+}
+
+#[test]
+fn the_reckoned_memory_of_a_step_knows_that_blocks_under_adapters_pack_no_weights() {
+    let (file, params) = (counting(3), tiny(2));
+    let [wide, kept] = loaded(&params, DType::BF16, &LoraTarget::ALL);
+    let needed = |base: &ParamStore, targets: &[LoraTarget], activation_bytes| {
+        let adapters = adapters_on(&params, targets);
+        let mut settings = PolicySettings {
+            activation_bytes,
+            ..settings()
+        };
+        settings.optim.micro_batch_sequences = 1;
+        settings.optim.room = Room::Bytes(1);
+        let mut trainer = trainer_with(&params, base, Some(&adapters), &file, settings);
+        match trainer.advance() {
+            Err(Error::NoRoom(Shortage::MicroBatch { needed, .. })) => needed,
+            other => panic!("{other:?}"),
+        }
+    };
+    // What a kept block adds, of which half as much again is reckoned with.
+    let of_block = |base, targets: &[LoraTarget]| {
+        let added = needed(base, targets, None) - needed(base, targets, Some(0));
+        added / 3 * 2 / params.num_trunk_blocks() as u64
+    };
+    let longest = pad_batch(&file, &[2]).ids.len();
+    let activations = params.block_activation_bytes(longest, DType::F32) as u64;
+    assert_eq!(of_block(&wide, &LoraTarget::ALL), activations);
+    assert_eq!(of_block(&kept, &LoraTarget::ALL), activations);
+    let (dim, ffn) = (params.dim as u64, params.ffn_dim() as u64);
+    let feed_forward = 4 * (dim + 3 * dim * ffn);
+    let beside_it = LoraTarget::ALL.split_at(4).0;
+    assert_eq!(of_block(&wide, beside_it), activations + feed_forward);
 }
