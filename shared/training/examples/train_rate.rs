@@ -2,7 +2,7 @@
 //!
 //! `train_rate DIM TRUNK HEADS FFN ATTENTION_HEADS VOCAB SEQUENCE BATCH STEPS f32|bf16 [ACTIVATION_MIB]` prints one JSON
 //! object with the seconds and the loss of every step (forward, backward, clipping, AdamW). `WMTP_DEVICE=cuda` runs it
-//! on a device, `LORA=r` trains adapters of that rank in place of the weights.
+//! on a device, `LORA=r` trains adapters of that rank in place of the weights, `DROPOUT=p` drops that share of their input.
 
 use std::error::Error;
 use std::io::Write;
@@ -11,7 +11,8 @@ use std::time::Instant;
 use candle_core::{DType, Device, Tensor};
 use wmtp_data_sets::PaddedBatch;
 use wmtp_model::{
-    Adapters, Horizon, LoraSettings, LoraTarget, MtpModel, ParamStore, Params, Place, Products,
+    Adapters, Dropout, Horizon, LoraSettings, LoraTarget, MtpModel, ParamStore, Params, Place,
+    Products,
 };
 use wmtp_training::engine::Engine;
 use wmtp_training::heads::{Learner, StepLoss, Target, accumulate};
@@ -157,6 +158,13 @@ fn adapters(
     )?))
 }
 
+/// Dropout of the share that `DROPOUT` says.
+fn dropout() -> std::result::Result<Option<Dropout>, Box<dyn Error>> {
+    let share = std::env::var("DROPOUT").ok().map(|share| share.parse());
+    let share = share.transpose()?;
+    Ok(share.map(|share| Dropout { share, seed: 42 }))
+}
+
 /// The most bytes that tensors have held on the device.
 fn device_bytes(device: &Device) -> Option<u64> {
     #[cfg(feature = "cuda")]
@@ -177,6 +185,7 @@ fn main() -> std::result::Result<(), Box<dyn Error>> {
     let device = place()?.open()?;
     let store = weights(&size.params, &device)?;
     let adapters = adapters(&size.params, &device)?;
+    let dropout = dropout()?;
     let model = match &adapters {
         Some(adapters) => MtpModel::adapted(&size.params, &store, adapters)?,
         None => MtpModel::new(&size.params, &store)?,
@@ -215,6 +224,7 @@ fn main() -> std::result::Result<(), Box<dyn Error>> {
             model: &model,
             parameters: engine.parameters(),
             activation_bytes: size.activation_bytes,
+            dropout: dropout.map(|dropout| dropout.of_step(engine.step())),
         };
         accumulate(&learner, &batch, 0, &mut Wave, &mut loss, &mut gradients)?;
         engine.apply(loss.weighted(), &mut gradients, true)?;
