@@ -169,6 +169,7 @@ fn train(params: &Params, samples: &[TokenizedSample], steps: usize) -> Result<P
             model: &model,
             parameters: engine.parameters(),
             activation_bytes: None,
+            dropout: None,
         };
         accumulate(
             &learner,

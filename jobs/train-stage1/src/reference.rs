@@ -124,6 +124,7 @@ fn settings(recipe: &Recipe) -> PolicySettings {
         batch_sequences: reference.batch_sequences,
         products: products(recipe.model.dtype),
         activation_bytes: optim.activation_bytes(),
+        dropout: None,
         w_max: WeightSettings::default().w_max,
         order_seed: stream(recipe.seed, "stage1/order"),
     }

@@ -14,7 +14,7 @@ use wmtp_job_kit::{
     Exit, Follower, Inputs, Job, JobError, Kind, Manifest, Output, Plan, PlanCx, Run, StoreHandle,
     check_tokenizers,
 };
-use wmtp_model::{Adapters, Device, ParamStore, Params};
+use wmtp_model::{Adapters, Device, Dropout, ParamStore, Params};
 use wmtp_recipe::seed::stream;
 use wmtp_recipe::{Algo, Recipe};
 use wmtp_records::Split;
@@ -178,6 +178,7 @@ train-stage2 --device cuda --ranks 4 --data mbpp --base big-mtp --recipe v001.ya
         check_base(&recipe, &base, &data, cx.store()?)?;
         let batch = ("optim.batch_sequences", recipe.optim.batch_sequences);
         self.compute.check(batch, &recipe.optim)?;
+        self.compute.check_dropout(recipe.lora.dropout)?;
         let options = recipe.section_options(&sections(&recipe));
         let work = Work {
             options: options.clone(),
@@ -267,6 +268,14 @@ impl Loaded {
     }
 }
 
+fn dropout(recipe: &Recipe) -> Option<Dropout> {
+    let share = recipe.lora.dropout;
+    (share > 0.0).then(|| Dropout {
+        share,
+        seed: stream(recipe.seed, "stage2/dropout"),
+    })
+}
+
 fn settings(recipe: &Recipe) -> PolicySettings {
     let optim = &recipe.optim;
     PolicySettings {
@@ -276,6 +285,7 @@ fn settings(recipe: &Recipe) -> PolicySettings {
         batch_sequences: optim.batch_sequences,
         products: products(recipe.model.dtype),
         activation_bytes: optim.activation_bytes(),
+        dropout: dropout(recipe),
         w_max: recipe.weights.w_max,
         order_seed: stream(recipe.seed, "stage2/order"),
     }
@@ -304,7 +314,11 @@ mod tests {
         assert_eq!(options(&recipe, Algo::Baseline), baseline);
         assert_ne!(options(&recipe, Algo::Rho1), rho1);
         recipe.lora.r = 4;
-        assert_ne!(options(&recipe, Algo::Baseline), baseline);
+        let adapted = options(&recipe, Algo::Baseline);
+        assert_ne!(adapted, baseline);
+        recipe.lora.dropout = 0.05;
+        assert_ne!(options(&recipe, Algo::Baseline), adapted);
+        recipe.lora.dropout = 0.0;
         recipe.lora.r = 0;
         recipe.optim.lr *= 2.0;
         assert_ne!(options(&recipe, Algo::Baseline), baseline);

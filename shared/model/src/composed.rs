@@ -22,19 +22,37 @@ fn linear(x: &Tensor, w: &Tensor) -> Result<Tensor> {
     x.broadcast_matmul(&w.t()?)
 }
 
+/// What is added to a matrix' products: the matrix' number among those of the operation, and what it reads.
+type Beside<'a> = &'a dyn Fn(usize, &Tensor) -> Result<Option<Tensor>>;
+
+fn linear_beside(x: &Tensor, w: &Tensor, number: usize, beside: Beside<'_>) -> Result<Tensor> {
+    let products = linear(x, w)?;
+    match beside(number, x)? {
+        Some(more) => products + more,
+        None => Ok(products),
+    }
+}
+
 fn feed_forward(x: &Tensor, packed: &Tensor, eps: f64) -> Result<Tensor> {
+    feed_forward_beside(x, packed, eps, &|_, _| Ok(None))
+}
+
+fn feed_forward_beside(
+    x: &Tensor,
+    packed: &Tensor,
+    eps: f64,
+    beside: Beside<'_>,
+) -> Result<Tensor> {
     let dim = x.dim(D::Minus1)?;
     let ffn = (packed.elem_count() - dim) / (3 * dim);
     let part = |start: usize, shape: (usize, usize)| {
         packed.narrow(0, start, shape.0 * shape.1)?.reshape(shape)
     };
     let normed = rms_norm(x, &packed.narrow(0, 0, dim)?, eps)?;
-    let gate = linear(&normed, &part(dim, (ffn, dim))?)?;
-    let up = linear(&normed, &part(dim + ffn * dim, (ffn, dim))?)?;
-    x + linear(
-        &(gate.silu()? * up)?,
-        &part(dim + 2 * ffn * dim, (dim, ffn))?,
-    )?
+    let gate = linear_beside(&normed, &part(dim, (ffn, dim))?, 0, beside)?;
+    let up = linear_beside(&normed, &part(dim + ffn * dim, (ffn, dim))?, 1, beside)?;
+    let down = part(dim + 2 * ffn * dim, (dim, ffn))?;
+    x + linear_beside(&(gate.silu()? * up)?, &down, 2, beside)?
 }
 
 fn rotate(x: &Tensor, rotary: &Rotary) -> Result<Tensor> {
@@ -53,6 +71,15 @@ fn rotate(x: &Tensor, rotary: &Rotary) -> Result<Tensor> {
 }
 
 fn attention_heads(x: &Tensor, packed: &Tensor, setup: &BlockSetup) -> Result<Tensor> {
+    attention_heads_beside(x, packed, setup, &|_, _| Ok(None))
+}
+
+fn attention_heads_beside(
+    x: &Tensor,
+    packed: &Tensor,
+    setup: &BlockSetup,
+    beside: Beside<'_>,
+) -> Result<Tensor> {
     let (b, s, dim) = x.dims3()?;
     let HeadLayout {
         heads,
@@ -61,17 +88,17 @@ fn attention_heads(x: &Tensor, packed: &Tensor, setup: &BlockSetup) -> Result<Te
     } = setup.layout;
     let normed = rms_norm(x, &packed.narrow(0, 0, dim)?, setup.eps)?;
     let mut start = dim;
-    let mut take = |count: usize| -> Result<Tensor> {
+    let mut take = |number: usize, count: usize| -> Result<Tensor> {
         let w = packed
             .narrow(0, start, count * head_dim * dim)?
             .reshape((count * head_dim, dim))?;
         start += count * head_dim * dim;
-        linear(&normed, &w)?
+        linear_beside(&normed, &w, number, beside)?
             .reshape((b, s, count, head_dim))?
             .transpose(1, 2)?
             .contiguous()
     };
-    let (q, k, v) = (take(heads)?, take(kv_heads)?, take(kv_heads)?);
+    let (q, k, v) = (take(0, heads)?, take(1, kv_heads)?, take(2, kv_heads)?);
     let (q, k) = (rotate(&q, &setup.rotary)?, rotate(&k, &setup.rotary)?);
     let repeat = |t: Tensor| {
         let copies = heads / kv_heads;
@@ -239,6 +266,7 @@ fn setup(heads: usize, kv_heads: usize, head_dim: usize) -> BlockSetup {
         eps: 1e-5,
         rotary: Rotary::new(&params).into(),
         products: Products::F32,
+        dropout: None,
     }
 }
 

@@ -12,6 +12,7 @@
 mod cast;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+mod dropout;
 mod error;
 mod float;
 mod gguf;
@@ -39,6 +40,7 @@ mod composed;
 /// Element type and place of tensors, so that jobs need not see candle themselves.
 pub use candle_core::{DType, Device};
 pub use cast::{Element, cast};
+pub use dropout::{Dropout, StepDropout};
 pub use error::{Error, Result};
 pub use gguf::{GgufFacts, save_gguf};
 pub use layout::{

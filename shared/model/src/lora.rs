@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::model::{self, Tracking};
 use crate::ops::{LowRank, Slot};
 use crate::shards::{self, Wanted};
-use crate::store::uniform;
+use crate::store::{fnv1a, uniform};
 use crate::{Error, ParamStore, Params, Result};
 
 /// Key of the settings in the header of an adapter file.
@@ -243,6 +243,7 @@ impl Adapters {
                     start,
                     outputs,
                     inputs,
+                    stream: fnv1a(matrix),
                 };
                 let tensor = |name: &str| tracking.tensor(&self.store, name);
                 adapted.push((slot, [tensor(&a)?, tensor(&b)?]));

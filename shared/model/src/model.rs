@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Tensor};
 
+use crate::dropout::Masks;
 use crate::kernels::HeadLayout;
 use crate::loss::select_rows;
 use crate::observer::{Observer, Point, Site, Unobserved};
@@ -11,7 +12,8 @@ use crate::ops::{self, AttentionHeads, BlockSetup, FeedForward, Layer, Linear, L
 use crate::params::trunk_prefix;
 use crate::tape::{HeadTape, Operand};
 use crate::{
-    Adapters, Error, Horizon, LoraTarget, ParamStore, Params, Products, Result, Rotary, TrunkTape,
+    Adapters, Error, Horizon, LoraTarget, ParamStore, Params, Products, Result, Rotary,
+    StepDropout, TrunkTape,
 };
 
 /// Whether a model's tensors take gradients.
@@ -119,7 +121,8 @@ impl Block {
         observer: &mut O,
     ) -> Result<Tensor> {
         let heads = observer.observe(site(Point::AttnHeads), self.attention_heads(x, setup)?)?;
-        self.after_attention(x, &heads, setup, site, observer)
+        let masks = setup.masks(x, None)?;
+        self.after_attention(x, &heads, (setup, masks), site, observer)
     }
 
     /// The block's output `[n, d]` at some rows of `x [b, s, d]`: every position is attended to, the rest is computed
@@ -132,7 +135,8 @@ impl Block {
         site: impl Fn(Point) -> Site,
     ) -> Result<Tensor> {
         let heads = select_rows(&self.attention_heads(x, setup)?, rows)?;
-        self.after_attention(&select_rows(x, rows)?, &heads, setup, site, &mut Unobserved)
+        let (masks, x) = (setup.masks(x, Some(rows))?, select_rows(x, rows)?);
+        self.after_attention(&x, &heads, (setup, masks), site, &mut Unobserved)
     }
 
     /// What follows the heads' outputs: output projection, feed-forward half and both residual sums.
@@ -140,16 +144,17 @@ impl Block {
         &self,
         x: &Tensor,
         heads: &Tensor,
-        setup: &BlockSetup,
+        (setup, masks): (&BlockSetup, Option<Masks>),
         site: impl Fn(Point) -> Site,
         observer: &mut O,
     ) -> Result<Tensor> {
-        let out = self.attention_out(heads, setup.products)?;
+        let out = self.attention_out(heads, setup.products, masks.clone())?;
         let out = observer.observe(site(Point::AttnOut), out)?;
         let middle = (x + out)?;
         let resid = match &self.adapters.feed_forward {
             Some(low_rank) => {
-                ops::adapted_feed_forward(&middle, &self.feed_forward, low_rank, setup)?
+                let low_rank = low_rank.masked(masks);
+                ops::adapted_feed_forward(&middle, &self.feed_forward, &low_rank, setup)?
             }
             None => ops::feed_forward(&middle, &packed(&self.feed_forward)?, setup)?,
         };
@@ -158,14 +163,24 @@ impl Block {
 
     fn attention_heads(&self, x: &Tensor, setup: &BlockSetup) -> Result<Tensor> {
         Ok(match &self.adapters.attention_in {
-            Some(low_rank) => ops::adapted_attention_heads(x, &self.attention_in, low_rank, setup)?,
+            Some(low_rank) => {
+                let low_rank = low_rank.masked(setup.masks(x, None)?);
+                ops::adapted_attention_heads(x, &self.attention_in, &low_rank, setup)?
+            }
             None => ops::attention_heads(x, &packed(&self.attention_in)?, setup)?,
         })
     }
 
-    fn attention_out(&self, heads: &Tensor, products: Products) -> Result<Tensor> {
+    fn attention_out(
+        &self,
+        heads: &Tensor,
+        products: Products,
+        masks: Option<Masks>,
+    ) -> Result<Tensor> {
         Ok(match &self.adapters.wo {
-            Some(low_rank) => ops::adapted_linear(heads, &self.wo, low_rank, products)?,
+            Some(low_rank) => {
+                ops::adapted_linear(heads, &self.wo, &low_rank.masked(masks), products)?
+            }
             None => ops::linear_with(heads, &self.wo, products)?,
         })
     }
@@ -183,29 +198,35 @@ impl Block {
     }
 
     /// Norm, q/k/v and attention, for a tape.
-    pub(crate) fn attention_layer(&self, setup: &BlockSetup) -> (Box<dyn Layer>, Operand) {
+    pub(crate) fn attention_layer(
+        &self,
+        setup: &BlockSetup,
+        masks: Option<Masks>,
+    ) -> (Box<dyn Layer>, Operand) {
         let layer = AttentionHeads::new(setup, true);
-        taped(
-            layer,
-            &self.attention_in,
-            self.adapters.attention_in.as_ref(),
-        )
+        let adapters = self.adapters.attention_in.as_ref();
+        taped(layer, &self.attention_in, adapters, masks)
     }
 
     /// The output projection, for a tape.
-    pub(crate) fn out_layer(&self, setup: &BlockSetup) -> (Box<dyn Layer>, Operand) {
-        let parts = std::slice::from_ref(&self.wo);
-        taped(Linear(setup.products), parts, self.adapters.wo.as_ref())
+    pub(crate) fn out_layer(
+        &self,
+        setup: &BlockSetup,
+        masks: Option<Masks>,
+    ) -> (Box<dyn Layer>, Operand) {
+        let (layer, parts) = (Linear(setup.products), std::slice::from_ref(&self.wo));
+        taped(layer, parts, self.adapters.wo.as_ref(), masks)
     }
 
     /// The feed-forward half with its residual sum, for a tape.
-    pub(crate) fn feed_forward_layer(&self, setup: &BlockSetup) -> (Box<dyn Layer>, Operand) {
+    pub(crate) fn feed_forward_layer(
+        &self,
+        setup: &BlockSetup,
+        masks: Option<Masks>,
+    ) -> (Box<dyn Layer>, Operand) {
         let layer = FeedForward::new(setup, true);
-        taped(
-            layer,
-            &self.feed_forward,
-            self.adapters.feed_forward.as_ref(),
-        )
+        let adapters = self.adapters.feed_forward.as_ref();
+        taped(layer, &self.feed_forward, adapters, masks)
     }
 }
 
@@ -214,10 +235,11 @@ fn taped<O: ops::Fused + candle_core::CustomOp2 + 'static>(
     op: O,
     parts: &[Tensor],
     adapters: Option<&LowRank>,
+    masks: Option<Masks>,
 ) -> (Box<dyn Layer>, Operand) {
     match adapters {
         Some(low_rank) => (
-            Box::new(low_rank.upon_parts(parts, op)),
+            Box::new(low_rank.masked(masks).upon_parts(parts, op)),
             Operand::new(low_rank.tensors()),
         ),
         None => (Box::new(op), Operand::new(parts)),
@@ -265,6 +287,7 @@ impl Body {
                 eps: params.norm_eps,
                 rotary: Arc::new(Rotary::new(params)),
                 products: Products::F32,
+                dropout: None,
             },
         })
     }
@@ -406,6 +429,14 @@ impl MtpModel {
         self
     }
 
+    /// Drops some of what the adapters read, as a training step does in a pass through some of its sequences; the first of
+    /// these has the place `first_slot` among all of them.
+    #[must_use]
+    pub fn with_dropout(mut self, dropout: StepDropout, first_slot: usize) -> Self {
+        self.body.setup.dropout = Some(dropout.of_pass(first_slot));
+        self
+    }
+
     /// How the products with weights are computed.
     pub fn products(&self) -> Products {
         self.body.setup.products
@@ -440,7 +471,7 @@ impl MtpModel {
 
     /// What a trunk block's attention writes for these outputs of its heads, `[b, s, n·e]` to `[b, s, d]`.
     pub(crate) fn trunk_attention_out(&self, block: usize, heads_bsd: &Tensor) -> Result<Tensor> {
-        self.body.blocks[block].attention_out(heads_bsd, self.products())
+        self.body.blocks[block].attention_out(heads_bsd, self.products(), None)
     }
 
     /// Hidden state `[b, s, d]` of one head after the shared norm.

@@ -299,7 +299,7 @@ pub(crate) fn uniform(seed: u64, name: &str, count: usize, bound: f64) -> Vec<f6
 }
 
 /// FNV-1a, 64 bits: a stable number for a stream name.
-fn fnv1a(name: &str) -> u64 {
+pub(crate) fn fnv1a(name: &str) -> u64 {
     name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     })

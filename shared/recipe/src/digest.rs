@@ -21,12 +21,13 @@ const COMPARED: [&str; 8] = [
 
 /// Settings that came after the first runs. At its default such a setting changes nothing, and is left out of what is
 /// hashed: recipes of earlier builds keep their digests, and finished runs their cache keys.
-const LATER: [&str; 11] = [
+const LATER: [&str; 12] = [
     "data.split_by",
     "optim.checkpoint_minutes",
     "optim.keep_last",
     "optim.early_stop_patience",
     "optim.early_stop_min_delta",
+    "lora.dropout",
     "evaluation.speculate",
     "evaluation.sandbox",
     "evaluation.top_k",

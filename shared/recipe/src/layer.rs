@@ -103,9 +103,6 @@ fn refusal(key: &str, value: &Value) -> Option<&'static str> {
             "f16 ends at 65504 and loses gradients below 6e-8, and nothing here scales the loss; weights stored as \
              f16 are widened when they are read, so train in f32 or bf16",
         ),
-        ("lora.dropout", _) => Some(
-            "adapters are trained without dropout: they are added to the weights, not run beside them",
-        ),
         _ => None,
     }
 }

@@ -263,6 +263,8 @@ section! {
         alpha: f64 = 32.0;
         /// Matrices that carry one, in the trunk and in every head.
         targets: Vec<LoraTarget> = LoraTarget::ALL.to_vec();
+        /// Share of the adapters' input that is dropped in training, for each matrix by a mask of its own; on the CPU alone.
+        dropout: f64 = 0.0;
     }
 }
 

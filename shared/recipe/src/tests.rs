@@ -61,6 +61,7 @@ fn changed(leaf: &Leaf, recipe: &Recipe) -> Vec<String> {
                 "optim.early_stop_min_delta=0.01".into(),
             ];
         }
+        ("lora.dropout", _) => return vec!["lora.r=4".into(), "lora.dropout=0.05".into()],
         ("evaluation.beams", _) => {
             return vec![
                 "evaluation.temperature=0".into(),
@@ -359,6 +360,7 @@ fn broken_recipes_are_named_with_key_and_source() {
         set("lora.targets=[]"),
         set("lora.alpha=0"),
         set("lora.dropout=0.05"),
+        set("lora.dropout=1"),
         set("model.dtype=f16"),
     ];
     insta::assert_snapshot!(messages.join("\n"), @r#"
@@ -400,7 +402,8 @@ fn broken_recipes_are_named_with_key_and_source() {
     `lora.targets` is [w1, wq], which is not allowed: at least one, each once, in the order wq, wk, wv, wo, w1, w2, w3
     `lora.targets` is [], which is not allowed: at least one, each once, in the order wq, wk, wv, wo, w1, w2, w3
     `lora.alpha` is 0, which is not allowed: more than 0
-    `lora.dropout` is 0.05, which is not allowed: adapters are trained without dropout: they are added to the weights, not run beside them
+    `lora.dropout` is 0.05, which is not allowed: it means something only beside lora.r above 0
+    `lora.dropout` is 1, which is not allowed: 0 <= dropout < 1
     `model.dtype` is f16, which is not allowed: f16 ends at 65504 and loses gradients below 6e-8, and nothing here scales the loss; weights stored as f16 are widened when they are read, so train in f32 or bf16
     "#);
 }

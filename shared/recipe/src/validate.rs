@@ -148,6 +148,12 @@ impl Recipe {
 
     fn validate_lora(&self) -> Result<(), Error> {
         positive("lora.alpha", self.lora.alpha)?;
+        let dropout = self.lora.dropout;
+        let holds = (0.0..1.0).contains(&dropout);
+        ensure("lora.dropout", dropout, holds, "0 <= dropout < 1")?;
+        let used = dropout == 0.0 || self.lora.r > 0;
+        let rule = "it means something only beside lora.r above 0";
+        ensure("lora.dropout", dropout, used, rule)?;
         let targets = &self.lora.targets;
         let words: Vec<_> = targets.iter().map(|target| target.as_str()).collect();
         let order: Vec<_> = LoraTarget::ALL.iter().map(|one| one.as_str()).collect();

@@ -3,7 +3,8 @@
 //! `train_rate DIM TRUNK HEADS FFN ATTENTION_HEADS VOCAB SEQUENCE BATCH STEPS f32|bf16 [ACTIVATION_MIB]` prints one JSON
 //! object with the seconds and the loss of every step (forward, backward, clipping, AdamW), and the most memory that was
 //! held meanwhile. `WMTP_DEVICE=cuda` runs it on a device, `LORA=r` trains adapters of that rank in place of the weights,
-//! and `BASE=bf16` keeps these as a training keeps those of a bf16 file.
+//! `BASE=bf16` keeps these as a training keeps those of a bf16 file, and `DROPOUT=p` drops that share of the adapters'
+//! input.
 
 use std::error::Error;
 use std::io::Write;
@@ -13,7 +14,8 @@ use candle_core::{DType, Device, Tensor};
 use wmtp_data_sets::PaddedBatch;
 use wmtp_job_kit::peak_memory_bytes;
 use wmtp_model::{
-    Adapters, Horizon, LoraSettings, LoraTarget, MtpModel, ParamStore, Params, Place, Products,
+    Adapters, Dropout, Horizon, LoraSettings, LoraTarget, MtpModel, ParamStore, Params, Place,
+    Products,
 };
 use wmtp_training::engine::Engine;
 use wmtp_training::heads::{Learner, StepLoss, Target, accumulate};
@@ -190,6 +192,13 @@ fn forget_peak() -> bool {
     std::fs::write("/proc/self/clear_refs", "5").is_ok()
 }
 
+/// Dropout of the share that `DROPOUT` says.
+fn dropout() -> std::result::Result<Option<Dropout>, Box<dyn Error>> {
+    let share = std::env::var("DROPOUT").ok().map(|share| share.parse());
+    let share = share.transpose()?;
+    Ok(share.map(|share| Dropout { share, seed: 42 }))
+}
+
 /// The most bytes that tensors have held on the device.
 fn device_bytes(device: &Device) -> Option<u64> {
     #[cfg(feature = "cuda")]
@@ -211,6 +220,7 @@ fn main() -> std::result::Result<(), Box<dyn Error>> {
     let adapters = adapters(&size.params, &device)?;
     let in_bf16 = in_bf16(&size.params, adapters.as_ref())?;
     let store = weights(&size.params, &device, &in_bf16)?;
+    let dropout = dropout()?;
     let model = match &adapters {
         Some(adapters) => MtpModel::adapted(&size.params, &store, adapters)?,
         None => MtpModel::new(&size.params, &store)?,
@@ -251,6 +261,7 @@ fn main() -> std::result::Result<(), Box<dyn Error>> {
             model: &model,
             parameters: engine.parameters(),
             activation_bytes: size.activation_bytes,
+            dropout: dropout.map(|dropout| dropout.of_step(engine.step())),
         };
         accumulate(&learner, &batch, 0, &mut Wave, &mut loss, &mut gradients)?;
         engine.apply(loss.weighted(), &mut gradients, true)?;

@@ -3,7 +3,7 @@
 use candle_core::{Device, Tensor};
 use wmtp_data_sets::{PaddedBatch, TokenFile};
 use wmtp_model::loss::{SPAN_ROWS, cross_entropy, cross_entropy_gradients};
-use wmtp_model::{Horizon, MtpModel};
+use wmtp_model::{Horizon, MtpModel, StepDropout};
 
 use crate::error::Result;
 use crate::optimizer::{Gradients, Parameter};
@@ -144,13 +144,15 @@ pub struct Learner<'a> {
     /// Bytes that the activations of the trunk may take; blocks beyond them are computed again on the way back.
     /// `None` keeps all. It changes no bit of the result.
     pub activation_bytes: Option<usize>,
+    /// What the step drops of the adapters' input.
+    pub dropout: Option<StepDropout>,
 }
 
 impl Learner<'_> {
     /// Bytes that a micro-batch of so many positions takes at its peak, on top of weights, gradient sums and optimiser:
     /// the trunk blocks that are kept, each with what it has packed of its weights, one more that is gone back through
     /// and its gradients, one head's, the stream between the blocks, and the unembedding's gradient and turned copy
-    /// beside a span of logits.
+    /// beside a span of logits; with dropout, copies of what the adapters of a block's half read.
     pub(crate) fn peak_bytes(&self, positions: usize) -> usize {
         let (params, unembedding) = (self.model.params(), self.model.unembedding());
         let dtype = unembedding.dtype();
@@ -161,7 +163,19 @@ impl Learner<'_> {
         let weights = (params.num_params() - outside) / params.n_layers;
         let output = 3 * unembedding.elem_count() + positions.min(SPAN_ROWS) * params.vocab_size;
         let packed = kept * self.model.num_packed_in_block() + 4 * weights;
-        blocks + (stream + packed + output) * dtype.size_in_bytes()
+        let read = self
+            .dropout
+            .map_or(0, |_| 2 * params.dim + params.ffn_dim());
+        blocks + (stream + packed + output + positions * read) * dtype.size_in_bytes()
+    }
+
+    /// The model as it passes through some of the step's sequences, from that with this place among them on.
+    fn model_from(&self, first_slot: usize) -> MtpModel {
+        let model = self.model.clone();
+        match self.dropout {
+            Some(dropout) => model.with_dropout(dropout, first_slot),
+            None => model,
+        }
     }
 
     /// Trunk blocks whose activations are kept for a batch of so many positions.
@@ -185,9 +199,7 @@ pub fn accumulate(
     loss: &mut StepLoss,
     gradients: &mut Gradients,
 ) -> Result<bool> {
-    let Learner {
-        model, parameters, ..
-    } = *learner;
+    let (model, parameters) = (learner.model_from(first_slot), learner.parameters);
     let (output, products) = (model.unembedding(), model.products());
     let device = output.device().clone();
     let num_kept = learner.num_kept(batch.rows * batch.width);

@@ -98,27 +98,36 @@ pub(crate) fn all_cross_entropies(
     horizons: &[Horizon],
 ) -> Result<Vec<Answer>> {
     by_row(ranks, file, rows, size, |rows| {
-        let batch = pad_batch(file, rows);
-        let mut answers = vec![vec![Vec::new(); horizons.len()]; rows.len()];
-        let of_head = |&horizon: &Horizon| HeadTargets::of(&batch, horizon, 0);
-        let targets: Vec<HeadTargets> = horizons.iter().map(of_head).collect();
-        if targets.iter().all(|targets| targets.ids.is_empty()) {
-            return Ok(answers);
-        }
-        let trunk = model.trunk(&ids_tensor(&batch, model.unembedding().device())?)?;
-        for (head, (&horizon, targets)) in horizons.iter().zip(&targets).enumerate() {
-            if targets.ids.is_empty() {
-                continue;
-            }
-            let hidden = model.head_hidden_at(horizon, &trunk, &targets.sources)?;
-            let losses =
-                cross_entropy(&hidden, model.unembedding(), &targets.ids, model.products())?;
-            for (target, loss) in targets.targets.iter().zip(losses) {
-                answers[target.slot][head].push(loss);
-            }
-        }
-        Ok(answers)
+        batch_cross_entropies(model, file, rows, horizons)
     })
+}
+
+/// The same of rows that go through the model together.
+pub(crate) fn batch_cross_entropies(
+    model: &MtpModel,
+    file: &TokenFile,
+    rows: &[usize],
+    horizons: &[Horizon],
+) -> Result<Vec<Answer>> {
+    let batch = pad_batch(file, rows);
+    let mut answers = vec![vec![Vec::new(); horizons.len()]; rows.len()];
+    let of_head = |&horizon: &Horizon| HeadTargets::of(&batch, horizon, 0);
+    let targets: Vec<HeadTargets> = horizons.iter().map(of_head).collect();
+    if targets.iter().all(|targets| targets.ids.is_empty()) {
+        return Ok(answers);
+    }
+    let trunk = model.trunk(&ids_tensor(&batch, model.unembedding().device())?)?;
+    for (head, (&horizon, targets)) in horizons.iter().zip(&targets).enumerate() {
+        if targets.ids.is_empty() {
+            continue;
+        }
+        let hidden = model.head_hidden_at(horizon, &trunk, &targets.sources)?;
+        let losses = cross_entropy(&hidden, model.unembedding(), &targets.ids, model.products())?;
+        for (target, loss) in targets.targets.iter().zip(losses) {
+            answers[target.slot][head].push(loss);
+        }
+    }
+    Ok(answers)
 }
 
 /// Raw output of the value head at the value positions p - 1 ..= T - 2, one entry per row: as many

@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use wmtp_data_sets::{BatchPlan, TokenFile, pad_batch};
-use wmtp_model::{Adapters, Horizon, MtpModel, ParamStore, Params, Products, Rotary};
+use wmtp_model::{
+    Adapters, Dropout, Horizon, MtpModel, ParamStore, Params, Products, Rotary, StepDropout,
+};
 use wmtp_records::jsonl;
 use wmtp_weighting::{Histogram, WeightStats};
 
@@ -19,7 +21,9 @@ use crate::engine::{
 };
 use crate::error::{Error, Result};
 use crate::heads::{HeadTargets, Learner, StepLoss, Target, accumulate, target_counts};
-use crate::inference::{all_cross_entropies, head_cross_entropies, head_means, pieces};
+use crate::inference::{
+    all_cross_entropies, batch_cross_entropies, head_cross_entropies, head_means, pieces,
+};
 use crate::lines::Lines;
 use crate::memory::allocator;
 use crate::optimizer::{Gradients, parameters};
@@ -53,6 +57,8 @@ pub struct PolicySettings {
     pub products: Products,
     /// Bytes that the trunk's activations may take, see [`Learner`].
     pub activation_bytes: Option<usize>,
+    /// What training steps drop of the adapters' input; nothing else drops any.
+    pub dropout: Option<Dropout>,
     /// Upper end of the weight histogram.
     pub w_max: f64,
     /// Seed of the order of rows.
@@ -286,14 +292,14 @@ impl Scorer for Listening<'_> {
 }
 
 /// Weights of rows that were to go through the model together, but for which there is no room: they are made from all
-/// of them, as if there were, and then looked up. Costs a forward pass per head more.
+/// of them, as if there were, and then looked up. Costs a forward pass per head more, which drops what the step drops.
 struct Made {
     weights: BTreeMap<(Horizon, Target), f64>,
 }
 
 impl Made {
     fn of(
-        frozen: &MtpModel,
+        (frozen, dropout): (&MtpModel, Option<StepDropout>),
         file: &TokenFile,
         rows: &[usize],
         at_once: usize,
@@ -304,7 +310,20 @@ impl Made {
         let mut weights = BTreeMap::new();
         for horizon in frozen.params().horizons() {
             let targets = HeadTargets::of(&batch, horizon, first_slot).targets;
-            let policy_ce = head_cross_entropies(frozen, file, rows, at_once, horizon)?.concat();
+            let policy_ce = match dropout {
+                None => head_cross_entropies(frozen, file, rows, at_once, horizon)?,
+                Some(dropout) => {
+                    let mut of_rows = Vec::with_capacity(rows.len());
+                    for (number, rows) in rows.chunks(at_once).enumerate() {
+                        let slot = first_slot + number * at_once;
+                        let model = frozen.clone().with_dropout(dropout, slot);
+                        let answers = batch_cross_entropies(&model, file, rows, &[horizon])?;
+                        of_rows.extend(answers.into_iter().map(|heads| heads.concat()));
+                    }
+                    of_rows
+                }
+            };
+            let policy_ce = policy_ce.concat();
             // Where one is not finite, the step is skipped by the pass that computes it again.
             let of_head = if policy_ce.iter().all(|ce| ce.is_finite()) {
                 scorer.weigh(horizon, &targets, Some(&policy_ce))?
@@ -417,9 +436,16 @@ impl<'a> PolicyTrainer<'a> {
             model: &self.model,
             parameters: self.engine.parameters(),
             activation_bytes: self.settings.activation_bytes,
+            dropout: self.dropout(),
         };
         let bytes = learner.peak_bytes(positions.max().unwrap_or(0));
         self.engine.admit(bytes)
+    }
+
+    /// What the next step drops of the adapters' input.
+    fn dropout(&self) -> Option<StepDropout> {
+        let step = self.engine.step();
+        self.settings.dropout.map(|dropout| dropout.of_step(step))
     }
 
     fn no_sums(&self, rows: &[usize]) -> StepLoss {
@@ -487,6 +513,7 @@ impl<'a> PolicyTrainer<'a> {
     fn step_part(&mut self, rows: &[usize]) -> Result<StepSums> {
         let ranks = Arc::clone(self.engine.ranks());
         let (file, groups) = (self.train.file, self.groups(rows));
+        let dropout = self.dropout();
         let mut loss = self.no_sums(rows);
         let mut scorer = Self::listen(
             self.scorer.as_mut(),
@@ -500,6 +527,7 @@ impl<'a> PolicyTrainer<'a> {
             model: &self.model,
             parameters: self.engine.parameters(),
             activation_bytes: self.settings.activation_bytes,
+            dropout,
         };
         let at_once = self.engine.micro_batch_sequences();
         let mine = groups
@@ -511,7 +539,8 @@ impl<'a> PolicyTrainer<'a> {
                 // The policy whose weights these are computes as the step does.
                 let frozen = frozen(self.params, self.store, self.adapters)?
                     .with_products(self.settings.products);
-                let weights = Made::of(&frozen, file, group, at_once, first_slot, &mut scorer)?;
+                let frozen = (&frozen, dropout);
+                let weights = Made::of(frozen, file, group, at_once, first_slot, &mut scorer)?;
                 made = Some(weights);
             }
             for micro in group.chunks(at_once) {

@@ -259,6 +259,21 @@ impl Compute {
         options.into()
     }
 
+    /// Checks that the device can drop this share of the adapters' input.
+    ///
+    /// # Errors
+    /// A usage error for a share of a GPU's.
+    pub fn check_dropout(self, share: f64) -> Result<(), JobError> {
+        if share == 0.0 || self.device == Place::Cpu {
+            return Ok(());
+        }
+        let error = format!(
+            "lora.dropout is {share} and --device {}: adapters are trained with dropout on the CPU alone",
+            self.device
+        );
+        Err(JobError::usage(error).hint("set lora.dropout to 0, or give --device cpu"))
+    }
+
     /// Checks that a full step of so many sequences has a micro-batch for every rank.
     ///
     /// # Errors
@@ -780,6 +795,25 @@ mod tests {
         fn ranks(&self) -> &Arc<Ranks> {
             &self.ranks
         }
+    }
+
+    #[test]
+    fn dropout_is_refused_on_a_device_before_it_is_opened() {
+        let on = |device| Compute {
+            device,
+            ranks: 1,
+            grace_secs: 20,
+        };
+        assert!(on(Place::Cpu).check_dropout(0.05).is_ok());
+        let cuda = on("cuda:1".parse().unwrap());
+        assert!(cuda.check_dropout(0.0).is_ok());
+        let refusal = cuda.check_dropout(0.05).unwrap_err();
+        assert_eq!(refusal.exit(), Exit::Usage);
+        let said = refusal.to_string();
+        assert!(
+            said.contains("lora.dropout is 0.05") && said.contains("cuda:1"),
+            "{said}"
+        );
     }
 
     #[test]

@@ -12,11 +12,15 @@ fn a_checkpoint_of_adapters_is_evaluated_like_any_other() {
     let train = [
         "--set=lora.r=2",
         "--set=lora.targets=[wq, w2]",
+        "--set=lora.dropout=0.05",
         "--data=d",
         "--base=base",
         "--name=v001",
         "--recipe=tiny.yaml",
     ];
+    let on_a_device = [&train[..], &["--device=cuda"]].concat();
+    let refused = place.run("here", "train-stage2", &on_a_device).expect(2);
+    refused.says(&["lora.dropout is 0.05", "give --device cpu"]);
     place.run("here", "train-stage2", &train).expect(0);
     let evaluate = ["--data=d", "--checkpoint=v001", "--recipe=tiny.yaml"];
     place.run("here", "evaluate", &evaluate).expect(0);

@@ -3,9 +3,10 @@
 use std::collections::BTreeSet;
 
 use super::{
-    attention_heads, distance, feed_forward, flat, functional, linear, random, setup, small,
-    small_loss,
+    attention_heads, attention_heads_beside, distance, feed_forward, feed_forward_beside, flat,
+    functional, linear, random, setup, small, small_loss,
 };
+use crate::dropout::{Dropout, Masks};
 use crate::ops::{self, BlockSetup, LowRank, Slot};
 use crate::{Adapters, LoraSettings, LoraTarget, MtpModel, ParamStore, Products};
 use candle_core::{DType, Device, Result, Tensor, Var};
@@ -45,6 +46,7 @@ fn low_rank(parts: &[Tensor], adapted: &[Option<&Adapted>]) -> LowRank {
                 start,
                 outputs,
                 inputs,
+                stream: start as u64,
             };
             let pair = [&adapted.a, &adapted.b].map(|var| var.as_tensor().clone());
             slots.push((slot, pair));
@@ -70,6 +72,26 @@ fn agree(fused: &Tensor, twin: &Tensor, x: &Var, adapted: &[&Adapted], tolerance
         let off = distance(grads.get(var).unwrap(), wanted.get(var).unwrap());
         assert!(off < 4.0 * tolerance, "gradient {index} is off by {off:e}");
     }
+}
+
+/// Dropout of the rows of an operation on `[batch, sequence]`, or of some of them.
+fn masks(batch: usize, sequence: usize, rows: Option<&[u32]>) -> Masks {
+    let dropout = Dropout {
+        share: 0.3,
+        seed: 17,
+    };
+    let pass = dropout.of_step(5).of_pass(2);
+    pass.masks(sequence, rows, batch * sequence)
+}
+
+/// The branch of an adapter that starts at `start` of the packed weights: `s·((x ⊙ M)·Aᵀ)·Bᵀ`.
+fn branch(x: &Tensor, adapted: &Adapted, masks: &Masks, start: usize) -> Result<Option<Tensor>> {
+    let width = x.dims()[x.dims().len() - 1];
+    let mask = masks.dropped(&vec![1.0; x.elem_count()], width, 1, start as u64);
+    let mask = Tensor::from_vec(mask, x.dims(), &Device::Cpu)?.to_dtype(x.dtype())?;
+    let dropped = (x * mask)?;
+    let product = linear(&linear(&dropped, &adapted.a)?, &adapted.b)?;
+    Ok(Some((product * SCALE)?))
 }
 
 const PRECISIONS: [(DType, f64); 2] = [(DType::F64, 1e-12), (DType::F32, 5e-6)];
@@ -184,6 +206,64 @@ fn weights_in_a_smaller_type_give_every_bit_of_the_same_numbers_in_the_larger_on
     }
 }
 
+#[test]
+fn an_adapted_linear_with_dropout_equals_its_twin_at_some_rows() {
+    for (dtype, tolerance) in PRECISIONS {
+        // Of 9 sequences of 71 positions, more rows than a task takes.
+        let rows: Vec<u32> = (0..9 * 71).filter(|row| row % 5 != 2).collect();
+        let x = random(1, &[rows.len(), 7], dtype);
+        let one = Adapted::new(2, 5, 7, dtype);
+        let masks = masks(9, 71, Some(&rows));
+        let low_rank = low_rank(std::slice::from_ref(&one.weight), &[Some(&one)]);
+        let low_rank = low_rank.masked(Some(masks.clone()));
+        let fused = ops::adapted_linear(&x, &one.weight, &low_rank, Products::F32).unwrap();
+        let branch = branch(&x, &one, &masks, 0).unwrap().unwrap();
+        let twin = (linear(&x, &one.weight).unwrap() + branch).unwrap();
+        agree(&fused, &twin, &x, &[&one], tolerance);
+    }
+}
+
+#[test]
+fn adapted_attention_with_dropout_equals_its_twin() {
+    for (dtype, tolerance) in PRECISIONS {
+        let setup = setup(4, 2, 6);
+        let x = random(1, &[5, 70, 24], dtype);
+        let norm = random(9, &[24], dtype).as_detached_tensor();
+        let all = [(2, 24), (3, 12), (4, 12)].map(|(seed, out)| Adapted::new(seed, out, 24, dtype));
+        let [q, k, v] = &all;
+        let parts = [&norm, &q.weight, &k.weight, &v.weight].map(Tensor::clone);
+        let masks = masks(5, 70, None);
+        let low_rank = low_rank(&parts, &[None, Some(q), Some(k), Some(v)]);
+        let low_rank = low_rank.masked(Some(masks.clone()));
+        let fused = ops::adapted_attention_heads(&x, &parts, &low_rank, &setup).unwrap();
+        let starts = [24, 24 + 24 * 24, 24 + 36 * 24];
+        let beside = |number: usize, x: &Tensor| branch(x, &all[number], &masks, starts[number]);
+        let twin = attention_heads_beside(&x, &packed(&parts), &setup, &beside).unwrap();
+        agree(&fused, &twin, &x, &[q, k, v], tolerance);
+    }
+}
+
+#[test]
+fn an_adapted_feed_forward_with_dropout_equals_its_twin() {
+    for (dtype, tolerance) in PRECISIONS {
+        let x = random(1, &[3, 101, 12], dtype);
+        let norm = random(9, &[12], dtype).as_detached_tensor();
+        let all = [(2, 20, 12), (3, 20, 12), (4, 12, 20)]
+            .map(|(seed, outputs, inputs)| Adapted::new(seed, outputs, inputs, dtype));
+        let [w1, w3, w2] = &all;
+        let parts = [&norm, &w1.weight, &w3.weight, &w2.weight].map(Tensor::clone);
+        let masks = masks(3, 101, None);
+        let low_rank = low_rank(&parts, &[None, Some(w1), Some(w3), Some(w2)]);
+        let low_rank = low_rank.masked(Some(masks.clone()));
+        let setup = setup(1, 1, 2);
+        let fused = ops::adapted_feed_forward(&x, &parts, &low_rank, &setup).unwrap();
+        let starts = [12, 12 + 20 * 12, 12 + 40 * 12];
+        let beside = |number: usize, x: &Tensor| branch(x, &all[number], &masks, starts[number]);
+        let twin = feed_forward_beside(&x, &packed(&parts), 1e-5, &beside).unwrap();
+        agree(&fused, &twin, &x, &[w1, w3, w2], tolerance);
+    }
+}
+
 fn settings() -> LoraSettings {
     LoraSettings {
         r: 2,
@@ -238,7 +318,21 @@ fn adapters_alone_get_gradients_and_those_match_finite_differences() {
     const STEP: f64 = 1e-5;
     let (base, adapters) = stores(DType::F64);
     let model = MtpModel::adapted(&small(), &base, &adapters).unwrap();
-    let grads = small_loss(&model).0.backward().unwrap();
+    let dropout = Dropout {
+        share: 0.4,
+        seed: 23,
+    };
+    let dropping = model.clone().with_dropout(dropout.of_step(1), 6);
+    let (plain, dropped) = (value(&model), value(&dropping));
+    assert!((plain - dropped).abs() > 1e-4, "{plain} and {dropped}");
+    for model in [model, dropping] {
+        check_slopes(&model, &base, &adapters, STEP);
+    }
+}
+
+/// Only adapters get gradients, and a step of this length to either side says the same as every third of them.
+fn check_slopes(model: &MtpModel, base: &ParamStore, adapters: &Adapters, step: f64) {
+    let grads = small_loss(model).0.backward().unwrap();
     for (name, var) in base.iter() {
         assert!(grads.get(var).is_none(), "{name} is frozen");
     }
@@ -255,9 +349,9 @@ fn adapters_alone_get_gradients_and_those_match_finite_differences() {
             values[at] += by;
             let values = Tensor::from_vec(values, var.dims(), &Device::Cpu).unwrap();
             var.set(&values).unwrap();
-            value(&model)
+            value(model)
         };
-        let slope = (moved(STEP) - moved(-STEP)) / (2.0 * STEP);
+        let slope = (moved(step) - moved(-step)) / (2.0 * step);
         moved(0.0);
         let off = (slope - gradient[at]).abs();
         assert!(off < 1e-8, "{name}: {slope} and {}", gradient[at]);
@@ -288,11 +382,18 @@ fn the_gradient_store_holds_the_adapters_and_nothing_of_the_weights() {
 
 #[test]
 fn one_and_two_threads_give_the_same_adapter_gradients() {
-    let bits = |threads: usize| {
+    let dropout = Dropout {
+        share: 0.1,
+        seed: 23,
+    };
+    let bits = |threads: usize, dropout: Option<Dropout>| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
         pool.unwrap().install(|| {
             let (base, adapters) = stores(DType::F32);
-            let model = MtpModel::adapted(&small(), &base, &adapters).unwrap();
+            let mut model = MtpModel::adapted(&small(), &base, &adapters).unwrap();
+            if let Some(dropout) = dropout {
+                model = model.with_dropout(dropout.of_step(0), 0);
+            }
             let grads = small_loss(&model).0.backward().unwrap();
             let all = adapters.store().iter();
             all.flat_map(|(_, var)| flat(grads.get(var).unwrap()))
@@ -300,5 +401,7 @@ fn one_and_two_threads_give_the_same_adapter_gradients() {
                 .collect::<Vec<u64>>()
         })
     };
-    assert_eq!(bits(1), bits(2));
+    assert_eq!(bits(1, None), bits(2, None));
+    assert_eq!(bits(1, Some(dropout)), bits(2, Some(dropout)));
+    assert_ne!(bits(1, None), bits(1, Some(dropout)));
 }

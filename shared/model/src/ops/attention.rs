@@ -12,12 +12,13 @@ use rayon::prelude::*;
 
 #[cfg(feature = "cuda")]
 use super::cuda::{norm_width, run_on_device};
-use super::low_rank::{AdapterGradient, Factors, Fused, LowRank};
+use super::low_rank::{AdapterGradient, Branch, Factors, Fused, LowRank, Stack};
 use super::{
     Fresh, Products, Right, Saved, TASK_ROWS, Unwritten, Wanted, WeightGradient, add_partials,
     backward, by_dtype, gradient, storage_of, tensor_values, values,
 };
 use crate::Rotary;
+use crate::dropout::{Masks, PassDropout};
 use crate::float::Float;
 use crate::kernels::{
     AttentionGrad, HeadLayout, attention, attention_back, rms_norm, rms_norm_again, rms_norm_back,
@@ -31,6 +32,17 @@ pub(crate) struct BlockSetup {
     pub(crate) eps: f64,
     pub(crate) rotary: Arc<Rotary>,
     pub(crate) products: Products,
+    /// What is dropped of the adapters' input.
+    pub(crate) dropout: Option<PassDropout>,
+}
+
+impl BlockSetup {
+    /// What is dropped in an operation on all rows of `x [b, s, d]`, or on some; none without dropout.
+    pub(crate) fn masks(&self, x: &Tensor, rows: Option<&[u32]>) -> Result<Option<Masks>> {
+        let (batch, sequence, _) = x.dims3()?;
+        let dropout = self.dropout;
+        Ok(dropout.map(|pass| pass.masks(sequence, rows, batch * sequence)))
+    }
 }
 
 /// Heads' outputs side by side, `[b, s, n·e]`, for `x [b, s, d]`. `packed` is the concatenation
@@ -74,6 +86,17 @@ pub(super) struct Sizes {
     task_rows: usize,
 }
 
+impl Sizes {
+    /// The matrices of queries, keys and values.
+    fn stack(&self) -> Stack {
+        Stack {
+            start: self.dim,
+            outputs: self.packed,
+            inputs: self.dim,
+        }
+    }
+}
+
 /// The rotary table in the element type of the call.
 struct Angles<T> {
     cos: Vec<T>,
@@ -93,7 +116,7 @@ impl CustomOp2 for AttentionHeads {
         w: &CpuStorage,
         w_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        by_dtype!(x.dtype(), self.forward(x, x_layout, w, w_layout))
+        by_dtype!(x.dtype(), self.forward(x, x_layout, w, w_layout, None))
     }
 
     #[cfg(feature = "cuda")]
@@ -178,6 +201,7 @@ impl Fused for AttentionHeads {
         x_layout: &Layout,
         w: &CpuStorage,
         w_layout: &Layout,
+        branch: Option<&Branch<'_, T>>,
     ) -> Result<(CpuStorage, Shape)> {
         let sizes = self.sizes(x_layout.shape(), w_layout.shape().elem_count())?;
         let (batch, sequence, _) = x_layout.shape().dims3()?;
@@ -195,7 +219,8 @@ impl Fused for AttentionHeads {
         let mut out = Fresh::<T>::new(rows * sizes.query);
         let mut inverse = vec![T::zero(); rows];
         let mut log_sums = vec![T::zero(); rows * layout.heads];
-        let task = |out: &mut [T],
+        let task = |first: usize,
+                    out: &mut [T],
                     x: &[T],
                     inverse: &mut [T],
                     log_sums: &mut [T],
@@ -203,6 +228,9 @@ impl Fused for AttentionHeads {
             let mut normed = vec![T::zero(); x.len()];
             rms_norm(x, norm, self.setup.eps, &mut normed, inverse);
             let qkv = qkv.product(&into_qkv, &normed);
+            if let Some(branch) = branch {
+                branch.add(qkv, &normed, sizes.stack(), first);
+            }
             let mut scores = Vec::new();
             let sequences = qkv
                 .chunks_exact_mut(sequence * sizes.packed)
@@ -232,8 +260,10 @@ impl Fused for AttentionHeads {
             let mut kept = Fresh::<T>::new(rows * sizes.packed);
             tasks
                 .zip(kept.unwritten().par_chunks(sizes.task_rows * sizes.packed))
-                .for_each(|((((out, x), inverse), log_sums), kept)| {
-                    task(out.cleared(), x, inverse, log_sums, kept);
+                .enumerate()
+                .for_each(|(index, ((((out, x), inverse), log_sums), kept))| {
+                    let first = index * sizes.task_rows;
+                    task(first, out.cleared(), x, inverse, log_sums, kept);
                 });
             self.saved.put(Context {
                 inverse,
@@ -241,10 +271,13 @@ impl Fused for AttentionHeads {
                 log_sums,
             })?;
         } else {
-            tasks.for_each(|(((out, x), inverse), log_sums)| {
-                let mut qkv = Fresh::new(inverse.len() * sizes.packed);
-                task(out.cleared(), x, inverse, log_sums, qkv.unwritten());
-            });
+            tasks
+                .enumerate()
+                .for_each(|(index, (((out, x), inverse), log_sums))| {
+                    let mut qkv = Fresh::new(inverse.len() * sizes.packed);
+                    let first = index * sizes.task_rows;
+                    task(first, out.cleared(), x, inverse, log_sums, qkv.unwritten());
+                });
         }
         let shape = Shape::from((batch, sequence, sizes.query));
         Ok((storage_of(out.finish()), shape))
@@ -271,6 +304,7 @@ impl Fused for AttentionHeads {
         let grad = tensor_values::<T>(&grad_storage, grad_layout)?;
         let (norm, weights) = tensor_values::<T>(&w_storage, w_layout)?.split_at(sizes.dim);
         let angles = self.angles::<T>(sequence);
+        let branch = adapters.map(AdapterGradient::branch).transpose()?.flatten();
 
         let products = self.setup.products;
         let into_qkv = Right::stored(weights, (sizes.packed, sizes.dim), products);
@@ -291,8 +325,11 @@ impl Fused for AttentionHeads {
             .zip(normed.unwritten().par_chunks(sizes.task_rows * sizes.dim))
             .zip(d_qkv.unwritten().par_chunks(sizes.task_rows * sizes.packed))
             .zip(partials.par_chunks_mut(sizes.dim));
-        given.zip(made).for_each(
-            |((((((x, grad), out), qkv), inverse), log_sums), (((dx, normed), d_qkv), partial))| {
+        given.zip(made).enumerate().for_each(
+            |(
+                task,
+                ((((((x, grad), out), qkv), inverse), log_sums), (((dx, normed), d_qkv), partial)),
+            )| {
                 let d_qkv = d_qkv.cleared();
                 let (mut scores, mut d_scores) = (Vec::new(), Vec::new());
                 for (index, d_qkv) in d_qkv.chunks_exact_mut(sequence * sizes.packed).enumerate() {
@@ -318,6 +355,9 @@ impl Fused for AttentionHeads {
                 rms_norm_again(x, norm, inverse, normed.cleared());
                 let mut d_normed = Fresh::new(x.len());
                 let d_normed = d_normed.unwritten().product(&into_qkv, d_qkv);
+                if let Some(branch) = &branch {
+                    branch.add_back(d_normed, d_qkv, sizes.stack(), task * sizes.task_rows);
+                }
                 rms_norm_back(d_normed, x, norm, inverse, dx.cleared(), partial);
             },
         );

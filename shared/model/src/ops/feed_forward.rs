@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 #[cfg(feature = "cuda")]
 use super::cuda::{norm_width, run_on_device};
-use super::low_rank::{AdapterGradient, Factors, Fused, LowRank};
+use super::low_rank::{AdapterGradient, Branch, Factors, Fused, LowRank, Stack};
 use super::{
     BlockSetup, Fresh, Products, Right, Saved, TASK_ROWS, Unwritten, Wanted, WeightGradient,
     add_partials, backward, by_dtype, copied, gradient, rows_and_width, storage_of, tensor_values,
@@ -65,6 +65,7 @@ struct Context<T> {
 
 /// The weights inside the packed operand.
 struct Weights<'a, T> {
+    dim: usize,
     ffn: usize,
     norm: &'a [T],
     gate_up: &'a [T],
@@ -83,11 +84,30 @@ impl<'a, T> Weights<'a, T> {
         let (norm, rest) = packed.split_at(dim);
         let (gate_up, down) = rest.split_at(2 * dim * ffn);
         Ok(Self {
+            dim,
             ffn,
             norm,
             gate_up,
             down,
         })
+    }
+
+    /// The matrices of gate and way up.
+    fn up_stack(&self) -> Stack {
+        Stack {
+            start: self.dim,
+            outputs: 2 * self.ffn,
+            inputs: self.dim,
+        }
+    }
+
+    /// That of the way down.
+    fn down_stack(&self) -> Stack {
+        Stack {
+            start: self.dim + self.gate_up.len(),
+            outputs: self.dim,
+            inputs: self.ffn,
+        }
     }
 }
 
@@ -103,7 +123,7 @@ impl CustomOp2 for FeedForward {
         w: &CpuStorage,
         w_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        by_dtype!(x.dtype(), self.forward(x, x_layout, w, w_layout))
+        by_dtype!(x.dtype(), self.forward(x, x_layout, w, w_layout, None))
     }
 
     #[cfg(feature = "cuda")]
@@ -138,6 +158,7 @@ impl Fused for FeedForward {
         x_layout: &Layout,
         w: &CpuStorage,
         w_layout: &Layout,
+        branch: Option<&Branch<'_, T>>,
     ) -> Result<(CpuStorage, Shape)> {
         let (rows, dim) = rows_and_width(x_layout.shape())?;
         let x = values::<T>(x, x_layout)?;
@@ -148,14 +169,21 @@ impl Fused for FeedForward {
         let out_of_ffn = Right::transposed(weights.down, (dim, ffn), tasks, self.products);
         let mut out = copied(x);
         let mut inverse = vec![T::zero(); rows];
-        let task = |out: &mut [T], x: &[T], inverse: &mut [T], gate_up: Unwritten<'_, T>| {
-            let mut normed = vec![T::zero(); x.len()];
-            let mut act = vec![T::zero(); inverse.len() * ffn];
-            rms_norm(x, weights.norm, self.eps, &mut normed, inverse);
-            let gate_up = gate_up.product(&into_ffn, &normed);
-            swiglu(gate_up, ffn, &mut act);
-            out_of_ffn.apply(out, &act, Write::Add);
-        };
+        let task =
+            |first: usize, out: &mut [T], x: &[T], inverse: &mut [T], gate_up: Unwritten<'_, T>| {
+                let mut normed = vec![T::zero(); x.len()];
+                let mut act = vec![T::zero(); inverse.len() * ffn];
+                rms_norm(x, weights.norm, self.eps, &mut normed, inverse);
+                let gate_up = gate_up.product(&into_ffn, &normed);
+                if let Some(branch) = branch {
+                    branch.add(gate_up, &normed, weights.up_stack(), first);
+                }
+                swiglu(gate_up, ffn, &mut act);
+                out_of_ffn.apply(out, &act, Write::Add);
+                if let Some(branch) = branch {
+                    branch.add(out, &act, weights.down_stack(), first);
+                }
+            };
         let tasks = out
             .par_chunks_mut(TASK_ROWS * dim)
             .zip(x.par_chunks(TASK_ROWS * dim))
@@ -164,13 +192,16 @@ impl Fused for FeedForward {
             let mut kept = Fresh::<T>::new(rows * 2 * ffn);
             tasks
                 .zip(kept.unwritten().par_chunks(TASK_ROWS * 2 * ffn))
-                .for_each(|(((out, x), inverse), kept)| task(out, x, inverse, kept));
+                .enumerate()
+                .for_each(|(index, (((out, x), inverse), kept))| {
+                    task(index * TASK_ROWS, out, x, inverse, kept);
+                });
             let gate_up = kept.finish();
             self.saved.put(Context { inverse, gate_up })?;
         } else {
-            tasks.for_each(|((out, x), inverse)| {
+            tasks.enumerate().for_each(|(index, ((out, x), inverse))| {
                 let mut gate_up = Fresh::new(inverse.len() * 2 * ffn);
-                task(out, x, inverse, gate_up.unwritten());
+                task(index * TASK_ROWS, out, x, inverse, gate_up.unwritten());
             });
         }
         Ok((storage_of(out), x_layout.shape().clone()))
@@ -194,6 +225,7 @@ impl Fused for FeedForward {
         let grad = tensor_values::<T>(&grad_storage, grad_layout)?;
         let weights = Weights::split(tensor_values::<T>(&w_storage, w_layout)?, dim)?;
         let ffn = weights.ffn;
+        let branch = adapters.map(AdapterGradient::branch).transpose()?.flatten();
 
         let into_ffn = Right::stored(weights.gate_up, (2 * ffn, dim), self.products);
         let out_of_ffn = Right::stored(weights.down, (dim, ffn), self.products);
@@ -213,15 +245,25 @@ impl Fused for FeedForward {
             .zip(act.unwritten().par_chunks(TASK_ROWS * ffn))
             .zip(d_gate_up.unwritten().par_chunks(TASK_ROWS * 2 * ffn))
             .zip(partials.par_chunks_mut(dim));
-        given.zip(made).for_each(
-            |((((x, grad), inverse), gate_up), ((((dx, normed), act), d_gate_up), partial))| {
+        given.zip(made).enumerate().for_each(
+            |(
+                task,
+                ((((x, grad), inverse), gate_up), ((((dx, normed), act), d_gate_up), partial)),
+            )| {
+                let first = task * TASK_ROWS;
                 let (act, d_gate_up) = (act.cleared(), d_gate_up.cleared());
                 let mut d_act = Fresh::new(act.len());
                 let d_act = d_act.unwritten().product(&out_of_ffn, grad);
+                if let Some(branch) = &branch {
+                    branch.add_back(d_act, grad, weights.down_stack(), first);
+                }
                 swiglu_back(gate_up, d_act, ffn, d_gate_up, act);
                 rms_norm_again(x, weights.norm, inverse, normed.cleared());
                 let mut d_normed = Fresh::new(x.len());
                 let d_normed = d_normed.unwritten().product(&into_ffn, d_gate_up);
+                if let Some(branch) = &branch {
+                    branch.add_back(d_normed, d_gate_up, weights.up_stack(), first);
+                }
                 rms_norm_back(d_normed, x, weights.norm, inverse, dx, partial);
             },
         );

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 #[cfg(feature = "cuda")]
 use super::cuda::run_on_device;
-use super::low_rank::{AdapterGradient, Factors, Fused, LowRank};
+use super::low_rank::{AdapterGradient, Branch, Factors, Fused, LowRank, Stack};
 use super::{
     Fresh, Products, Right, TASK_ROWS, Wanted, WeightGradient, backward, by_dtype, gradient,
     rows_and_width, storage_of, tensor_values, values,
@@ -40,6 +40,17 @@ pub(crate) fn adapted_linear(
 /// The projection with products of its own kind.
 pub(crate) struct Linear(pub(crate) Products);
 
+impl Linear {
+    /// Its one matrix.
+    fn stack(outputs: usize, inputs: usize) -> Stack {
+        Stack {
+            start: 0,
+            outputs,
+            inputs,
+        }
+    }
+}
+
 impl CustomOp2 for Linear {
     fn name(&self) -> &'static str {
         Self::NAME
@@ -52,7 +63,7 @@ impl CustomOp2 for Linear {
         w: &CpuStorage,
         w_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        by_dtype!(x.dtype(), self.forward(x, x_layout, w, w_layout))
+        by_dtype!(x.dtype(), self.forward(x, x_layout, w, w_layout, None))
     }
 
     #[cfg(feature = "cuda")]
@@ -87,6 +98,7 @@ impl Fused for Linear {
         x_layout: &Layout,
         w: &CpuStorage,
         w_layout: &Layout,
+        branch: Option<&Branch<'_, T>>,
     ) -> Result<(CpuStorage, Shape)> {
         let (rows, inputs) = rows_and_width(x_layout.shape())?;
         let (outputs, w_inputs) = w_layout.shape().dims2()?;
@@ -101,7 +113,13 @@ impl Fused for Linear {
         out.unwritten()
             .par_chunks(TASK_ROWS * outputs)
             .zip(x.par_chunks(TASK_ROWS * inputs))
-            .for_each(|(out, x)| _ = out.product(&weights, x));
+            .enumerate()
+            .for_each(|(task, (out, x))| {
+                let out = out.product(&weights, x);
+                if let Some(branch) = branch {
+                    branch.add(out, x, Self::stack(outputs, inputs), task * TASK_ROWS);
+                }
+            });
         let mut dims = x_layout.shape().dims().to_vec();
         *dims.last_mut().expect("rows_and_width refused scalars") = outputs;
         Ok((storage_of(out.finish()), Shape::from(dims)))
@@ -125,13 +143,20 @@ impl Fused for Linear {
             tensor_values::<T>(&w_storage, w_layout)?,
         );
         let grad = tensor_values::<T>(&grad_storage, grad_layout)?;
+        let branch = adapters.map(AdapterGradient::branch).transpose()?.flatten();
         let input_gradient = || {
             let weights = Right::stored(w_values, (outputs, inputs), self.0);
             let mut dx = Fresh::<T>::new(x_values.len());
             dx.unwritten()
                 .par_chunks(TASK_ROWS * inputs)
                 .zip(grad.par_chunks(TASK_ROWS * outputs))
-                .for_each(|(dx, grad)| _ = dx.product(&weights, grad));
+                .enumerate()
+                .for_each(|(task, (dx, grad))| {
+                    let dx = dx.product(&weights, grad);
+                    if let Some(branch) = &branch {
+                        branch.add_back(dx, grad, Self::stack(outputs, inputs), task * TASK_ROWS);
+                    }
+                });
             dx.finish()
         };
         let dx = || wanted.input.then(input_gradient);

@@ -3,8 +3,10 @@
 //! Forward and backward multiply by `W + s·B·A`, made anew for every call at the price of `rank` rows, so that each
 //! fused kernel serves adapters as it stands; a branch of its own would pass over all rows twice more per matrix.
 //! Backward never forms `dW = dyᵀ·x`: `dA = s·(dy·B)ᵀ·x` and `dB = s·dyᵀ·(x·Aᵀ)` come from its two factors, which
-//! spares a third of a full step's products and the memory of a gradient as large as the weights. The price is
-//! that dropout on the branch alone cannot be expressed.
+//! spares a third of a full step's products and the memory of a gradient as large as the weights.
+//!
+//! Merged weights cannot tell what reads them, so where some of the adapters' input is dropped ([`Masks`]) the operation
+//! multiplies by `W`, and its [`Branch`] adds `s·(drop(x)·Aᵀ)·Bᵀ` to the products of each task.
 
 use candle_core::backend::BackendStorage;
 #[cfg(feature = "cuda")]
@@ -18,6 +20,7 @@ use super::widen::widened;
 use super::{
     GRADIENT_TILES, Layer, TASK_ROWS, Wanted, by_dtype, gradient, storage_of, tensor_values, values,
 };
+use crate::dropout::Masks;
 use crate::float::Float;
 use crate::kernels::{Matrix, MatrixMut, Write, matmul, project};
 use crate::tape::Operand;
@@ -29,6 +32,8 @@ pub(crate) struct Slot {
     pub(crate) start: usize,
     pub(crate) outputs: usize,
     pub(crate) inputs: usize,
+    /// The name of its dropout's choices.
+    pub(crate) stream: u64,
 }
 
 /// The adapters of one operation: `A [rank, inputs]` and `B [outputs, rank]` for every slot.
@@ -39,18 +44,22 @@ pub(crate) struct LowRank {
     pub(super) slots: Vec<Slot>,
     /// A and B of the first slot, of the second, and so on.
     tensors: Vec<Tensor>,
+    /// What is dropped of the adapters' input.
+    masks: Option<Masks>,
 }
 
 /// An operation whose weight gradient is a row of products `gradᵀ · input`.
 pub(crate) trait Fused: Send + Sync {
     const NAME: &'static str;
 
+    /// The operation upon the weights, with a `branch` beside them where there is one.
     fn forward<T: Float>(
         &self,
         x: &CpuStorage,
         x_layout: &Layout,
         w: &CpuStorage,
         w_layout: &Layout,
+        branch: Option<&Branch<'_, T>>,
     ) -> Result<(CpuStorage, Shape)>;
 
     /// Gradients of `x` and of the weights; with `adapters`, theirs instead of the weights'.
@@ -115,7 +124,35 @@ impl LowRank {
             scale,
             slots,
             tensors: tensors.into_iter().flatten().collect(),
+            masks: None,
         }
+    }
+
+    /// The same adapters, whose input these masks drop from.
+    pub(crate) fn masked(&self, masks: Option<Masks>) -> Self {
+        Self {
+            masks,
+            ..self.clone()
+        }
+    }
+
+    /// The branch of which the flat adapters have these values, where it is not part of the effective weights.
+    fn branch<T: Float>(&self, flat: &[T]) -> Option<Branch<'_, T>> {
+        self.masks.as_ref().map(|masks| Branch {
+            low_rank: self,
+            masks,
+            flat: flat.to_vec(),
+        })
+    }
+
+    /// Every slot with the values of its A and B.
+    fn pairs<'a, T>(&'a self, mut flat: &'a [T]) -> impl Iterator<Item = (Slot, &'a [T], &'a [T])> {
+        self.slots.iter().map(move |slot| {
+            let (a, b);
+            (a, flat) = flat.split_at(self.rank * slot.inputs);
+            (b, flat) = flat.split_at(slot.outputs * self.rank);
+            (*slot, a, b)
+        })
     }
 
     /// Whether backward will ask for the adapters' gradients.
@@ -175,13 +212,12 @@ impl LowRank {
 
     fn sum<T: Float>(&self, parts: &[Tensor], flat: &[T]) -> Result<Vec<T>> {
         let mut packed = widened::<T>(parts)?;
-        let mut rest = flat;
-        for slot in &self.slots {
-            let (a, b);
-            (a, rest) = rest.split_at(self.rank * slot.inputs);
-            (b, rest) = rest.split_at(slot.outputs * self.rank);
+        if self.masks.is_some() {
+            return Ok(packed);
+        }
+        for (slot, a, b) in self.pairs(flat) {
             let weight = &mut packed[slot.start..][..slot.outputs * slot.inputs];
-            self.add_product(weight, *slot, a, b);
+            self.add_product(weight, slot, a, b);
         }
         Ok(packed)
     }
@@ -219,23 +255,21 @@ impl LowRank {
         if rows == 0 {
             return;
         }
+        let dropped = self
+            .masks
+            .as_ref()
+            .map(|masks| masks.dropped(factors.input, inputs, TASK_ROWS, slot.stream));
+        let read = dropped.as_deref().unwrap_or(factors.input);
         // x·Aᵀ and dy·B, `[rows, rank]` both.
         let mut down = vec![T::zero(); rows * rank];
         let mut up = vec![T::zero(); rows * rank];
         down.par_chunks_mut(TASK_ROWS * rank)
             .zip(up.par_chunks_mut(TASK_ROWS * rank))
-            .zip(factors.input.par_chunks(TASK_ROWS * inputs))
+            .zip(read.par_chunks(TASK_ROWS * inputs))
             .zip(factors.grad.par_chunks(TASK_ROWS * stride))
             .for_each(|(((down, up), input), grad)| {
-                let rows = up.len() / rank;
                 project(down, input, a, rank, inputs, Write::Replace);
-                matmul(
-                    MatrixMut::new(up, rows, rank, rank),
-                    Matrix::new(&grad[column..], rows, slot.outputs, stride),
-                    Matrix::new(b, slot.outputs, rank, rank),
-                    T::one(),
-                    Write::Replace,
-                );
+                self.back_to_rank(up, (grad, stride), slot, column, b);
             });
         let scale = T::from_f64(self.scale);
         rayon::join(
@@ -243,7 +277,7 @@ impl LowRank {
                 matmul(
                     MatrixMut::new(d_a, rank, inputs, inputs),
                     Matrix::new(&up, rows, rank, rank).transposed(),
-                    Matrix::new(factors.input, rows, inputs, inputs),
+                    Matrix::new(read, rows, inputs, inputs),
                     scale,
                     Write::Replace,
                 );
@@ -258,6 +292,115 @@ impl LowRank {
                 );
             },
         );
+    }
+
+    /// `dy·B` of a slot whose output columns start at `column` of `grad [rows, stride]`.
+    fn back_to_rank<T: Float>(
+        &self,
+        up: &mut [T],
+        (grad, stride): (&[T], usize),
+        slot: Slot,
+        column: usize,
+        b: &[T],
+    ) {
+        let (rank, rows) = (self.rank, grad.len() / stride);
+        matmul(
+            MatrixMut::new(up, rows, rank, rank),
+            Matrix::new(&grad[column..], rows, slot.outputs, stride),
+            Matrix::new(b, slot.outputs, rank, rank),
+            T::one(),
+            Write::Replace,
+        );
+    }
+}
+
+/// Matrices `[outputs, inputs]` that lie behind each other in the packed weights and read the same rows.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Stack {
+    /// Where the first one starts.
+    pub(super) start: usize,
+    /// Those of all of them.
+    pub(super) outputs: usize,
+    pub(super) inputs: usize,
+}
+
+impl Stack {
+    /// The first output of a slot among those of the matrices, where it is one of them.
+    fn column(self, slot: Slot) -> Option<usize> {
+        let end = self.start + self.outputs * self.inputs;
+        let holds = (self.start..end).contains(&slot.start);
+        holds.then(|| (slot.start - self.start) / self.inputs)
+    }
+}
+
+/// Adapters beside the frozen weights, because they read less than those do.
+pub(crate) struct Branch<'a, T> {
+    low_rank: &'a LowRank,
+    masks: &'a Masks,
+    /// The adapters' values behind each other.
+    flat: Vec<T>,
+}
+
+impl<T: Float> Branch<'_, T> {
+    /// Adds `s·(drop(x)·Aᵀ)·Bᵀ` to the products of the frozen matrices, `out [rows, outputs]`; the first of these rows is
+    /// row `first` of the operation.
+    pub(super) fn add(&self, out: &mut [T], input: &[T], stack: Stack, first: usize) {
+        let (rank, rows) = (self.low_rank.rank, input.len() / stack.inputs);
+        for (slot, column, a, b) in self.within(stack) {
+            let mut dropped = input.to_vec();
+            self.masks
+                .drop_from(&mut dropped, stack.inputs, first, slot.stream);
+            let mut down = vec![T::zero(); rows * rank];
+            project(&mut down, &dropped, a, rank, stack.inputs, Write::Replace);
+            matmul(
+                MatrixMut::new(&mut out[column..], rows, slot.outputs, stack.outputs),
+                Matrix::new(&down, rows, rank, rank),
+                Matrix::new(b, slot.outputs, rank, rank).transposed(),
+                self.scale(),
+                Write::Add,
+            );
+        }
+    }
+
+    /// Adds what the gradient `[rows, outputs]` of these products sends back through the branch to `input [rows, inputs]`.
+    pub(super) fn add_back(&self, input: &mut [T], grad: &[T], stack: Stack, first: usize) {
+        let (rank, rows) = (self.low_rank.rank, input.len() / stack.inputs);
+        for (slot, column, a, b) in self.within(stack) {
+            let mut up = vec![T::zero(); rows * rank];
+            self.low_rank
+                .back_to_rank(&mut up, (grad, stack.outputs), slot, column, b);
+            let mut through = vec![T::zero(); input.len()];
+            matmul(
+                MatrixMut::new(&mut through, rows, stack.inputs, stack.inputs),
+                Matrix::new(&up, rows, rank, rank),
+                Matrix::new(a, rank, stack.inputs, stack.inputs),
+                self.scale(),
+                Write::Replace,
+            );
+            self.masks
+                .drop_from(&mut through, stack.inputs, first, slot.stream);
+            for (sum, through) in input.iter_mut().zip(&through) {
+                *sum += *through;
+            }
+        }
+    }
+
+    fn scale(&self) -> T {
+        T::from_f64(self.low_rank.scale)
+    }
+
+    /// Slots of these matrices with their first output, A and B.
+    fn within(&self, stack: Stack) -> impl Iterator<Item = (Slot, usize, &[T], &[T])> {
+        let pairs = self.low_rank.pairs(&self.flat);
+        pairs.filter_map(move |(slot, a, b)| Some((slot, stack.column(slot)?, a, b)))
+    }
+}
+
+impl<'a> AdapterGradient<'a> {
+    /// The branch that the operation ran with.
+    pub(super) fn branch<T: Float>(self) -> Result<Option<Branch<'a, T>>> {
+        let (storage, layout) = self.flat.storage_and_layout();
+        Ok(self.low_rank.branch(tensor_values(&storage, layout)?))
     }
 }
 
@@ -336,12 +479,12 @@ impl<O: Fused> Adapted<O> {
         flat: &CpuStorage,
         flat_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let weights = self
-            .low_rank
-            .sum::<T>(&self.parts, values(flat, flat_layout)?)?;
+        let flat = values::<T>(flat, flat_layout)?;
+        let weights = storage_of(self.low_rank.sum(&self.parts, flat)?);
         let layout = Layout::contiguous(packed_shape(&self.parts));
+        let branch = self.low_rank.branch(flat);
         self.op
-            .forward::<T>(x, x_layout, &storage_of(weights), &layout)
+            .forward::<T>(x, x_layout, &weights, &layout, branch.as_ref())
     }
 }
 
@@ -368,6 +511,10 @@ impl<O: Fused> CustomOp2 for Adapted<O> {
         flat: &CudaStorage,
         flat_layout: &Layout,
     ) -> Result<(CudaStorage, Shape)> {
+        if self.low_rank.masks.is_some() {
+            let reason = "adapters with dropout run on the CPU alone";
+            return Err(candle_core::Error::msg(reason));
+        }
         by_dtype!(x.dtype(), self.cuda_run(x, x_layout, flat, flat_layout))
     }
 

@@ -75,6 +75,7 @@ fn loss_and_gradients(
             model: &model,
             parameters: &parameters,
             activation_bytes: None,
+            dropout: None,
         };
         let finite = accumulate(
             &learner,

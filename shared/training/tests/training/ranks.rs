@@ -21,7 +21,7 @@ use crate::support::{counting, files_of, settings, store, tiny};
 use crate::value;
 
 /// What every rank of a run ended with, in their order.
-fn among<T: Send>(world: usize, body: impl Fn(&Arc<Ranks>) -> T + Sync) -> Vec<T> {
+pub(crate) fn among<T: Send>(world: usize, body: impl Fn(&Arc<Ranks>) -> T + Sync) -> Vec<T> {
     let links = Links::among_threads(world).unwrap();
     std::thread::scope(|scope| {
         let body = &body;

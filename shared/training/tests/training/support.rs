@@ -97,6 +97,7 @@ pub(crate) fn settings() -> PolicySettings {
         batch_sequences: 8,
         products: Products::F32,
         activation_bytes: None,
+        dropout: None,
         w_max: 3.0,
         order_seed: 5,
     }

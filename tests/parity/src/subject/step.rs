@@ -231,6 +231,7 @@ pub(super) fn pass(
         model: policy,
         parameters,
         activation_bytes: None,
+        dropout: None,
     };
     accumulate(&learner, &padded, 0, scorer, &mut loss, &mut gradients)?;
     Ok((loss, gradients))
