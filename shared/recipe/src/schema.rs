@@ -319,6 +319,9 @@ section! {
         weighting: Rho1Weighting = Rho1Weighting::Continuous;
         /// Share of tokens kept by `topk`.
         ratio: f64 = 0.6;
+        /// Tokens that `topk` leaves out weigh nothing, as in the paper; else the lower bound. `ratio` must then be at least
+        /// 1 / `weights.w_max`.
+        hard: bool = false;
         /// Excess below which a token counts as learnt, nats.
         min_ce_diff: f64 = 0.01;
     }
