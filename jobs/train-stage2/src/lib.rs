@@ -19,7 +19,8 @@ use wmtp_recipe::seed::stream;
 use wmtp_recipe::{Algo, Recipe};
 use wmtp_records::Split;
 use wmtp_training::session::{
-    Compute, Drive, Team, adapters, drive, dtype, follow, load_bundle, load_tokens, products,
+    Adapted, Compute, Drive, Team, adapters, drive, dtype, follow, load_bundle, load_tokens,
+    products,
 };
 use wmtp_training::{OptimSettings, PolicySettings, PolicyTrainer, Ranks, Rows, Weights};
 
@@ -244,7 +245,7 @@ impl Loaded {
         Ok(Self {
             train: load_tokens(&data, Split::Train)?,
             validation: load_tokens(&data, Split::Validation)?,
-            adapters: adapters(recipe, &params, device)?,
+            adapters: adapters(recipe, Adapted::Policy, &params, device)?,
             params,
             store,
         })

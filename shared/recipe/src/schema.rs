@@ -275,6 +275,9 @@ section! {
         batch_sequences: usize = 64;
         /// Peak learning rate of the trunk; 0 freezes it and trains the value head alone.
         lr_trunk: f64 = 2e-5;
+        /// Rank of adapters that are trained in place of the trunk's weights, at `lr_trunk`, with `lora.alpha` and
+        /// `lora.targets`, and merged into them at the end; 0 trains every weight instead.
+        lora_r: usize = 0;
         /// Peak learning rate of the value head.
         lr_head: f64 = 1e-4;
         /// What the value model learns.
@@ -297,6 +300,9 @@ section! {
         batch_sequences: usize = 96;
         /// Peak learning rate.
         lr: f64 = 1e-5;
+        /// Rank of adapters that are trained in place of the weights, with `lora.alpha` and `lora.targets`, and merged into
+        /// them at the end; 0 trains every weight instead.
+        lora_r: usize = 0;
     }
 }
 

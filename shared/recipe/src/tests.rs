@@ -354,6 +354,7 @@ fn broken_recipes_are_named_with_key_and_source() {
         set("data.max_length=7"),
         set("data.max_length=4097"),
         set("stage1.lr_trunk=-1e-5"),
+        broken("version: {id: v001}\nstage1: {lr_trunk: 0, lora_r: 8}\n"),
         broken(
             "version: {id: v001}\nexperiment: {algo: verifiable}\nweights: {entropy_floor: 1}\n",
         ),
@@ -403,6 +404,7 @@ fn broken_recipes_are_named_with_key_and_source() {
     `data.max_length` is 7, which is not allowed: from 8 to 4096, where the positions of models end
     `data.max_length` is 4097, which is not allowed: from 8 to 4096, where the positions of models end
     `stage1.lr_trunk` is -0.00001, which is not allowed: at least 0, which freezes the trunk
+    `stage1.lora_r` is 8, which is not allowed: the adapters of a trunk learn at stage1.lr_trunk, which is 0 and freezes it
     `weights.entropy_floor` is 1, which is not allowed: 0 <= floor < 1: only equal weights have an entropy of 1
     `rho1.hard` in --set: found the number 1, expected true or false
     `rho1.hard` is true, which is not allowed: it means something only beside rho1.weighting topk

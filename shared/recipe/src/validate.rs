@@ -134,6 +134,9 @@ impl Recipe {
         let lr = self.stage1.lr_trunk;
         let rule = "at least 0, which freezes the trunk";
         ensure("stage1.lr_trunk", lr, lr >= 0.0, rule)?;
+        let r = self.stage1.lora_r;
+        let rule = "the adapters of a trunk learn at stage1.lr_trunk, which is 0 and freezes it";
+        ensure("stage1.lora_r", r, r == 0 || lr > 0.0, rule)?;
         positive("stage1.lr_head", self.stage1.lr_head)?;
         at_least("stage1.batch_sequences", self.stage1.batch_sequences, 1)?;
         share("stage1.gate", self.stage1.gate)?;

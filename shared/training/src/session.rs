@@ -12,7 +12,7 @@ use wmtp_data_sets::TokenFile;
 use wmtp_job_kit::{Crew, JobError, Run};
 use wmtp_model::{Adapters, LoraSettings, LoraTarget, ParamStore, Params, Place, Products};
 use wmtp_recipe::seed::stream;
-use wmtp_recipe::{Dtype, Optim, Recipe};
+use wmtp_recipe::{Dtype, Lora, Optim, Recipe};
 use wmtp_records::{Split, data_files, jsonl};
 
 use crate::engine::{MAX_BAD_STEPS, Scored, Side, StepReport, StoppedEarly, Trainer, Update};
@@ -302,13 +302,46 @@ pub fn load_bundle(dir: &Path, dtype: DType, device: &Device) -> Result<(Params,
     Ok((params, store))
 }
 
+/// What fresh adapters go upon, and whose rank they have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Adapted {
+    /// The policy.
+    Policy,
+    /// The trunk of the value model.
+    ValueTrunk,
+    /// The reference of Rho-1.
+    Reference,
+}
+
 /// Fresh adapters as a recipe asks for them; none where it trains every weight.
-pub fn adapters(recipe: &Recipe, params: &Params, device: &Device) -> Result<Option<Adapters>> {
-    use wmtp_recipe::LoraTarget as Word;
-    let lora = &recipe.lora;
-    if lora.r == 0 {
+pub fn adapters(
+    recipe: &Recipe,
+    adapted: Adapted,
+    params: &Params,
+    device: &Device,
+) -> Result<Option<Adapters>> {
+    let (r, name) = match adapted {
+        Adapted::Policy => (recipe.lora.r, "lora"),
+        Adapted::ValueTrunk => (recipe.stage1.lora_r, "stage1/lora"),
+        Adapted::Reference => (recipe.reference.lora_r, "stage1/lora"),
+    };
+    if r == 0 {
         return Ok(None);
     }
+    let settings = lora_settings(&recipe.lora, r);
+    let (seed, dtype) = (stream(recipe.seed, name), dtype(recipe.model.dtype));
+    let made = match adapted {
+        Adapted::ValueTrunk => Adapters::init_value_trunk(params, settings, seed, dtype, device)?,
+        Adapted::Policy | Adapted::Reference => {
+            Adapters::init(params, settings, seed, dtype, device)?
+        }
+    };
+    Ok(Some(made))
+}
+
+/// The recipe's adapters with this rank.
+fn lora_settings(lora: &Lora, r: usize) -> LoraSettings {
+    use wmtp_recipe::LoraTarget as Word;
     let target = |word: &Word| match word {
         Word::Wq => LoraTarget::Wq,
         Word::Wk => LoraTarget::Wk,
@@ -318,13 +351,11 @@ pub fn adapters(recipe: &Recipe, params: &Params, device: &Device) -> Result<Opt
         Word::W2 => LoraTarget::W2,
         Word::W3 => LoraTarget::W3,
     };
-    let settings = LoraSettings {
-        r: lora.r,
+    LoraSettings {
+        r,
         alpha: lora.alpha,
         targets: lora.targets.iter().map(target).collect(),
-    };
-    let (seed, dtype) = (stream(recipe.seed, "lora"), dtype(recipe.model.dtype));
-    Ok(Some(Adapters::init(params, settings, seed, dtype, device)?))
+    }
 }
 
 /// Token ids of one split of a fetched data set.

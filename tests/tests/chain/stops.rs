@@ -21,7 +21,7 @@ const LONG: [&str; 7] = [
 ];
 
 /// The data of the events of one type.
-fn of(ended: &Ended, kind: &str) -> Vec<Value> {
+pub(crate) fn of(ended: &Ended, kind: &str) -> Vec<Value> {
     let lines = ended.stderr.lines();
     let events = lines.filter_map(|line| serde_json::from_str::<Value>(line).ok());
     let chosen = events.filter(|event| event["type"] == kind);
@@ -29,7 +29,7 @@ fn of(ended: &Ended, kind: &str) -> Vec<Value> {
 }
 
 /// The result of a job that succeeded.
-fn outputs(ended: &Ended) -> Value {
+pub(crate) fn outputs(ended: &Ended) -> Value {
     let line = ended.stdout.lines().last().unwrap_or_default();
     let result: Value = serde_json::from_str(line).expect("the result as JSON");
     result["outputs"].clone()
