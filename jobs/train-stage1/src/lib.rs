@@ -8,11 +8,13 @@ mod reference;
 mod value;
 
 use std::fmt;
+use std::path::Path;
 
 use wmtp_job_kit::{
     Exit, Follower, Inputs, Job, JobError, Kind, Manifest, Output, Plan, PlanCx, Run, StoreHandle,
     check_tokenizers,
 };
+use wmtp_model::{Adapters, ParamStore};
 use wmtp_recipe::Recipe;
 use wmtp_training::Ranks;
 use wmtp_training::session::{Compute, Team, follow};
@@ -37,6 +39,9 @@ const BATCHES: [&str; 4] = [
     "optim.early_stop_patience",
     "optim.early_stop_min_delta",
 ];
+
+/// What adapters take from the policy's, where there are any.
+const ADAPTERS: [&str; 2] = ["lora.alpha", "lora.targets"];
 
 /// What stage 1 makes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -77,6 +82,19 @@ pub struct TrainStage1 {
 pub struct Work {
     objective: Objective,
     compute: Compute,
+}
+
+/// Weights for whoever reads them, adapters merged into them.
+fn save_merged(
+    store: &ParamStore,
+    adapters: Option<&Adapters>,
+    path: &Path,
+) -> wmtp_training::Result<()> {
+    match adapters {
+        None => store.save(path)?,
+        Some(adapters) => adapters.merge(store)?.save(path)?,
+    }
+    Ok(())
 }
 
 impl TrainStage1 {
@@ -140,12 +158,18 @@ train-stage1 --objective reference --data micropy --base micro-ref --recipe reci
         Ok(match self.objective {
             Objective::Value => {
                 settings.extend(["stage1", "score"]);
+                if recipe.stage1.lora_r > 0 {
+                    settings.extend(ADAPTERS);
+                }
                 plan.options(recipe.section_options(&settings))
                     .output("value-model", Kind::ValueModel)
                     .output("advantages", Kind::Advantages)
             }
             Objective::Reference => {
                 settings.push("reference");
+                if recipe.reference.lora_r > 0 {
+                    settings.extend(ADAPTERS);
+                }
                 plan.options(recipe.section_options(&settings))
                     .output("reference-ce", Kind::ReferenceCe)
             }

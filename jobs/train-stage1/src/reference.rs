@@ -5,17 +5,21 @@ use std::sync::Arc;
 use serde::Serialize;
 use wmtp_data_sets::TokenFile;
 use wmtp_job_kit::{Inputs, JobError, Kind, Output, Run, TOKENIZER_SHA256};
-use wmtp_model::{Device, ParamStore, Params};
+use wmtp_model::{Adapters, Device, ParamStore, Params};
 use wmtp_recipe::Recipe;
 use wmtp_recipe::seed::stream;
 use wmtp_records::{Split, jsonl};
 use wmtp_training::inference::mean;
-use wmtp_training::session::{Drive, drive, dtype, load_bundle, load_tokens, products, score};
+use wmtp_training::session::{
+    Adapted, Drive, adapters, drive, load_adapted, load_tokens, products, score,
+};
 use wmtp_training::{
     Error, OptimSettings, PolicySettings, PolicyTrainer, Ranks, Rows, Side, StepScorer,
     TokenScores, Trainer, Weights,
 };
 use wmtp_weighting::WeightSettings;
+
+use crate::save_merged;
 
 /// `summary.json` beside the cross-entropies.
 #[derive(Serialize)]
@@ -36,16 +40,18 @@ pub(crate) struct Loaded {
     validation: TokenFile,
     params: Params,
     store: ParamStore,
+    adapters: Option<Adapters>,
 }
 
 impl Loaded {
     pub(crate) fn of(inputs: &impl Inputs, device: &Device) -> Result<Self, JobError> {
-        let data = inputs.input("data")?;
-        let dtype = dtype(inputs.recipe().model.dtype);
-        let (params, store) = load_bundle(&inputs.input("base")?, dtype, device)?;
+        let (recipe, data) = (inputs.recipe(), inputs.input("data")?);
+        let adapted = Adapted::Reference;
+        let (params, store) = load_adapted(&inputs.input("base")?, recipe, adapted, device)?;
         Ok(Self {
             train: load_tokens(&data, Split::Train)?,
             validation: load_tokens(&data, Split::Validation)?,
+            adapters: adapters(recipe, adapted, &params, device)?,
             params,
             store,
         })
@@ -59,7 +65,7 @@ impl Loaded {
         let weights = Weights {
             params: &self.params,
             store: &self.store,
-            adapters: None,
+            adapters: self.adapters.as_ref(),
         };
         let (rows, held_out) = (Rows::correct(&self.train), Rows::correct(&self.validation));
         let scorer = Box::new(StepScorer::baseline(WeightSettings::default()));
@@ -73,7 +79,12 @@ impl Loaded {
 pub(crate) fn run(run: &Run, device: &Device, ranks: &Arc<Ranks>) -> Result<Vec<Output>, JobError> {
     let recipe = run.recipe();
     let loaded = Loaded::of(run, device)?;
-    let Loaded { params, store, .. } = &loaded;
+    let Loaded {
+        params,
+        store,
+        adapters,
+        ..
+    } = &loaded;
     let mut trainer = loaded.trainer(recipe, ranks)?;
     let how = Drive {
         device,
@@ -101,9 +112,7 @@ pub(crate) fn run(run: &Run, device: &Device, ranks: &Arc<Ranks>) -> Result<Vec<
 
     let dir = run.output_dir("reference-ce")?;
     scores.save(&dir.join("reference_ce.safetensors"), "ce")?;
-    store
-        .save(&dir.join("model.safetensors"))
-        .map_err(Error::from)?;
+    save_merged(store, adapters.as_ref(), &dir.join("model.safetensors"))?;
     params.save(&dir.join("params.json")).map_err(Error::from)?;
     trainer.metrics().write(&dir.join("metrics.jsonl"))?;
     jsonl::write_json(&dir.join("summary.json"), &summary)?;

@@ -11,12 +11,16 @@ use wmtp_model::{Device, HeadKind, ParamStore, Params};
 use wmtp_recipe::seed::stream;
 use wmtp_recipe::{Recipe, ValueHeadKind, ValueObjective};
 use wmtp_records::{Record, Split, data_files, jsonl};
-use wmtp_training::session::{Drive, drive, dtype, load_bundle, load_tokens, products, score};
+use wmtp_training::session::{
+    Adapted, Drive, adapters, drive, dtype, load_bundle, load_tokens, products, score,
+};
 use wmtp_training::{
     Error, Judged, Lines, Objective, OptimSettings, Ranks, Rows, Side, Trainer, ValueParameters,
     ValueQuality, ValueSettings, ValueTrainer, advantages, balanced_rows,
 };
 use wmtp_weighting::{Whitening, td_errors};
+
+use crate::save_merged;
 
 /// The reward of a row that passes its tests.
 const REWARD: f64 = 1.0;
@@ -98,8 +102,12 @@ impl Loaded {
         Ok(Self {
             train: Labelled::load(&data, Split::Train)?,
             validation: Labelled::load(&data, Split::Validation)?,
+            store: ValueParameters {
+                trunk,
+                adapters: adapters(recipe, Adapted::ValueTrunk, &params, device)?,
+                head,
+            },
             params,
-            store: ValueParameters { trunk, head },
         })
     }
 
@@ -260,10 +268,11 @@ fn write_model(
     summary: &Summary,
 ) -> Result<Output, JobError> {
     let dir = run.output_dir("value-model")?;
-    store
-        .trunk
-        .save(&dir.join("model.safetensors"))
-        .map_err(Error::from)?;
+    save_merged(
+        &store.trunk,
+        store.adapters.as_ref(),
+        &dir.join("model.safetensors"),
+    )?;
     store
         .head
         .save(&dir.join("value_head.safetensors"))

@@ -19,7 +19,7 @@ use wmtp_recipe::seed::stream;
 use wmtp_recipe::{Algo, Recipe};
 use wmtp_records::Split;
 use wmtp_training::session::{
-    Compute, Drive, Team, adapters, drive, follow, load_policy, load_tokens, products,
+    Adapted, Compute, Drive, Team, adapters, drive, follow, load_adapted, load_tokens, products,
 };
 use wmtp_training::{OptimSettings, PolicySettings, PolicyTrainer, Ranks, Rows, Weights};
 
@@ -239,11 +239,12 @@ impl Loaded {
     fn of(inputs: &impl Inputs, device: &Device) -> Result<Self, JobError> {
         let recipe = inputs.recipe();
         let data = inputs.input("data")?;
-        let (params, store) = load_policy(&inputs.input("base")?, recipe, device)?;
+        let (params, store) =
+            load_adapted(&inputs.input("base")?, recipe, Adapted::Policy, device)?;
         Ok(Self {
             train: load_tokens(&data, Split::Train)?,
             validation: load_tokens(&data, Split::Validation)?,
-            adapters: adapters(recipe, &params, device)?,
+            adapters: adapters(recipe, Adapted::Policy, &params, device)?,
             params,
             store,
         })

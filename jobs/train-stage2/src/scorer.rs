@@ -11,7 +11,7 @@ use wmtp_recipe::seed::stream;
 use wmtp_recipe::{Algo, ExcessScore, Recipe, Rho1Weighting as RecipeWeighting};
 use wmtp_records::{Record, Split, data_files, jsonl};
 use wmtp_training::{Rho1Scorer, Rho1Settings, Rho1Weighting, Scorer, StepScorer, TokenScores};
-use wmtp_weighting::rho1::ExcessMode;
+use wmtp_weighting::rho1::{ExcessMode, Selection};
 use wmtp_weighting::{WeightSettings, Whitening};
 
 /// What stage 1 says about its advantages.
@@ -96,7 +96,10 @@ fn rho1_settings(recipe: &Recipe) -> Rho1Settings {
             RecipeWeighting::Continuous => Rho1Weighting::Continuous,
             RecipeWeighting::Topk => Rho1Weighting::Topk,
         },
-        ratio: rho1.ratio,
+        selection: Selection {
+            ratio: rho1.ratio,
+            hard: rho1.hard,
+        },
         min_ce_diff: rho1.min_ce_diff,
     }
 }

@@ -104,8 +104,13 @@ impl LoraSettings {
     /// All adapter tensors with their shapes, in the order of the model's tensors: A `[r, in]` and B `[out, r]`
     /// of each adapted matrix `[out, in]`.
     pub fn tensor_shapes(&self, params: &Params) -> Vec<(String, Vec<usize>)> {
+        self.shapes_upon(params.tensor_shapes())
+    }
+
+    /// [`Self::tensor_shapes`] upon these tensors.
+    fn shapes_upon(&self, tensors: Vec<(String, Vec<usize>)>) -> Vec<(String, Vec<usize>)> {
         let mut shapes = Vec::new();
-        for (name, shape) in params.tensor_shapes() {
+        for (name, shape) in tensors {
             let Some(matrix) = name.strip_suffix(".weight") else {
                 continue;
             };
@@ -155,6 +160,27 @@ impl Adapters {
         dtype: DType,
         device: &Device,
     ) -> Result<Self> {
+        Self::init_upon(params.tensor_shapes(), settings, seed, dtype, device)
+    }
+
+    /// [`Self::init`] upon the trunk of a value model.
+    pub fn init_value_trunk(
+        params: &Params,
+        settings: LoraSettings,
+        seed: u64,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Self> {
+        Self::init_upon(params.value_trunk_shapes(), settings, seed, dtype, device)
+    }
+
+    fn init_upon(
+        tensors: Vec<(String, Vec<usize>)>,
+        settings: LoraSettings,
+        seed: u64,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Self> {
         settings.validate()?;
         let fresh = |(name, shape): (String, Vec<usize>)| {
             let count: usize = shape.iter().product();
@@ -166,7 +192,7 @@ impl Adapters {
             let tensor = Tensor::from_vec(values, shape, device)?.to_dtype(dtype)?;
             Ok((name, tensor))
         };
-        let tensors = settings.tensor_shapes(params).into_iter().map(fresh);
+        let tensors = settings.shapes_upon(tensors).into_iter().map(fresh);
         let store = ParamStore::from_tensors(tensors.collect::<Result<_>>()?)?;
         Ok(Self { settings, store })
     }
@@ -332,6 +358,24 @@ mod tests {
             ]
         );
         assert_eq!(names[12], "extra_heads.0.attention.wq.lora_a");
+    }
+
+    #[test]
+    fn a_value_models_trunk_is_adapted_as_the_policys_is() {
+        let (params, settings) = (Params::small(), settings(4, &[LoraTarget::Wq]));
+        let made =
+            Adapters::init_value_trunk(&params, settings, 7, DType::F32, &Device::Cpu).unwrap();
+        let of_policy = fresh(&[LoraTarget::Wq]);
+        let numbers = |var: &candle_core::Var| {
+            let flat = var.flatten_all().unwrap();
+            flat.to_vec1::<f32>().unwrap()
+        };
+        // Two trunk blocks of the four.
+        assert_eq!(made.store().len(), 4);
+        for (name, var) in made.store().iter() {
+            let other = of_policy.store().get(name).unwrap();
+            assert_eq!(numbers(var), numbers(other), "{name}");
+        }
     }
 
     #[test]

@@ -113,6 +113,17 @@ impl Block {
         Ok(())
     }
 
+    /// Whether adapters of this block take gradients.
+    fn has_trained_adapters(&self) -> bool {
+        let BlockAdapters {
+            attention_in,
+            wo,
+            feed_forward,
+        } = &self.adapters;
+        let mut all = [attention_in, wo, feed_forward].into_iter().flatten();
+        all.any(|low_rank| low_rank.tensors().iter().any(Tensor::track_op))
+    }
+
     fn forward<O: Observer>(
         &self,
         x: &Tensor,
@@ -292,6 +303,14 @@ impl Body {
         })
     }
 
+    /// Puts adapters upon the trunk's blocks.
+    pub(crate) fn adapt(&mut self, adapters: &Adapters, tracking: Tracking) -> Result<()> {
+        for (i, block) in self.blocks.iter_mut().enumerate() {
+            block.adapt(adapters, &trunk_prefix(i), tracking)?;
+        }
+        Ok(())
+    }
+
     pub(crate) fn set_products(&mut self, products: Products) {
         self.setup.products = products;
     }
@@ -328,9 +347,9 @@ impl Body {
         &self.embeddings
     }
 
-    /// Whether the body's own tensors take gradients.
+    /// Whether the body's own tensors, or adapters upon them, take gradients.
     pub(crate) fn is_trained(&self) -> bool {
-        self.embeddings.track_op()
+        self.embeddings.track_op() || self.blocks.iter().any(Block::has_trained_adapters)
     }
 
     pub(crate) fn setup(&self) -> &BlockSetup {
@@ -394,9 +413,7 @@ impl MtpModel {
     }
 
     fn with_adapters(mut self, adapters: &Adapters, tracking: Tracking) -> Result<Self> {
-        for (i, block) in self.body.blocks.iter_mut().enumerate() {
-            block.adapt(adapters, &trunk_prefix(i), tracking)?;
-        }
+        self.body.adapt(adapters, tracking)?;
         for (block, horizon) in self.heads.iter_mut().zip(self.params.horizons()) {
             block.adapt(adapters, &self.params.head_prefix(horizon), tracking)?;
         }

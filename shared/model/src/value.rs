@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::model::{Body, Tracking};
 use crate::observer::{Observer, Site, Unobserved};
 use crate::tape::NormedTape;
-use crate::{Error, ParamStore, Params, Result, ops};
+use crate::{Adapters, Error, ParamStore, Params, Result, ops};
 
 /// Form of the value head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,6 +76,32 @@ impl ValueModel {
             (trunk, Tracking::Frozen),
             (head, Tracking::Trained),
         )
+    }
+
+    /// A frozen trunk under adapters that take gradients, as the head does.
+    pub fn adapted(
+        params: &Params,
+        kind: HeadKind,
+        trunk: &ParamStore,
+        adapters: &Adapters,
+        head: &ParamStore,
+    ) -> Result<Self> {
+        let mut model = Self::frozen_trunk(params, kind, trunk, head)?;
+        model.body.adapt(adapters, Tracking::Trained)?;
+        Ok(model)
+    }
+
+    /// The same values as [`Self::adapted`] without a graph.
+    pub fn adapted_frozen(
+        params: &Params,
+        kind: HeadKind,
+        trunk: &ParamStore,
+        adapters: &Adapters,
+        head: &ParamStore,
+    ) -> Result<Self> {
+        let mut model = Self::frozen(params, kind, trunk, head)?;
+        model.body.adapt(adapters, Tracking::Frozen)?;
+        Ok(model)
     }
 
     /// Nothing takes gradients.
@@ -152,8 +178,8 @@ impl ValueModel {
         observer.observe(Site::Value, self.head(&hidden)?)
     }
 
-    /// [`Self::values`] for training: a trunk that learns goes back block by block, with the activations of its last
-    /// `num_kept` blocks kept and the others computed again; through a frozen one nothing goes back.
+    /// [`Self::values`] for training: a trunk that learns, or whose adapters do, goes back block by block, with the
+    /// activations of its last `num_kept` blocks kept and the others computed again; through a frozen one nothing goes back.
     pub fn taped(&self, ids_bs: &Tensor, num_kept: usize) -> Result<ValueTape> {
         let record = || NormedTape::record(&self.body, ids_bs, num_kept);
         let trunk = self.body.is_trained().then(record).transpose()?;
@@ -238,6 +264,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
+    use crate::{LoraSettings, LoraTarget};
     use candle_core::{DType, Device};
 
     fn params() -> Params {
@@ -336,37 +363,114 @@ mod tests {
         }
     }
 
+    /// What the whole graph and the tapes of a model give to what it trains, and that it is the same.
+    fn agree(model: &ValueModel, trained: [&ParamStore; 2]) {
+        let whole = model.values(&ids()).unwrap();
+        let product = (&whole * &seed()).unwrap().sum_all().unwrap();
+        let graph = product.backward().unwrap();
+        let expected: BTreeMap<String, Vec<f64>> = trained
+            .into_iter()
+            .flat_map(ParamStore::iter)
+            .map(|(name, var)| (name.to_owned(), numbers(graph.get(var).unwrap())))
+            .collect();
+        assert!(
+            expected
+                .values()
+                .all(|numbers| numbers.iter().any(|x| *x != 0.0)),
+            "a gradient of zeros shows nothing"
+        );
+        for num_kept in 0..=params().num_trunk_blocks() {
+            let tape = model.taped(&ids(), num_kept).unwrap();
+            assert_eq!(numbers(tape.values()), numbers(&whole));
+            // Equal numbers, not near ones: the graph runs the same operations.
+            assert_eq!(taken(tape, trained), expected, "{num_kept} kept");
+        }
+    }
+
     #[test]
     fn every_way_of_keeping_gives_the_gradients_of_the_whole_graph() {
         for kind in [HeadKind::Linear, HeadKind::Mlp] {
             let (trunk, head) = stores(kind);
             moved(&head);
             let model = ValueModel::new(&params(), kind, &trunk, &head).unwrap();
-            let whole = model.values(&ids()).unwrap();
-            let product = (&whole * &seed()).unwrap().sum_all().unwrap();
-            let graph = product.backward().unwrap();
-            let expected: BTreeMap<String, Vec<f64>> = trunk
-                .iter()
-                .chain(head.iter())
-                .map(|(name, var)| (name.to_owned(), numbers(graph.get(var).unwrap())))
-                .collect();
-            assert!(
-                expected
-                    .values()
-                    .all(|numbers| numbers.iter().any(|x| *x != 0.0)),
-                "a gradient of zeros shows nothing"
-            );
-            for num_kept in 0..=params().num_trunk_blocks() {
-                let tape = model.taped(&ids(), num_kept).unwrap();
-                assert_eq!(numbers(tape.values()), numbers(&whole), "{kind:?}");
-                // Equal numbers, not near ones: the graph runs the same operations.
-                assert_eq!(
-                    taken(tape, [&trunk, &head]),
-                    expected,
-                    "{kind:?}, {num_kept} kept"
-                );
-            }
+            agree(&model, [&trunk, &head]);
         }
+    }
+
+    /// Adapters of a value model none of which is zero.
+    fn adapters() -> Adapters {
+        let settings = LoraSettings {
+            r: 3,
+            alpha: 4.0,
+            targets: LoraTarget::ALL.to_vec(),
+        };
+        let made =
+            Adapters::init_value_trunk(&params(), settings, 2, DType::F64, &Device::Cpu).unwrap();
+        moved(made.store());
+        made
+    }
+
+    #[test]
+    fn adapters_and_head_get_the_gradients_of_the_whole_graph_and_the_trunk_none() {
+        let adapters = adapters();
+        for kind in [HeadKind::Linear, HeadKind::Mlp] {
+            let (trunk, head) = stores(kind);
+            moved(&head);
+            let model = ValueModel::adapted(&params(), kind, &trunk, &adapters, &head).unwrap();
+            // Two blocks of seven matrices with two adapters each. A gradient of the trunk would be no parameter's.
+            assert_eq!(adapters.store().len(), 28);
+            agree(&model, [adapters.store(), &head]);
+        }
+    }
+
+    #[test]
+    fn gradients_of_adapters_match_finite_differences() {
+        const STEP: f64 = 1e-6;
+        let ((trunk, head), adapters) = (stores(HeadKind::Mlp), adapters());
+        moved(&head);
+        let model =
+            ValueModel::adapted(&params(), HeadKind::Mlp, &trunk, &adapters, &head).unwrap();
+        let tape = model.taped(&ids(), 1).unwrap();
+        let gradients = taken(tape, [adapters.store(), &head]);
+        let sum = || {
+            let values = numbers(&model.values(&ids()).unwrap());
+            let products = values.iter().zip(numbers(&seed())).map(|(v, s)| v * s);
+            products.sum::<f64>()
+        };
+        for (index, (name, var)) in adapters.store().iter().enumerate() {
+            let before = numbers(var);
+            let at = index % before.len();
+            let moved = |by: f64| {
+                let mut values = before.clone();
+                values[at] += by;
+                let values = Tensor::from_vec(values, var.dims(), &Device::Cpu).unwrap();
+                var.set(&values).unwrap();
+                sum()
+            };
+            let slope = (moved(STEP) - moved(-STEP)) / (2.0 * STEP);
+            moved(0.0);
+            let off = (slope - gradients[name][at]).abs();
+            assert!(off < 1e-8, "{name}: {slope} and {}", gradients[name][at]);
+        }
+    }
+
+    #[test]
+    fn the_merged_trunk_has_the_values_of_the_adapted_one_bit_for_bit() {
+        let ((trunk, head), adapters) = (stores(HeadKind::Linear), adapters());
+        moved(&head);
+        let kind = HeadKind::Linear;
+        let adapted = ValueModel::adapted_frozen(&params(), kind, &trunk, &adapters, &head);
+        let values = numbers(&adapted.unwrap().values(&ids()).unwrap());
+        let merged = adapters.merge(&trunk).unwrap();
+        let of = |trunk| ValueModel::frozen(&params(), kind, trunk, &head).unwrap();
+        assert_eq!(numbers(&of(&merged).values(&ids()).unwrap()), values);
+        assert_ne!(numbers(&of(&trunk).values(&ids()).unwrap()), values);
+        let shapes = |store: &ParamStore| -> Vec<(String, Vec<usize>)> {
+            let all = store.iter();
+            all.map(|(name, var)| (name.to_owned(), var.dims().to_vec()))
+                .collect()
+        };
+        assert_eq!(shapes(&merged), shapes(&trunk));
     }
 
     #[test]

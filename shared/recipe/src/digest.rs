@@ -21,7 +21,7 @@ const COMPARED: [&str; 8] = [
 
 /// Settings that came after the first runs. At its default such a setting changes nothing, and is left out of what is
 /// hashed: recipes of earlier builds keep their digests, and finished runs their cache keys.
-const LATER: [&str; 12] = [
+const LATER: [&str; 15] = [
     "data.split_by",
     "optim.checkpoint_minutes",
     "optim.keep_last",
@@ -34,6 +34,9 @@ const LATER: [&str; 12] = [
     "evaluation.beams",
     "evaluation.length_penalty",
     "evaluation.infer_samples",
+    "rho1.hard",
+    "stage1.lora_r",
+    "reference.lora_r",
 ];
 
 /// Whether a setting may differ between two rows of one leaderboard.

@@ -277,6 +277,9 @@ section! {
         batch_sequences: usize = 64;
         /// Peak learning rate of the trunk; 0 freezes it and trains the value head alone.
         lr_trunk: f64 = 2e-5;
+        /// Rank of adapters that are trained in place of the trunk's weights, at `lr_trunk`, with `lora.alpha` and
+        /// `lora.targets`, and merged into them at the end; 0 trains every weight instead.
+        lora_r: usize = 0;
         /// Peak learning rate of the value head.
         lr_head: f64 = 1e-4;
         /// What the value model learns.
@@ -299,6 +302,9 @@ section! {
         batch_sequences: usize = 96;
         /// Peak learning rate.
         lr: f64 = 1e-5;
+        /// Rank of adapters that are trained in place of the weights, with `lora.alpha` and `lora.targets`, and merged into
+        /// them at the end; 0 trains every weight instead.
+        lora_r: usize = 0;
     }
 }
 
@@ -321,6 +327,9 @@ section! {
         weighting: Rho1Weighting = Rho1Weighting::Continuous;
         /// Share of tokens kept by `topk`.
         ratio: f64 = 0.6;
+        /// Tokens that `topk` leaves out weigh nothing, as in the paper; else the lower bound. `ratio` must then be at least
+        /// 1 / `weights.w_max`.
+        hard: bool = false;
         /// Excess below which a token counts as learnt, nats.
         min_ce_diff: f64 = 0.01;
     }

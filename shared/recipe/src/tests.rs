@@ -79,6 +79,9 @@ fn changed(leaf: &Leaf, recipe: &Recipe) -> Vec<String> {
                 "evaluation.length_penalty=0.6".into(),
             ];
         }
+        ("rho1.hard", _) => {
+            return vec!["rho1.weighting=topk".into(), "rho1.hard=true".into()];
+        }
         ("optim.batch_sequences", _) => "120".to_owned(),
         ("optim.micro_batch_sequences", _) => "6".to_owned(),
         ("evaluation.ks", _) => "[1, 2]".to_owned(),
@@ -352,8 +355,14 @@ fn broken_recipes_are_named_with_key_and_source() {
         set("data.max_length=7"),
         set("data.max_length=4097"),
         set("stage1.lr_trunk=-1e-5"),
+        broken("version: {id: v001}\nstage1: {lr_trunk: 0, lora_r: 8}\n"),
         broken(
             "version: {id: v001}\nexperiment: {algo: verifiable}\nweights: {entropy_floor: 1}\n",
+        ),
+        set("rho1.hard=1"),
+        broken("version: {id: v001}\nexperiment: {algo: rho1}\nrho1: {hard: true}\n"),
+        broken(
+            "version: {id: v001}\nexperiment: {algo: rho1}\nrho1: {weighting: topk, ratio: 0.2, hard: true}\n",
         ),
         set("lora.targets=[wq, w4]"),
         set("lora.targets=[w1, wq]"),
@@ -397,7 +406,11 @@ fn broken_recipes_are_named_with_key_and_source() {
     `data.max_length` is 7, which is not allowed: from 8 to 4096, where the positions of models end
     `data.max_length` is 4097, which is not allowed: from 8 to 4096, where the positions of models end
     `stage1.lr_trunk` is -0.00001, which is not allowed: at least 0, which freezes the trunk
+    `stage1.lora_r` is 8, which is not allowed: the adapters of a trunk learn at stage1.lr_trunk, which is 0 and freezes it
     `weights.entropy_floor` is 1, which is not allowed: 0 <= floor < 1: only equal weights have an entropy of 1
+    `rho1.hard` in --set: found the number 1, expected true or false
+    `rho1.hard` is true, which is not allowed: it means something only beside rho1.weighting topk
+    `rho1.ratio` is 0.2, which is not allowed: with rho1.hard a token that is kept weighs 1 / ratio, and weights.w_max is 3: raise one of the two
     `lora.targets` in --set: found a list, expected a list of some of wq, wk, wv, wo, w1, w2, w3
     `lora.targets` is [w1, wq], which is not allowed: at least one, each once, in the order wq, wk, wv, wo, w1, w2, w3
     `lora.targets` is [], which is not allowed: at least one, each once, in the order wq, wk, wv, wo, w1, w2, w3
@@ -418,6 +431,9 @@ fn settings_at_the_ends_of_their_ranges_are_allowed() {
         resolve(&[("r.yaml", MINIMAL)], &[given])
             .unwrap_or_else(|error| panic!("{given}: {error}"));
     }
+    let all_of_it = ["rho1.weighting=topk", "rho1.hard=true", "rho1.ratio=0.2"];
+    resolve(&scored(), &[&all_of_it[..], &["weights.w_max=5"]].concat())
+        .expect("a fifth weighs five");
     resolve(&scored(), &["weights.entropy_floor=0"]).expect("no floor");
 }
 

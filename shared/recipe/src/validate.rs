@@ -2,7 +2,7 @@
 
 use crate::Error;
 use crate::resolve::{Origin, Resolved};
-use crate::schema::{Algo, LoraTarget, Recipe};
+use crate::schema::{Algo, LoraTarget, Recipe, Rho1, Rho1Weighting};
 
 /// Tokens of the longest row that a model reads: the positions for which it has angles, twice the longest sequence of the
 /// 7B model. A test holds it against the model's own number.
@@ -134,6 +134,9 @@ impl Recipe {
         let lr = self.stage1.lr_trunk;
         let rule = "at least 0, which freezes the trunk";
         ensure("stage1.lr_trunk", lr, lr >= 0.0, rule)?;
+        let r = self.stage1.lora_r;
+        let rule = "the adapters of a trunk learn at stage1.lr_trunk, which is 0 and freezes it";
+        ensure("stage1.lora_r", r, r == 0 || lr > 0.0, rule)?;
         positive("stage1.lr_head", self.stage1.lr_head)?;
         at_least("stage1.batch_sequences", self.stage1.batch_sequences, 1)?;
         share("stage1.gate", self.stage1.gate)?;
@@ -177,6 +180,7 @@ impl Recipe {
             ratio > 0.0 && ratio <= 1.0,
             "0 < ratio <= 1",
         )?;
+        self.validate_hard_selection()?;
         let diff = self.rho1.min_ce_diff;
         ensure("rho1.min_ce_diff", diff, diff >= 0.0, "at least 0 nats")?;
         let weights = &self.weights;
@@ -194,6 +198,26 @@ impl Recipe {
         let holds = (0.0..1.0).contains(&floor);
         ensure("weights.entropy_floor", floor, holds, rule)?;
         share("weights.blend", weights.blend)
+    }
+
+    /// Where the tokens left out weigh nothing, the others share the weight of all.
+    fn validate_hard_selection(&self) -> Result<(), Error> {
+        let Rho1 {
+            weighting,
+            ratio,
+            hard,
+            ..
+        } = self.rho1;
+        if !hard {
+            return Ok(());
+        }
+        let rule = "it means something only beside rho1.weighting topk";
+        ensure("rho1.hard", hard, weighting == Rho1Weighting::Topk, rule)?;
+        let w_max = self.weights.w_max;
+        let rule = format!(
+            "with rho1.hard a token that is kept weighs 1 / ratio, and weights.w_max is {w_max}: raise one of the two"
+        );
+        ensure("rho1.ratio", ratio, ratio * w_max >= 1.0, rule)
     }
 
     fn validate_evaluation(&self) -> Result<(), Error> {

@@ -480,10 +480,7 @@ impl<'a> PolicyTrainer<'a> {
         }
         let targets = loss.heads.iter().map(|head| head.count).sum();
         work.flops += learning.of_products() * self.params.unembedding_flops(targets);
-        let of_adapters = self.adapters.map_or(0, |one| one.store().num_elements());
-        let products = 2.0 * (work.positions * of_adapters as u64) as f64;
-        work.flops += Learning::Trained.of_products() * products;
-        work
+        work.with_adapters(self.adapters.map_or(0, |one| one.store().num_elements()))
     }
 
     /// A listener to the scorer, which begins the step.

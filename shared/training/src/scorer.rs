@@ -10,7 +10,7 @@ use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 use wmtp_model::Horizon;
-use wmtp_weighting::rho1::{self, ExcessMode};
+use wmtp_weighting::rho1::{self, ExcessMode, Selection};
 use wmtp_weighting::{
     TokenWeights, WeightSettings, WeightStats, Whitening, control, token_weights, uniform,
 };
@@ -269,8 +269,8 @@ pub struct Rho1Settings {
     pub mode: ExcessMode,
     /// From excess to weight.
     pub weighting: Rho1Weighting,
-    /// Share that `topk` selects.
-    pub ratio: f64,
+    /// What `topk` selects.
+    pub selection: Selection,
     /// Smaller differences count as 0.
     pub min_ce_diff: f64,
 }
@@ -382,7 +382,7 @@ impl Scorer for Rho1Scorer {
         let rho1 = self.rho1;
         let scores = rho1::excess(policy_ce, &reference_ce, rho1.mode, rho1.min_ce_diff)?;
         let made = match rho1.weighting {
-            Rho1Weighting::Topk => rho1::topk(&scores, rho1.ratio, &self.settings)?,
+            Rho1Weighting::Topk => rho1::topk(&scores, &rho1.selection, &self.settings)?,
             Rho1Weighting::Continuous => {
                 let running = self
                     .running
@@ -403,7 +403,8 @@ impl Scorer for Rho1Scorer {
         excess.reference_ce += reference_ce.iter().sum::<f64>();
         excess.score += scores.iter().sum::<f64>();
         if rho1.weighting == Rho1Weighting::Topk {
-            let selected = rho1::num_selected(targets.len(), rho1.ratio);
+            let w_max = self.settings.w_max;
+            let selected = rho1.selection.num_selected(targets.len(), w_max);
             excess.selected = Some(excess.selected.unwrap_or(0) + selected);
         }
         Ok(made.weights)
@@ -462,7 +463,12 @@ impl Scorer for Rho1Scorer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use wmtp_weighting::check;
+    use wmtp_weighting::{check, check_selected};
+
+    const SOFT: Selection = Selection {
+        ratio: 0.6,
+        hard: false,
+    };
 
     const ROWS: [StepRow; 3] = [
         StepRow { row: 2, targets: 4 },
@@ -513,7 +519,7 @@ mod tests {
         let rho1 = |weighting| Rho1Settings {
             mode: ExcessMode::SignedExcess,
             weighting,
-            ratio: 0.6,
+            selection: SOFT,
             min_ce_diff: 0.01,
         };
         vec![
@@ -652,7 +658,7 @@ mod tests {
             let rho1 = Rho1Settings {
                 mode: ExcessMode::SignedExcess,
                 weighting,
-                ratio: 0.6,
+                selection: SOFT,
                 min_ce_diff: 0.0,
             };
             let mut scorer = Rho1Scorer::new(scores(), rho1, WeightSettings::default());
@@ -676,12 +682,32 @@ mod tests {
     }
 
     #[test]
+    fn a_hard_selection_trains_the_selected_targets_alone() {
+        let rho1 = Rho1Settings {
+            mode: ExcessMode::SignedExcess,
+            weighting: Rho1Weighting::Topk,
+            selection: Selection { hard: true, ..SOFT },
+            min_ce_diff: 0.01,
+        };
+        let mut scorer = Rho1Scorer::new(scores(), rho1, WeightSettings::default());
+        let made = weights(&mut scorer, 0, &ROWS);
+        let is_selected = |index: usize| made[index] > 0.0;
+        check_selected(&made, &WeightSettings::default(), is_selected).unwrap();
+        assert_eq!(made.iter().filter(|weight| **weight == 0.0).count(), 5);
+        let step = scorer.end_step().remove(0);
+        assert_eq!(step.excess.and_then(|excess| excess.selected), Some(8));
+        let stats = step.stats;
+        assert!((stats.mean - 1.0).abs() < 1e-9 && (stats.clip_low - 5.0 / 13.0).abs() < 1e-12);
+        assert!((stats.entropy - 8f64.ln() / 13f64.ln()).abs() < 1e-12);
+    }
+
+    #[test]
     fn rho1_resumes_with_its_running_statistics() {
         let make = || {
             let rho1 = Rho1Settings {
                 mode: ExcessMode::AbsExcess,
                 weighting: Rho1Weighting::Continuous,
-                ratio: 0.6,
+                selection: SOFT,
                 min_ce_diff: 0.01,
             };
             Rho1Scorer::new(scores(), rho1, WeightSettings::default())

@@ -303,11 +303,27 @@ pub fn load_bundle(dir: &Path, dtype: DType, device: &Device) -> Result<(Params,
     Ok((params, store))
 }
 
-/// [`load_bundle`] for the policy that a recipe trains: under adapters the weights stay frozen, and those of a file in a
+/// What adapters go upon, and whose rank they have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Adapted {
+    /// The policy.
+    Policy,
+    /// The trunk of the value model.
+    ValueTrunk,
+    /// The reference of Rho-1.
+    Reference,
+}
+
+/// [`load_bundle`] for a model that a recipe trains: under adapters the weights stay frozen, and those of a file in a
 /// smaller type take no more memory than there.
-pub fn load_policy(dir: &Path, recipe: &Recipe, device: &Device) -> Result<(Params, ParamStore)> {
+pub fn load_adapted(
+    dir: &Path,
+    recipe: &Recipe,
+    adapted: Adapted,
+    device: &Device,
+) -> Result<(Params, ParamStore)> {
     let dtype = dtype(recipe.model.dtype);
-    let Some(lora) = lora(recipe) else {
+    let Some(lora) = lora(recipe, adapted) else {
         return load_bundle(dir, dtype, device);
     };
     let params = Params::load(&dir.join(bundle::PARAMS))?;
@@ -317,19 +333,34 @@ pub fn load_policy(dir: &Path, recipe: &Recipe, device: &Device) -> Result<(Para
 }
 
 /// Fresh adapters as a recipe asks for them; none where it trains every weight.
-pub fn adapters(recipe: &Recipe, params: &Params, device: &Device) -> Result<Option<Adapters>> {
-    let Some(settings) = lora(recipe) else {
+pub fn adapters(
+    recipe: &Recipe,
+    adapted: Adapted,
+    params: &Params,
+    device: &Device,
+) -> Result<Option<Adapters>> {
+    let Some(settings) = lora(recipe, adapted) else {
         return Ok(None);
     };
-    let (seed, dtype) = (stream(recipe.seed, "lora"), dtype(recipe.model.dtype));
-    Ok(Some(Adapters::init(params, settings, seed, dtype, device)?))
+    let (init, name): (fn(_, _, _, _, _) -> _, _) = match adapted {
+        Adapted::Policy => (Adapters::init, "lora"),
+        Adapted::Reference => (Adapters::init, "stage1/lora"),
+        Adapted::ValueTrunk => (Adapters::init_value_trunk, "stage1/lora"),
+    };
+    let (seed, dtype) = (stream(recipe.seed, name), dtype(recipe.model.dtype));
+    Ok(Some(init(params, settings, seed, dtype, device)?))
 }
 
 /// The adapters of a recipe; none where it trains every weight.
-fn lora(recipe: &Recipe) -> Option<LoraSettings> {
+fn lora(recipe: &Recipe, adapted: Adapted) -> Option<LoraSettings> {
     use wmtp_recipe::LoraTarget as Word;
     let lora = &recipe.lora;
-    if lora.r == 0 {
+    let r = match adapted {
+        Adapted::Policy => lora.r,
+        Adapted::ValueTrunk => recipe.stage1.lora_r,
+        Adapted::Reference => recipe.reference.lora_r,
+    };
+    if r == 0 {
         return None;
     }
     let target = |word: &Word| match word {
@@ -342,7 +373,7 @@ fn lora(recipe: &Recipe) -> Option<LoraSettings> {
         Word::W3 => LoraTarget::W3,
     };
     Some(LoraSettings {
-        r: lora.r,
+        r,
         alpha: lora.alpha,
         targets: lora.targets.iter().map(target).collect(),
     })

@@ -68,6 +68,15 @@ impl Work {
             flops: self.flops + blocks as f64 * of_block,
         }
     }
+
+    /// With adapters of so many numbers, which learn at every position.
+    pub(crate) fn with_adapters(self, numbers: usize) -> Self {
+        let products = 2.0 * (self.positions * numbers as u64) as f64;
+        Self {
+            flops: self.flops + Learning::Trained.of_products() * products,
+            ..self
+        }
+    }
 }
 
 /// Counters of a run since it was started or continued.

@@ -10,7 +10,7 @@ use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use wmtp_data_sets::{PaddedBatch, TokenFile, pad_batch};
-use wmtp_model::{HeadKind, ParamStore, Params, Products, ValueModel};
+use wmtp_model::{Adapters, HeadKind, ParamStore, Params, Products, ValueModel};
 use wmtp_weighting::{gae, td_errors};
 
 use crate::buffer::Buffer;
@@ -75,7 +75,7 @@ pub struct ValueSettings {
     pub objective: Objective,
     /// The head.
     pub head: HeadKind,
-    /// Peak learning rate of the trunk; 0 freezes it.
+    /// Peak learning rate of the trunk, or of the adapters upon it; 0 freezes it.
     pub lr_trunk: f64,
     /// Peak learning rate of the head.
     pub lr_head: f64,
@@ -99,6 +99,8 @@ pub struct ValueSettings {
 pub struct ValueParameters {
     /// Embedding, trunk blocks and norm.
     pub trunk: ParamStore,
+    /// Adapters upon the trunk, which are then what learns of it.
+    pub adapters: Option<Adapters>,
     /// The head.
     pub head: ParamStore,
 }
@@ -140,15 +142,28 @@ impl<'a> ValueTrainer<'a> {
             settings.batch_sequences,
             settings.order_seed,
         );
-        let (model, mut trainable) = if settings.lr_trunk > 0.0 {
-            let model = ValueModel::new(params, settings.head, &store.trunk, &store.head)?;
-            (model, parameters(&store.trunk, settings.lr_trunk))
-        } else {
-            let model = ValueModel::frozen_trunk(params, settings.head, &store.trunk, &store.head)?;
-            (model, Vec::new())
+        let ValueParameters {
+            trunk,
+            adapters,
+            head,
+        } = store;
+        let (kind, lr) = (settings.head, settings.lr_trunk);
+        let (model, mut trainable) = match adapters {
+            _ if lr <= 0.0 => (
+                ValueModel::frozen_trunk(params, kind, trunk, head)?,
+                Vec::new(),
+            ),
+            Some(adapters) => (
+                ValueModel::adapted(params, kind, trunk, adapters, head)?,
+                parameters(adapters.store(), lr),
+            ),
+            None => (
+                ValueModel::new(params, kind, trunk, head)?,
+                parameters(trunk, lr),
+            ),
         };
         let model = model.with_products(settings.products);
-        trainable.extend(parameters(&store.head, settings.lr_head));
+        trainable.extend(parameters(head, settings.lr_head));
         let total = plan.steps.len() as u64;
         let engine = Engine::among(ranks, trainable, &settings.optim, total)?;
         Ok(Self {
@@ -174,26 +189,34 @@ impl<'a> ValueTrainer<'a> {
 
     /// Bytes that a micro-batch of so many positions takes at its peak, on top of weights, gradient sums and optimiser.
     /// A trunk that learns takes what the policy's does, see [`crate::heads::Learner`], and at the end the gradient of
-    /// its embeddings; a frozen one a block and the stream. The stream is wide behind the trunk: the norm's output, the
-    /// head's graph and the gradients of both.
+    /// its embeddings; one under adapters has the weights of one block made at a time, and those of no other packed; a
+    /// frozen one takes a block and the stream. The stream is wide behind the trunk: the norm's output, the head's graph
+    /// and the gradients of both.
     fn peak_bytes(&self, positions: usize) -> usize {
         let (params, dtype) = (self.params, self.store.trunk.dtype());
-        let (blocks, inputs, weights) = if self.trains_trunk() {
-            let (kept, embeddings) = (self.num_kept(positions), params.vocab_size * params.dim);
-            let trunk = self.store.trunk.num_elements() - embeddings - params.dim;
-            let of_block = trunk / params.num_trunk_blocks();
-            let weights = (kept + 2) * of_block + embeddings;
-            (kept + 2, params.num_trunk_blocks(), weights)
-        } else {
-            (2, 0, 0)
+        let (kept, embeddings) = (self.num_kept(positions), params.vocab_size * params.dim);
+        let trunk = self.store.trunk.num_elements() - embeddings - params.dim;
+        let of_block = trunk / params.num_trunk_blocks();
+        let (blocks, inputs, weights) = match self.learning() {
+            Learning::Trained => {
+                let weights = (kept + 2) * of_block + embeddings;
+                (kept + 2, params.num_trunk_blocks(), weights)
+            }
+            Learning::Through => (kept + 2, params.num_trunk_blocks(), 2 * of_block),
+            Learning::Frozen => (2, 0, 0),
         };
         let stream = (inputs + 8) * positions * params.dim;
         let of_block = params.block_activation_bytes(positions, dtype);
         blocks * of_block + (stream + weights) * dtype.size_in_bytes()
     }
 
-    fn trains_trunk(&self) -> bool {
-        self.settings.lr_trunk > 0.0
+    /// What a step makes of the trunk's weights.
+    fn learning(&self) -> Learning {
+        match self.store.adapters {
+            _ if self.settings.lr_trunk <= 0.0 => Learning::Frozen,
+            Some(_) => Learning::Through,
+            None => Learning::Trained,
+        }
     }
 
     /// Trunk blocks whose activations are kept for a batch of so many positions.
@@ -209,11 +232,7 @@ impl<'a> ValueTrainer<'a> {
         self.gradients.clear()?;
         let ranks = Arc::clone(self.engine.ranks());
         let (mut sum, mut work) = (0.0, Work::default());
-        let learning = if self.trains_trunk() {
-            Learning::Trained
-        } else {
-            Learning::Frozen
-        };
+        let learning = self.learning();
         let micro = rows.chunks(self.engine.micro_batch_sequences());
         for (number, micro) in micro.enumerate() {
             let batch = pad_batch(self.train.file, micro);
@@ -225,6 +244,9 @@ impl<'a> ValueTrainer<'a> {
             if ranks.takes(number) {
                 sum += self.accumulate(micro, &batch, count)?;
             }
+        }
+        if let (Learning::Through, Some(adapters)) = (learning, &self.store.adapters) {
+            work = work.with_adapters(adapters.store().num_elements());
         }
         Ok((sum.into(), work))
     }
@@ -286,8 +308,16 @@ impl<'a> ValueTrainer<'a> {
     }
 
     fn outputs(&self, file: &TokenFile, rows: &[usize]) -> Result<Vec<Vec<f64>>> {
-        let ValueParameters { trunk, head } = self.store;
-        let model = ValueModel::frozen(self.params, self.settings.head, trunk, head)?;
+        let ValueParameters {
+            trunk,
+            adapters,
+            head,
+        } = self.store;
+        let (params, kind) = (self.params, self.settings.head);
+        let model = match adapters {
+            Some(adapters) => ValueModel::adapted_frozen(params, kind, trunk, adapters, head)?,
+            None => ValueModel::frozen(params, kind, trunk, head)?,
+        };
         let (ranks, size) = (self.engine.ranks(), self.engine.micro_batch_sequences());
         raw_values(ranks, &model, head.device(), file, rows, size)
     }

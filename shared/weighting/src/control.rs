@@ -43,7 +43,8 @@ pub fn shuffled(weights: &[f64], offsets: &[usize], seeds: &[u64]) -> Result<Vec
 /// Draws `count` weights from the distribution of `observed` ones (with replacement) and projects them, so
 /// that they have the same histogram up to the projection but no relation to the tokens.
 ///
-/// No observed weight gives uniform weights.
+/// No observed weight gives uniform weights. The observed ones are those of the verifiable algorithm, which are within the
+/// bounds; a 0, which only Rho-1's hard selection gives, would be drawn as the lower bound.
 pub fn random_matched(
     observed: &[f64],
     count: usize,

@@ -6,7 +6,7 @@
 //! a real effect has to beat. Everything works on plain slices in `f64` and knows neither tensors nor files.
 //!
 //! Every weight vector that leaves this crate holds the invariants of [`check`]: mean 1, finite, each
-//! weight within `[eps, w_max]`.
+//! weight within `[eps, w_max]`. A hard selection of [`rho1`] alone gives 0 besides, see [`check_selected`].
 
 pub mod advantage;
 pub mod control;
@@ -17,6 +17,6 @@ mod weights;
 pub use advantage::{gae, td_errors};
 pub use histogram::Histogram;
 pub use weights::{
-    Error, TokenWeights, WeightSettings, WeightStats, Whitening, check, project, token_weights,
-    uniform,
+    Error, TokenWeights, WeightSettings, WeightStats, Whitening, check, check_selected, project,
+    token_weights, uniform,
 };

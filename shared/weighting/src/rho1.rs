@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::weights::{
-    Error, TokenWeights, WeightSettings, WeightStats, check, project, require_finite,
+    Error, TokenWeights, WeightSettings, WeightStats, check, check_selected, project,
+    require_finite,
 };
 
 /// How the two cross-entropies become a score.
@@ -49,35 +50,89 @@ pub fn excess(
     Ok(scores.collect())
 }
 
-/// How many of `count` targets a `ratio` of them is: one at least, where there are any.
-pub fn num_selected(count: usize, ratio: f64) -> usize {
-    ((ratio * count as f64).round() as usize).clamp(1.min(count), count)
+/// Which targets [`topk`] selects, and what the others weigh.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Selection {
+    /// Share of the targets that is selected.
+    pub ratio: f64,
+    /// Whether the others weigh nothing, as in the paper (Lin et al. 2024); else they sit at the lower bound.
+    pub hard: bool,
 }
 
-/// Binary weighting: the highest `ratio` of scores are selected, the rest sit at the lower bound unless the
-/// upper bound leaves some mass over; the projection restores mean 1.
+impl Selection {
+    /// Checks the share, and that the selected targets can carry the weight of all.
+    pub fn validate(&self, settings: &WeightSettings) -> Result<(), Error> {
+        let value = self.ratio;
+        let fail = |rule| {
+            Err(Error::Setting {
+                name: "ratio",
+                value,
+                rule,
+            })
+        };
+        if !(value > 0.0 && value <= 1.0) {
+            return fail("in (0, 1]");
+        }
+        if self.hard && value * settings.w_max < 1.0 {
+            return fail("at least 1 / w_max where the others weigh nothing");
+        }
+        Ok(())
+    }
+
+    /// How many of `count` targets are selected: the share of them, one at least where there are any; and where the others
+    /// weigh nothing, so many that none weighs more than `w_max`, which rounding alone would miss among a few.
+    pub fn num_selected(&self, count: usize, w_max: f64) -> usize {
+        let share = (self.ratio * count as f64).round();
+        let least = if self.hard {
+            (count as f64 / w_max).ceil()
+        } else {
+            1.0
+        };
+        (share.max(least) as usize).clamp(1.min(count), count)
+    }
+}
+
+/// Binary weighting: the targets with the highest scores are selected. The others sit at the lower bound, unless the upper
+/// one leaves some mass over, and the projection restores mean 1; or, with a hard selection, they weigh nothing and the
+/// selected ones N/|selected|.
 ///
 /// At least one target is selected; equal scores are taken in order.
-pub fn topk(scores: &[f64], ratio: f64, settings: &WeightSettings) -> Result<TokenWeights, Error> {
+///
+/// ```
+/// use wmtp_weighting::rho1::{Selection, topk};
+/// let paper = Selection { ratio: 0.5, hard: true };
+/// let made = topk(&[0.3, -0.1, 0.0, 0.7], &paper, &Default::default())?;
+/// assert_eq!(made.weights, [2.0, 0.0, 0.0, 2.0]);
+/// # Ok::<(), wmtp_weighting::Error>(())
+/// ```
+pub fn topk(
+    scores: &[f64],
+    selection: &Selection,
+    settings: &WeightSettings,
+) -> Result<TokenWeights, Error> {
     settings.validate()?;
+    selection.validate(settings)?;
     require_finite(scores)?;
-    if !(ratio > 0.0 && ratio <= 1.0) {
-        return Err(Error::Setting {
-            name: "ratio",
-            value: ratio,
-            rule: "in (0, 1]",
-        });
-    }
     let count = scores.len();
-    let selected = num_selected(count, ratio);
+    let selected = selection.num_selected(count, settings.w_max);
     let mut order: Vec<usize> = (0..count).collect();
     order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]).then(a.cmp(&b)));
-    let mut weights = vec![settings.eps; count];
+    let mut is_selected = vec![false; count];
     for &index in &order[..selected] {
-        weights[index] = count as f64 / selected as f64;
+        is_selected[index] = true;
     }
-    let c = project(&mut weights, settings.eps, settings.w_max);
-    check(&weights, settings)?;
+    let each = count as f64 / selected as f64;
+    let other = if selection.hard { 0.0 } else { settings.eps };
+    let weight = |&selected: &bool| if selected { each } else { other };
+    let mut weights: Vec<f64> = is_selected.iter().map(weight).collect();
+    let c = if selection.hard {
+        check_selected(&weights, settings, |index| is_selected[index])?;
+        1.0
+    } else {
+        let c = project(&mut weights, settings.eps, settings.w_max);
+        check(&weights, settings)?;
+        c
+    };
     let stats = WeightStats::of(&weights, settings, c, settings.temperature);
     Ok(TokenWeights { weights, stats })
 }
@@ -110,10 +165,102 @@ mod tests {
         ));
     }
 
+    fn soft(ratio: f64) -> Selection {
+        Selection { ratio, hard: false }
+    }
+
+    fn hard(ratio: f64) -> Selection {
+        Selection { ratio, hard: true }
+    }
+
+    #[test]
+    fn six_of_ten_weigh_five_thirds_where_the_others_weigh_nothing() {
+        let scores: Vec<f64> = (0..10).map(f64::from).collect();
+        let made = topk(&scores, &hard(0.6), &WeightSettings::default()).unwrap();
+        assert_eq!(
+            made.weights,
+            [[0.0; 4].as_slice(), &[10.0 / 6.0; 6]].concat()
+        );
+        // Six equal shares of ten: ln 6 / ln 10. Nothing is projected.
+        let stats = made.stats;
+        assert_close(
+            &[stats.mean, stats.entropy, stats.projection_c],
+            &[1.0, 0.778_151, 1.0],
+            1e-6,
+        );
+        // √(0.6 · (10/6)² - 1)
+        assert_close(&[stats.std], &[0.816_497], 1e-6);
+        assert_close(
+            &[stats.min, stats.max, stats.clip_low, stats.clip_high],
+            &[0.0, 10.0 / 6.0, 0.4, 0.0],
+            1e-12,
+        );
+    }
+
+    #[test]
+    fn a_share_that_cannot_carry_the_weight_of_all_is_refused() {
+        let settings = WeightSettings::default();
+        let error = topk(&[1.0; 10], &hard(0.2), &settings).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "weights.ratio is 0.2, but it must be at least 1 / w_max where the others weigh nothing"
+        );
+        let wider = WeightSettings {
+            w_max: 5.0,
+            ..settings
+        };
+        let made = topk(&[1.0; 10], &hard(0.2), &wider).unwrap();
+        assert_eq!(made.weights, [[5.0; 2].as_slice(), &[0.0; 8]].concat());
+        assert_close(
+            &[made.stats.clip_low, made.stats.clip_high],
+            &[0.8, 0.2],
+            1e-12,
+        );
+    }
+
+    #[test]
+    fn among_a_few_one_more_is_selected_rather_than_the_upper_bound_broken() {
+        // 0.34 of 4 rounds to one, which would weigh 4.
+        let made = topk(
+            &[0.0, 2.0, 1.0, 0.0],
+            &hard(0.34),
+            &WeightSettings::default(),
+        )
+        .unwrap();
+        assert_eq!(made.weights, [0.0, 2.0, 2.0, 0.0]);
+        for count in [0, 1] {
+            let made = topk(&vec![1.0; count], &hard(0.34), &WeightSettings::default()).unwrap();
+            assert_eq!(made.weights, vec![1.0; count]);
+        }
+    }
+
+    #[test]
+    fn zeros_are_those_of_the_targets_left_out_and_no_others() {
+        let settings = WeightSettings::default();
+        let said = |weights: &[f64]| {
+            check_selected(weights, &settings, |index| index < 2).map_err(|error| error.to_string())
+        };
+        assert_eq!(said(&[2.0, 2.0, 0.0, 0.0]), Ok(()));
+        for (weights, reason) in [
+            ([4.0, 0.0, 0.0, 0.0], "weight 0 is 4, outside [0.1, 3]"),
+            ([3.0, 0.0, 0.0, 0.0], "weight 1 is 0, outside [0.1, 3]"),
+            ([f64::NAN, 2.0, 0.0, 0.0], "weight 0 is NaN"),
+            (
+                [1.9, 2.0, 0.1, 0.0],
+                "weight 2 is 0.1, but its target is not selected",
+            ),
+            ([1.9, 2.0, 0.0, 0.0], "their mean is 0.975, not 1"),
+        ] {
+            let error = said(&weights).unwrap_err();
+            assert!(error.contains(reason), "{error}");
+        }
+        assert!(check(&[2.0, 2.0, 0.0, 0.0], &settings).is_err());
+    }
+
     #[test]
     fn six_of_ten_selected_weigh_1_6() {
         let scores: Vec<f64> = (0..10).map(f64::from).collect();
-        let made = topk(&scores, 0.6, &WeightSettings::default()).unwrap();
+        let made = topk(&scores, &soft(0.6), &WeightSettings::default()).unwrap();
         assert_close(
             &made.weights,
             &[[0.1; 4].as_slice(), &[1.6; 6]].concat(),
@@ -124,7 +271,7 @@ mod tests {
     #[test]
     fn two_of_ten_selected_meet_the_upper_bound() {
         let scores: Vec<f64> = (0..10).map(f64::from).collect();
-        let made = topk(&scores, 0.2, &WeightSettings::default()).unwrap();
+        let made = topk(&scores, &soft(0.2), &WeightSettings::default()).unwrap();
         assert_close(
             &made.weights,
             &[[0.5; 8].as_slice(), &[3.0; 2]].concat(),
@@ -139,8 +286,32 @@ mod tests {
             ratio in 0.01f64..=1.0,
         ) {
             let settings = WeightSettings::default();
-            let made = topk(&scores, ratio, &settings).unwrap();
+            let made = topk(&scores, &soft(ratio), &settings).unwrap();
             prop_assert!(check(&made.weights, &settings).is_ok());
+        }
+
+        /// Whatever the upper bound, the weights are N/|selected| and 0, and no score that is left out is higher.
+        #[test]
+        fn a_hard_selection_holds_the_invariants(
+            scores in prop::collection::vec(-3f64..3.0, 0..80),
+            w_max in 1f64..20.0,
+            share in 0f64..=1.0,
+        ) {
+            let settings = WeightSettings { w_max, ..WeightSettings::default() };
+            let selection = hard((1.0 / w_max + share * (1.0 - 1.0 / w_max)).min(1.0));
+            prop_assume!(selection.validate(&settings).is_ok());
+            let made = topk(&scores, &selection, &settings).unwrap();
+            let count = selection.num_selected(scores.len(), w_max);
+            let weighs = |index: usize| made.weights[index] > 0.0;
+            prop_assert!(check_selected(&made.weights, &settings, weighs).is_ok());
+            let (taken, left): (Vec<usize>, Vec<usize>) = (0..scores.len()).partition(|&i| weighs(i));
+            prop_assert_eq!(taken.len(), count);
+            for &index in &taken {
+                prop_assert_eq!(made.weights[index], scores.len() as f64 / count as f64);
+                prop_assert!(left.iter().all(|&other| scores[other] <= scores[index]));
+            }
+            prop_assert!((0.0..=1.0 + 1e-12).contains(&made.stats.entropy));
+            prop_assert!(made.stats.std.is_finite());
         }
     }
 }

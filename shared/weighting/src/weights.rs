@@ -166,7 +166,7 @@ pub struct WeightStats {
     pub max: f64,
     /// Entropy of the weights over ln N, in [0, 1]; 1 is uniform.
     pub entropy: f64,
-    /// Share of weights at the lower bound.
+    /// Share of weights at the lower bound, those of 0 that a hard selection gives among them.
     pub clip_low: f64,
     /// Share of weights at the upper bound.
     pub clip_high: f64,
@@ -265,18 +265,33 @@ pub fn project(weights: &mut [f64], eps: f64, w_max: f64) -> f64 {
 
 /// Checks mean 1, finiteness and bounds.
 pub fn check(weights: &[f64], settings: &WeightSettings) -> Result<(), Error> {
+    check_selected(weights, settings, |_| true)
+}
+
+/// [`check`] where some targets count for nothing: the weights of those that are selected keep the bounds, all others are 0,
+/// and the mean over both is 1.
+pub fn check_selected(
+    weights: &[f64],
+    settings: &WeightSettings,
+    is_selected: impl Fn(usize) -> bool,
+) -> Result<(), Error> {
     let (low, high) = (
         settings.eps - MEAN_TOLERANCE,
         settings.w_max + MEAN_TOLERANCE,
     );
-    let outside = weights
-        .iter()
-        .position(|w| !w.is_finite() || *w < low || *w > high);
-    if let Some(index) = outside {
-        return Err(Error::Invariant(format!(
-            "weight {index} is {}, outside [{}, {}]",
-            weights[index], settings.eps, settings.w_max
-        )));
+    for (index, weight) in weights.iter().enumerate() {
+        let selected = is_selected(index);
+        if selected && !(low..=high).contains(weight) {
+            return Err(Error::Invariant(format!(
+                "weight {index} is {weight}, outside [{}, {}]",
+                settings.eps, settings.w_max
+            )));
+        }
+        if !selected && *weight != 0.0 {
+            return Err(Error::Invariant(format!(
+                "weight {index} is {weight}, but its target is not selected"
+            )));
+        }
     }
     let mean = Whitening::of(weights).mean;
     if !weights.is_empty() && (mean - 1.0).abs() > MEAN_TOLERANCE {

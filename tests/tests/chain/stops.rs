@@ -23,7 +23,7 @@ const LONG: [&str; 7] = [
 ];
 
 /// The data of the events of one type.
-fn of(ended: &Ended, kind: &str) -> Vec<Value> {
+pub(crate) fn of(ended: &Ended, kind: &str) -> Vec<Value> {
     let lines = ended.stderr.lines();
     let events = lines.filter_map(|line| serde_json::from_str::<Value>(line).ok());
     let chosen = events.filter(|event| event["type"] == kind);

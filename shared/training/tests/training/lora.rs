@@ -14,7 +14,7 @@ use wmtp_model::{
 use wmtp_recipe::Recipe;
 use wmtp_training::heads::target_counts;
 use wmtp_training::inference::{head_cross_entropies, mean};
-use wmtp_training::session::{bundle, load_policy};
+use wmtp_training::session::{Adapted, bundle, load_adapted};
 use wmtp_training::{
     Error, PolicySettings, PolicyTrainer, Ranks, Room, Rows, Shortage, Trainer, Weights,
 };
@@ -269,7 +269,7 @@ fn a_recipe_of_adapters_keeps_the_matrices_of_a_bf16_bundle_and_one_of_all_weigh
     let bytes = |r: usize| -> usize {
         let mut recipe = Recipe::default();
         recipe.lora.r = r;
-        let (_, store) = load_policy(dir.path(), &recipe, &Device::Cpu).unwrap();
+        let (_, store) = load_adapted(dir.path(), &recipe, Adapted::Policy, &Device::Cpu).unwrap();
         let of = |(_, var): (&str, &Var)| var.elem_count() * var.dtype().size_in_bytes();
         store.iter().map(of).sum()
     };

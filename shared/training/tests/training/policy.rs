@@ -19,7 +19,7 @@ use wmtp_training::{
     EarlyStop, Error, PolicySettings, PolicyTrainer, Ranks, Rho1Scorer, Rho1Settings,
     Rho1Weighting, Room, Rows, Scorer, Shortage, StepReport, StepScorer, Trainer, Update, Weights,
 };
-use wmtp_weighting::rho1::ExcessMode;
+use wmtp_weighting::rho1::{ExcessMode, Selection};
 use wmtp_weighting::{WeightSettings, Whitening};
 
 const WHITENING: Whitening = Whitening {
@@ -34,8 +34,15 @@ pub(crate) fn scorer(name: &str, file: &TokenFile) -> Box<dyn Scorer> {
     let rho1 = Rho1Settings {
         mode: ExcessMode::SignedExcess,
         weighting: Rho1Weighting::Continuous,
-        ratio: 0.6,
+        selection: Selection {
+            ratio: 0.6,
+            hard: true,
+        },
         min_ce_diff: 0.01,
+    };
+    let paper = Rho1Settings {
+        weighting: Rho1Weighting::Topk,
+        ..rho1
     };
     match name {
         "baseline" => Box::new(StepScorer::baseline(weights)),
@@ -43,6 +50,7 @@ pub(crate) fn scorer(name: &str, file: &TokenFile) -> Box<dyn Scorer> {
         "random_matched" => Box::new(StepScorer::random_matched(scores, WHITENING, weights, 3)),
         "shuffled" => Box::new(StepScorer::shuffled(scores, WHITENING, weights, seeds)),
         "rho1" => Box::new(Rho1Scorer::new(scores, rho1, weights)),
+        "rho1_paper" => Box::new(Rho1Scorer::new(scores, paper, weights)),
         other => panic!("no scorer {other}"),
     }
 }
@@ -312,12 +320,13 @@ fn a_validation_tells_the_loss_of_every_head_and_keeps_that_of_the_first() {
     assert!(curves.all(|line| !line.contains("validation_ce")));
 }
 
-const ALGORITHMS: [&str; 5] = [
+const ALGORITHMS: [&str; 6] = [
     "baseline",
     "verifiable",
     "random_matched",
     "shuffled",
     "rho1",
+    "rho1_paper",
 ];
 
 /// Everything that a finished run leaves: its last state (parameters, moments, best weights, metrics, trace of the

@@ -491,10 +491,17 @@ fn a_rank_that_goes_is_missed_and_nobody_waits_for_it() {
 
 #[test]
 fn a_value_model_learns_on_several_ranks_what_it_learns_on_one() {
+    for with_adapters in [false, true] {
+        value_model_on_several_ranks(with_adapters);
+    }
+}
+
+fn value_model_on_several_ranks(with_adapters: bool) {
     let run = |ranks: &Arc<Ranks>| {
         let (file, params) = (counting(40), tiny(1));
         let (objective, head) = (Objective::Bce, HeadKind::Mlp);
         let store = value::parameters_in(DType::F64, &params, objective, head);
+        let store = value::adapted(store, &params, with_adapters);
         let mut settings = value::settings(objective, head, 5e-3);
         settings.optim.micro_batch_sequences = 2;
         let rows = || Rows {
@@ -514,7 +521,8 @@ fn a_value_model_learns_on_several_ranks_what_it_learns_on_one() {
             .score(Side::Train, &[5, 0, 11, 3, 8])
             .unwrap()
             .of_rows;
-        (reports, bits(&store.trunk), last, best, values)
+        let adapters = store.adapters.as_ref().map(|one| bits(one.store()));
+        (reports, (bits(&store.trunk), adapters), last, best, values)
     };
     let (alone, .., expected) = run(&Ranks::alone());
     let ended = among(3, run);

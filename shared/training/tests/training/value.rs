@@ -4,12 +4,14 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
-use crate::support::{counting, files_of, go_on, optim, stops, store, tiny};
-use candle_core::{DType, Device};
+use crate::support::{bits, counting, files_of, go_on, optim, stops, store, tiny};
+use candle_core::{DType, Device, Tensor};
 use wmtp_artifacts::fault;
 use wmtp_data_sets::TokenFile;
 use wmtp_job_kit::{Exit, JobError};
-use wmtp_model::{HeadKind, ParamStore, Params, Products, Rotary};
+use wmtp_model::{
+    Adapters, HeadKind, LoraSettings, LoraTarget, ParamStore, Params, Products, Rotary, ValueModel,
+};
 use wmtp_tokens::TokenizedSample;
 use wmtp_training::{
     Judged, Objective, OptimSettings, Ranks, Room, Rows, Side, StepReport, Trainer,
@@ -48,7 +50,23 @@ pub(crate) fn parameters_in(
     let (seed, bias) = (11, objective.bias());
     ValueParameters {
         trunk: ParamStore::value_trunk_from(params, &base).unwrap(),
+        adapters: None,
         head: ParamStore::init_value_head(head, params, seed, bias, dtype, &Device::Cpu).unwrap(),
+    }
+}
+
+/// The same with adapters upon the trunk, where they are wanted.
+pub(crate) fn adapted(store: ValueParameters, params: &Params, wanted: bool) -> ValueParameters {
+    let lora = LoraSettings {
+        r: 2,
+        alpha: 4.0,
+        targets: LoraTarget::ALL.to_vec(),
+    };
+    let dtype = store.trunk.dtype();
+    let made = || Adapters::init_value_trunk(params, lora, 3, dtype, &Device::Cpu).unwrap();
+    ValueParameters {
+        adapters: wanted.then(made),
+        ..store
     }
 }
 
@@ -140,6 +158,52 @@ fn a_frozen_trunk_stays_as_it_was() {
     assert!(trainer.validate().unwrap().unwrap() < first);
 }
 
+/// The weights of the trunk as they are published.
+fn published(store: &ValueParameters) -> ParamStore {
+    match &store.adapters {
+        Some(adapters) => adapters.merge(&store.trunk).unwrap(),
+        None => store.trunk.clone(),
+    }
+}
+
+#[test]
+fn adapters_learn_while_the_trunk_keeps_every_bit() {
+    let file = counting(60);
+    let params = tiny(2);
+    let (objective, head) = (Objective::Bce, HeadKind::Mlp);
+    let store = adapted(parameters(&params, objective, head), &params, true);
+    let before = bits(&store.trunk);
+    let settings = ValueSettings {
+        epochs: 80.0,
+        ..settings(objective, head, 1e-2)
+    };
+    let mut trainer = trainer(&params, &store, &file, settings);
+    let first = trainer.validate().unwrap().unwrap();
+    while trainer.step() < trainer.total_steps() {
+        trainer.advance().unwrap();
+    }
+    trainer.finish().unwrap();
+    let last = trainer.validate().unwrap().unwrap();
+    let quality = quality(&mut trainer, &file);
+    assert!(
+        last < first - 0.1 && quality.pairwise_accuracy.unwrap() > 0.8,
+        "{first} {last} {quality:?}"
+    );
+    assert_eq!(bits(&store.trunk), before);
+
+    // The merged weights are the model that was trained, bit for bit.
+    let merged = published(&store);
+    let model = ValueModel::frozen(&params, head, &merged, &store.head).unwrap();
+    let row = file.row(5);
+    let ids = Tensor::from_slice(row.ids, (1, row.ids.len()), &Device::Cpu).unwrap();
+    let values = model.values(&ids).unwrap().flatten_all().unwrap();
+    let values: Vec<f64> = values.to_vec1::<f32>().unwrap()[row.prompt_len - 1..row.ids.len() - 1]
+        .iter()
+        .map(|&output| objective.value(f64::from(output)))
+        .collect();
+    assert_eq!(trainer.score(Side::Train, &[5]).unwrap().of_rows, [values]);
+}
+
 /// Everything that a finished run leaves: its last state, the published weights and the values that they give.
 fn finished(
     trainer: &mut ValueTrainer<'_>,
@@ -151,7 +215,7 @@ fn finished(
     let dir = tempfile::tempdir().unwrap();
     trainer.save(dir.path()).unwrap();
     trainer.finish().unwrap();
-    store.trunk.save(&dir.path().join("trunk")).unwrap();
+    published(store).save(&dir.path().join("trunk")).unwrap();
     store.head.save(&dir.path().join("head")).unwrap();
     let files = files_of(dir.path());
     assert_eq!(files.len(), 7);
@@ -162,23 +226,28 @@ fn finished(
 fn a_run_stopped_anywhere_any_number_of_times_equals_the_uninterrupted_one_bit_for_bit() {
     let file = counting(24);
     let params = tiny(2);
-    for (objective, head, lr_trunk) in [
-        (Objective::MseMc, HeadKind::Linear, 5e-3),
-        (Objective::Bce, HeadKind::Mlp, 0.0),
+    for (objective, head, lr_trunk, with_adapters) in [
+        (Objective::MseMc, HeadKind::Linear, 5e-3, false),
+        (Objective::Bce, HeadKind::Mlp, 0.0, false),
+        (Objective::MseMc, HeadKind::Mlp, 5e-3, true),
     ] {
         let settings = settings(objective, head, lr_trunk);
-        let whole_store = parameters(&params, objective, head);
+        let parameters = || {
+            let store = parameters(&params, objective, head);
+            adapted(store, &params, with_adapters)
+        };
+        let whole_store = parameters();
         let mut whole = trainer(&params, &whole_store, &file, settings);
         let expected = finished(&mut whole, &whole_store);
         for seed in [1, 2, 3] {
             let stops = stops(seed, whole.total_steps());
             let mut saved = None;
             for &stop in &stops {
-                let store = parameters(&params, objective, head);
+                let store = parameters();
                 let mut leg = trainer(&params, &store, &file, settings);
                 saved = Some(go_on(&mut leg, saved.as_ref(), stop));
             }
-            let store = parameters(&params, objective, head);
+            let store = parameters();
             let mut last = trainer(&params, &store, &file, settings);
             last.restore(saved.unwrap().path()).unwrap();
             let found = finished(&mut last, &store);
@@ -194,13 +263,18 @@ fn a_run_stopped_anywhere_any_number_of_times_equals_the_uninterrupted_one_bit_f
 fn recomputation_changes_no_bit() {
     let file = counting(24);
     let params = tiny(2);
-    for head in [HeadKind::Linear, HeadKind::Mlp] {
+    for (head, with_adapters) in [
+        (HeadKind::Linear, false),
+        (HeadKind::Mlp, false),
+        (HeadKind::Linear, true),
+    ] {
         let of = |activation_bytes| {
             let settings = ValueSettings {
                 activation_bytes,
                 ..settings(Objective::MseMc, head, 5e-3)
             };
             let store = parameters(&params, Objective::MseMc, head);
+            let store = adapted(store, &params, with_adapters);
             finished(&mut trainer(&params, &store, &file, settings), &store)
         };
         let expected = of(None);
@@ -220,9 +294,10 @@ fn less_memory_for_activations_lets_more_sequences_through_at_once() {
         ..tiny(2)
     };
     let head = HeadKind::Linear;
-    let store = parameters(&params, Objective::MseMc, head);
+    let whole = parameters(&params, Objective::MseMc, head);
+    let with_adapters = adapted(parameters(&params, Objective::MseMc, head), &params, true);
     // How often a first step is halved in so much room.
-    let halved = |activation_bytes, lr_trunk, bytes| {
+    let halved = |store: &ValueParameters, activation_bytes, lr_trunk, bytes| {
         let settings = ValueSettings {
             activation_bytes,
             optim: OptimSettings {
@@ -232,15 +307,15 @@ fn less_memory_for_activations_lets_more_sequences_through_at_once() {
             },
             ..settings(Objective::MseMc, head, lr_trunk)
         };
-        let mut trainer = trainer(&params, &store, &file, settings);
+        let mut trainer = trainer(&params, store, &file, settings);
         trainer.advance().map(|report| report.halved.len()).ok()
     };
     // The least room in which nothing is halved.
-    let needed = |activation_bytes, lr_trunk| {
+    let needed = |store: &ValueParameters, activation_bytes, lr_trunk| {
         let (mut too_little, mut enough) = (0_u64, 1 << 30);
         while enough - too_little > 1 {
             let middle = u64::midpoint(too_little, enough);
-            if halved(activation_bytes, lr_trunk, middle) == Some(0) {
+            if halved(store, activation_bytes, lr_trunk, middle) == Some(0) {
                 enough = middle;
             } else {
                 too_little = middle;
@@ -248,7 +323,9 @@ fn less_memory_for_activations_lets_more_sequences_through_at_once() {
         }
         enough
     };
-    let (all, none, frozen) = (needed(None, 1e-3), needed(Some(0), 1e-3), needed(None, 0.0));
+    let all = needed(&whole, None, 1e-3);
+    let none = needed(&whole, Some(0), 1e-3);
+    let frozen = needed(&whole, None, 0.0);
     let of_block = params.block_activation_bytes(8 * 8, DType::F32) as u64;
     // Twelve trunk blocks; half as much again is reckoned for what no formula knows.
     assert!(
@@ -256,7 +333,16 @@ fn less_memory_for_activations_lets_more_sequences_through_at_once() {
         "{all} and {none}, {of_block} each"
     );
     assert!(frozen < none, "{frozen} and {none}");
-    assert!(halved(None, 1e-3, none).is_some_and(|times| times > 0));
+    assert!(halved(&whole, None, 1e-3, none).is_some_and(|times| times > 0));
+    // Adapters save gradients, moments and packed weights of the trunk, but no activations.
+    let (kept, again) = (
+        needed(&with_adapters, None, 1e-3),
+        needed(&with_adapters, Some(0), 1e-3),
+    );
+    let trunk = 4 * whole.trunk.num_elements() as u64;
+    assert!(all - kept >= 4 * trunk, "{all} and {kept}, {trunk}");
+    assert!(kept - again >= 12 * of_block * 3 / 2, "{kept} and {again}");
+    assert!(again > frozen, "{again} and {frozen}");
 }
 
 #[test]
@@ -346,6 +432,29 @@ fn a_step_goes_through_a_frozen_trunk_once_and_through_one_that_learns_three_tim
     let (learning, frozen) = (flops(1e-3), flops(0.0));
     assert!(frozen > 0.0);
     assert!((learning / frozen - 3.0).abs() < 1e-12);
+}
+
+#[test]
+fn a_step_computes_no_gradient_of_the_weights_under_adapters() {
+    let (file, params) = (counting(16), tiny(2));
+    let first = |with_adapters| {
+        let store = parameters(&params, Objective::MseMc, HeadKind::Linear);
+        let store = adapted(store, &params, with_adapters);
+        let settings = settings(Objective::MseMc, HeadKind::Linear, 1e-3);
+        let work = trainer(&params, &store, &file, settings)
+            .advance()
+            .unwrap()
+            .work;
+        let adapters = store.adapters.map_or(0, |one| one.store().num_elements());
+        (work, adapters)
+    };
+    let ((whole, _), (work, adapters)) = (first(false), first(true));
+    let positions = work.positions as usize;
+    let products = params.num_trunk_blocks() as f64 * params.block_product_flops(positions);
+    let of_adapters = 2.0 * (positions * adapters) as f64;
+    // One pass of three less through the weights, three more through the adapters.
+    let expected = whole.flops - products + 3.0 * of_adapters;
+    assert!(adapters > 0 && (work.flops / expected - 1.0).abs() < 1e-12);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use wmtp_training::heads::Target;
 use wmtp_training::optimizer::parameters;
 use wmtp_training::scorer::{Rho1Scorer, Rho1Settings, Rho1Weighting, Scorer, StepRow, StepStats};
 use wmtp_weighting::WeightSettings;
-use wmtp_weighting::rho1::{ExcessMode, excess};
+use wmtp_weighting::rho1::{ExcessMode, Selection, excess};
 
 use super::batch::{Batch, ModelConfig, shared_rotary};
 use super::step::Learned;
@@ -278,7 +278,10 @@ fn scorer(
     let rho1 = Rho1Settings {
         mode: ExcessMode::SignedExcess,
         weighting,
-        ratio: outer.ratio,
+        selection: Selection {
+            ratio: outer.ratio,
+            hard: false,
+        },
         min_ce_diff: outer.min_ce_diff,
     };
     let settings = WeightSettings {
