@@ -2,9 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::place::{Place, ended};
+use trial::Ended;
+
+use crate::place::Place;
 use crate::steps::{VERIFIABLE, beginning};
-use crate::stops::{of, outputs};
+use crate::stops::of;
 
 #[test]
 fn a_checkpoint_of_adapters_is_evaluated_like_any_other() {
@@ -73,7 +75,7 @@ fn value_model_and_reference_of_adapters_have_the_form_of_those_trained_whole() 
 
         // Killed in its third step and begun again, it ends with the same artifacts.
         let mut job = place.job("here", "train-stage1", &adapted);
-        let killed = ended(job.env("WMTP_FAULT_POINT", "train:step:3"));
+        let killed = Ended::of(job.env("WMTP_FAULT_POINT", "train:step:3"));
         assert_eq!(killed.code, None, "{}", killed.stderr);
         let again = place.run("here", "train-stage1", &adapted).expect(0);
         assert_eq!(of(&again, "resumed")[0]["step"], 2);
