@@ -833,7 +833,6 @@ mod tests {
         let on = |device| Compute {
             device,
             ranks: 1,
-            grace_secs: 20,
         };
         assert!(on(Place::Cpu).check_dropout(0.05).is_ok());
         let cuda = on("cuda:1".parse().unwrap());
