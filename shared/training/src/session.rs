@@ -830,10 +830,7 @@ mod tests {
 
     #[test]
     fn dropout_is_refused_on_a_device_before_it_is_opened() {
-        let on = |device| Compute {
-            device,
-            ranks: 1,
-        };
+        let on = |device| Compute { device, ranks: 1 };
         assert!(on(Place::Cpu).check_dropout(0.05).is_ok());
         let cuda = on("cuda:1".parse().unwrap());
         assert!(cuda.check_dropout(0.0).is_ok());
