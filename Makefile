@@ -177,6 +177,7 @@ check: ## Format, lints, licences; cheapest first
 
 .PHONY: deny
 deny: $(CARGO_DENY) ## Licences and sources of all dependencies
+	cargo fetch --quiet --locked
 	$(CARGO_DENY) --offline check licenses bans sources
 
 $(CARGO_DENY):

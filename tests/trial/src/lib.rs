@@ -29,6 +29,10 @@ impl From<Output> for Ended {
     }
 }
 
+#[expect(
+    clippy::return_self_not_must_use,
+    reason = "a check is often the last word on a command"
+)]
 impl Ended {
     /// Runs a command to its end.
     pub fn of(command: &mut Command) -> Self {
