@@ -3,8 +3,8 @@
 #
 #   docker/release.sh FOLDER PROFILE IMAGES
 #
-#   FOLDER   becomes the release, made anew: bin/PROGRAM, sbom/PROGRAM.cdx.json, what README.md's commands read, NOTES.md,
-#            SHA256SUMS
+#   FOLDER   becomes the release, made anew: bin/PROGRAM, sbom/PROGRAM.cdx.json, revision, what README.md's commands read,
+#            NOTES.md, SHA256SUMS
 #   PROFILE  dev for a rehearsal, or release
 #   IMAGES   the program wmtp-images
 set -euo pipefail
@@ -26,6 +26,8 @@ export SOURCE_DATE_EPOCH
 mapfile -t programs < <(docker/jobs.sh; printf '%s\n' "${tools[@]}")
 
 docker/programs.sh "$folder" "$profile" "${programs[@]}"
+# The commit, which the programs record with what they make.
+git describe --always --abbrev=40 --exclude='*' --dirty >"$folder/revision"
 git ls-files -z -- "${files[@]}" | xargs -0 cp --parents --target-directory "$folder"
 
 # The oldest C library that all programs start with.

@@ -37,6 +37,7 @@ pub(crate) fn check(
 ) -> Result<Vec<Finding>, Error> {
     let are = digests(folder)?;
     let mut found = of_notes(folder, programs, version)?;
+    found.extend(of_revision(folder)?);
     for name in programs {
         found.extend(of_program(folder, name, version)?);
     }
@@ -79,6 +80,17 @@ fn of_notes(folder: &Path, programs: &[String], version: &str) -> Result<Vec<Fin
     found.extend(unnamed.map(|name| format!("does not name {name}")));
     let found = found.into_iter();
     Ok(found.map(|message| finding("NOTES.md", message)).collect())
+}
+
+/// What is wrong with the commit, which the programs record with what they make.
+fn of_revision(folder: &Path) -> Result<Option<Finding>, Error> {
+    const FILE: &str = "revision";
+    let said = String::from_utf8_lossy(&read(&folder.join(FILE))?).into_owned();
+    let commit = said.trim_end();
+    let digits = commit.strip_suffix("-dirty").unwrap_or(commit);
+    let is_commit = digits.len() == 40 && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let message = || finding(FILE, format!("says {commit:?}, which is no commit"));
+    Ok((!is_commit).then(message))
 }
 
 /// What is wrong with a program and its list.

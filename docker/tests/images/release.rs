@@ -35,6 +35,11 @@ fn release(change: impl Fn(&Path)) -> TempDir {
     std::fs::create_dir(path.join("bin")).unwrap();
     std::fs::create_dir(path.join("sbom")).unwrap();
     std::fs::write(path.join("NOTES.md"), NOTES).unwrap();
+    std::fs::write(
+        path.join("revision"),
+        format!("{}-dirty\n", "0a".repeat(20)),
+    )
+    .unwrap();
     std::fs::write(path.join("sbom/wmtp-images.cdx.json"), LIST).unwrap();
     let section = path.join("section");
     let mut packed = flate2::write::ZlibEncoder::new(
@@ -75,7 +80,7 @@ fn verdict(folder: &TempDir) -> (Option<i32>, String) {
 fn a_release_that_belongs_together_is_told_so() {
     let (code, said) = verdict(&release(nothing));
     assert_eq!(code, Some(0), "{said}");
-    assert_eq!(said, "3 files of 1 programs belong together\n");
+    assert_eq!(said, "4 files of 1 programs belong together\n");
 }
 
 fn nothing(_: &Path) {}
@@ -98,7 +103,7 @@ fn what_does_not_belong_to_the_rest_is_found() {
         let paths = b"\0/home/a-builder/a.rs\0/home/a-builders/b.rs\0\xff/home/a-builder/c.rs";
         program.write_all(paths).unwrap();
     };
-    let cases: [(Change, Change, &str); 10] = [
+    let cases: [(Change, Change, &str); 11] = [
         (
             Box::new(write("NOTES.md", "# wmtp 0.2.0\n")),
             Box::new(nothing),
@@ -116,6 +121,11 @@ fn what_does_not_belong_to_the_rest_is_found() {
             Box::new(write("NOTES.md", "# wmtp 0.1.0\n`bin/wmtp-image`\n")),
             Box::new(nothing),
             "NOTES.md: does not name `bin/wmtp-images`",
+        ),
+        (
+            Box::new(write("revision", "unknown\n")),
+            Box::new(nothing),
+            "revision: says \"unknown\", which is no commit",
         ),
         (
             Box::new(plant),
