@@ -189,7 +189,7 @@ impl Files<'_> {
         })?;
         if num_done < total {
             return Err(Error::Stopped {
-                path: out.path,
+                path: out.path.clone(),
                 num_done,
             });
         }
@@ -434,6 +434,15 @@ impl Part {
             .sync_all()
             .and_then(|()| std::fs::rename(&self.path, target));
         done.map_err(|source| io_error(target, source))
+    }
+}
+
+impl Drop for Part {
+    /// Lets the next run write it at once: a program that is just being started holds a copy of the file, and with it a lock
+    /// that closing alone would leave to it.
+    fn drop(&mut self) {
+        // Where that fails, closing unlocks.
+        let _ = self.file.unlock();
     }
 }
 
@@ -779,6 +788,18 @@ mod tests {
         let mut file = NamedTempFile::new().unwrap();
         file.write_all(text.as_bytes()).unwrap();
         file
+    }
+
+    #[test]
+    fn a_copy_of_the_file_in_a_program_that_is_being_started_keeps_no_lock() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("out.jsonl.part");
+        let part = Part::open(path.clone()).unwrap();
+        let copy = part.file.try_clone().unwrap();
+        assert!(matches!(Part::open(path.clone()), Err(Error::Busy { .. })));
+        drop(part);
+        assert!(Part::open(path).is_ok());
+        drop(copy);
     }
 
     #[test]
