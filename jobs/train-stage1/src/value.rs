@@ -12,7 +12,7 @@ use wmtp_recipe::seed::stream;
 use wmtp_recipe::{Recipe, ValueHeadKind, ValueObjective};
 use wmtp_records::{Record, Split, data_files, jsonl};
 use wmtp_training::session::{
-    Adapted, Drive, adapters, drive, dtype, load_bundle, load_tokens, products, score,
+    Adapted, Drive, adapters, drive, dtype, load_adapted, load_tokens, products, score,
 };
 use wmtp_training::{
     Error, Judged, Lines, Objective, OptimSettings, Ranks, Rows, Side, Trainer, ValueParameters,
@@ -93,7 +93,8 @@ impl Loaded {
         let recipe = inputs.recipe();
         let data = inputs.input("data")?;
         let dtype = dtype(recipe.model.dtype);
-        let (params, base) = load_bundle(&inputs.input("base")?, dtype, device)?;
+        let adapted = Adapted::ValueTrunk;
+        let (params, base) = load_adapted(&inputs.input("base")?, recipe, adapted, device)?;
         let seed = stream(recipe.seed, "stage1/value-head");
         let bias = objective(recipe).bias();
         let trunk = ParamStore::value_trunk_from(&params, &base).map_err(Error::from)?;
@@ -104,7 +105,7 @@ impl Loaded {
             validation: Labelled::load(&data, Split::Validation)?,
             store: ValueParameters {
                 trunk,
-                adapters: adapters(recipe, Adapted::ValueTrunk, &params, device)?,
+                adapters: adapters(recipe, adapted, &params, device)?,
                 head,
             },
             params,

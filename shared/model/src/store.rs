@@ -67,14 +67,16 @@ impl ParamStore {
         Self::from_frozen(tensors, dtype)
     }
 
-    /// Copies embeddings, trunk blocks and norm of a base model: the start of a value model.
+    /// Copies embeddings, trunk blocks and norm of a base model, in the types that they are kept in: the start of a value
+    /// model.
     pub fn value_trunk_from(params: &Params, base: &Self) -> Result<Self> {
         let copy = |name: String| {
-            let wide = base.wide(&name)?;
-            Ok((name, wide))
+            let tensor = base.require(&name)?.as_detached_tensor();
+            Ok((name, tensor))
         };
         let names = params.value_trunk_shapes().into_iter();
-        Self::from_tensors(names.map(|(name, _)| copy(name)).collect::<Result<_>>()?)
+        let tensors: Result<Vec<_>> = names.map(|(name, _)| copy(name)).collect();
+        Self::from_frozen(tensors?, base.dtype)
     }
 
     /// A fresh value head whose output is `bias` everywhere: its last layer has zero weights.

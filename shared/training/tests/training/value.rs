@@ -57,16 +57,19 @@ pub(crate) fn parameters_in(
 
 /// The same with adapters upon the trunk, where they are wanted.
 pub(crate) fn adapted(store: ValueParameters, params: &Params, wanted: bool) -> ValueParameters {
-    let lora = LoraSettings {
-        r: 2,
-        alpha: 4.0,
-        targets: LoraTarget::ALL.to_vec(),
-    };
     let dtype = store.trunk.dtype();
-    let made = || Adapters::init_value_trunk(params, lora, 3, dtype, &Device::Cpu).unwrap();
+    let made = || Adapters::init_value_trunk(params, lora(), 3, dtype, &Device::Cpu).unwrap();
     ValueParameters {
         adapters: wanted.then(made),
         ..store
+    }
+}
+
+fn lora() -> LoraSettings {
+    LoraSettings {
+        r: 2,
+        alpha: 4.0,
+        targets: LoraTarget::ALL.to_vec(),
     }
 }
 
@@ -164,6 +167,43 @@ fn published(store: &ValueParameters) -> ParamStore {
         Some(adapters) => adapters.merge(&store.trunk).unwrap(),
         None => store.trunk.clone(),
     }
+}
+
+#[test]
+fn a_trunk_that_keeps_the_type_of_its_file_learns_and_is_merged_to_the_same_bits() {
+    let (file, params) = (counting(24), tiny(2));
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    store(&params, DType::BF16).save(&path).unwrap();
+    let learned = |base: &ParamStore| {
+        let plain = parameters(&params, Objective::MseMc, HeadKind::Mlp);
+        let trunk = ParamStore::value_trunk_from(&params, base).unwrap();
+        let store = adapted(ValueParameters { trunk, ..plain }, &params, true);
+        let mut trainer = trainer(
+            &params,
+            &store,
+            &file,
+            settings(Objective::MseMc, HeadKind::Mlp, 1e-3),
+        );
+        while !trainer.is_done() {
+            trainer.advance().unwrap();
+        }
+        let adapters = store.adapters.as_ref().unwrap();
+        let merged = adapters.merge(&store.trunk).unwrap();
+        let stores = [adapters.store(), &store.head, &merged];
+        (
+            stores.map(bits),
+            store
+                .trunk
+                .iter()
+                .any(|(_, var)| var.dtype() == DType::BF16),
+        )
+    };
+    let wide = ParamStore::load(&path, &params, DType::F32, &Device::Cpu).unwrap();
+    let kept = ParamStore::load_adapted(&path, &params, &lora(), DType::F32, &Device::Cpu).unwrap();
+    let ((expected, is_wide_kept), (found, is_kept)) = (learned(&wide), learned(&kept));
+    assert!(is_kept && !is_wide_kept);
+    assert!(found == expected);
 }
 
 #[test]
