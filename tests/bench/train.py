@@ -98,7 +98,8 @@ def torch_steps(size, steps, compiled, threads, products, device="cpu", rank=0, 
                 x = run(block, x, cos, sin)
 
             def head(k, block, x):
-                logits = self.output(self.norm(block(x, cos, sin)))[:, :-k]
+                # Only the positions that predict: logits of the others would be made for nothing.
+                logits = self.output(self.norm(block(x, cos, sin)[:, :-k]))
                 ce = F.cross_entropy(logits.reshape(-1, vocab).float(), ids[:, k:].reshape(-1), reduction="none")
                 return (ce * weights[:, k:].reshape(-1)).mean()
 
@@ -130,7 +131,11 @@ def torch_steps(size, steps, compiled, threads, products, device="cpu", rank=0, 
         if device == "cuda":
             torch.cuda.synchronize()
         secs.append(time.perf_counter() - start)
-    return {"secs": secs, "device_bytes": torch.cuda.max_memory_allocated() if device == "cuda" else None}
+    return {
+        "secs": secs,
+        "parameters": sum(p.numel() for name, p in model.named_parameters() if not name.endswith((".a", ".b"))),
+        "device_bytes": torch.cuda.max_memory_allocated() if device == "cuda" else None,
+    }
 
 
 def matmul_peak(threads, products, device="cpu"):
@@ -212,7 +217,7 @@ def measure(contenders, rounds, peak):
     """Seconds of every step behind the warm-up, and bytes on the device, of each contender that ran in every round; and
     what `peak` measured after each."""
     kinds = list(contenders)
-    secs, memory, peaks = {kind: [] for kind in kinds}, {}, []
+    secs, memory, peaks, parameters = {kind: [] for kind in kinds}, {}, [], {}
     for turn in range(rounds):
         first = turn % len(kinds)
         for kind in kinds[first:] + kinds[:first]:
@@ -221,9 +226,12 @@ def measure(contenders, rounds, peak):
                 secs.pop(kind, None)
                 continue
             secs[kind] += found["secs"][WARM_UP:]
+            parameters[kind] = found["parameters"]
             if found["device_bytes"]:
                 memory[kind] = found["device_bytes"]
         peaks.append(peak())
+    if len(set(parameters.values())) > 1:
+        sys.exit(f"these are not the same model: parameters {parameters}")
     return secs, memory, peaks
 
 
