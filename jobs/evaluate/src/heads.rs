@@ -97,7 +97,6 @@ pub(crate) fn score(
     let frozen = |weights: Weights<'_>| MtpModel::frozen(weights.params, weights.store);
     let (model, reference) = (frozen(policy)?, reference.map(frozen).transpose()?);
     let horizons: Vec<Horizon> = policy.params.horizons().collect();
-    let next = Horizon::new(1).expect("1 is above 0");
     let correct = rows.correct_rows();
     let device = policy.store.device();
     let sums = |chunk: &[usize]| {
@@ -105,7 +104,9 @@ pub(crate) fn score(
             return Ok(None);
         }
         let beside = match &reference {
-            Some(reference) => head_cross_entropies(reference, rows, chunk, chunk.len(), next)?,
+            Some(reference) => {
+                head_cross_entropies(reference, rows, chunk, chunk.len(), Horizon::NEXT)?
+            }
             None => Vec::new(),
         };
         batch_sums(&model, &beside, &horizons, &pad_batch(rows, chunk), device).map(Some)
@@ -196,25 +197,16 @@ mod tests {
         let logits = [vec![0.0, 3.0_f32.ln()], vec![0.0, 3.0_f32.ln()]];
         let sums = sum_up(&logits, &[1, 0]);
         assert!((sums.ce_nats - ((4.0_f64 / 3.0).ln() + 4.0_f64.ln())).abs() < 1e-6);
-        let score = sums.score(Horizon::new(1).unwrap(), false);
+        let score = sums.score(Horizon::NEXT, false);
         assert_eq!((score.loss.num_targets, score.loss.accuracy), (2, 0.5));
         // Twice sure by 3/4, right once.
         assert!((score.calibration_error - 0.25).abs() < 1e-6);
         let sure = sum_up(&[vec![30.0, 0.0], vec![30.0, 0.0]], &[0, 0]);
-        assert!(
-            sure.score(Horizon::new(1).unwrap(), false)
-                .calibration_error
-                < 1e-6
-        );
+        assert!(sure.score(Horizon::NEXT, false).calibration_error < 1e-6);
         // Over- and underconfidence in different bins do not cancel.
         let both = sums.add(&sum_up(&[vec![30.0, 0.0]], &[1]));
         assert!(
-            (both
-                .score(Horizon::new(1).unwrap(), false)
-                .calibration_error
-                - (0.5 + 1.0) / 3.0)
-                .abs()
-                < 1e-6
+            (both.score(Horizon::NEXT, false).calibration_error - (0.5 + 1.0) / 3.0).abs() < 1e-6
         );
     }
 
@@ -238,8 +230,7 @@ mod tests {
         assert!(alone.iter().all(|head| head.reference_nats.is_none()));
         // Losses of the first head by row and target, from the library that trains against them.
         let model = MtpModel::frozen(&params, &store).unwrap();
-        let next = Horizon::new(1).unwrap();
-        let losses = head_cross_entropies(&model, &rows, &[0, 1, 2], 8, next).unwrap();
+        let losses = head_cross_entropies(&model, &rows, &[0, 1, 2], 8, Horizon::NEXT).unwrap();
         for (head, alone) in beside.iter().zip(&alone) {
             assert_eq!(head.loss, alone.loss);
             let horizon = head.loss.horizon as usize;

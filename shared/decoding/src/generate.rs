@@ -640,9 +640,7 @@ mod tests {
         for _ in 0..tokens {
             let ids_bs = Tensor::from_slice(&ids, (1, ids.len()), &Device::Cpu).expect("ids");
             let trunk = model.trunk(&ids_bs).expect("trunk");
-            let hidden = model
-                .head_hidden(Horizon::new(1).expect("1 is a horizon"), &trunk)
-                .expect("head");
+            let hidden = model.head_hidden(Horizon::NEXT, &trunk).expect("head");
             let logits = model
                 .logits(&hidden)
                 .expect("logits")
@@ -996,9 +994,8 @@ mod tests {
         let model = MtpModel::frozen(&params, &store).expect("complete store");
         let log_probs = |ids: &[u32]| -> Vec<f64> {
             let ids_bs = Tensor::from_slice(ids, (1, ids.len()), &Device::Cpu).expect("ids");
-            let first = Horizon::new(1).expect("1 is a horizon");
             let trunk = model.trunk(&ids_bs).expect("trunk");
-            let hidden = model.head_hidden(first, &trunk).expect("head");
+            let hidden = model.head_hidden(Horizon::NEXT, &trunk).expect("head");
             let logits = model.logits(&hidden).expect("logits");
             let logits = logits.to_vec3::<f32>().expect("f32");
             let last = logits[0].last().expect("a position");

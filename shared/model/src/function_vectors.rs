@@ -577,7 +577,7 @@ mod tests {
         let (model, trials) = (model(DType::F64), trials());
         let means = mean_head_activations(&model, &trials).unwrap();
         let effects = indirect_effects(&model, &trials, &means).unwrap();
-        let (first, next) = (&trials.0[0], Horizon::new(1).unwrap());
+        let first = &trials.0[0];
         let ids = Tensor::new(&first.corrupted[..], &Device::Cpu).unwrap();
         let ids = ids.unsqueeze(0).unwrap();
         for (block, head) in [(0, 2), (1, 3)] {
@@ -594,7 +594,7 @@ mod tests {
                 },
             };
             let trunk = model.trunk_observed(&ids, &mut by_hand).unwrap();
-            let hidden = model.head_hidden(next, &trunk).unwrap();
+            let hidden = model.head_hidden(Horizon::NEXT, &trunk).unwrap();
             let logits = model
                 .logits(&hidden)
                 .unwrap()
@@ -748,7 +748,6 @@ mod tests {
 
     #[test]
     fn heads_are_ranked_by_signed_effect_within_the_trunk() {
-        let next = Horizon::new(1).unwrap();
         let mut effects = [0.0; 4 * 4 * 2];
         // Block, head: 0,1 hinders most; 0,3 and 1,0 are level; 2,0 belongs to a prediction head.
         for ((block, head), effect) in [
@@ -761,7 +760,7 @@ mod tests {
             effects[(block * 4 + head) * 2] = effect;
         }
         let average = Tensor::from_slice(&effects, (4, 4, 2), &Device::Cpu).unwrap();
-        let top = top_heads(&Params::small(), &average, next, 3).unwrap();
+        let top = top_heads(&Params::small(), &average, Horizon::NEXT, 3).unwrap();
         let found = top.iter().map(|top| (top.block, top.head, top.effect));
         assert_eq!(
             found.collect::<Vec<_>>(),
@@ -778,7 +777,7 @@ mod tests {
             );
         }
         let unknown = (average * f64::NAN).unwrap();
-        let refused = top_heads(&Params::small(), &unknown, next, 3).unwrap_err();
+        let refused = top_heads(&Params::small(), &unknown, Horizon::NEXT, 3).unwrap_err();
         assert!(refused.to_string().contains("no answer"), "{refused}");
     }
 

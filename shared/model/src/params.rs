@@ -12,6 +12,9 @@ use crate::{Error, Result};
 pub struct Horizon(usize);
 
 impl Horizon {
+    /// The next token: what head 1 predicts, as every language model does.
+    pub const NEXT: Self = Self(1);
+
     /// The horizon `k`, or `None` for 0.
     pub fn new(k: usize) -> Option<Self> {
         (k > 0).then_some(Self(k))

@@ -121,8 +121,7 @@ fn record_top_heads(run: &mut Run, params: &Params, count: usize) -> Result<(), 
     if run.has(&Mutation::AbsoluteRanking) {
         average = average.abs()?;
     }
-    let next = Horizon::new(1).expect("1 is a horizon");
-    let top = top_heads(params, &average, next, count)?;
+    let top = top_heads(params, &average, Horizon::NEXT, count)?;
     let heads = Values {
         shape: vec![count, 2],
         data: top

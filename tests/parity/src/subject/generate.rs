@@ -92,11 +92,10 @@ fn store(run: &Run, params: &Params, precision: Precision) -> Result<ParamStore,
 
 /// Greedy decoding by the training model, the whole sequence again for every token.
 fn without_cache(model: &MtpModel, prompt: &[u32], new_tokens: usize) -> Result<Vec<u32>, Error> {
-    let next = Horizon::new(1).expect("1 is a horizon");
     let mut ids = prompt.to_vec();
     for _ in 0..new_tokens {
         let ids_1s = Tensor::from_slice(&ids, (1, ids.len()), &Device::Cpu)?;
-        let hidden = model.head_hidden(next, &model.trunk(&ids_1s)?)?;
+        let hidden = model.head_hidden(Horizon::NEXT, &model.trunk(&ids_1s)?)?;
         let last = hidden.narrow(1, ids.len() - 1, 1)?;
         let logits = model.logits(&last)?.flatten_all()?.to_dtype(DType::F32)?;
         let picked = Choice::Greedy.pick(&logits.to_vec1()?, ids.len() - 1);

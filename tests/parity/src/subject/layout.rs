@@ -45,8 +45,7 @@ fn record_logits(run: &mut Run) -> Result<(), Error> {
     let model = MtpModel::frozen(&params, &store)?.with_rotary(shared_rotary(run.case)?);
     let ids = run.case.input("ids")?;
     let ids_bs = Tensor::from_vec(ids.ids(), ids.shape.as_slice(), &Device::Cpu)?;
-    let next = Horizon::new(1).expect("1 is a horizon");
-    let hidden = model.head_hidden(next, &model.trunk(&ids_bs)?)?;
+    let hidden = model.head_hidden(Horizon::NEXT, &model.trunk(&ids_bs)?)?;
     run.record("logits.head1", Values::of(&model.logits(&hidden)?)?);
     Ok(())
 }

@@ -60,14 +60,13 @@ fn reference_losses(run: &Run, config: &ModelConfig, batch: &Batch) -> Result<Va
     let store = run.store(&params, "reference.")?;
     let model = MtpModel::frozen(&params, &store)?.with_rotary(shared_rotary(run.case)?);
     let trunk_bsd = model.trunk(&batch.ids_bs)?;
-    let next = Horizon::new(1).expect("1 is a horizon");
     let places: Vec<usize> = batch
         .targets()
         .map(|(b, j)| b * batch.sequence + j)
         .collect();
     let rows: Vec<u32> = places.iter().map(|place| *place as u32 - 1).collect();
     let targets: Vec<u32> = places.iter().map(|place| batch.ids[*place]).collect();
-    let hidden = model.head_hidden_at(next, &trunk_bsd, &rows)?;
+    let hidden = model.head_hidden_at(Horizon::NEXT, &trunk_bsd, &rows)?;
     let losses = loss::cross_entropy(&hidden, model.unembedding(), &targets, model.products())?;
     Ok(batch.spread(&losses))
 }
