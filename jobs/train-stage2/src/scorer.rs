@@ -8,9 +8,11 @@ use serde::Deserialize;
 use wmtp_data_sets::TokenFile;
 use wmtp_job_kit::{Inputs, JobError};
 use wmtp_recipe::seed::stream;
-use wmtp_recipe::{Algo, ExcessScore, Recipe, Rho1Weighting as RecipeWeighting};
+use wmtp_recipe::{Algo, ExcessScore, Normalise, Recipe, Rho1Weighting as RecipeWeighting, Whiten};
 use wmtp_records::{Record, Split, data_files, jsonl};
-use wmtp_training::{Rho1Scorer, Rho1Settings, Rho1Weighting, Scorer, StepScorer, TokenScores};
+use wmtp_training::{
+    Rho1Scorer, Rho1Settings, Rho1Weighting, Scope, Scorer, StepScorer, TokenScores,
+};
 use wmtp_weighting::rho1::{ExcessMode, Selection};
 use wmtp_weighting::{WeightSettings, Whitening};
 
@@ -25,30 +27,32 @@ struct Description {
 pub(crate) fn build(inputs: &impl Inputs, train: &TokenFile) -> Result<Box<dyn Scorer>, JobError> {
     let recipe = inputs.recipe();
     let settings = weight_settings(recipe);
+    let scope = scope(recipe);
     Ok(match recipe.experiment.algo {
         Algo::Baseline => Box::new(StepScorer::baseline(settings)),
         Algo::Verifiable => {
             let (advantages, whitening) = advantages(inputs)?;
-            Box::new(StepScorer::verifiable(advantages, whitening, settings))
+            Box::new(StepScorer::verifiable(advantages, whitening, settings).within(scope))
         }
         Algo::RandomMatched => {
             let (advantages, whitening) = advantages(inputs)?;
             let seed = stream(recipe.seed, "random_matched");
-            Box::new(StepScorer::random_matched(
-                advantages, whitening, settings, seed,
-            ))
+            let scorer = StepScorer::random_matched(advantages, whitening, settings, seed);
+            Box::new(scorer.within(scope))
         }
         Algo::Shuffled => {
             let (advantages, whitening) = advantages(inputs)?;
             let seeds = row_seeds(recipe.seed, &inputs.input("data")?, train)?;
-            Box::new(StepScorer::shuffled(advantages, whitening, settings, seeds))
+            let scorer = StepScorer::shuffled(advantages, whitening, settings, seeds);
+            Box::new(scorer.within(scope))
         }
         Algo::Rho1 => {
             let path = inputs
                 .input("reference-ce")?
                 .join("reference_ce.safetensors");
             let reference = Arc::new(TokenScores::load(&path, "ce")?);
-            Box::new(Rho1Scorer::new(reference, rho1_settings(recipe), settings))
+            let scorer = Rho1Scorer::new(reference, rho1_settings(recipe), settings);
+            Box::new(scorer.within(scope))
         }
     })
 }
@@ -82,6 +86,14 @@ fn weight_settings(recipe: &Recipe) -> WeightSettings {
         w_max: weights.w_max,
         entropy_floor: weights.entropy_floor,
         blend: weights.blend,
+    }
+}
+
+/// What `auto` stands for and its name say the same: the recipe's rules refuse a name that belongs to another algorithm.
+fn scope(recipe: &Recipe) -> Scope {
+    Scope {
+        own_whitening: recipe.weights.whiten == Whiten::Own,
+        per_sequence: recipe.weights.normalise == Normalise::Sequence,
     }
 }
 

@@ -21,7 +21,7 @@ const COMPARED: [&str; 8] = [
 
 /// Settings that came after the first runs. At its default such a setting changes nothing, and is left out of what is
 /// hashed: recipes of earlier builds keep their digests, and finished runs their cache keys.
-const LATER: [&str; 15] = [
+const LATER: [&str; 17] = [
     "data.split_by",
     "optim.checkpoint_minutes",
     "optim.keep_last",
@@ -37,6 +37,8 @@ const LATER: [&str; 15] = [
     "rho1.hard",
     "stage1.lora_r",
     "reference.lora_r",
+    "weights.whiten",
+    "weights.normalise",
 ];
 
 /// Whether a setting may differ between two rows of one leaderboard.

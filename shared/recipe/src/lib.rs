@@ -36,8 +36,8 @@ pub use resolve::{CONFIG_VARIABLE, Loader, Origin, Resolved, SETTING_PREFIX, Sou
 pub use rules::{Allowed, INSTRUCTION_FILE, RULES_FILE, Rules};
 pub use schema::{
     Algo, Data, DataSource, Dtype, Evaluation, ExcessScore, Experiment, Lora, LoraTarget, Model,
-    Optim, Recipe, Reference, Rho1, Rho1Weighting, SandboxTier, Score, SplitBy, Stage1,
-    ValueHeadKind, ValueObjective, Version, Weights, leaves,
+    Normalise, Optim, Recipe, Reference, Rho1, Rho1Weighting, SandboxTier, Score, SplitBy, Stage1,
+    ValueHeadKind, ValueObjective, Version, Weights, Whiten, leaves,
 };
 pub use setting::{Affects, Leaf, Shape};
 pub use validate::MAX_LENGTH;

@@ -131,6 +131,34 @@ words! {
 }
 
 words! {
+    /// Whose mean and deviation whiten scores.
+    Whiten {
+        /// The data set's for advantages, running ones for Rho-1.
+        Auto = "auto",
+        /// Those of the training split, as stage 1 stored them.
+        Dataset = "dataset",
+        /// Running ones, an exponential moving average over steps.
+        Ema = "ema",
+        /// Those of the scores that are normalised together.
+        Own = "own",
+    }
+}
+
+words! {
+    /// Whose weights have mean 1 together.
+    Normalise {
+        /// The step's for advantages, the micro-batch's for Rho-1.
+        Auto = "auto",
+        /// All targets of an optimiser step.
+        Step = "step",
+        /// All targets of a micro-batch.
+        MicroBatch = "micro_batch",
+        /// The targets of one sequence, so that no sequence counts more than another.
+        Sequence = "sequence",
+    }
+}
+
+words! {
     /// A matrix of every block that can carry an adapter, by Meta's names.
     LoraTarget {
         /// Queries.
@@ -348,6 +376,12 @@ section! {
         entropy_floor: f64 = 0.01;
         /// Share of the computed weight; the rest is 1.
         blend: f64 = 1.0;
+        /// Whose mean and deviation whiten the scores: `dataset` with advantages, `ema` (running ones) with Rho-1, or `own`,
+        /// those of the scores that are normalised together; `auto` is the first or the second.
+        whiten: Whiten = Whiten::Auto;
+        /// Whose weights have mean 1 together: those of a `step` with advantages, of a `micro_batch` with Rho-1, or of each
+        /// `sequence`; `auto` is the first or the second.
+        normalise: Normalise = Normalise::Auto;
     }
 }
 

@@ -364,6 +364,15 @@ fn broken_recipes_are_named_with_key_and_source() {
         broken(
             "version: {id: v001}\nexperiment: {algo: rho1}\nrho1: {weighting: topk, ratio: 0.2, hard: true}\n",
         ),
+        broken("version: {id: v001}\nexperiment: {algo: verifiable}\nweights: {whiten: ema}\n"),
+        broken(
+            "version: {id: v001}\nexperiment: {algo: shuffled}\nweights: {normalise: micro_batch}\n",
+        ),
+        broken("version: {id: v001}\nexperiment: {algo: rho1}\nweights: {whiten: dataset}\n"),
+        broken("version: {id: v001}\nexperiment: {algo: rho1}\nweights: {normalise: step}\n"),
+        broken(
+            "version: {id: v001}\nexperiment: {algo: rho1}\nrho1: {weighting: topk}\nweights: {whiten: own}\n",
+        ),
         set("lora.targets=[wq, w4]"),
         set("lora.targets=[w1, wq]"),
         set("lora.targets=[]"),
@@ -411,6 +420,11 @@ fn broken_recipes_are_named_with_key_and_source() {
     `rho1.hard` in --set: found the number 1, expected true or false
     `rho1.hard` is true, which is not allowed: it means something only beside rho1.weighting topk
     `rho1.ratio` is 0.2, which is not allowed: with rho1.hard a token that is kept weighs 1 / ratio, and weights.w_max is 3: raise one of the two
+    `weights.whiten` is ema, which is not allowed: verifiable has scores of a data set: auto, dataset or own
+    `weights.normalise` is micro_batch, which is not allowed: shuffled weighs all targets of a step at once: auto, step or sequence
+    `weights.whiten` is dataset, which is not allowed: the excess of rho1 moves with the policy: auto, ema or own
+    `weights.normalise` is step, which is not allowed: rho1 knows the excess of one micro-batch at a time: auto, micro_batch or sequence
+    `weights.whiten` is own, which is not allowed: rho1.weighting topk compares scores and whitens none
     `lora.targets` in --set: found a list, expected a list of some of wq, wk, wv, wo, w1, w2, w3
     `lora.targets` is [w1, wq], which is not allowed: at least one, each once, in the order wq, wk, wv, wo, w1, w2, w3
     `lora.targets` is [], which is not allowed: at least one, each once, in the order wq, wk, wv, wo, w1, w2, w3

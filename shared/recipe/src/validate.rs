@@ -2,7 +2,7 @@
 
 use crate::Error;
 use crate::resolve::{Origin, Resolved};
-use crate::schema::{Algo, LoraTarget, Recipe, Rho1, Rho1Weighting};
+use crate::schema::{Algo, LoraTarget, Normalise, Recipe, Rho1, Rho1Weighting, Whiten};
 
 /// Tokens of the longest row that a model reads: the positions for which it has angles, twice the longest sequence of the
 /// 7B model. A test holds it against the model's own number.
@@ -197,7 +197,35 @@ impl Recipe {
         let rule = "0 <= floor < 1: only equal weights have an entropy of 1";
         let holds = (0.0..1.0).contains(&floor);
         ensure("weights.entropy_floor", floor, holds, rule)?;
-        share("weights.blend", weights.blend)
+        share("weights.blend", weights.blend)?;
+        self.validate_scopes()
+    }
+
+    /// Advantages are known before the step and are of the data set; the excess of Rho-1 moves with the policy and is
+    /// known only within a micro-batch.
+    fn validate_scopes(&self) -> Result<(), Error> {
+        let (whiten, normalise) = (self.weights.whiten, self.weights.normalise);
+        let algo = self.experiment.algo;
+        if algo.needs_advantages() {
+            let rule = format!("{algo} has scores of a data set: auto, dataset or own");
+            ensure("weights.whiten", whiten, whiten != Whiten::Ema, rule)?;
+            let rule =
+                format!("{algo} weighs all targets of a step at once: auto, step or sequence");
+            let holds = normalise != Normalise::MicroBatch;
+            return ensure("weights.normalise", normalise, holds, rule);
+        }
+        if algo.needs_reference() {
+            let rule = "the excess of rho1 moves with the policy: auto, ema or own";
+            ensure("weights.whiten", whiten, whiten != Whiten::Dataset, rule)?;
+            let rule =
+                "rho1 knows the excess of one micro-batch at a time: auto, micro_batch or sequence";
+            let holds = normalise != Normalise::Step;
+            ensure("weights.normalise", normalise, holds, rule)?;
+            let holds = whiten == Whiten::Auto || self.rho1.weighting == Rho1Weighting::Continuous;
+            let rule = "rho1.weighting topk compares scores and whitens none";
+            return ensure("weights.whiten", whiten, holds, rule);
+        }
+        Ok(())
     }
 
     /// Where the tokens left out weigh nothing, the others share the weight of all.

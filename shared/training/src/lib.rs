@@ -41,7 +41,7 @@ pub use optimizer::{AdamW, AdamWSettings, Gradients};
 pub use policy::{PolicySettings, PolicyTrainer, Rows, Weights};
 pub use ranks::Ranks;
 pub use schedule::Schedule;
-pub use scorer::{Rho1Scorer, Rho1Settings, Rho1Weighting, Scorer, StepScorer};
+pub use scorer::{Rho1Scorer, Rho1Settings, Rho1Weighting, Scope, Scorer, StepScorer};
 pub use scores::TokenScores;
 pub use throughput::{Throughput, Work};
 pub use value::{

@@ -86,6 +86,39 @@ pub trait Scorer: Send {
     }
 }
 
+/// Which targets are whitened and normalised together (spec 1.8).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Scope {
+    /// Scores are whitened by their own mean and deviation, those of the targets that are normalised together; else by
+    /// statistics of more than them: the data set's, or for Rho-1 running ones.
+    pub own_whitening: bool,
+    /// Each sequence's weights have mean 1, so that no sequence counts more than another; else those of the optimizer
+    /// step together, for Rho-1 of the micro-batch.
+    pub per_sequence: bool,
+}
+
+/// Weights that were made group by group, and what there is to say of all.
+#[derive(Debug, Clone, Default)]
+struct Gathered {
+    weights: Vec<f64>,
+    c_times_count: f64,
+    temperature: f64,
+}
+
+impl Gathered {
+    fn add(&mut self, made: &TokenWeights) {
+        self.weights.extend(&made.weights);
+        self.c_times_count += made.stats.projection_c * made.weights.len() as f64;
+        self.temperature = self.temperature.max(made.stats.temperature);
+    }
+
+    /// The factor of the projection is the targets' mean, the temperature the highest.
+    fn stats(&self, settings: &WeightSettings) -> WeightStats {
+        let c = self.c_times_count / self.weights.len().max(1) as f64;
+        WeightStats::of(&self.weights, settings, c, self.temperature)
+    }
+}
+
 /// How the weights of a step are made from the rows alone, before any forward pass.
 #[derive(Debug, Clone)]
 enum Rule {
@@ -95,11 +128,12 @@ enum Rule {
     Shuffled { row_seeds: BTreeMap<usize, u64> },
 }
 
-/// Weights per target token, the same for all heads, normalised over the whole optimizer step.
+/// Weights per target token, the same for all heads, normalised over the whole optimizer step or over each sequence.
 #[derive(Debug)]
 pub struct StepScorer {
     rule: Rule,
     settings: WeightSettings,
+    scope: Scope,
     advantages: Option<(Arc<TokenScores>, Whitening)>,
     weights: Vec<f64>,
     offsets: Vec<usize>,
@@ -115,11 +149,17 @@ impl StepScorer {
         Self {
             rule,
             settings,
+            scope: Scope::default(),
             advantages,
             weights: Vec::new(),
             offsets: vec![0],
             stats: None,
         }
+    }
+
+    /// With other targets whitened and normalised together.
+    pub fn within(self, scope: Scope) -> Self {
+        Self { scope, ..self }
     }
 
     /// Baseline: every weight is 1.
@@ -164,39 +204,71 @@ impl StepScorer {
         )
     }
 
-    fn verifiable_weights(&self, rows: &[StepRow]) -> Result<TokenWeights> {
-        let (advantages, whitening) = self
-            .advantages
-            .as_ref()
-            .ok_or_else(|| Error::BadData("this scorer needs stored advantages".to_owned()))?;
+    fn scores(&self, rows: &[StepRow]) -> Result<Vec<f64>> {
+        let (advantages, _) = self.advantages()?;
         let mut scores = Vec::new();
         for row in rows {
             let values = advantages.of_row(row.row, row.targets)?;
             scores.extend(values.iter().map(|&value| f64::from(value)));
         }
-        Ok(token_weights(&scores, whitening, &self.settings)?)
+        Ok(scores)
+    }
+
+    fn advantages(&self) -> Result<&(Arc<TokenScores>, Whitening)> {
+        let stored = self.advantages.as_ref();
+        stored.ok_or_else(|| Error::BadData("this scorer needs stored advantages".to_owned()))
+    }
+
+    fn verifiable_weights(&self, scores: &[f64]) -> Result<TokenWeights> {
+        let whitening = if self.scope.own_whitening {
+            Whitening::of(scores)
+        } else {
+            self.advantages()?.1
+        };
+        Ok(token_weights(scores, &whitening, &self.settings)?)
+    }
+
+    /// `make` of the scores that are normalised together: all, or one sequence's after another's.
+    fn by_group(
+        &self,
+        scores: &[f64],
+        offsets: &[usize],
+        mut make: impl FnMut(&[f64]) -> Result<TokenWeights>,
+    ) -> Result<TokenWeights> {
+        if !self.scope.per_sequence {
+            return make(scores);
+        }
+        let mut all = Gathered::default();
+        for bounds in offsets.windows(2) {
+            all.add(&make(&scores[bounds[0]..bounds[1]])?);
+        }
+        let stats = all.stats(&self.settings);
+        Ok(TokenWeights {
+            weights: all.weights,
+            stats,
+        })
     }
 
     fn make(&self, step: u64, rows: &[StepRow], offsets: &[usize]) -> Result<TokenWeights> {
-        let count = offsets[rows.len()];
+        if matches!(self.rule, Rule::Uniform) {
+            return Ok(uniform(offsets[rows.len()], &self.settings));
+        }
+        let scores = self.scores(rows)?;
+        let verifiable = |scores: &[f64]| self.verifiable_weights(scores);
         match &self.rule {
-            Rule::Uniform => Ok(uniform(count, &self.settings)),
-            Rule::Verifiable => self.verifiable_weights(rows),
+            Rule::Uniform | Rule::Verifiable => self.by_group(&scores, offsets, verifiable),
             Rule::RandomMatched { seed } => {
-                let observed = self.verifiable_weights(rows)?;
                 let mut rng = ChaCha8Rng::seed_from_u64(*seed);
                 rng.set_stream(step);
-                let settings = &self.settings;
-                let seed = rng.next_u64();
-                Ok(control::random_matched(
-                    &observed.weights,
-                    count,
-                    seed,
-                    settings,
-                )?)
+                self.by_group(&scores, offsets, |scores| {
+                    let observed = verifiable(scores)?.weights;
+                    let (count, seed) = (observed.len(), rng.next_u64());
+                    let drawn = control::random_matched(&observed, count, seed, &self.settings);
+                    Ok(drawn?)
+                })
             }
             Rule::Shuffled { row_seeds } => {
-                let mut made = self.verifiable_weights(rows)?;
+                let mut made = self.by_group(&scores, offsets, verifiable)?;
                 let seed = |row: &StepRow| {
                     row_seeds.get(&row.row).copied().ok_or_else(|| {
                         Error::BadData(format!("row {} has no seed for shuffling", row.row))
@@ -317,19 +389,18 @@ struct RunningState {
 #[derive(Debug, Clone, Default)]
 struct HeadStep {
     scores: Vec<f64>,
-    weights: Vec<f64>,
-    c_times_count: f64,
-    temperature: f64,
+    made: Gathered,
     excess: ExcessStats,
 }
 
-/// Rho-1: excess of the policy's cross-entropy over a tuned reference's, per head, normalised over each
-/// micro-batch.
+/// Rho-1: excess of the policy's cross-entropy over a tuned reference's, per head, normalised over each micro-batch or
+/// each sequence.
 #[derive(Debug, Clone)]
 pub struct Rho1Scorer {
     reference: Arc<TokenScores>,
     rho1: Rho1Settings,
     settings: WeightSettings,
+    scope: Scope,
     rows: Vec<StepRow>,
     running: BTreeMap<usize, Running>,
     heads: BTreeMap<usize, HeadStep>,
@@ -342,10 +413,42 @@ impl Rho1Scorer {
             reference,
             rho1,
             settings,
+            scope: Scope::default(),
             rows: Vec::new(),
             running: BTreeMap::new(),
             heads: BTreeMap::new(),
         }
+    }
+
+    /// With other targets whitened and normalised together.
+    pub fn within(self, scope: Scope) -> Self {
+        Self { scope, ..self }
+    }
+
+    /// Weights of scores that are normalised together, and how many of them were selected, where some are.
+    fn weights(&self, horizon: Horizon, scores: &[f64]) -> Result<(TokenWeights, Option<usize>)> {
+        if self.rho1.weighting == Rho1Weighting::Topk {
+            let selection = &self.rho1.selection;
+            let made = rho1::topk(scores, selection, &self.settings)?;
+            let selected = selection.num_selected(scores.len(), self.settings.w_max);
+            return Ok((made, Some(selected)));
+        }
+        let running = self
+            .running
+            .get(&horizon.get())
+            .filter(|_| !self.scope.own_whitening)
+            .and_then(Running::whitening);
+        let whitening = running.unwrap_or_else(|| Whitening::of(scores));
+        Ok((token_weights(scores, &whitening, &self.settings)?, None))
+    }
+
+    /// How many targets of a micro-batch are normalised together, group after group.
+    fn group_sizes(&self, targets: &[Target]) -> Vec<usize> {
+        if !self.scope.per_sequence {
+            return vec![targets.len()];
+        }
+        let sequences = targets.chunk_by(|one, next| one.slot == next.slot);
+        sequences.map(<[Target]>::len).collect()
     }
 
     fn reference_ce(&self, targets: &[Target]) -> Result<Vec<f64>> {
@@ -381,33 +484,27 @@ impl Scorer for Rho1Scorer {
         let reference_ce = self.reference_ce(targets)?;
         let rho1 = self.rho1;
         let scores = rho1::excess(policy_ce, &reference_ce, rho1.mode, rho1.min_ce_diff)?;
-        let made = match rho1.weighting {
-            Rho1Weighting::Topk => rho1::topk(&scores, &rho1.selection, &self.settings)?,
-            Rho1Weighting::Continuous => {
-                let running = self
-                    .running
-                    .get(&horizon.get())
-                    .and_then(Running::whitening);
-                let whitening = running.unwrap_or_else(|| Whitening::of(&scores));
-                token_weights(&scores, &whitening, &self.settings)?
+        let mut step = self.heads.remove(&horizon.get()).unwrap_or_default();
+        let mut weights = Vec::with_capacity(targets.len());
+        let mut rest = &scores[..];
+        for size in self.group_sizes(targets) {
+            let (group, after) = rest.split_at(size);
+            let (made, selected) = self.weights(horizon, group)?;
+            step.made.add(&made);
+            if let Some(selected) = selected {
+                *step.excess.selected.get_or_insert(0) += selected;
             }
-        };
-        let head = self.heads.entry(horizon.get()).or_default();
-        head.scores.extend(&scores);
-        head.weights.extend(&made.weights);
-        head.c_times_count += made.stats.projection_c * scores.len() as f64;
-        head.temperature = head.temperature.max(made.stats.temperature);
-        let excess = &mut head.excess;
+            weights.extend(made.weights);
+            rest = after;
+        }
+        step.scores.extend(&scores);
+        let excess = &mut step.excess;
         excess.targets += targets.len();
         excess.policy_ce += policy_ce.iter().sum::<f64>();
         excess.reference_ce += reference_ce.iter().sum::<f64>();
         excess.score += scores.iter().sum::<f64>();
-        if rho1.weighting == Rho1Weighting::Topk {
-            let w_max = self.settings.w_max;
-            let selected = rho1.selection.num_selected(targets.len(), w_max);
-            excess.selected = Some(excess.selected.unwrap_or(0) + selected);
-        }
-        Ok(made.weights)
+        self.heads.insert(horizon.get(), step);
+        Ok(weights)
     }
 
     fn end_step(&mut self) -> Vec<StepStats> {
@@ -415,11 +512,9 @@ impl Scorer for Rho1Scorer {
         let finish = |(head, step): (usize, HeadStep)| {
             let running = self.running.entry(head).or_default();
             running.update(&Whitening::of(&step.scores));
-            let c = step.c_times_count / step.scores.len().max(1) as f64;
-            let stats = WeightStats::of(&step.weights, &self.settings, c, step.temperature);
             StepStats {
                 head: Some(head),
-                stats,
+                stats: step.made.stats(&self.settings),
                 excess: Some(step.excess),
             }
         };
@@ -509,40 +604,15 @@ mod tests {
             .collect();
         let ce = scorer.needs_policy_ce().then_some(ce);
         scorer
-            .weigh(Horizon::new(1).unwrap(), &targets, ce.as_deref())
+            .weigh(Horizon::NEXT, &targets, ce.as_deref())
             .unwrap()
     }
 
     fn all_scorers() -> Vec<Box<dyn Scorer>> {
-        let settings = WeightSettings::default();
-        let seeds: BTreeMap<usize, u64> = [(0, 1), (2, 2), (5, 3)].into();
-        let rho1 = |weighting| Rho1Settings {
-            mode: ExcessMode::SignedExcess,
-            weighting,
-            selection: SOFT,
-            min_ce_diff: 0.01,
-        };
-        vec![
-            Box::new(StepScorer::baseline(settings)),
-            Box::new(StepScorer::verifiable(scores(), whitening(), settings)),
-            Box::new(StepScorer::random_matched(
-                scores(),
-                whitening(),
-                settings,
-                42,
-            )),
-            Box::new(StepScorer::shuffled(scores(), whitening(), settings, seeds)),
-            Box::new(Rho1Scorer::new(
-                scores(),
-                rho1(Rho1Weighting::Continuous),
-                settings,
-            )),
-            Box::new(Rho1Scorer::new(
-                scores(),
-                rho1(Rho1Weighting::Topk),
-                settings,
-            )),
-        ]
+        let baseline = StepScorer::baseline(WeightSettings::default());
+        let mut all = scorers_within(Scope::default());
+        all.push(Box::new(baseline));
+        all
     }
 
     #[test]
@@ -557,6 +627,97 @@ mod tests {
                 assert!((stats[0].stats.mean - 1.0).abs() < 1e-9);
             }
         }
+    }
+
+    /// Every scorer but the baseline.
+    fn scorers_within(scope: Scope) -> Vec<Box<dyn Scorer>> {
+        let settings = WeightSettings::default();
+        let seeds: BTreeMap<usize, u64> = [(0, 1), (2, 2), (5, 3)].into();
+        let rho1 = |weighting| Rho1Settings {
+            mode: ExcessMode::SignedExcess,
+            weighting,
+            selection: SOFT,
+            min_ce_diff: 0.01,
+        };
+        let random = StepScorer::random_matched(scores(), whitening(), settings, 42);
+        let verifiable = StepScorer::verifiable(scores(), whitening(), settings);
+        let shuffled = StepScorer::shuffled(scores(), whitening(), settings, seeds);
+        let soft = Rho1Scorer::new(scores(), rho1(Rho1Weighting::Continuous), settings);
+        let topk = Rho1Scorer::new(scores(), rho1(Rho1Weighting::Topk), settings);
+        vec![
+            Box::new(verifiable.within(scope)),
+            Box::new(shuffled.within(scope)),
+            Box::new(random.within(scope)),
+            Box::new(soft.within(scope)),
+            Box::new(topk.within(scope)),
+        ]
+    }
+
+    #[test]
+    fn within_sequences_every_sequence_has_mean_one() {
+        let scope = Scope {
+            per_sequence: true,
+            ..Scope::default()
+        };
+        for mut scorer in scorers_within(scope) {
+            for step in 0..3 {
+                let made = weights(scorer.as_mut(), step, &ROWS);
+                for bounds in offsets(&ROWS).windows(2) {
+                    check(&made[bounds[0]..bounds[1]], &WeightSettings::default()).unwrap();
+                }
+                let told = scorer.end_step().remove(0);
+                assert_eq!(told.stats.count, 13);
+                if let Some(selected) = told.excess.and_then(|excess| excess.selected) {
+                    // 0.6 of 4, of 3 and of 6, each rounded.
+                    assert_eq!(selected, 2 + 2 + 4);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn own_whitening_is_of_the_scores_that_are_normalised_together() {
+        let settings = WeightSettings::default();
+        let alone = |row: StepRow| -> Vec<f64> {
+            let table = scores();
+            let row = table.of_row(row.row, row.targets).unwrap();
+            let row: Vec<f64> = row.iter().map(|&score| f64::from(score)).collect();
+            let made = token_weights(&row, &Whitening::of(&row), &settings);
+            made.unwrap().weights
+        };
+        let scope = Scope {
+            own_whitening: true,
+            per_sequence: true,
+        };
+        let mut scorer = StepScorer::verifiable(scores(), whitening(), settings).within(scope);
+        assert_eq!(weights(&mut scorer, 0, &ROWS), ROWS.map(alone).concat());
+        let of_step = Scope {
+            per_sequence: false,
+            ..scope
+        };
+        let mut scorer = StepScorer::verifiable(scores(), whitening(), settings).within(of_step);
+        let together = weights(&mut scorer, 0, &ROWS);
+        assert_ne!(together, ROWS.map(alone).concat());
+        let mut dataset = StepScorer::verifiable(scores(), whitening(), settings);
+        assert_ne!(together, weights(&mut dataset, 0, &ROWS));
+    }
+
+    #[test]
+    fn with_its_own_whitening_rho1_forgets_earlier_steps() {
+        let made = |scope: Scope, before: u64| {
+            let scorer = &mut scorers_within(scope)[3];
+            for step in 0..before {
+                weights(scorer.as_mut(), step, &ROWS[..2]);
+                scorer.end_step();
+            }
+            weights(scorer.as_mut(), before, &ROWS)
+        };
+        let own = Scope {
+            own_whitening: true,
+            ..Scope::default()
+        };
+        assert_eq!(made(own, 0), made(own, 2));
+        assert_ne!(made(Scope::default(), 0), made(Scope::default(), 2));
     }
 
     #[test]
