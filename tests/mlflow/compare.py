@@ -35,7 +35,7 @@ LIVE = {
 FILES = {
     "value-model": ("summary.json", {
         "pairwise_accuracy": "value/pairwise_acc", "same_length_accuracy": "value/same_length_acc",
-        "explained_variance": "value/explained_variance", "mean_value": "value/mean", "std_value": "value/std", "auc": "value/auc", "margin": "value/margin",
+        "explained_variance": "value/explained_variance", "mean_value": "value/mean", "std_value": "value/std", "auc": "value/auc", "margin": "value/margin", "calibration_error": "value/ece",
         "best_validation_loss": "val/best_loss"}),
     "advantages": ("advantages.json", {"mean": "advantage/mean", "std": "advantage/std"}),
     "reference-ce": ("summary.json", {"mean_train_ce": "rho1/ref_ce", "best_validation_loss": "val/best_loss"}),

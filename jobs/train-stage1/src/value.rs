@@ -15,8 +15,8 @@ use wmtp_training::session::{
     Adapted, Drive, adapters, drive, dtype, load_adapted, load_tokens, products, score,
 };
 use wmtp_training::{
-    Error, Judged, Lines, Objective, OptimSettings, Ranks, Rows, Side, Trainer, ValueParameters,
-    ValueQuality, ValueSettings, ValueTrainer, advantages, balanced_rows,
+    Error, Judged, Judgement, Lines, Objective, OptimSettings, Ranks, Rows, Side, Trainer,
+    ValueParameters, ValueQuality, ValueSettings, ValueTrainer, advantages, balanced_rows,
 };
 use wmtp_weighting::{Whitening, td_errors};
 
@@ -240,12 +240,23 @@ fn tell_squared_error(run: &Run, step: u64, judged: &[Judged]) {
 /// Whether the value model is good enough; `None` where the data cannot say.
 fn gate(run: &Run, recipe: &Recipe, quality: &ValueQuality) -> Result<Option<bool>, JobError> {
     let gate = recipe.stage1.gate;
-    let passed = quality.pairwise_accuracy.map(|accuracy| accuracy >= gate);
-    let found = match quality.pairwise_accuracy {
-        Some(accuracy) => format!(
-            "held-out pairwise accuracy {accuracy:.3} over {} pairs (gate {gate})",
-            quality.pairs
-        ),
+    let judgement = quality.judgement();
+    let passed = judgement.map(|judged| judged.accuracy >= gate);
+    let found = match judgement {
+        Some(Judgement {
+            accuracy,
+            pairs,
+            same_length,
+        }) => {
+            let of = if same_length {
+                "of similar length"
+            } else {
+                "of any length"
+            };
+            format!(
+                "held-out pairwise accuracy {accuracy:.3} over {pairs} pairs {of} (gate {gate})"
+            )
+        }
         None => format!("no held-out problem has both labels: the gate {gate} cannot be checked"),
     };
     match passed {

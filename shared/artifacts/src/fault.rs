@@ -2,7 +2,8 @@
 //! makes something fail that rarely does.
 //!
 //! `WMTP_FAULT_POINT=publish:after-blobs` kills the process when it passes that point; a number at the
-//! end (`train:step:7`) means its n-th passage. Without the variable a point does nothing.
+//! end (`train:step:7`) means its n-th passage, and with a plus (`train:loss:7+`) every one from there on. Without the
+//! variable a point does nothing.
 //!
 //! Points of this crate, in the order in which a job passes them:
 //!
@@ -37,27 +38,38 @@ pub const VARIABLE: &str = "WMTP_FAULT_POINT";
 struct Target {
     name: String,
     passage: u64,
+    /// All passages behind that one count, too.
+    and_later: bool,
     passed: AtomicU64,
 }
 
 impl Target {
     fn parse(text: &str) -> Self {
-        let (name, passage) = match text.rsplit_once(':') {
+        let (rest, and_later) = match text.strip_suffix('+') {
+            Some(rest) => (rest, true),
+            None => (text, false),
+        };
+        let (name, passage) = match rest.rsplit_once(':') {
             Some((name, number)) if number.parse::<u64>().is_ok() => {
                 (name, number.parse().unwrap_or(1))
             }
-            _ => (text, 1),
+            _ => (rest, 1),
         };
         Self {
             name: name.to_owned(),
             passage,
+            and_later,
             passed: AtomicU64::new(0),
         }
     }
 
     /// Counts a passage; true when it is the one to die at.
     fn is_hit(&self, name: &str) -> bool {
-        self.name == name && self.passed.fetch_add(1, Ordering::Relaxed) + 1 == self.passage
+        if self.name != name {
+            return false;
+        }
+        let passage = self.passed.fetch_add(1, Ordering::Relaxed) + 1;
+        passage == self.passage || (self.and_later && passage > self.passage)
     }
 }
 
@@ -114,6 +126,9 @@ mod tests {
         let hits: Vec<_> = (0..4).map(|_| target.is_hit("train:step")).collect();
         assert_eq!(hits, [false, false, true, false]);
         assert!(!target.is_hit("train"));
+        let target = Target::parse("train:loss:2+");
+        let hits: Vec<_> = (0..4).map(|_| target.is_hit("train:loss")).collect();
+        assert_eq!(hits, [false, true, true, true]);
     }
 
     #[test]

@@ -237,6 +237,29 @@ impl Adapters {
         &self.store
     }
 
+    /// Floating-point operations of the adapters' products, forward: two for each number and position. Behind attention a
+    /// head's block goes on where it predicts alone, which is at so many `targets` of each horizon.
+    pub fn product_flops(&self, params: &Params, positions: usize, targets: &[usize]) -> f64 {
+        let prefixes = params
+            .horizons()
+            .map(|horizon| params.head_prefix(horizon) + ".");
+        let heads: Vec<(String, usize)> = prefixes.zip(targets.iter().copied()).collect();
+        let into_attention = [LoraTarget::Wq, LoraTarget::Wk, LoraTarget::Wv];
+        let at = |name: &str| {
+            let head = heads
+                .iter()
+                .find(|(prefix, _)| name.starts_with(prefix.as_str()));
+            let is_behind = !into_attention.iter().any(|one| name.contains(one.matrix()));
+            head.filter(|_| is_behind)
+                .map_or(positions, |(_, targets)| *targets)
+        };
+        let numbers = self
+            .store
+            .iter()
+            .map(|(name, var)| var.elem_count() * at(name));
+        2.0 * numbers.sum::<usize>() as f64
+    }
+
     /// A plain store with `W + (α/r)·B·A` in the place of every adapted matrix of `base`.
     pub fn merge(&self, base: &ParamStore) -> Result<ParamStore> {
         let merged = base.iter().map(|(name, _)| {

@@ -252,15 +252,17 @@ impl Params {
             .sum()
     }
 
-    /// Floating-point operations of one block's products with weights, forward, for so many positions: two for each
-    /// weight of a matrix.
-    pub fn block_product_flops(&self, positions: usize) -> f64 {
+    /// Floating-point operations of one block's products with weights, forward: two for each weight of a matrix. Queries,
+    /// keys and values are made of `positions`; what comes behind attention is made of `predicting` ones, which are all of
+    /// them but in the block of a head.
+    pub fn block_product_flops(&self, positions: usize, predicting: usize) -> f64 {
         let (query, key) = (
             self.n_heads * self.head_dim(),
             self.n_kv_heads * self.head_dim(),
         );
-        let weights = self.dim * (2 * query + 2 * key + 3 * self.ffn_dim());
-        2.0 * (positions * weights) as f64
+        let into_attention = positions * (query + 2 * key);
+        let behind = predicting * (query + 3 * self.ffn_dim());
+        2.0 * (self.dim * (into_attention + behind)) as f64
     }
 
     /// Floating-point operations of one block's attention, forward, over `rows` sequences of `width` positions: it is
@@ -375,7 +377,7 @@ mod tests {
     fn the_arithmetic_of_the_7b_block_is_counted() {
         let params = meta_7b();
         let (products, attention, unembedding) = (
-            params.block_product_flops(3),
+            params.block_product_flops(3, 3),
             params.block_attention_flops(2, 2048),
             params.unembedding_flops(5),
         );

@@ -314,7 +314,8 @@ section! {
         objective: ValueObjective = ValueObjective::MseMc;
         /// Shape of the value head.
         head: ValueHeadKind = ValueHeadKind::Linear;
-        /// Pairwise accuracy on held-out problems that a useful value model reaches.
+        /// Pairwise accuracy on held-out problems that a useful value model reaches, over solutions of similar length where there
+        /// are thirty pairs of them.
         gate: f64 = 0.58;
         /// Whether a value model below the gate stops the chain.
         enforce_gate: bool = false;

@@ -341,6 +341,7 @@ impl Recorder {
                     ("std_value", "value/std"),
                     ("auc", "value/auc"),
                     ("margin", "value/margin"),
+                    ("calibration_error", "value/ece"),
                     ("best_validation_loss", "val/best_loss"),
                 ];
                 self.members(manifest, "summary.json", &names).await?

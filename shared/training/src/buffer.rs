@@ -7,6 +7,7 @@ use std::path::Path;
 
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
 use rayon::prelude::*;
+use safetensors::SafeTensorError;
 use safetensors::tensor::{Dtype, SafeTensors, View};
 
 use crate::error::{Error, Result};
@@ -347,8 +348,12 @@ pub(crate) fn save<'a>(
     let views = named
         .iter()
         .map(|(name, shape, values)| (name, Named { shape, values }));
-    let bytes = safetensors::serialize(views, None).map_err(|error| bad_file(path, error))?;
-    write(path, &bytes)
+    create_parent(path)?;
+    // Tensor by tensor: the whole file beside them would double what a run holds.
+    safetensors::serialize_to_file(views, None, path).map_err(|error| match error {
+        SafeTensorError::IoError(source) => io_error(path, source),
+        other => bad_file(path, other),
+    })
 }
 
 /// Reads a file of f32 and f64 tensors.
@@ -372,6 +377,45 @@ pub(crate) fn load(path: &Path) -> Result<BTreeMap<String, (Vec<usize>, Buffer)>
     Ok(tensors)
 }
 
+/// A file of a run's state, of which each tensor is taken once.
+pub(crate) struct StateFile<'a> {
+    path: &'a Path,
+    tensors: BTreeMap<String, (Vec<usize>, Buffer)>,
+}
+
+impl<'a> StateFile<'a> {
+    pub(crate) fn read(path: &'a Path) -> Result<Self> {
+        let tensors = load(path)?;
+        Ok(Self { path, tensors })
+    }
+
+    /// A tensor, which must have this shape and the type of `like`, to whose device it goes.
+    pub(crate) fn take(&mut self, name: &str, shape: &[usize], like: &Buffer) -> Result<Buffer> {
+        let (found, values) = self
+            .tensors
+            .remove(name)
+            .ok_or_else(|| bad_file(self.path, format!("tensor {name} is missing")))?;
+        let in_place = if found == shape {
+            values.beside(like)?
+        } else {
+            None
+        };
+        in_place.ok_or_else(|| {
+            let reason =
+                format!("{name} has shape {found:?}, expected {shape:?} in the run's precision");
+            bad_file(self.path, reason)
+        })
+    }
+
+    /// Makes sure that every tensor was taken: one more is of another run.
+    pub(crate) fn end(self) -> Result<()> {
+        match self.tensors.keys().next() {
+            Some(name) => Err(bad_file(self.path, format!("unexpected tensor {name}"))),
+            None => Ok(()),
+        }
+    }
+}
+
 /// Splits little-endian bytes into numbers.
 pub(crate) fn numbers<T, const N: usize>(bytes: &[u8], decode: fn([u8; N]) -> T) -> Vec<T> {
     let (chunks, _) = bytes.as_chunks::<N>();
@@ -380,22 +424,27 @@ pub(crate) fn numbers<T, const N: usize>(bytes: &[u8], decode: fn([u8; N]) -> T)
 
 /// Reads a whole file.
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
-    std::fs::read(path).map_err(|source| Error::Io {
-        path: path.to_owned(),
-        source,
-    })
+    std::fs::read(path).map_err(|source| io_error(path, source))
 }
 
 /// Writes a whole file, creating the parent folder.
 pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    let io = |source| Error::Io {
+    create_parent(path)?;
+    std::fs::write(path, bytes).map_err(|source| io_error(path, source))
+}
+
+fn create_parent(path: &Path) -> Result<()> {
+    let Some(parent) = path.parent() else {
+        return Ok(());
+    };
+    std::fs::create_dir_all(parent).map_err(|source| io_error(path, source))
+}
+
+fn io_error(path: &Path, source: std::io::Error) -> Error {
+    Error::Io {
         path: path.to_owned(),
         source,
-    };
-    if let Some(parent) = path.parent() {
-        std::fs::create_dir_all(parent).map_err(io)?;
     }
-    std::fs::write(path, bytes).map_err(io)
 }
 
 /// An error that names a file.

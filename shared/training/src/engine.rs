@@ -2,19 +2,17 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use wmtp_artifacts::fault;
 use wmtp_records::jsonl;
 
-use crate::buffer::{self, Buffer};
+use crate::buffer::{self, Buffer, StateFile};
 use crate::error::{Error, Result};
 use crate::lines::Lines;
 use crate::memory::{Halved, MicroBatch, Room};
-use crate::optimizer::{
-    AdamW, AdamWSettings, Gradients, Parameter, assign, clip_coefficient, take,
-};
+use crate::optimizer::{AdamW, AdamWSettings, Gradients, Parameter, assign, clip_coefficient};
 use crate::ranks::Ranks;
 use crate::schedule::Schedule;
 use crate::throughput::Work;
@@ -105,6 +103,19 @@ pub enum Update {
     },
 }
 
+impl Update {
+    /// Its numbers for curves.
+    fn metrics(self) -> Vec<(String, f64)> {
+        let named = |name: &str, value| (name.to_owned(), value);
+        match self {
+            Self::Applied { lr, grad_norm } => {
+                vec![named("lr", lr), named("grad_norm", grad_norm)]
+            }
+            Self::Skipped { lr_factor, .. } => vec![named("lr_factor", lr_factor)],
+        }
+    }
+}
+
 /// One optimizer step as callers see it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StepReport {
@@ -150,28 +161,61 @@ impl Side {
     }
 }
 
-/// Who has an engine, and fewer sequences to pass through the model at once where memory is scarce.
-pub(crate) trait Halving {
-    /// The engine.
-    fn engine(&mut self) -> &mut Engine;
-
-    /// Does what all ranks do together, again with half as many sequences at once each time that memory runs out, and notes
-    /// each.
-    ///
-    /// # Errors
-    /// That of one sequence at a time; any that says something else.
-    fn as_room_allows<T>(
-        &mut self,
-        halved: &mut Vec<Halved>,
-        attempt: impl Fn(&mut Self) -> Result<T>,
-    ) -> Result<T> {
-        loop {
-            match attempt(self) {
-                Ok(done) => return Ok(done),
-                Err(error) => halved.push(self.engine().halve(error)?),
-            }
+/// Does what all ranks do together, again with half as many sequences at once each time that memory runs out;
+/// [`Engine::take_halved`] tells of each, also where this fails.
+///
+/// # Errors
+/// That of one sequence at a time, any that says something else.
+pub(crate) fn as_room_allows<T: Trainer, R>(
+    trainer: &mut T,
+    attempt: impl Fn(&mut T) -> Result<R>,
+) -> Result<R> {
+    let before = trainer.engine().micro_batch_sequences();
+    loop {
+        match attempt(trainer) {
+            Ok(done) => return Ok(done),
+            Err(error) => trainer.engine_mut().halve(error, before)?,
         }
     }
+}
+
+/// What a validation found.
+#[derive(Debug, Default)]
+pub(crate) struct Validation {
+    /// The loss by which weights are chosen; none where there are no rows.
+    pub(crate) loss: Option<f64>,
+    /// Numbers for whoever looks on.
+    pub(crate) live: Vec<(String, f64)>,
+}
+
+/// Ends a step whose gradients were applied or skipped: validates where that is due, offers the weights as the best, and
+/// writes the line of metrics.
+pub(crate) fn end_step<T: Trainer>(
+    trainer: &mut T,
+    mut report: StepReport,
+    validate: impl Fn(&mut T) -> Result<Validation>,
+) -> Result<StepReport> {
+    report.metrics.extend(report.update.metrics());
+    let begun = Instant::now();
+    if trainer.engine().validation_due() {
+        let Validation { loss, live } = as_room_allows(trainer, validate)?;
+        if let Some(loss) = loss {
+            trainer.engine_mut().offer_best(loss)?;
+            report.metrics.push(("validation_loss".to_owned(), loss));
+        }
+        report.live.extend(live);
+    }
+    let engine = trainer.engine_mut();
+    engine.validating += begun.elapsed();
+    report.halved = engine.take_halved();
+    if let Some(last) = report.halved.last() {
+        let sequences = last.to as f64;
+        report
+            .metrics
+            .push(("micro_batch_sequences".to_owned(), sequences));
+    }
+    engine.log(&report.metrics);
+    Ok(report)
 }
 
 /// What [`Trainer::score`] found.
@@ -185,12 +229,14 @@ pub struct Scored {
 
 /// A run that goes step by step and can stop between any two of them.
 pub trait Trainer: Send {
-    /// Steps done.
-    fn step(&self) -> u64;
-    /// Steps in all.
-    fn total_steps(&self) -> u64;
+    /// What every run has.
+    fn engine(&self) -> &Engine;
+    /// The same, to change it.
+    fn engine_mut(&mut self) -> &mut Engine;
     /// Steps that take every training row once.
     fn steps_per_epoch(&self) -> u64;
+    /// Rows that it is validated on.
+    fn num_held_out(&self) -> usize;
     /// Does the next step. An error leaves the run between two steps where it leaves [`Self::step`] as it was and all ranks
     /// know of it: it can be saved.
     fn advance(&mut self) -> Result<StepReport>;
@@ -198,24 +244,43 @@ pub trait Trainer: Send {
     fn save(&self, dir: &Path) -> Result<()>;
     /// Continues from what [`Trainer::save`] wrote: the rest of the run is the same bit for bit.
     fn restore(&mut self, dir: &Path) -> Result<()>;
-    /// Smallest validation loss so far.
-    fn best_loss(&self) -> Option<f64>;
-    /// The stop before the last step, once it has come.
-    fn stopped_early(&self) -> Option<StoppedEarly>;
-    /// Puts the best weights into place and tells the step that they come from.
-    fn finish(&mut self) -> Result<u64>;
     /// What the model makes of each response target of rows, with the present weights: its value, or the cross-entropy of
     /// head 1.
     fn score(&mut self, side: Side, rows: &[usize]) -> Result<Scored>;
     /// Positions of rows in pieces: [`Trainer::score`] of one after another gives what that of all at once does, bit for bit.
     fn pieces(&self, side: Side, rows: &[usize]) -> Vec<Vec<usize>>;
-    /// Time spent on validations since this trainer was made.
-    fn validating(&self) -> Duration;
-    /// Bytes that [`Trainer::save`] of all ranks writes now, but for curves and counters.
-    fn state_bytes(&self) -> u64;
+
+    /// Puts the best weights into place and tells the step that they come from.
+    fn finish(&mut self) -> Result<u64> {
+        self.engine_mut().finish()
+    }
+
+    /// Steps done.
+    fn step(&self) -> u64 {
+        self.engine().step()
+    }
+
+    /// Steps in all.
+    fn total_steps(&self) -> u64 {
+        self.engine().total()
+    }
+
+    /// Smallest validation loss so far.
+    fn best_loss(&self) -> Option<f64> {
+        self.engine().best_loss()
+    }
+
+    /// The stop before the last step, once it has come.
+    fn stopped_early(&self) -> Option<StoppedEarly> {
+        self.engine().stopped_early()
+    }
+
     /// The ranks that share the work: each has a trainer like this one, and all have to do the same calls of those above that
     /// can fail.
-    fn ranks(&self) -> &Arc<Ranks>;
+    fn ranks(&self) -> &Arc<Ranks> {
+        self.engine().ranks()
+    }
+
     /// Whether there is nothing left to do.
     fn is_done(&self) -> bool {
         self.step() >= self.total_steps() || self.stopped_early().is_some()
@@ -280,13 +345,13 @@ struct EngineState {
     waiting: Option<(usize, Option<String>)>,
 }
 
-/// What to reckon with for so many buffers as large as all parameters.
-fn reckoned(parameters: &[Parameter], buffers: usize) -> u64 {
+/// Bytes of so many buffers as large as all parameters.
+fn bytes_of(parameters: &[Parameter], buffers: usize) -> u64 {
     let bytes = |p: &Parameter| p.var.elem_count() * p.var.dtype().size_in_bytes();
-    with_margin(buffers * parameters.iter().map(bytes).sum::<usize>())
+    (buffers * parameters.iter().map(bytes).sum::<usize>()) as u64
 }
 
-/// What to reckon with where so many bytes were computed: measured peaks of models of 20 to 180 MiB lie 5 to 50 % above
+/// What to reckon with for activations of so many bytes: measured peaks of models of 20 to 180 MiB lie 5 to 50 % above
 /// them, and of one of many thin blocks, none of them kept, twice: packed operands, and what the allocator keeps.
 fn with_margin(bytes: usize) -> u64 {
     (bytes / 2 * 3) as u64
@@ -309,6 +374,8 @@ pub struct Engine {
     waiting: Waiting,
     metrics: Lines,
     validating: Duration,
+    /// How often memory ran out, where nobody was told yet.
+    halved: Vec<Halved>,
 }
 
 impl Engine {
@@ -326,7 +393,7 @@ impl Engine {
     ) -> Result<Self> {
         // Gradients, two moments and the best weights: zeros that take no memory until they are written. Ranks divide the
         // moments among themselves, and one keeps the best weights.
-        let unwritten = reckoned(&parameters, ranks.world() + 3);
+        let unwritten = bytes_of(&parameters, ranks.world() + 3);
         let on_device = parameters.iter().any(|p| !p.var.device().is_cpu());
         let room = if on_device {
             Room::Allocator
@@ -348,6 +415,7 @@ impl Engine {
             waiting: Waiting::default(),
             metrics: Lines::default(),
             validating: Duration::ZERO,
+            halved: Vec::new(),
         })
     }
 
@@ -411,20 +479,30 @@ impl Engine {
     /// Sends half as many sequences through the model at once, when `error` says that memory ran out.
     ///
     /// # Errors
-    /// The error itself, when it says something else or there is one sequence at a time already.
-    pub(crate) fn halve(&mut self, error: Error) -> Result<Halved> {
-        self.micro_batch.halve(error)
+    /// The error itself, when it says something else or there is one sequence at a time already. Then there are as many at
+    /// once as `before`: with more memory the run goes on as fast as it was.
+    fn halve(&mut self, error: Error, before: usize) -> Result<()> {
+        match self.micro_batch.halve(error) {
+            Ok(halved) => {
+                self.halved.push(halved);
+                Ok(())
+            }
+            Err(error) => {
+                self.micro_batch.set_sequences(before);
+                Err(error)
+            }
+        }
+    }
+
+    /// How often memory ran out since this was asked last.
+    pub fn take_halved(&mut self) -> Vec<Halved> {
+        std::mem::take(&mut self.halved)
     }
 
     /// Whether the step just done is to be followed by a validation.
     pub(crate) fn validation_due(&self) -> bool {
         let (step, every) = (self.step, self.eval_every);
         step == self.total || (every > 0 && step.is_multiple_of(every))
-    }
-
-    /// Adds the time of a validation.
-    pub(crate) fn count_validation(&mut self, time: Duration) {
-        self.validating += time;
     }
 
     /// Time spent on validations so far.
@@ -435,10 +513,7 @@ impl Engine {
     /// Bytes of the state that all ranks together write: the weights, two moments of each, and the best ones once there
     /// are any.
     pub fn state_bytes(&self) -> u64 {
-        let bytes = |p: &Parameter| p.var.elem_count() * p.var.dtype().size_in_bytes();
-        let weights: usize = self.parameters().iter().map(bytes).sum();
-        let copies = 3 + usize::from(self.best.is_some());
-        (copies * weights) as u64
+        bytes_of(self.parameters(), 3 + usize::from(self.best.is_some()))
     }
 
     /// Metrics as JSON lines, one per step.
@@ -485,17 +560,18 @@ impl Engine {
     }
 
     fn skip(&mut self) -> Result<Update> {
-        self.bad_in_a_row += 1;
-        if self.bad_in_a_row >= MAX_BAD_STEPS {
+        let in_a_row = self.bad_in_a_row + 1;
+        if in_a_row >= MAX_BAD_STEPS {
             return Err(Error::Numeric {
                 step: self.step + 1,
-                in_a_row: self.bad_in_a_row,
+                in_a_row,
             });
         }
+        self.bad_in_a_row = in_a_row;
         self.step += 1;
         self.lr_factor /= 2.0;
         Ok(Update::Skipped {
-            in_a_row: self.bad_in_a_row,
+            in_a_row,
             lr_factor: self.lr_factor,
         })
     }
@@ -638,7 +714,7 @@ impl Engine {
         self.bad_in_a_row = state.bad_in_a_row;
         // The moments are there now, and the best weights where there are any.
         let buffers = self.ranks().world() + usize::from(self.best.is_none());
-        let unwritten = reckoned(self.parameters(), buffers);
+        let unwritten = bytes_of(self.parameters(), buffers);
         let sequences = state.micro_batch_sequences;
         self.micro_batch.resume(sequences, unwritten);
         self.step = state.step;
@@ -661,11 +737,13 @@ impl Engine {
     }
 
     fn load_tensors(&self, path: &Path) -> Result<Vec<Buffer>> {
-        let mut file = buffer::load(path)?;
+        let mut file = StateFile::read(path)?;
         let like = |p: &Parameter| Buffer::zeros(p.var.dtype(), 0);
-        self.parameters()
-            .iter()
-            .map(|p| take(&mut file, path, &p.name, p.var.dims(), &like(p)?))
-            .collect()
+        let parameters = self.parameters().iter();
+        let read = parameters
+            .map(|p| file.take(&p.name, p.var.dims(), &like(p)?))
+            .collect::<Result<_>>()?;
+        file.end()?;
+        Ok(read)
     }
 }

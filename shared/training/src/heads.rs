@@ -122,6 +122,18 @@ impl StepLoss {
         self.mean(HeadSums::cross_entropy)
     }
 
+    /// Its numbers for curves.
+    pub(crate) fn metrics(&self) -> Vec<(String, f64)> {
+        let mut metrics = vec![
+            ("train_loss".to_owned(), self.weighted()),
+            ("train_loss_unweighted".to_owned(), self.unweighted()),
+        ];
+        let heads = self.heads.iter().enumerate();
+        let named = heads.filter_map(|(head, sums)| Some((head, sums.cross_entropy()?)));
+        metrics.extend(named.map(|(head, ce)| (format!("ce_head_{}", head + 1), ce)));
+        metrics
+    }
+
     fn mean(&self, of: impl Fn(HeadSums) -> Option<f64>) -> f64 {
         let sum: f64 = self.heads.iter().filter_map(|&head| of(head)).sum();
         sum / self.active() as f64

@@ -1,8 +1,9 @@
 //! Passing rows through a frozen model: cross-entropies and values per response target.
 
+use candle_core::DType;
 use wmtp_data_sets::{TokenFile, pad_batch};
 use wmtp_model::loss::cross_entropy;
-use wmtp_model::{Horizon, MtpModel, ValueModel};
+use wmtp_model::{Horizon, MtpModel, Params, ValueModel};
 
 use crate::buffer::Buffer;
 use crate::error::Result;
@@ -18,6 +19,23 @@ fn batches(file: &TokenFile, rows: &[usize], size: usize) -> Vec<Vec<usize>> {
         .chunks(size.max(1))
         .map(<[usize]>::to_vec)
         .collect()
+}
+
+/// Positions of the largest batch that these rows make.
+pub(crate) fn largest_batch(file: &TokenFile, rows: &[usize], size: usize) -> usize {
+    let batches = batches(file, rows, size).into_iter();
+    let longest = |batch: &[usize]| batch.iter().map(|&at| file.row(rows[at]).ids.len()).max();
+    let positions = batches.map(|batch| batch.len() * longest(&batch).unwrap_or(0));
+    positions.max().unwrap_or(0)
+}
+
+/// Bytes that a batch of so many positions takes at its peak in the blocks of a frozen model: the activations of one, what
+/// it has packed of its weights, and the stream beside it.
+pub(crate) fn passing_bytes(params: &Params, positions: usize, dtype: DType) -> usize {
+    let outside = 2 * params.vocab_size * params.dim + params.dim;
+    let weights = (params.num_params() - outside) / params.n_layers;
+    let beside = 2 * weights + 4 * positions * params.dim;
+    params.block_activation_bytes(positions, dtype) + beside * dtype.size_in_bytes()
 }
 
 /// Batches of each rank whose answers cross to the others at once: messages stay small however many rows there are, and

@@ -35,7 +35,7 @@ pub use engine::{
 };
 pub use error::{Error, Result, Shortage};
 pub use lines::Lines;
-pub use measure::{Judged, ValueQuality};
+pub use measure::{Judged, Judgement, ValueQuality};
 pub use memory::{Halved, Room};
 pub use optimizer::{AdamW, AdamWSettings, Gradients};
 pub use policy::{PolicySettings, PolicyTrainer, Rows, Weights};

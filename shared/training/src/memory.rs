@@ -87,9 +87,13 @@ impl MicroBatch {
     /// filled the others.
     pub(crate) fn resume(&mut self, sequences: Option<usize>, unwritten: u64) {
         if let Some(sequences) = sequences {
-            self.sequences = sequences.max(1);
+            self.set_sequences(sequences);
         }
         self.unwritten = unwritten;
+    }
+
+    pub(crate) fn set_sequences(&mut self, sequences: usize) {
+        self.sequences = sequences.max(1);
     }
 
     /// Lets a micro-batch through that needs so many bytes, on all ranks or on none.

@@ -13,7 +13,7 @@ use candle_core::{CpuStorage, InplaceOp1, Layout, Tensor, TensorId, Var};
 use rayon::prelude::*;
 use wmtp_model::ParamStore;
 
-use crate::buffer::{self, Buffer};
+use crate::buffer::{self, Buffer, StateFile};
 use crate::error::{Error, Result};
 use crate::ranks::{Exact, Ranks, owners};
 
@@ -319,7 +319,7 @@ impl AdamW {
 
     /// Reads moments that [`AdamW::save`] wrote after `updates` updates.
     pub fn restore(&mut self, path: &Path, updates: u64) -> Result<()> {
-        let mut file = buffer::load(path)?;
+        let mut file = StateFile::read(path)?;
         for (parameter, moments) in self.parameters.iter().zip(&mut self.moments) {
             let Some(moments) = moments else {
                 continue;
@@ -329,38 +329,13 @@ impl AdamW {
                 ("second", &mut moments.second),
             ] {
                 let name = format!("{prefix}.{}", parameter.name);
-                *moment = take(&mut file, path, &name, parameter.var.dims(), moment)?;
+                *moment = file.take(&name, parameter.var.dims(), moment)?;
             }
         }
-        if let Some(name) = file.keys().next() {
-            return Err(buffer::bad_file(path, format!("unexpected tensor {name}")));
-        }
+        file.end()?;
         self.updates = updates;
         Ok(())
     }
-}
-
-/// Takes a tensor out of a file that was read, checking shape and kind against `like`.
-pub(crate) fn take(
-    file: &mut std::collections::BTreeMap<String, (Vec<usize>, Buffer)>,
-    path: &Path,
-    name: &str,
-    shape: &[usize],
-    like: &Buffer,
-) -> Result<Buffer> {
-    let (found, values) = file
-        .remove(name)
-        .ok_or_else(|| buffer::bad_file(path, format!("tensor {name} is missing")))?;
-    let in_place = if found == shape {
-        values.beside(like)?
-    } else {
-        None
-    };
-    in_place.ok_or_else(|| {
-        let reason =
-            format!("{name} has shape {found:?}, expected {shape:?} in the run's precision");
-        buffer::bad_file(path, reason)
-    })
 }
 
 /// Constants of one update of one parameter, in the precision of its arithmetic.

@@ -5,10 +5,10 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use wmtp_data_sets::{BatchPlan, TokenFile, pad_batch};
+use wmtp_model::loss::SPAN_ROWS;
 use wmtp_model::{
     Adapters, Dropout, Horizon, MtpModel, ParamStore, Params, Products, Rotary, StepDropout,
 };
@@ -17,12 +17,14 @@ use wmtp_weighting::{Histogram, WeightStats};
 
 use crate::buffer;
 use crate::engine::{
-    Engine, Halving, OptimSettings, Scored, Side, StepReport, StoppedEarly, Trainer, Update,
+    Engine, OptimSettings, Scored, Side, StepReport, Trainer, Update, Validation, as_room_allows,
+    end_step,
 };
 use crate::error::{Error, Result};
 use crate::heads::{HeadTargets, Learner, StepLoss, Target, accumulate, target_counts};
 use crate::inference::{
-    all_cross_entropies, batch_cross_entropies, head_cross_entropies, head_means, pieces,
+    all_cross_entropies, batch_cross_entropies, head_cross_entropies, head_means, largest_batch,
+    passing_bytes, pieces,
 };
 use crate::lines::Lines;
 use crate::memory::allocator;
@@ -442,6 +444,16 @@ impl<'a> PolicyTrainer<'a> {
         self.engine.admit(bytes)
     }
 
+    /// Makes sure that there is room for these rows on their way through the frozen model, on all ranks.
+    fn admit_passing(&mut self, file: &TokenFile, rows: &[usize]) -> Result<()> {
+        let positions = largest_batch(file, rows, self.engine.micro_batch_sequences());
+        let unembedding = self.model.unembedding();
+        let logits = positions.min(SPAN_ROWS) * self.params.vocab_size;
+        let output = (unembedding.elem_count() + logits) * unembedding.dtype().size_in_bytes();
+        let of_blocks = passing_bytes(self.params, positions, unembedding.dtype());
+        self.engine.admit(of_blocks + output)
+    }
+
     /// What the next step drops of the adapters' input.
     fn dropout(&self) -> Option<StepDropout> {
         let step = self.engine.step();
@@ -470,17 +482,23 @@ impl<'a> PolicyTrainer<'a> {
             None => Learning::Trained,
         };
         let at_once = self.engine.micro_batch_sequences();
+        let horizons: Vec<Horizon> = self.params.horizons().collect();
         let mut work = Work::default();
         for micro in self
             .groups(rows)
             .flat_map(|(_, group)| group.chunks(at_once))
         {
             let batch = pad_batch(self.train.file, micro);
-            work = work.with_batch(&batch, (self.params.n_layers, learning), self.params);
+            let trunk = self.params.num_trunk_blocks();
+            work = work.with_batch(&batch, (trunk, learning), self.params);
+            for targets in target_counts(self.train.file, micro, &horizons) {
+                work = work.with_head(&batch, targets, learning, self.params);
+            }
         }
-        let targets = loss.heads.iter().map(|head| head.count).sum();
-        work.flops += learning.of_products() * self.params.unembedding_flops(targets);
-        work.with_adapters(self.adapters.map_or(0, |one| one.store().num_elements()))
+        let targets: Vec<usize> = loss.heads.iter().map(|head| head.count).collect();
+        let positions = work.positions as usize;
+        let of_adapters = |one: &Adapters| one.product_flops(self.params, positions, &targets);
+        work.with_adapters(self.adapters.map_or(0.0, of_adapters))
     }
 
     /// A listener to the scorer, which begins the step.
@@ -654,6 +672,22 @@ impl<'a> PolicyTrainer<'a> {
         Ok(head_means(&losses, horizons.len()))
     }
 
+    /// The validation behind a step, with the losses of all heads.
+    fn validated(&mut self) -> Result<Validation> {
+        let (file, rows) = (self.validation.file, self.validation.rows.clone());
+        self.admit_passing(file, &rows)?;
+        let horizons: Vec<Horizon> = self.params.horizons().collect();
+        let losses = self.validation_losses(&horizons)?;
+        let heads = horizons.iter().zip(&losses);
+        let named = heads.filter_map(|(horizon, &loss)| {
+            Some((format!("validation_ce_head_{}", horizon.get()), loss?))
+        });
+        Ok(Validation {
+            loss: losses.first().copied().flatten(),
+            live: named.collect(),
+        })
+    }
+
     /// Metrics as JSON lines, one per step.
     pub fn metrics(&self) -> &Lines {
         self.engine.metrics()
@@ -678,23 +712,21 @@ impl<'a> PolicyTrainer<'a> {
     }
 }
 
-impl Halving for PolicyTrainer<'_> {
-    fn engine(&mut self) -> &mut Engine {
-        &mut self.engine
-    }
-}
-
 impl Trainer for PolicyTrainer<'_> {
-    fn step(&self) -> u64 {
-        self.engine.step()
+    fn engine(&self) -> &Engine {
+        &self.engine
     }
 
-    fn total_steps(&self) -> u64 {
-        self.engine.total()
+    fn engine_mut(&mut self) -> &mut Engine {
+        &mut self.engine
     }
 
     fn steps_per_epoch(&self) -> u64 {
         self.plan.per_epoch
+    }
+
+    fn num_held_out(&self) -> usize {
+        self.validation.rows.len()
     }
 
     fn advance(&mut self) -> Result<StepReport> {
@@ -702,59 +734,25 @@ impl Trainer for PolicyTrainer<'_> {
         let Some(rows) = self.plan.steps.get(index).cloned() else {
             return Err(Error::BadData(format!("the run has only {index} steps")));
         };
-        let mut halved = Vec::new();
-        let StepSums { loss, heard } =
-            self.as_room_allows(&mut halved, |this| this.attempt(&rows))?;
+        let StepSums { loss, heard } = as_room_allows(self, |this| this.attempt(&rows))?;
         let work = self.work(&rows, &loss);
         let all_needed = loss.active() == loss.heads.len();
         let update = self
             .engine
             .apply(loss.weighted(), &mut self.gradients, all_needed)?;
-        let mut metrics = vec![
-            ("train_loss".to_owned(), loss.weighted()),
-            ("train_loss_unweighted".to_owned(), loss.unweighted()),
-        ];
-        for (head, sums) in loss.heads.iter().enumerate() {
-            if let Some(ce) = sums.cross_entropy() {
-                metrics.push((format!("ce_head_{}", head + 1), ce));
-            }
-        }
-        let mut live = Vec::new();
-        match update {
-            Update::Applied { lr, grad_norm } => {
-                metrics.push(("lr".to_owned(), lr));
-                metrics.push(("grad_norm".to_owned(), grad_norm));
-                live = self.record_weights(heard);
-            }
-            Update::Skipped { lr_factor, .. } => metrics.push(("lr_factor".to_owned(), lr_factor)),
-        }
-        let done = Instant::now();
-        if self.engine.validation_due() {
-            let horizons: Vec<Horizon> = self.params.horizons().collect();
-            let losses =
-                self.as_room_allows(&mut halved, |this| this.validation_losses(&horizons))?;
-            if let Some(&Some(loss)) = losses.first() {
-                self.engine.offer_best(loss)?;
-                metrics.push(("validation_loss".to_owned(), loss));
-            }
-            let heads = horizons.iter().zip(losses);
-            live.extend(heads.filter_map(|(horizon, loss)| {
-                Some((format!("validation_ce_head_{}", horizon.get()), loss?))
-            }));
-        }
-        self.engine.count_validation(done.elapsed());
-        if let Some(last) = halved.last() {
-            metrics.push(("micro_batch_sequences".to_owned(), last.to as f64));
-        }
-        self.engine.log(&metrics);
-        Ok(StepReport {
+        let live = match update {
+            Update::Applied { .. } => self.record_weights(heard),
+            Update::Skipped { .. } => Vec::new(),
+        };
+        let report = StepReport {
             step: self.engine.step(),
             work,
             update,
-            halved,
-            metrics,
+            halved: Vec::new(),
+            metrics: loss.metrics(),
             live,
-        })
+        };
+        end_step(self, report, Self::validated)
     }
 
     fn save(&self, dir: &Path) -> Result<()> {
@@ -790,44 +788,19 @@ impl Trainer for PolicyTrainer<'_> {
         Ok(())
     }
 
-    /// Puts the best weights into the store, the best adapters into theirs.
-    fn finish(&mut self) -> Result<u64> {
-        self.engine.finish()
-    }
-
     fn score(&mut self, side: Side, rows: &[usize]) -> Result<Scored> {
         let file = side.of(self.train.file, self.validation.file);
         let first: Vec<Horizon> = self.params.horizons().take(1).collect();
         let model = frozen(self.params, self.store, self.adapters)?;
-        let mut halved = Vec::new();
-        let losses = self.as_room_allows(&mut halved, |this| {
+        let losses = as_room_allows(self, |this| {
+            this.admit_passing(file, rows)?;
             let (ranks, size) = (this.engine.ranks(), this.engine.micro_batch_sequences());
             all_cross_entropies(ranks, &model, file, rows, size, &first)
         })?;
         Ok(Scored {
             of_rows: losses.into_iter().map(|heads| heads.concat()).collect(),
-            halved,
+            halved: self.engine.take_halved(),
         })
-    }
-
-    fn ranks(&self) -> &Arc<Ranks> {
-        self.engine.ranks()
-    }
-
-    fn best_loss(&self) -> Option<f64> {
-        self.engine.best_loss()
-    }
-
-    fn stopped_early(&self) -> Option<StoppedEarly> {
-        self.engine.stopped_early()
-    }
-
-    fn validating(&self) -> Duration {
-        self.engine.validating()
-    }
-
-    fn state_bytes(&self) -> u64 {
-        self.engine.state_bytes()
     }
 
     fn pieces(&self, side: Side, rows: &[usize]) -> Vec<Vec<usize>> {

@@ -12,9 +12,10 @@ pub struct Schedule {
 
 impl Schedule {
     /// For `total` optimizer steps: the share `warmup_ratio` of them (rounded up) warms up, the last
-    /// step runs at `min_lr_ratio` of the peak.
+    /// step runs at `min_lr_ratio` of the peak. A step that is the first and the last runs at the peak.
     pub fn new(total: u64, warmup_ratio: f64, min_lr_ratio: f64) -> Self {
-        let warmup = (total as f64 * warmup_ratio).ceil() as u64;
+        // Rounded first where only the last bit is above a whole number: 7 % of 100 steps are 7.
+        let warmup = (total as f64 * warmup_ratio * (1.0 - 1e-12)).ceil() as u64;
         Self {
             total,
             warmup: warmup.min(total),
@@ -29,6 +30,9 @@ impl Schedule {
         let step = step + 1;
         if step <= self.warmup {
             return step as f64 / self.warmup as f64;
+        }
+        if self.total == 1 {
+            return 1.0;
         }
         let past = (step - self.warmup) as f64;
         let span = (self.total - self.warmup).max(1) as f64;
@@ -69,14 +73,31 @@ mod tests {
         close(Schedule::new(1, 1.0, 0.0).factor(0), 1.0);
     }
 
+    #[test]
+    fn the_only_step_of_a_run_learns() {
+        for floor in [0.0, 0.005] {
+            close(Schedule::new(1, 0.0, floor).factor(0), 1.0);
+        }
+    }
+
+    #[test]
+    fn a_share_that_is_a_whole_number_of_steps_is_not_rounded_up() {
+        // 100 * 0.07 is 7.000000000000001.
+        let schedule = Schedule::new(100, 0.07, 0.0);
+        close(schedule.factor(5), 6.0 / 7.0);
+        close(schedule.factor(6), 1.0);
+        assert!(schedule.factor(7) < 1.0);
+    }
+
     proptest! {
         #[test]
         fn rises_then_falls_within_its_bounds(total in 1u64..400, ratio in 0.0f64..=1.0, floor in 0.0f64..1.0) {
             let schedule = Schedule::new(total, ratio, floor);
             let factors: Vec<f64> = (0..total).map(|step| schedule.factor(step)).collect();
-            let warm = (total as f64 * ratio).ceil() as usize;
+            let warm = schedule.warmup as usize;
+            prop_assert!((warm as f64 - total as f64 * ratio).abs() < 1.0);
             for (step, pair) in factors.windows(2).enumerate() {
-                if step + 1 < warm {
+                if total > 1 && step + 1 < warm {
                     prop_assert!(pair[1] > pair[0]);
                 } else {
                     prop_assert!(pair[1] <= pair[0] + 1e-12);

@@ -9,7 +9,7 @@ use candle_core::{DType, Device, Tensor};
 use serde_json::json;
 use wmtp_artifacts::fault;
 use wmtp_data_sets::TokenFile;
-use wmtp_job_kit::{Crew, JobError, Run};
+use wmtp_job_kit::{Crew, JobError, Progress, Run};
 use wmtp_model::{Adapters, LoraSettings, LoraTarget, ParamStore, Params, Place, Products};
 use wmtp_recipe::seed::stream;
 use wmtp_recipe::{Dtype, Optim, Recipe};
@@ -21,7 +21,7 @@ use crate::gpu::{self, NVIDIA_SMI, Told, Watch};
 use crate::memory::Halved;
 use crate::ranks::{Order, Ranks};
 use crate::saving::Saving;
-use crate::throughput::{Epochs, Throughput, peak_memory_bytes};
+use crate::throughput::{Epochs, Rates, Throughput, peak_memory_bytes};
 
 /// Paths inside a model bundle.
 pub mod bundle {
@@ -118,9 +118,11 @@ pub fn score(
     side: Side,
     rows: &[usize],
 ) -> Result<Vec<Vec<f64>>, JobError> {
-    let Scored { of_rows, halved } = score_in_pieces(trainer, side, rows, || run.flow())?;
-    tell_halved(run, trainer.step(), &halved);
-    Ok(of_rows)
+    let scored = score_in_pieces(trainer, side, rows, || run.flow());
+    let untold = trainer.engine_mut().take_halved();
+    let halved = scored.as_ref().map_or(&[][..], |scored| &scored.halved);
+    tell_halved(run, trainer.step(), [halved, &untold].concat());
+    Ok(scored?.of_rows)
 }
 
 /// [`score`] piece by piece; `flow` may end it between two.
@@ -406,6 +408,7 @@ pub struct Drive<'a> {
 /// one sequence at a time.
 pub fn drive(trainer: &mut dyn Trainer, run: &Run, drive: Drive<'_>) -> Result<u64, JobError> {
     let device = drive.device;
+    check_held_out(trainer, run)?;
     let mut led = Led::new(trainer, device)?;
     let resumed = run.latest_checkpoint()?;
     if let Some((_, dir)) = &resumed {
@@ -413,7 +416,7 @@ pub fn drive(trainer: &mut dyn Trainer, run: &Run, drive: Drive<'_>) -> Result<u
     }
     let saved = resumed.map(|(step, _)| step);
     let mut saving = Saving::new(&run.recipe().optim, saved, run.elapsed());
-    if !products(run.recipe().model.dtype).are_fast() {
+    if device.is_cpu() && !products(run.recipe().model.dtype).are_fast() {
         run.warning(
             "this processor has no AVX-512: `model.dtype: bf16` gives the same numbers here, but slower than f32",
         );
@@ -422,45 +425,79 @@ pub fn drive(trainer: &mut dyn Trainer, run: &Run, drive: Drive<'_>) -> Result<u
     let progress = run.progress(drive.label, "step", total);
     progress.set(led.trainer.step());
     let mut pace = Pace::new(&led, run, device)?;
-    while !led.trainer.is_done() {
-        if run.should_stop() {
-            return Err(stop(&led, run, &mut saving)?);
-        }
-        let (started, step) = (run.elapsed(), led.trainer.step());
-        let report = match led.advance() {
-            Ok(report) => report,
-            Err(error) => {
-                // A step that was counted lacks its validation.
-                if error.is_shared() && led.trainer.step() == step {
-                    save(&led, run, &mut saving)?;
-                }
-                return Err(error.into());
-            }
-        };
-        tell_fallbacks(run, &report);
-        run.count_tokens(report.work.tokens);
-        let took = run.elapsed().saturating_sub(started);
-        let rate = pace.tell(run, &led, &report, took);
-        let loss = report.metric("train_loss").unwrap_or(f64::NAN);
-        progress.detail(format!("loss {loss:.3}, {rate:.0} tokens/s"));
-        progress.set(report.step);
-        fault::point("train:step");
-        if saving.is_due(report.step, run.elapsed()) && !led.trainer.is_done() {
-            save(&led, run, &mut saving)?;
-        }
+    let mut trained = Ok(());
+    while trained.is_ok() && !led.trainer.is_done() {
+        trained = step(&mut led, run, &mut saving, &mut pace, &progress);
     }
+    pace.finish(run, device);
+    trained?;
     progress.finish();
     if let Some(stopped) = led.trainer.stopped_early() {
         tell_early_stop(run, &stopped, total);
     }
-    pace.finish(run, device);
+    if run.should_stop() {
+        return Err(stop(&led, run, &mut saving)?);
+    }
     if drive.is_scored {
-        if run.should_stop() {
-            return Err(stop(&led, run, &mut saving)?);
-        }
         save_unless_saved(&led, run, &mut saving)?;
     }
     Ok(led.finish()?)
+}
+
+/// Without a validation no weights are better than others: the last ones are published. A run that is to stop by its
+/// validations cannot be meant so.
+fn check_held_out(trainer: &dyn Trainer, run: &Run) -> Result<(), JobError> {
+    if trainer.num_held_out() > 0 {
+        return Ok(());
+    }
+    let what = "the validation split holds no row to validate on";
+    if run.recipe().optim.early_stop_patience.is_some() {
+        let error = format!("{what}, and optim.early_stop_patience stops by validations");
+        return Err(JobError::bad_input(error).hint(
+            "make the data set with a data.validation_share above 0, or leave optim.early_stop_patience out",
+        ));
+    }
+    run.warning(format!(
+        "{what}: the weights of the last step count as the best ones"
+    ));
+    Ok(())
+}
+
+/// One step of a run, with all that people and files are to know of it, and the save that may be due behind it.
+fn step(
+    led: &mut Led<'_, '_>,
+    run: &Run,
+    saving: &mut Saving,
+    pace: &mut Pace,
+    progress: &Progress,
+) -> Result<(), JobError> {
+    if run.should_stop() {
+        return Err(stop(led, run, saving)?);
+    }
+    let (started, step) = (run.elapsed(), led.trainer.step());
+    let report = match led.advance() {
+        Ok(report) => report,
+        Err(error) => {
+            tell_failure(run, led, &error);
+            // A step that was counted lacks its validation.
+            if error.is_shared() && led.trainer.step() == step {
+                save_behind_failure(led, run, saving);
+            }
+            return Err(error.into());
+        }
+    };
+    tell_fallbacks(run, &report);
+    run.count_tokens(report.work.tokens);
+    let took = run.elapsed().saturating_sub(started);
+    let rate = pace.tell(run, led, &report, took);
+    let loss = report.metric("train_loss").unwrap_or(f64::NAN);
+    progress.detail(format!("loss {loss:.3}, {rate:.0} tokens/s"));
+    progress.set(report.step);
+    fault::point("train:step");
+    if saving.is_due(report.step, run.elapsed()) && !led.trainer.is_done() {
+        save(led, run, saving)?;
+    }
+    Ok(())
 }
 
 /// How fast a run is, step by step.
@@ -481,46 +518,45 @@ impl Pace {
             epochs: Epochs::new(led.trainer.steps_per_epoch(), led.trainer.step()),
             peak: peak_flops(run, device)? * devices(&led.ranks, device),
             gpu: watched(device, run),
-            validating: led.trainer.validating(),
+            validating: led.trainer.engine().validating(),
         })
     }
 
     /// Counts a step that took so long, its validation included, and reports its numbers; returns real tokens per
-    /// second.
+    /// second over all steps so far.
     fn tell(&mut self, run: &Run, led: &Led<'_, '_>, report: &StepReport, took: Duration) -> f64 {
-        let validating = led.trainer.validating();
+        let validating = led.trainer.engine().validating();
         let validation = validating.saturating_sub(self.validating);
         self.validating = validating;
         let (whole, validation) = (took.as_secs_f64(), validation.as_secs_f64());
-        let step = self.throughput.add(report.work, whole, validation);
-        let rate = self.throughput.tokens_per_second();
+        let secs = self.throughput.add(report.work, whole, validation);
         let of_training = report.metrics.iter().chain(&report.live);
         let mut metrics: Vec<(&str, f64)> = of_training
             .map(|(name, value)| (name.as_str(), *value))
             .collect();
-        metrics.push(("tokens_per_second", rate));
-        metrics.push((
-            "padded_tokens_per_second",
-            self.throughput.positions_per_second(),
-        ));
-        metrics.push(("samples_per_second", self.throughput.sequences_per_second()));
+        let rates = Rates::of(report.work, secs);
+        metrics.push(("tokens_per_second", rates.tokens));
+        metrics.push(("padded_tokens_per_second", rates.positions));
+        metrics.push(("samples_per_second", rates.sequences));
         let pass = self.epochs.add(report.step, whole);
         metrics.extend(pass.map(|secs| ("epoch_secs", secs)));
-        metrics.push(("mfu", self.throughput.flops_per_second() / self.peak));
-        metrics.push(("step_secs", step));
+        metrics.push(("mfu", rates.flops / self.peak));
+        metrics.push(("step_secs", secs));
         metrics.extend(self.gpu.iter().flat_map(|watch| told(watch, run)));
         run.metrics(report.step, &metrics);
-        rate
+        self.throughput.rates().tokens
     }
 
-    /// Says for people how fast the run was.
+    /// Says how fast the steps of this attempt were: in words for people, in numbers for whoever reads its events.
     fn finish(&self, run: &Run, device: &Device) {
-        if self.throughput.step_secs(0.5).is_some() {
-            run.log(
-                self.throughput
-                    .summary(self.peak, peak_memory_bytes(device)),
-            );
-        }
+        let Some(summary) = self
+            .throughput
+            .summary(self.peak, peak_memory_bytes(device))
+        else {
+            return;
+        };
+        run.log(summary.to_string());
+        run.event("throughput", &json!(summary));
     }
 }
 
@@ -553,7 +589,7 @@ fn not_recorded(run: &Run, reason: &str) {
 /// Every fallback is an event with its numbers, and a warning for people.
 fn tell_fallbacks(run: &Run, report: &StepReport) {
     let step = report.step;
-    tell_halved(run, step, &report.halved);
+    tell_halved(run, step, report.halved.clone());
     if let Update::Skipped {
         in_a_row,
         lr_factor,
@@ -563,22 +599,35 @@ fn tell_fallbacks(run: &Run, report: &StepReport) {
             "step {step}: loss or gradient is not finite ({in_a_row} of {MAX_BAD_STEPS} in a row); the step is skipped \
              and the learning rate is now {lr_factor} of the schedule's"
         ));
-        let data = json!({
-            "cause": "not_finite",
-            "step": step,
-            "in_a_row": in_a_row,
-            "most_in_a_row": MAX_BAD_STEPS,
-            "lr_factor": lr_factor,
-        });
-        run.event("fallback", &data);
+        tell_not_finite(run, step, in_a_row, Some(lr_factor));
     }
 }
 
-fn tell_halved(run: &Run, step: u64, halved: &[Halved]) {
+/// The same of a step that fails: what it tried is told, too.
+fn tell_failure(run: &Run, led: &mut Led<'_, '_>, error: &Error) {
+    let step = led.trainer.step() + 1;
+    tell_halved(run, step, led.trainer.engine_mut().take_halved());
+    if let Error::Numeric { in_a_row, .. } = error {
+        tell_not_finite(run, step, *in_a_row, None);
+    }
+}
+
+fn tell_not_finite(run: &Run, step: u64, in_a_row: u32, lr_factor: Option<f64>) {
+    let data = json!({
+        "cause": "not_finite",
+        "step": step,
+        "in_a_row": in_a_row,
+        "most_in_a_row": MAX_BAD_STEPS,
+        "lr_factor": lr_factor,
+    });
+    run.event("fallback", &data);
+}
+
+fn tell_halved(run: &Run, step: u64, halved: Vec<Halved>) {
     for halved in halved {
         let Halved {
             from, to, cause, ..
-        } = halved;
+        } = &halved;
         run.warning(format!(
             "step {step}: out of memory: {cause}; from now on {to} sequences go through the model at once, not {from}: \
              the steps are the same but for rounding, and slower"
@@ -652,7 +701,7 @@ fn devices(ranks: &Ranks, device: &Device) -> f64 {
 
 /// Saves what continuing needs.
 fn save(led: &Led<'_, '_>, run: &Run, saving: &mut Saving) -> Result<(), JobError> {
-    let (step, bytes) = (led.trainer.step(), led.trainer.state_bytes());
+    let (step, bytes) = (led.trainer.step(), led.trainer.engine().state_bytes());
     let began = run.elapsed();
     let dir = fresh_dir(std::path::absolute(run.scratch().join("resume"))?)?;
     led.save(&dir)?;
@@ -668,11 +717,25 @@ fn save_unless_saved(led: &Led<'_, '_>, run: &Run, saving: &mut Saving) -> Resul
     save(led, run, saving)
 }
 
+/// Saves what a later attempt, with more memory, goes on from. The run ends with its failure in any case: a state that could
+/// not be saved is only told of, and a run that has done no step has none.
+fn save_behind_failure(led: &Led<'_, '_>, run: &Run, saving: &mut Saving) {
+    let step = led.trainer.step();
+    if step == 0 {
+        return;
+    }
+    if let Err(error) = save_unless_saved(led, run, saving) {
+        run.warning(format!("the state of step {step} is not saved: {error}"));
+        let saved = saving.step();
+        run.event("not_saved", &json!({ "step": step, "saved_step": saved }));
+    }
+}
+
 /// Ends a run that was told to stop, with what it ends with: its state is saved where the rest of the grace is enough for
 /// that. An upload that the kill cuts off would be of no use to anyone.
 fn stop(led: &Led<'_, '_>, run: &Run, saving: &mut Saving) -> Result<JobError, JobError> {
     let left = run.grace_left();
-    match saving.unsaved(led.trainer.step(), led.trainer.state_bytes(), left) {
+    match saving.unsaved(led.trainer.step(), led.trainer.engine().state_bytes(), left) {
         None => save_unless_saved(led, run, saving)?,
         Some(unsaved) => {
             run.warning(unsaved.to_string());
@@ -717,7 +780,8 @@ impl From<Error> for JobError {
 fn hint(error: &Error) -> Option<&'static str> {
     match error {
         Error::OutOfMemory(_) | Error::NoRoom(_) => Some(
-            "give the job more memory, set optim.activation_mib, or lower data.max_length; the last state is kept",
+            "give the job more memory or set optim.activation_mib, and start it again: it goes on from its last saved state, where \
+             there is one; a data set of a lower data.max_length needs less, too",
         ),
         Error::Model(wmtp_model::Error::Device { .. }) => {
             Some("on a machine without the device, --device cpu takes the processor")
@@ -726,7 +790,7 @@ fn hint(error: &Error) -> Option<&'static str> {
             "what a lost rank said stands above; the run goes on from its last saved state when it is started again",
         ),
         Error::Numeric { .. } => {
-            Some("lower optim.lr or raise optim.warmup_ratio; the last state is kept")
+            Some("lower optim.lr or raise optim.warmup_ratio: with them another run begins")
         }
         _ => None,
     }
@@ -762,25 +826,38 @@ mod tests {
     use wmtp_job_kit::{Exit, Links};
 
     use super::*;
+    use crate::engine::{Engine, OptimSettings};
     use crate::error::Shortage;
 
     /// A trainer of a rank that does not lead, whose steps all end alike.
     struct Failing {
-        ranks: Arc<Ranks>,
+        engine: Engine,
         error: fn() -> Error,
     }
 
+    impl Failing {
+        fn new(ranks: &Arc<Ranks>, error: fn() -> Error) -> Self {
+            let settings = OptimSettings::of(&Optim::default());
+            let engine = Engine::among(ranks, Vec::new(), &settings, 2).unwrap();
+            Self { engine, error }
+        }
+    }
+
     impl Trainer for Failing {
-        fn step(&self) -> u64 {
-            0
+        fn engine(&self) -> &Engine {
+            &self.engine
         }
 
-        fn total_steps(&self) -> u64 {
-            2
+        fn engine_mut(&mut self) -> &mut Engine {
+            &mut self.engine
         }
 
         fn steps_per_epoch(&self) -> u64 {
             2
+        }
+
+        fn num_held_out(&self) -> usize {
+            1
         }
 
         fn advance(&mut self) -> Result<StepReport> {
@@ -795,36 +872,12 @@ mod tests {
             Err((self.error)())
         }
 
-        fn best_loss(&self) -> Option<f64> {
-            None
-        }
-
-        fn stopped_early(&self) -> Option<StoppedEarly> {
-            None
-        }
-
-        fn finish(&mut self) -> Result<u64> {
-            Err((self.error)())
-        }
-
         fn score(&mut self, _: Side, _: &[usize]) -> Result<Scored> {
             Err((self.error)())
         }
 
         fn pieces(&self, _: Side, _: &[usize]) -> Vec<Vec<usize>> {
             Vec::new()
-        }
-
-        fn validating(&self) -> Duration {
-            Duration::ZERO
-        }
-
-        fn state_bytes(&self) -> u64 {
-            0
-        }
-
-        fn ranks(&self) -> &Arc<Ranks> {
-            &self.ranks
         }
     }
 
@@ -872,7 +925,7 @@ mod tests {
             leader.order(&Order::Advance).unwrap();
             leader.order(&Order::Save("/a folder".into())).unwrap();
             drop(leader);
-            let followed = follow(&mut Failing { ranks, error });
+            let followed = follow(&mut Failing::new(&ranks, error));
             assert_eq!(followed.err().map(|error| error.exit()), exit);
         }
     }

@@ -3,6 +3,7 @@
 
 use std::fmt;
 
+use serde::Serialize;
 use wmtp_data_sets::PaddedBatch;
 use wmtp_model::{Device, Params};
 
@@ -50,7 +51,7 @@ impl Learning {
 }
 
 impl Work {
-    /// With a batch that goes through so many blocks and back. What is computed again on the way is not counted.
+    /// With a batch that goes through so many blocks of the trunk and back. What is computed again on the way is not counted.
     pub(crate) fn with_batch(
         self,
         batch: &PaddedBatch,
@@ -59,7 +60,7 @@ impl Work {
     ) -> Self {
         let tokens: usize = batch.lengths.iter().sum();
         let positions = batch.rows * batch.width;
-        let of_block = learning.of_products() * params.block_product_flops(positions)
+        let of_block = learning.of_products() * params.block_product_flops(positions, positions)
             + learning.of_attention() * params.block_attention_flops(batch.rows, batch.width);
         Self {
             tokens: self.tokens + tokens as u64,
@@ -69,12 +70,59 @@ impl Work {
         }
     }
 
-    /// With adapters of so many numbers, which learn at every position.
-    pub(crate) fn with_adapters(self, numbers: usize) -> Self {
-        let products = 2.0 * (self.positions * numbers as u64) as f64;
+    /// With a head of so many targets upon such a batch: its block, which goes on behind attention where it predicts alone,
+    /// and the unembedding. A head without a target does not run.
+    pub(crate) fn with_head(
+        self,
+        batch: &PaddedBatch,
+        targets: usize,
+        learning: Learning,
+        params: &Params,
+    ) -> Self {
+        if targets == 0 {
+            return self;
+        }
+        let products = params.block_product_flops(batch.rows * batch.width, targets)
+            + params.unembedding_flops(targets);
+        let attention = params.block_attention_flops(batch.rows, batch.width);
+        let flops = learning.of_products() * products + learning.of_attention() * attention;
         Self {
-            flops: self.flops + Learning::Trained.of_products() * products,
+            flops: self.flops + flops,
             ..self
+        }
+    }
+
+    /// With adapters that learn, of so many operations forward.
+    pub(crate) fn with_adapters(self, forward: f64) -> Self {
+        Self {
+            flops: self.flops + Learning::Trained.of_products() * forward,
+            ..self
+        }
+    }
+}
+
+/// What is done in a second.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Rates {
+    /// Real tokens.
+    pub tokens: f64,
+    /// Positions, padding counted.
+    pub positions: f64,
+    /// Sequences.
+    pub sequences: f64,
+    /// Floating-point operations.
+    pub flops: f64,
+}
+
+impl Rates {
+    /// Of work that took so many seconds.
+    pub fn of(work: Work, secs: f64) -> Self {
+        let secs = secs.max(1e-9);
+        Self {
+            tokens: work.tokens as f64 / secs,
+            positions: work.positions as f64 / secs,
+            sequences: work.sequences as f64 / secs,
+            flops: work.flops / secs,
         }
     }
 }
@@ -83,6 +131,7 @@ impl Work {
 #[derive(Debug, Clone, Default)]
 pub struct Throughput {
     total: Work,
+    secs: f64,
     step_secs: Vec<f64>,
 }
 
@@ -95,59 +144,83 @@ impl Throughput {
         self.total.positions += work.positions;
         self.total.sequences += work.sequences;
         self.total.flops += work.flops;
+        self.secs += secs;
         self.step_secs.push(secs);
         secs
     }
 
-    fn secs(&self) -> f64 {
-        self.step_secs.iter().sum::<f64>().max(1e-9)
+    /// Over all steps.
+    pub fn rates(&self) -> Rates {
+        Rates::of(self.total, self.secs)
     }
 
-    /// Real tokens per second.
-    pub fn tokens_per_second(&self) -> f64 {
-        self.total.tokens as f64 / self.secs()
-    }
-
-    /// Positions per second, padding counted.
-    pub fn positions_per_second(&self) -> f64 {
-        self.total.positions as f64 / self.secs()
-    }
-
-    /// Sequences per second.
-    pub fn sequences_per_second(&self) -> f64 {
-        self.total.sequences as f64 / self.secs()
-    }
-
-    /// Floating-point operations per second.
-    pub fn flops_per_second(&self) -> f64 {
-        self.total.flops / self.secs()
-    }
-
-    /// Seconds that a share of the steps did not exceed (nearest rank); `None` before the first step.
-    pub fn step_secs(&self, share: f64) -> Option<f64> {
+    /// All in all; `None` before the first step. `peak_flops` is the machine's measured rate, `memory_bytes` the most that
+    /// was used.
+    pub fn summary(&self, peak_flops: f64, memory_bytes: Option<u64>) -> Option<Summary> {
         let mut sorted = self.step_secs.clone();
         sorted.sort_by(f64::total_cmp);
-        let rank = (share * sorted.len() as f64).ceil() as usize;
-        sorted.get(rank.max(1) - 1).copied()
+        let rates = self.rates();
+        Some(Summary {
+            steps: sorted.len(),
+            tokens_per_second: rates.tokens,
+            padded_tokens_per_second: rates.positions,
+            flops_per_second: rates.flops,
+            mfu: rates.flops / peak_flops.max(1.0),
+            step_secs_p50: percentile(&sorted, 0.5)?,
+            step_secs_p90: percentile(&sorted, 0.9)?,
+            step_secs_p99: percentile(&sorted, 0.99)?,
+            peak_memory_bytes: memory_bytes,
+        })
     }
+}
 
-    /// One line for people; `peak_flops` is the machine's measured rate, `memory_bytes` the most that was used.
-    pub fn summary(&self, peak_flops: f64, memory_bytes: Option<u64>) -> String {
-        let millis = |share| Millis(self.step_secs(share).unwrap_or(0.0));
-        let memory = memory_bytes.map_or_else(String::new, |bytes| {
-            format!("; {} MiB of memory at most", bytes >> 20)
-        });
-        format!(
+/// The smallest of rising numbers that a share of them does not exceed (nearest rank); `None` of none.
+fn percentile(sorted: &[f64], share: f64) -> Option<f64> {
+    let rank = (share * sorted.len() as f64).ceil() as usize;
+    sorted.get(rank.max(1) - 1).copied()
+}
+
+/// How fast the steps of an attempt were.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Summary {
+    /// Steps.
+    pub steps: usize,
+    /// Real tokens.
+    pub tokens_per_second: f64,
+    /// Positions, padding counted.
+    pub padded_tokens_per_second: f64,
+    /// Floating-point operations by formula.
+    pub flops_per_second: f64,
+    /// Their share of the measured peak.
+    pub mfu: f64,
+    /// Half of the steps took no longer.
+    pub step_secs_p50: f64,
+    /// Nine in ten took no longer.
+    pub step_secs_p90: f64,
+    /// Ninety-nine in a hundred took no longer.
+    pub step_secs_p99: f64,
+    /// The most memory that this process has used, or tensors on its device.
+    pub peak_memory_bytes: Option<u64>,
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
             "{:.0} tokens/s ({:.0} with padding), {:.1} GFLOP/s, {:.0}% of the measured peak; steps of {} (half), {} \
-             (9 in 10), {} (99 in 100){memory}",
-            self.tokens_per_second(),
-            self.positions_per_second(),
-            self.flops_per_second() / 1e9,
-            100.0 * self.flops_per_second() / peak_flops.max(1.0),
-            millis(0.5),
-            millis(0.9),
-            millis(0.99),
-        )
+             (9 in 10), {} (99 in 100)",
+            self.tokens_per_second,
+            self.padded_tokens_per_second,
+            self.flops_per_second / 1e9,
+            100.0 * self.mfu,
+            Millis(self.step_secs_p50),
+            Millis(self.step_secs_p90),
+            Millis(self.step_secs_p99),
+        )?;
+        match self.peak_memory_bytes {
+            Some(bytes) => write!(f, "; {} MiB of memory at most", bytes >> 20),
+            None => Ok(()),
+        }
     }
 }
 
@@ -221,11 +294,11 @@ mod tests {
 
     #[test]
     fn rates_are_totals_over_the_time_of_steps_without_validations() {
-        let throughput = counted();
-        assert!((throughput.tokens_per_second() - 200.0).abs() < 1e-9);
-        assert!((throughput.positions_per_second() - 320.0).abs() < 1e-9);
-        assert!((throughput.sequences_per_second() - 16.0).abs() < 1e-9);
-        assert!((throughput.flops_per_second() - 8e9).abs() < 1e-3);
+        let rates = counted().rates();
+        assert!((rates.tokens - 200.0).abs() < 1e-9);
+        assert!((rates.positions - 320.0).abs() < 1e-9);
+        assert!((rates.sequences - 16.0).abs() < 1e-9);
+        assert!((rates.flops - 8e9).abs() < 1e-3);
     }
 
     #[test]
@@ -240,7 +313,7 @@ mod tests {
         };
         let of = |learning| Work::default().with_batch(&batch, (5, learning), &params);
         let (products, attention) = (
-            5.0 * params.block_product_flops(48),
+            5.0 * params.block_product_flops(48, 48),
             5.0 * params.block_attention_flops(3, 16),
         );
         let [trained, through, frozen] =
@@ -259,6 +332,17 @@ mod tests {
         );
         let twice = trained.with_batch(&batch, (5, Learning::Trained), &params);
         assert!((twice.flops / trained.flops - 2.0).abs() < 1e-12);
+
+        // A head reads all 48 positions, and goes on at the 20 that predict.
+        let head = Work::default().with_head(&batch, 20, Learning::Trained, &params);
+        let (dim, kv) = (params.dim, params.n_kv_heads * params.head_dim());
+        let read = 48 * dim * (dim + 2 * kv);
+        let behind = 20 * dim * (dim + 3 * params.ffn_dim() + params.vocab_size);
+        let products = 2.0 * (read + behind) as f64;
+        let expected = 3.0 * (products + params.block_attention_flops(3, 16));
+        assert!((head.flops / expected - 1.0).abs() < 1e-12);
+        let none = Work::default().with_head(&batch, 0, Learning::Trained, &params);
+        assert_eq!(none, Work::default());
     }
 
     #[test]
@@ -282,22 +366,29 @@ mod tests {
 
     #[test]
     fn percentiles_are_steps_that_happened() {
-        let throughput = counted();
-        let at = |share| throughput.step_secs(share);
+        let secs = [0.1, 0.2, 0.3, 0.4];
+        let at = |share| percentile(&secs, share);
         assert_eq!(
             [at(0.0), at(0.25), at(0.5)],
             [Some(0.1), Some(0.1), Some(0.2)]
         );
         assert_eq!([at(0.9), at(1.0)], [Some(0.4), Some(0.4)]);
-        assert_eq!(Throughput::default().step_secs(0.5), None);
+        assert_eq!(percentile(&[], 0.5), None);
+        assert_eq!(Throughput::default().summary(1e9, None), None);
     }
 
     #[test]
     fn the_summary_names_every_number() {
+        let summary = counted().summary(32e9, Some(300 << 20)).unwrap();
         assert_eq!(
-            counted().summary(32e9, Some(300 << 20)),
+            summary.to_string(),
             "200 tokens/s (320 with padding), 8.0 GFLOP/s, 25% of the measured peak; steps of 200 ms (half), 400 ms (9 \
              in 10), 400 ms (99 in 100); 300 MiB of memory at most"
+        );
+        let numbers = serde_json::to_value(summary).unwrap();
+        assert_eq!(
+            (&numbers["steps"], &numbers["step_secs_p90"]),
+            (&4.into(), &0.4.into())
         );
     }
 

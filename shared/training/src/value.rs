@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use candle_core::Tensor;
 use rand::SeedableRng;
@@ -15,11 +14,11 @@ use wmtp_weighting::{gae, td_errors};
 
 use crate::buffer::Buffer;
 use crate::engine::{
-    Engine, Halving, OptimSettings, Scored, Side, StepReport, StoppedEarly, Trainer, Update,
+    Engine, OptimSettings, Scored, Side, StepReport, Trainer, Validation, as_room_allows, end_step,
 };
 use crate::error::{Error, Result};
 use crate::heads::ids_tensor;
-use crate::inference::{mean, pieces, raw_values};
+use crate::inference::{largest_batch, mean, passing_bytes, pieces, raw_values};
 use crate::lines::Lines;
 use crate::optimizer::{Gradients, parameters};
 use crate::policy::{Rows, StepPlan, check_lengths, plan};
@@ -246,7 +245,8 @@ impl<'a> ValueTrainer<'a> {
             }
         }
         if let (Learning::Through, Some(adapters)) = (learning, &self.store.adapters) {
-            work = work.with_adapters(adapters.store().num_elements());
+            let positions = work.positions as usize;
+            work = work.with_adapters(adapters.product_flops(self.params, positions, &[]));
         }
         Ok((sum.into(), work))
     }
@@ -307,6 +307,23 @@ impl<'a> ValueTrainer<'a> {
         Ok(mean(&losses))
     }
 
+    /// The validation behind a step.
+    fn validated(&mut self) -> Result<Validation> {
+        let (file, rows) = (self.validation.file, self.validation.rows.clone());
+        self.admit_passing(file, &rows)?;
+        Ok(Validation {
+            loss: self.validate()?,
+            ..Validation::default()
+        })
+    }
+
+    /// Makes sure that there is room for these rows on their way through the frozen model, on all ranks.
+    fn admit_passing(&mut self, file: &TokenFile, rows: &[usize]) -> Result<()> {
+        let positions = largest_batch(file, rows, self.engine.micro_batch_sequences());
+        let bytes = passing_bytes(self.params, positions, self.store.head.dtype());
+        self.engine.admit(bytes)
+    }
+
     fn outputs(&self, file: &TokenFile, rows: &[usize]) -> Result<Vec<Vec<f64>>> {
         let ValueParameters {
             trunk,
@@ -328,23 +345,21 @@ impl<'a> ValueTrainer<'a> {
     }
 }
 
-impl Halving for ValueTrainer<'_> {
-    fn engine(&mut self) -> &mut Engine {
-        &mut self.engine
-    }
-}
-
 impl Trainer for ValueTrainer<'_> {
-    fn step(&self) -> u64 {
-        self.engine.step()
+    fn engine(&self) -> &Engine {
+        &self.engine
     }
 
-    fn total_steps(&self) -> u64 {
-        self.engine.total()
+    fn engine_mut(&mut self) -> &mut Engine {
+        &mut self.engine
     }
 
     fn steps_per_epoch(&self) -> u64 {
         self.plan.per_epoch
+    }
+
+    fn num_held_out(&self) -> usize {
+        self.validation.rows.len()
     }
 
     fn advance(&mut self) -> Result<StepReport> {
@@ -352,38 +367,18 @@ impl Trainer for ValueTrainer<'_> {
         let Some(rows) = self.plan.steps.get(index).cloned() else {
             return Err(Error::BadData(format!("the run has only {index} steps")));
         };
-        let mut halved = Vec::new();
-        let (loss, work) = self.as_room_allows(&mut halved, |this| this.step_loss(&rows))?;
+        let (loss, work) = as_room_allows(self, |this| this.step_loss(&rows))?;
         // A head that starts at zero gives the trunk a gradient of zero at first, yet it does give one.
         let update = self.engine.apply(loss, &mut self.gradients, true)?;
-        let mut metrics = vec![("train_loss".to_owned(), loss)];
-        match update {
-            Update::Applied { lr, grad_norm } => {
-                metrics.push(("lr".to_owned(), lr));
-                metrics.push(("grad_norm".to_owned(), grad_norm));
-            }
-            Update::Skipped { lr_factor, .. } => metrics.push(("lr_factor".to_owned(), lr_factor)),
-        }
-        let done = Instant::now();
-        if self.engine.validation_due()
-            && let Some(loss) = self.as_room_allows(&mut halved, |this| this.validate())?
-        {
-            self.engine.offer_best(loss)?;
-            metrics.push(("validation_loss".to_owned(), loss));
-        }
-        self.engine.count_validation(done.elapsed());
-        if let Some(last) = halved.last() {
-            metrics.push(("micro_batch_sequences".to_owned(), last.to as f64));
-        }
-        self.engine.log(&metrics);
-        Ok(StepReport {
+        let report = StepReport {
             step: self.engine.step(),
             work,
             update,
-            halved,
-            metrics,
+            halved: Vec::new(),
+            metrics: vec![("train_loss".to_owned(), loss)],
             live: Vec::new(),
-        })
+        };
+        end_step(self, report, Self::validated)
     }
 
     fn save(&self, dir: &Path) -> Result<()> {
@@ -394,42 +389,20 @@ impl Trainer for ValueTrainer<'_> {
         self.engine.restore(dir)
     }
 
-    fn finish(&mut self) -> Result<u64> {
-        self.engine.finish()
-    }
-
     /// Values at the value positions p - 1 ..= T - 2 of each row.
     fn score(&mut self, side: Side, rows: &[usize]) -> Result<Scored> {
         let file = side.of(self.train.file, self.validation.file);
-        let mut halved = Vec::new();
-        let mut values = self.as_room_allows(&mut halved, |this| this.outputs(file, rows))?;
+        let mut values = as_room_allows(self, |this| {
+            this.admit_passing(file, rows)?;
+            this.outputs(file, rows)
+        })?;
         for output in values.iter_mut().flatten() {
             *output = self.settings.objective.value(*output);
         }
         Ok(Scored {
             of_rows: values,
-            halved,
+            halved: self.engine.take_halved(),
         })
-    }
-
-    fn ranks(&self) -> &Arc<Ranks> {
-        self.engine.ranks()
-    }
-
-    fn best_loss(&self) -> Option<f64> {
-        self.engine.best_loss()
-    }
-
-    fn stopped_early(&self) -> Option<StoppedEarly> {
-        self.engine.stopped_early()
-    }
-
-    fn validating(&self) -> Duration {
-        self.engine.validating()
-    }
-
-    fn state_bytes(&self) -> u64 {
-        self.engine.state_bytes()
     }
 
     fn pieces(&self, side: Side, rows: &[usize]) -> Vec<Vec<usize>> {

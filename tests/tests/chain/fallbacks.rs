@@ -6,6 +6,7 @@ use trial::Ended;
 
 use crate::place::Place;
 use crate::steps::beginning;
+use crate::stops::of;
 
 /// Trains a policy while something goes wrong; the data of the events of one type that it told.
 fn train(place: &Place, fault: &str, settings: &[&str], event: &str) -> Vec<Value> {
@@ -60,6 +61,46 @@ fn every_fallback_is_an_event_with_its_numbers() {
         let event = format!(r#""cause":"{cause}""#);
         assert_eq!(stored.matches(&event).count(), 1, "{cause} in the store");
     }
+}
+
+#[test]
+fn what_uses_up_the_fallbacks_is_told_saved_and_tried_once_more() {
+    let place = Place::new();
+    place.chain("here", beginning());
+    // Every loss from the third step's on is no number.
+    let train = || {
+        let arguments = [
+            "--data=d",
+            "--base=base",
+            "--recipe=tiny.yaml",
+            "--set=seed=3",
+            "--set=optim.epochs=3",
+        ];
+        let mut job = place.job("here", "train-stage2", &arguments);
+        job.env("WMTP_FAULT_POINT", "train:loss:3+");
+        Ended::of(&mut job)
+    };
+    let ended = train().expect(78);
+    let counts = |ended: &Ended| -> Vec<Value> {
+        let told = of(ended, "fallback").into_iter();
+        told.map(|data| data["in_a_row"].clone()).collect()
+    };
+    assert_eq!(counts(&ended), [json!(1), json!(2), json!(3)]);
+    let saved = of(&ended, "checkpoint").pop().expect("a saved state");
+    assert_eq!(saved["step"], 4);
+    let speed = of(&ended, "throughput").pop().expect("how fast it was");
+    assert_eq!(speed["steps"], 4);
+    assert!(speed["step_secs_p90"].as_f64() >= speed["step_secs_p50"].as_f64());
+    let ended = ended.says(&[
+        "steps in a row had a loss or gradient that is not finite",
+        "lower optim.lr",
+    ]);
+    assert!(!ended.stderr.contains("not_saved"));
+
+    // Goes on behind the last step that was done, and fails alike.
+    let again = train().expect(78);
+    assert_eq!(of(&again, "resumed")[0]["step"], 4);
+    assert_eq!(counts(&again), [json!(1), json!(2), json!(3)]);
 }
 
 #[test]

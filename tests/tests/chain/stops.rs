@@ -61,6 +61,32 @@ fn a_stop_saves_the_state_where_the_grace_is_enough_and_says_what_is_lost_where_
     third.says(&["0.0 s of the grace are left", &words]);
 }
 
+#[test]
+fn a_stop_within_the_last_step_saves_it_too_and_leaves_the_result_to_the_next_start() {
+    let place = Place::new();
+    place.chain("calm", beginning());
+    place.chain("here", beginning());
+    // Two steps of all rows each: the signal comes within the second.
+    let arguments = [
+        "--data=d",
+        "--base=base",
+        "--recipe=tiny.yaml",
+        "--set=optim.epochs=2",
+        "--set=optim.batch_sequences=256",
+        "--set=optim.checkpoint_every_steps=1000000",
+        "--json",
+    ];
+    let expected = place.run("calm", "train-stage2", &arguments).expect(0);
+    let started = Started::at_work(place.job("here", "train-stage2", &arguments));
+    signal("TERM", started.job.id());
+    let stopped = started.end().expect(143);
+    assert_eq!(of(&stopped, "checkpoint")[0]["step"], 2);
+
+    let again = place.run("here", "train-stage2", &arguments).expect(0);
+    assert_eq!(of(&again, "resumed")[0]["step"], 2);
+    assert_eq!(again.result()["outputs"], expected.result()["outputs"]);
+}
+
 fn first_step_is_next(ended: &Ended) {
     assert!(of(ended, "checkpoint").is_empty());
     let lost = &of(ended, "not_saved")[0];

@@ -143,9 +143,12 @@ fn the_gradients_of_frozen_weights_are_not_counted() {
     let positions = whole.positions as usize;
     let horizons: Vec<_> = params.horizons().collect();
     let counts = target_counts(&file, &file.correct_rows(), &horizons);
-    let products = params.n_layers as f64 * params.block_product_flops(positions)
-        + params.unembedding_flops(counts.iter().sum());
-    let of_adapters = 2.0 * (positions * adapters.store().num_elements()) as f64;
+    let of_heads = counts.iter().map(|&targets| {
+        params.block_product_flops(positions, targets) + params.unembedding_flops(targets)
+    });
+    let trunk = params.num_trunk_blocks() as f64 * params.block_product_flops(positions, positions);
+    let products = trunk + of_heads.sum::<f64>();
+    let of_adapters = adapters.product_flops(&params, positions, &counts);
     // One pass of three less through the weights, three more through the adapters.
     let expected = whole.flops - products + 3.0 * of_adapters;
     assert!(

@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
-use crate::support::{bits, counting, files_of, go_on, optim, stops, store, tiny};
+use crate::support::{bits, counting, counting_to, files_of, go_on, optim, stops, store, tiny};
 use candle_core::{DType, Device, Tensor};
 use wmtp_artifacts::fault;
 use wmtp_data_sets::TokenFile;
@@ -134,6 +134,44 @@ fn values_learn_to_tell_right_from_wrong() {
             "{objective:?}: {quality:?}"
         );
         assert!(quality.std_value.unwrap() > 0.0);
+    }
+}
+
+#[test]
+fn threads_change_no_bit_of_values_and_advantages() {
+    // Rows of several tasks.
+    let file = counting_to(12, |row| 60 + row);
+    let params = tiny(2);
+    for (objective, head) in [
+        (Objective::MseMc, HeadKind::Linear),
+        (Objective::Bce, HeadKind::Mlp),
+    ] {
+        let learned = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+            pool.unwrap().install(|| {
+                let store = parameters(&params, objective, head);
+                let settings = ValueSettings {
+                    epochs: 3.0,
+                    ..settings(objective, head, 1e-3)
+                };
+                let mut trainer = trainer(&params, &store, &file, settings);
+                while !trainer.is_done() {
+                    trainer.advance().unwrap();
+                }
+                let scored = trainer.score(Side::Train, &file.labelled_rows()).unwrap();
+                let values = scored.of_rows.concat().into_iter().map(f64::to_bits);
+                let curves: Vec<_> = trainer.metrics().iter().map(str::to_owned).collect();
+                (
+                    [bits(&store.trunk), bits(&store.head)],
+                    values.collect::<Vec<_>>(),
+                    curves,
+                )
+            })
+        };
+        let expected = learned(1);
+        for threads in [2, 3] {
+            assert!(learned(threads) == expected, "{threads} threads, {head:?}");
+        }
     }
 }
 
@@ -490,7 +528,8 @@ fn a_step_computes_no_gradient_of_the_weights_under_adapters() {
     };
     let ((whole, _), (work, adapters)) = (first(false), first(true));
     let positions = work.positions as usize;
-    let products = params.num_trunk_blocks() as f64 * params.block_product_flops(positions);
+    let products =
+        params.num_trunk_blocks() as f64 * params.block_product_flops(positions, positions);
     let of_adapters = 2.0 * (positions * adapters) as f64;
     // One pass of three less through the weights, three more through the adapters.
     let expected = whole.flops - products + 3.0 * of_adapters;
