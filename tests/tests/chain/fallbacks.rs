@@ -104,6 +104,28 @@ fn what_uses_up_the_fallbacks_is_told_saved_and_tried_once_more() {
 }
 
 #[test]
+fn without_rows_to_validate_on_the_last_weights_count_and_an_early_stop_is_refused() {
+    let place = Place::new();
+    let mut steps = beginning();
+    for step in &mut steps {
+        step.arguments.push("--set=data.validation_share=0");
+    }
+    place.chain("here", steps);
+    let train = |settings: &[&str]| {
+        let arguments = ["--data=d", "--base=base", "--recipe=tiny.yaml"];
+        let arguments = [arguments.as_slice(), settings].concat();
+        Ended::of(&mut place.job("here", "train-stage2", &arguments))
+    };
+    let what = "the validation split holds no row to validate on";
+    train(&["--set=optim.early_stop_patience=1"])
+        .expect(65)
+        .says(&[what, "data.validation_share above 0"]);
+    train(&[])
+        .expect(0)
+        .says(&[what, "the weights of the last step count as the best ones"]);
+}
+
+#[test]
 fn an_early_stop_is_an_event_and_stands_in_the_summary() {
     let place = Place::new();
     place.chain("here", beginning());
