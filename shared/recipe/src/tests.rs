@@ -382,7 +382,7 @@ fn broken_recipes_are_named_with_key_and_source() {
         set("model.dtype=f16"),
     ];
     insta::assert_snapshot!(messages.join("\n"), @r#"
-    unknown key `optim.learning_rat` in r.yaml
+    unknown key `optim.learning_rat` in r.yaml; did you mean `optim.lr`?
     unknown key `optim.lrr` in r.yaml; did you mean `optim.lr`?
     unknown key `weights.gamma` in r.yaml; did you mean `score.gamma`?
     unknown key `optin` in r.yaml; did you mean `optim`?
@@ -433,6 +433,45 @@ fn broken_recipes_are_named_with_key_and_source() {
     `lora.dropout` is 1, which is not allowed: 0 <= dropout < 1
     `model.dtype` is f16, which is not allowed: f16 ends at 65504 and loses gradients below 6e-8, and nothing here scales the loss; weights stored as f16 are widened when they are read, so train in f32 or bf16
     "#);
+}
+
+#[test]
+fn unknown_keys_name_what_was_probably_meant() {
+    for (key, meant) in [
+        ("optim.learning_rate", "did you mean `optim.lr`?"),
+        ("training.learning_rate", "did you mean `optim.lr`?"),
+        (
+            "stage1.learning_rate",
+            "did you mean `stage1.lr_trunk` or `stage1.lr_head`?",
+        ),
+        ("model.precision", "did you mean `model.dtype`?"),
+        ("optim.batch_size", "did you mean `optim.batch_sequences`?"),
+        ("optim.max_grad_norm", "did you mean `optim.grad_clip`?"),
+        ("optim.num_epochs", "did you mean `optim.epochs`?"),
+        ("optim.warmup", "did you mean `optim.warmup_ratio`?"),
+        ("optim.beta", "did you mean `optim.beta1` or `optim.beta2`?"),
+        ("lora.rank", "did you mean `lora.r`?"),
+        ("score.lambda", "did you mean `score.lambda_gae`?"),
+        ("score.gae", "did you mean `score.lambda_gae`?"),
+        ("weights.lambda_gae", "did you mean `score.lambda_gae`?"),
+        ("weights.wmax", "did you mean `weights.w_max`?"),
+        ("weights.blendd", "did you mean `weights.blend`?"),
+        ("optim.lrr", "did you mean `optim.lr`?"),
+        ("training", "did you mean `optim`?"),
+        ("eval", "did you mean `evaluation`?"),
+        ("optmi", "did you mean `optim`?"),
+        ("score.xyz", "the settings of `score` are gamma, lambda_gae"),
+        (
+            "xyz",
+            "the sections are version, experiment, seed, model, data, optim, lora, stage1, reference, score, rho1, weights, \
+             evaluation",
+        ),
+    ] {
+        let said = crate::parse_setting(key, "1", "--set")
+            .unwrap_err()
+            .to_string();
+        assert_eq!(said, format!("unknown key `{key}` in --set; {meant}"));
+    }
 }
 
 #[test]
