@@ -475,6 +475,79 @@ fn unknown_keys_name_what_was_probably_meant() {
 }
 
 #[test]
+fn a_recipe_that_extends_itself_is_told_so_however_it_is_written() {
+    let loops = |files: &[(&str, &str)]| {
+        // As a file system finds them: behind every detour.
+        let texts: BTreeMap<&str, &str> = files.iter().copied().collect();
+        let sources = Sources {
+            recipe: Some(files[0].0.to_owned()),
+            ..Sources::default()
+        };
+        let load = |name: &str| {
+            assert!(name.len() < 100, "it went on: {name}");
+            let last = name.rsplit('/').next().unwrap_or(name);
+            let text = texts.iter().find(|(name, _)| name.ends_with(last));
+            text.map(|(_, text)| (*text).to_owned())
+                .ok_or_else(|| "no such file".into())
+        };
+        message(sources.resolve_with(&load))
+    };
+    for parent in [
+        "./v001.yaml",
+        "v001.yaml",
+        "../b/v001.yaml",
+        ".././/b/./v001.yaml",
+    ] {
+        let text = format!("extends: {parent}\n");
+        assert_eq!(
+            loops(&[("a/b/v001.yaml", text.as_str())]),
+            "recipe a/b/v001.yaml: extends itself through a/b/v001.yaml"
+        );
+    }
+    assert_eq!(
+        loops(&[("/b/v001.yaml", "extends: ../../b/v001.yaml\n")]),
+        "recipe /b/v001.yaml: extends itself through /b/v001.yaml"
+    );
+    assert_eq!(
+        loops(&[("v001.yaml", "extends: ./v001.yaml\n")]),
+        "recipe v001.yaml: extends itself through v001.yaml"
+    );
+    let two = [
+        ("a/v001.yaml", "extends: ./v002.yaml\n"),
+        ("a/v002.yaml", "extends: ../a/v001.yaml\n"),
+    ];
+    assert_eq!(
+        loops(&two),
+        "recipe a/v001.yaml: extends itself through a/v002.yaml"
+    );
+}
+
+/// Behind a linked folder, `..` is not where it is written.
+#[cfg(unix)]
+#[test]
+fn a_recipe_behind_a_link_is_another_one() {
+    let place = tempfile::tempdir().expect("a folder");
+    let write = |name: &str, text: &str| {
+        let path = place.path().join(name);
+        std::fs::create_dir_all(path.parent().expect("a folder")).expect("made");
+        std::fs::write(path, text).expect("written");
+    };
+    write(
+        "a/v001.yaml",
+        "extends: link/../v001.yaml\noptim: {lr: 0.5}\n",
+    );
+    write("b/v001.yaml", MINIMAL);
+    write("b/c/unused", "");
+    std::os::unix::fs::symlink("../b/c", place.path().join("a/link")).expect("linked");
+    let sources = Sources {
+        recipe: Some(place.path().join("a/v001.yaml").display().to_string()),
+        ..Sources::default()
+    };
+    let recipe = sources.resolve().expect("two recipes").recipe;
+    assert_eq!((recipe.version.id.as_str(), recipe.optim.lr), ("v001", 0.5));
+}
+
+#[test]
 fn settings_at_the_ends_of_their_ranges_are_allowed() {
     for given in [
         "stage1.lr_trunk=0",
