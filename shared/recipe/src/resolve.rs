@@ -105,8 +105,9 @@ impl Sources {
         }
         let recipe = whole(tree)?;
         let resolved = Resolved { recipe, origins };
+        // First, because it knows who set what.
+        validate::origins(&resolved, self.recipe.as_deref())?;
         resolved.recipe.validate()?;
-        validate::origins(&resolved)?;
         Ok(resolved)
     }
 
