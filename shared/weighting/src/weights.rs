@@ -532,7 +532,8 @@ pub(crate) mod tests {
             [stats.clip_low, stats.clip_high]
         };
         assert_eq!([of(1.0), of(0.5), of(0.1)], [[0.25, 0.125]; 3]);
-        assert_eq!(of(0.0), [0.0, 0.0], "nothing is left of them");
+        // Nothing is left of them.
+        assert_close(&of(0.0), &[0.0, 0.0], 0.0);
     }
 
     #[test]
