@@ -4,6 +4,7 @@
 //! again by the same commands.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::error::Error as StdError;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -78,11 +79,37 @@ impl LoopFolder {
     }
 
     pub(crate) fn recipe(&self, version: &str) -> Result<Recipe, JobError> {
-        let sources = Sources {
+        Ok(self.sources(version).resolve()?.recipe)
+    }
+
+    /// Makes sure that a text, once it is the file of its version, reads back as the recipe that is meant. A file that does
+    /// not would block every tool that reads the loop, so this is asked before there is one.
+    pub(crate) fn read_back(&self, text: &str, meant: &Recipe) -> Result<(), JobError> {
+        let version = &meant.version.id;
+        let path = self.recipe_path(version);
+        let load = |location: &str| -> Result<String, Box<dyn StdError + Send + Sync>> {
+            if Path::new(location) == path {
+                return Ok(text.to_owned());
+            }
+            Ok(fs::read_to_string(location)?)
+        };
+        let read = self.sources(version).resolve_with(&load)?.recipe;
+        let differs = read.differences(meant);
+        if differs.is_empty() {
+            return Ok(());
+        }
+        Err(JobError::internal(format!(
+            "{} would differ in {} from what is meant",
+            path.display(),
+            differs.join(", ")
+        )))
+    }
+
+    fn sources(&self, version: &str) -> Sources {
+        Sources {
             recipe: Some(self.recipe_path(version).display().to_string()),
             ..Sources::default()
-        };
-        Ok(sources.resolve()?.recipe)
+        }
     }
 
     /// What goes with a leaderboard, by its path in the artifact: of actions those that led to a version on it, or nowhere.
@@ -179,4 +206,40 @@ fn recipes_in(dir: &Path) -> Result<Vec<String>, JobError> {
     }
     versions.sort();
     Ok(versions)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FIRST: &str = "version: {id: v001}\n";
+    const NEXT: &str =
+        "extends: v001.yaml\nversion: {id: v002, parent: v001, change: c}\noptim: {lr: 0.5}\n";
+
+    fn loop_with(first: &str) -> (tempfile::TempDir, LoopFolder) {
+        let place = tempfile::tempdir().unwrap();
+        fs::create_dir(place.path().join("recipes")).unwrap();
+        fs::write(place.path().join("recipes/v001.yaml"), first).unwrap();
+        let folder = LoopFolder::open(place.path());
+        (place, folder)
+    }
+
+    #[test]
+    fn a_recipe_is_read_back_before_there_is_a_file_of_it() {
+        let (_place, folder) = loop_with(FIRST);
+        let mut meant = folder.recipe("v001").unwrap();
+        (meant.version.id, meant.optim.lr) = ("v002".to_owned(), 0.5);
+        meant.version.parent = Some("v001".to_owned());
+        meant.version.change = Some("c".to_owned());
+        folder.read_back(NEXT, &meant).unwrap();
+        let other = folder.read_back(&NEXT.replace("0.5", "0.25"), &meant);
+        assert!(other.unwrap_err().to_string().contains("optim.lr"));
+        // A baseline's: no recipe at all.
+        let broken = NEXT.replace("optim: {lr: 0.5}", "weights: {blend: 0.5}");
+        let said = folder.read_back(&broken, &meant).unwrap_err();
+        assert_eq!(said.exit(), wmtp_job_kit::Exit::Usage);
+        assert!(said.to_string().contains("sets no scores"), "{said}");
+        assert!(!folder.recipe_path("v002").exists());
+        assert_eq!(folder.recipes().unwrap().len(), 1);
+    }
 }

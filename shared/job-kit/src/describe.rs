@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 use wmtp_artifacts::CacheLookup;
-use wmtp_recipe::Resolved;
+use wmtp_recipe::{Origin, Resolved};
 
 use crate::life::{Session, Task};
 use crate::report::bytes;
@@ -39,14 +39,20 @@ pub(crate) fn print<W>(session: &Session, task: &Task<'_, W>, lookup: &CacheLook
     }
 }
 
-/// One line per setting: key, value, source.
+/// One line per setting: key, value, source, and why the algorithm does not read it where somebody set it all the same.
 fn settings(resolved: &Resolved) -> Vec<String> {
     let tree = resolved.recipe.to_json();
     let mut lines = vec!["settings:".to_owned()];
     for (key, origin) in &resolved.origins {
         let pointer = format!("/{}", key.replace('.', "/"));
         let value = tree.pointer(&pointer).unwrap_or(&Value::Null);
-        lines.push(format!("  {key:<30} {:<24} {origin}", value.to_string()));
+        let unread = resolved.recipe.unread(key);
+        let unread = unread.filter(|_| *origin != Origin::Default);
+        let unread = unread.map_or_else(String::new, |reason| format!(" (no effect: {reason})"));
+        lines.push(format!(
+            "  {key:<30} {:<24} {origin}{unread}",
+            value.to_string()
+        ));
     }
     lines
 }

@@ -234,6 +234,17 @@ fn a_dry_run_touches_nothing() {
         "{}",
         explained.stdout
     );
+    let trial = [
+        "--explain",
+        "--recipe",
+        "r.yaml",
+        "--set=experiment.algo=verifiable",
+        "--set=rho1.min_ce_diff=0.5",
+    ];
+    let unread = place.run(&trial).stdout;
+    let words = "--set (no effect: verifiable has no excess loss, and does not read it)";
+    assert!(unread.contains(words), "{unread}");
+    assert_eq!(unread.matches("no effect").count(), 1);
     assert_eq!(place.listing(), before);
 }
 

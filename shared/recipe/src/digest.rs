@@ -83,7 +83,8 @@ impl Recipe {
     /// The recipe with one setting changed.
     ///
     /// # Errors
-    /// No such setting, a value of another type, or a rule that the changed recipe breaks.
+    /// No such setting, a value of another type, a rule that the changed recipe breaks, or a change that trains the same
+    /// bytes: of what the algorithm does not read, or to what the setting stands for already.
     pub fn with_setting(&self, key: &str, value: &Value) -> Result<Self, Error> {
         let (key, value) = crate::layer::leaf(key, value.clone(), "the change")?;
         let mut tree = self.to_json();
@@ -95,6 +96,9 @@ impl Recipe {
             message: error.to_string(),
         })?;
         changed.validate()?;
+        if changed != *self {
+            changed.ensure_effect(key, self)?;
+        }
         Ok(changed)
     }
 

@@ -30,14 +30,14 @@ pub enum Error {
         through: String,
     },
     /// A key that the schema does not have.
-    #[error("unknown key `{key}` in {origin}{}", nearest_phrase(nearest.as_deref()))]
+    #[error("unknown key `{key}` in {origin}; {meant}")]
     UnknownKey {
         /// Dotted path as given.
         key: String,
         /// Where it was given.
         origin: String,
-        /// The key that was probably meant.
-        nearest: Option<String>,
+        /// The keys that were probably meant, or those that there are.
+        meant: String,
     },
     /// A value of another type than the key's.
     #[error("`{key}` in {origin}: found {found}, expected {expected}")]
@@ -77,8 +77,4 @@ impl Error {
             rule: rule.into(),
         }
     }
-}
-
-fn nearest_phrase(nearest: Option<&str>) -> String {
-    nearest.map_or_else(String::new, |key| format!("; did you mean `{key}`?"))
 }

@@ -80,11 +80,7 @@ pub(crate) fn leaf(key: &str, value: Value, origin: &str) -> Result<(&'static st
             .map_or_else(|| value.to_string(), str::to_owned);
         return Err(Error::rule(key, value, reason));
     }
-    let leaf = find(key).ok_or_else(|| Error::UnknownKey {
-        key: key.to_owned(),
-        origin: origin.to_owned(),
-        nearest: nearest(key),
-    })?;
+    let leaf = find(key).ok_or_else(|| unknown(key, origin))?;
     if leaf.shape.accepts(&value) {
         return Ok((leaf.key, value));
     }
@@ -112,23 +108,115 @@ pub(crate) fn find(key: &str) -> Option<&'static Leaf> {
     leaves().find(|leaf| leaf.key == key)
 }
 
-/// The key (or section) that was probably meant: one that ends in the same word, such as a setting looked for in
-/// another section; else the one with the fewest edits, at most a third of its length.
-pub(crate) fn nearest(key: &str) -> Option<String> {
+/// What other trainers call a setting, and what it is called here.
+const CUSTOMARY: [(&str, &str); 6] = [
+    ("learning_rate", "lr"),
+    ("precision", "dtype"),
+    ("batch_size", "batch_sequences"),
+    ("max_grad_norm", "grad_clip"),
+    ("rank", "r"),
+    ("training", "optim"),
+];
+
+/// The error for a key that no setting has.
+pub(crate) fn unknown(key: &str, origin: &str) -> Error {
+    Error::UnknownKey {
+        key: key.to_owned(),
+        origin: origin.to_owned(),
+        meant: meant(key),
+    }
+}
+
+/// The settings that were probably meant; where nothing is near, those that the section has.
+fn meant(key: &str) -> String {
+    let (section, word) = key.rsplit_once('.').unwrap_or(("", key));
+    let (section, word) = (customary(section), customary(word));
+    let near = alike(section, word)
+        .or_else(|| elsewhere(key, word))
+        .or_else(|| fewest_edits(key));
+    if let Some(near) = near {
+        let near: Vec<String> = near.iter().map(|key| format!("`{key}`")).collect();
+        return format!("did you mean {}?", near.join(" or "));
+    }
+    match settings_of(section).as_slice() {
+        [] => format!("the sections are {}", names().join(", ")),
+        settings => {
+            let words: Vec<&str> = settings.iter().map(|key| last_word(key)).collect();
+            format!("the settings of `{section}` are {}", words.join(", "))
+        }
+    }
+}
+
+/// Our word for another trainer's, of which the beginning is enough.
+fn customary(word: &str) -> &str {
+    const LEAST: usize = 4;
+    let mut known = CUSTOMARY.iter();
+    let found = known.find(|(theirs, _)| word.len() >= LEAST && theirs.starts_with(word));
+    found.map_or(word, |(_, ours)| ours)
+}
+
+/// Sections, and `seed`, in the order of the schema.
+fn names() -> Vec<&'static str> {
+    let mut names: Vec<&str> = leaves()
+        .map(|leaf| leaf.key.split('.').next().unwrap_or(leaf.key))
+        .collect();
+    names.dedup();
+    names
+}
+
+fn settings_of(section: &str) -> Vec<&'static str> {
+    let keys = leaves().map(|leaf| leaf.key);
+    keys.filter(|key| {
+        key.rsplit_once('.')
+            .is_some_and(|(name, _)| name == section)
+    })
+    .collect()
+}
+
+/// Settings of the section, or sections, of the same word; else those of which it is a part, and then those that are a part of
+/// it.
+fn alike(section: &str, word: &str) -> Option<Vec<&'static str>> {
+    // Fewer letters begin too much.
+    const LEAST: usize = 3;
+    let known = if section.is_empty() {
+        names()
+    } else {
+        settings_of(section)
+    };
+    let is_long = word.len() >= LEAST;
+    let tiers: [&dyn Fn(&str) -> bool; 5] = [
+        &|known| known == word,
+        &|known| known.split('_').any(|part| part == word),
+        &|known| is_long && known.starts_with(word),
+        &|known| is_long && known.contains(word),
+        &|known| {
+            let begins = known.len() > LEAST && word.starts_with(known);
+            begins || word.split('_').any(|part| part == known)
+        },
+    ];
+    tiers.iter().find_map(|is_alike| {
+        let found = known.iter().filter(|key| is_alike(last_word(key)));
+        let found: Vec<&str> = found.copied().collect();
+        (!found.is_empty()).then_some(found)
+    })
+}
+
+/// The setting of another section that has this word.
+fn elsewhere(key: &str, word: &str) -> Option<Vec<&'static str>> {
     let edits = |known: &&str| strsim::damerau_levenshtein(key, known);
-    let sections = leaves().filter_map(|leaf| leaf.key.split_once('.').map(|(name, _)| name));
-    leaves()
-        .map(|leaf| leaf.key)
-        .filter(|known| last_word(known) == last_word(key))
-        .min_by_key(edits)
-        .or_else(|| {
-            leaves()
-                .map(|leaf| leaf.key)
-                .chain(sections)
-                .filter(|known| edits(known) * 3 <= known.len().max(key.len()))
-                .min_by_key(edits)
-        })
-        .map(str::to_owned)
+    let same = leaves().map(|leaf| leaf.key);
+    let same = same
+        .filter(|known| last_word(known) == word)
+        .min_by_key(edits);
+    same.map(|key| vec![key])
+}
+
+/// The setting or section with the fewest edits, at most a third of its length.
+fn fewest_edits(key: &str) -> Option<Vec<&'static str>> {
+    let edits = |known: &&str| strsim::damerau_levenshtein(key, known);
+    let known = leaves().map(|leaf| leaf.key).chain(names());
+    let near = known.filter(|known| edits(known) * 3 <= known.len().max(key.len()));
+    near.min_by_key(edits).map(|key| vec![key])
 }
 
 fn last_word(path: &str) -> &str {

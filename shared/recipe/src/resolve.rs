@@ -105,8 +105,9 @@ impl Sources {
         }
         let recipe = whole(tree)?;
         let resolved = Resolved { recipe, origins };
+        // First, because it knows who set what.
+        validate::origins(&resolved, self.recipe.as_deref())?;
         resolved.recipe.validate()?;
-        validate::origins(&resolved)?;
         Ok(resolved)
     }
 
@@ -158,25 +159,38 @@ fn whole(tree: Value) -> Result<Recipe, Error> {
     })
 }
 
+/// A recipe that is being read: its place without detours, and its text.
+struct Seen {
+    place: String,
+    text: String,
+}
+
 /// Reads a recipe after the one that it extends.
 fn chain(
     location: &str,
     load: Loader<'_>,
-    seen: &mut Vec<String>,
+    seen: &mut Vec<Seen>,
     layers: &mut Vec<(Layer, Origin)>,
 ) -> Result<(), Error> {
-    if seen.iter().any(|earlier| earlier == location) {
-        return Err(Error::Loop {
-            location: location.to_owned(),
-            through: seen.last().cloned().unwrap_or_default(),
-        });
-    }
-    seen.push(location.to_owned());
     let text = load(location).map_err(|source| Error::Unreadable {
         location: location.to_owned(),
         source,
     })?;
+    let place = without_detours(location);
+    // The text, too: behind a linked folder, `..` leads elsewhere than it says.
+    if seen
+        .iter()
+        .any(|earlier| earlier.place == place && earlier.text == text)
+    {
+        return Err(Error::Loop {
+            location: place,
+            through: seen
+                .last()
+                .map_or_else(String::new, |last| last.place.clone()),
+        });
+    }
     let mut tree = parse(&text, location)?;
+    seen.push(Seen { place, text });
     let parent = tree
         .as_object_mut()
         .and_then(|sections| sections.shift_remove("extends"));
@@ -215,6 +229,26 @@ fn beside(location: &str, other: &str) -> String {
     } else {
         joined
     }
+}
+
+/// A place without the parts `.` and `..`, to tell whether two are the same; a file system may lead elsewhere behind a link.
+fn without_detours(location: &str) -> String {
+    if location.contains("://") {
+        return without_dots(location);
+    }
+    let mut parts: Vec<&str> = Vec::new();
+    for (index, part) in location.split('/').enumerate() {
+        match (part, parts.last()) {
+            // Above the root there is nothing.
+            (".", _) | ("..", Some(&"")) => {}
+            ("", _) if index > 0 => {}
+            ("..", Some(last)) if *last != ".." => {
+                parts.pop();
+            }
+            _ => parts.push(part),
+        }
+    }
+    parts.join("/")
 }
 
 /// A URI without the parts `.` and `..`, which no store follows as a file system does. Above its root there is nothing.

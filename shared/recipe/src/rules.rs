@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::Error;
-use crate::layer::{find, leaf, nearest};
+use crate::layer::{find, leaf, unknown};
 use crate::schema::Recipe;
 use crate::setting::Shape;
 
@@ -320,11 +320,7 @@ fn unquoted(text: &str) -> &str {
 fn known(key: &str, origin: &str) -> Result<&'static str, Error> {
     find(key)
         .map(|leaf| leaf.key)
-        .ok_or_else(|| Error::UnknownKey {
-            key: key.to_owned(),
-            origin: origin.to_owned(),
-            nearest: nearest(key),
-        })
+        .ok_or_else(|| unknown(key, origin))
 }
 
 fn bounds(key: &str, shape: Shape, range: &Map<String, Value>) -> Result<Bounds, Error> {

@@ -1,6 +1,7 @@
 //! The schema: every setting with its type, default and meaning.
 //!
-//! Defaults are the column "[REC] default" of the specification, 1.12; micro-sized recipes override them.
+//! Defaults are the column "[REC] default" of the specification, 1.12; micro-sized recipes override them. One differs: `model.dtype`
+//! is f32, where the column has bf16 beside an f32 master copy, since bf16 is slower than f32 on most processors.
 
 use serde::{Deserialize, Serialize};
 use wmtp_records::Split;
@@ -367,15 +368,15 @@ section! {
 section! {
     /// From scores to token weights.
     Weights("weights") {
-        /// Divides the whitened score.
+        /// Divides the whitened score; `rho1.weighting: topk` takes no exponential and has none.
         temperature: f64 = 1.0;
         /// Smallest weight.
         eps: f64 = 0.1;
         /// Largest weight.
         w_max: f64 = 3.0;
-        /// Smallest normalised entropy of the weights.
+        /// Smallest normalised entropy of the weights, below which the temperature rises; none with `rho1.weighting: topk`.
         entropy_floor: f64 = 0.01;
-        /// Share of the computed weight; the rest is 1.
+        /// Share of the computed weight; the rest is 1. It stays 1 with `rho1.hard`.
         blend: f64 = 1.0;
         /// Whose mean and deviation whiten the scores: `dataset` with advantages, `ema` (running ones) with Rho-1, or `own`,
         /// those of the scores that are normalised together; `auto` is the first or the second.

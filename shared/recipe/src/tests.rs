@@ -373,6 +373,18 @@ fn broken_recipes_are_named_with_key_and_source() {
         broken(
             "version: {id: v001}\nexperiment: {algo: rho1}\nrho1: {weighting: topk}\nweights: {whiten: own}\n",
         ),
+        broken(
+            "version: {id: v001}\nexperiment: {algo: rho1}\nrho1: {weighting: topk}\nweights: {temperature: 2}\n",
+        ),
+        broken(
+            "version: {id: v001}\nexperiment: {algo: rho1}\nrho1: {weighting: topk}\nweights: {entropy_floor: 0}\n",
+        ),
+        broken(
+            "version: {id: v001}\nexperiment: {algo: rho1}\nrho1: {weighting: topk, hard: true}\nweights: {blend: 0.5}\n",
+        ),
+        broken("version: {id: v001}\nexperiment: {algo: verifiable}\nrho1: {min_ce_diff: 0.3}\n"),
+        broken("version: {id: v001}\nexperiment: {algo: rho1}\nscore: {gamma: 0.9}\n"),
+        broken("version: {id: v001}\nexperiment: {algo: rho1}\nrho1: {ratio: 0.3}\n"),
         set("lora.targets=[wq, w4]"),
         set("lora.targets=[w1, wq]"),
         set("lora.targets=[]"),
@@ -382,7 +394,7 @@ fn broken_recipes_are_named_with_key_and_source() {
         set("model.dtype=f16"),
     ];
     insta::assert_snapshot!(messages.join("\n"), @r#"
-    unknown key `optim.learning_rat` in r.yaml
+    unknown key `optim.learning_rat` in r.yaml; did you mean `optim.lr`?
     unknown key `optim.lrr` in r.yaml; did you mean `optim.lr`?
     unknown key `weights.gamma` in r.yaml; did you mean `score.gamma`?
     unknown key `optin` in r.yaml; did you mean `optim`?
@@ -425,6 +437,12 @@ fn broken_recipes_are_named_with_key_and_source() {
     `weights.whiten` is dataset, which is not allowed: the excess of rho1 moves with the policy: auto, ema or own
     `weights.normalise` is step, which is not allowed: rho1 knows the excess of one micro-batch at a time: auto, micro_batch or sequence
     `weights.whiten` is own, which is not allowed: rho1.weighting topk compares scores and whitens none
+    `weights.temperature` is 2, which is not allowed: rho1.weighting topk compares scores and takes no exponential of them: leave it at 1
+    `weights.entropy_floor` is 0, which is not allowed: rho1.weighting topk compares scores and takes no exponential of them: leave it at 0.01
+    `weights.blend` is 0.5, which is not allowed: with rho1.hard the tokens left out weigh nothing, and a blend would give them weight: leave it at 1
+    `rho1.min_ce_diff` is set by r.yaml, which is not allowed: verifiable has no excess loss, and does not read it
+    `score.gamma` is set by r.yaml, which is not allowed: rho1 has no advantages, and does not read it
+    `rho1.ratio` is set by r.yaml, which is not allowed: it means something only beside rho1.weighting topk
     `lora.targets` in --set: found a list, expected a list of some of wq, wk, wv, wo, w1, w2, w3
     `lora.targets` is [w1, wq], which is not allowed: at least one, each once, in the order wq, wk, wv, wo, w1, w2, w3
     `lora.targets` is [], which is not allowed: at least one, each once, in the order wq, wk, wv, wo, w1, w2, w3
@@ -433,6 +451,233 @@ fn broken_recipes_are_named_with_key_and_source() {
     `lora.dropout` is 1, which is not allowed: 0 <= dropout < 1
     `model.dtype` is f16, which is not allowed: f16 ends at 65504 and loses gradients below 6e-8, and nothing here scales the loss; weights stored as f16 are widened when they are read, so train in f32 or bf16
     "#);
+}
+
+#[test]
+fn a_changed_recipe_keeps_the_rules_of_a_recipe_file() {
+    let of = |algo: &str, settings: &[&str]| {
+        let text = format!("version: {{id: v001}}\nexperiment: {{algo: {algo}}}\n");
+        let resolved = resolve(&[("r.yaml", text.as_str())], settings);
+        resolved.expect("valid").recipe
+    };
+    let said = |recipe: &Recipe, key: &str, value: Value| {
+        let changed = recipe.with_setting(key, &value);
+        changed.expect_err("no such recipe").to_string()
+    };
+    let (baseline, verifiable, rho1) =
+        (of("baseline", &[]), of("verifiable", &[]), of("rho1", &[]));
+    for (key, value) in [
+        ("weights.blend", json!(0.5)),
+        ("score.gamma", json!(0.9)),
+        ("rho1.ratio", json!(0.3)),
+        ("weights.whiten", json!("own")),
+    ] {
+        let said = said(&baseline, key, value);
+        assert!(
+            said.contains(key) && said.contains("sets no scores"),
+            "{said}"
+        );
+    }
+    // Nothing changes, so nothing is wrong.
+    assert_eq!(
+        baseline
+            .with_setting("weights.blend", &json!(1))
+            .expect("the default"),
+        baseline
+    );
+    let blended = of("verifiable", &["weights.blend=0.5"]);
+    let back = said(&blended, "experiment.algo", json!("baseline"));
+    assert!(back.contains("`weights.blend` is 0.5"), "{back}");
+    assert!(said(&verifiable, "rho1.min_ce_diff", json!(0.3)).contains("no excess loss"));
+    assert!(said(&rho1, "score.lambda_gae", json!(1.0)).contains("no advantages"));
+    assert!(said(&rho1, "rho1.ratio", json!(0.3)).contains("beside rho1.weighting topk"));
+    let selecting = of("rho1", &["rho1.weighting=topk"]);
+    selecting
+        .with_setting("rho1.ratio", &json!(0.3))
+        .expect("it is read");
+    selecting
+        .with_setting("weights.blend", &json!(0.5))
+        .expect("it is read");
+    assert!(said(&selecting, "weights.temperature", json!(0.5)).contains("no exponential"));
+    let warm = of("rho1", &["weights.temperature=2"]);
+    assert!(said(&warm, "rho1.weighting", json!("topk")).contains("weights.temperature"));
+    // What one algorithm learnt stays when the next one starts from its version.
+    let rewards = of("verifiable", &["score.lambda_gae=1"]);
+    rewards
+        .with_setting("experiment.algo", &json!("rho1"))
+        .expect("it is only unread");
+}
+
+#[test]
+fn a_scope_that_auto_stands_for_is_no_change() {
+    let named = |algo: &str, key: &str, word: &str| {
+        let text = format!("version: {{id: v001}}\nexperiment: {{algo: {algo}}}\n");
+        let recipe = resolve(&[("r.yaml", text.as_str())], &[])
+            .expect("valid")
+            .recipe;
+        recipe
+            .with_setting(key, &json!(word))
+            .map_err(|error| error.to_string())
+    };
+    for (algo, key, word) in [
+        ("verifiable", "weights.whiten", "dataset"),
+        ("shuffled", "weights.normalise", "step"),
+        ("rho1", "weights.whiten", "ema"),
+        ("rho1", "weights.normalise", "micro_batch"),
+    ] {
+        let said = named(algo, key, word).expect_err("the same bytes");
+        assert!(
+            said.contains(&format!("`{key}` is {word}")) && said.contains("auto"),
+            "{said}"
+        );
+    }
+    for algo in ["verifiable", "rho1"] {
+        named(algo, "weights.whiten", "own").expect("other bytes");
+        named(algo, "weights.normalise", "sequence").expect("other bytes");
+    }
+    assert!(named("rho1", "weights.whiten", "dataset").is_err());
+    assert!(named("verifiable", "weights.normalise", "micro_batch").is_err());
+}
+
+#[test]
+fn what_an_algorithm_does_not_read_is_refused_in_its_own_file_and_nowhere_else() {
+    let parent = (
+        "v002.yaml",
+        "version: {id: v002}\nexperiment: {algo: verifiable}\nscore: {gamma: 0.9}\n",
+    );
+    let child = |text: &'static str| [("v003.yaml", text), parent];
+    let inherited = child("extends: v002.yaml\nexperiment: {algo: rho1}\n");
+    let resolved = resolve(&inherited, &[]).expect("v002 has use of it");
+    let unread = resolved
+        .recipe
+        .unread("score.gamma")
+        .expect("rho1 has none");
+    assert!(unread.contains("no advantages"), "{unread}");
+    assert_eq!(resolved.recipe.unread("weights.blend"), None);
+    // One set of settings for a chain of versions.
+    resolve(&[parent], &["rho1.min_ce_diff=0.3"]).expect("v003 has use of it");
+    resolve_in(&[parent], &[], &[("WMTP_SET_RHO1__MIN_CE_DIFF", "0.3")]).expect("likewise");
+    // Another algorithm is tried on a recipe.
+    resolve(&[parent], &["experiment.algo=rho1"]).expect("a trial");
+    let own = child("extends: v002.yaml\nexperiment: {algo: rho1}\nscore: {gamma: 0.8}\n");
+    assert!(message(resolve(&own, &[])).contains("`score.gamma` is set by v003.yaml"));
+    let alone = child("extends: v002.yaml\nrho1: {min_ce_diff: 0.3}\n");
+    assert!(message(resolve(&alone, &[])).contains("`rho1.min_ce_diff` is set by v003.yaml"));
+    // Back to what the schema says.
+    let back = child("extends: v002.yaml\nexperiment: {algo: rho1}\nscore: {gamma: 1}\n");
+    resolve(&back, &[]).expect("a default");
+}
+
+#[test]
+fn unknown_keys_name_what_was_probably_meant() {
+    for (key, meant) in [
+        ("optim.learning_rate", "did you mean `optim.lr`?"),
+        ("training.learning_rate", "did you mean `optim.lr`?"),
+        (
+            "stage1.learning_rate",
+            "did you mean `stage1.lr_trunk` or `stage1.lr_head`?",
+        ),
+        ("model.precision", "did you mean `model.dtype`?"),
+        ("optim.batch_size", "did you mean `optim.batch_sequences`?"),
+        ("optim.max_grad_norm", "did you mean `optim.grad_clip`?"),
+        ("optim.num_epochs", "did you mean `optim.epochs`?"),
+        ("optim.warmup", "did you mean `optim.warmup_ratio`?"),
+        ("optim.beta", "did you mean `optim.beta1` or `optim.beta2`?"),
+        ("lora.rank", "did you mean `lora.r`?"),
+        ("score.lambda", "did you mean `score.lambda_gae`?"),
+        ("score.gae", "did you mean `score.lambda_gae`?"),
+        ("weights.lambda_gae", "did you mean `score.lambda_gae`?"),
+        ("weights.wmax", "did you mean `weights.w_max`?"),
+        ("weights.blendd", "did you mean `weights.blend`?"),
+        ("optim.lrr", "did you mean `optim.lr`?"),
+        ("training", "did you mean `optim`?"),
+        ("eval", "did you mean `evaluation`?"),
+        ("optmi", "did you mean `optim`?"),
+        ("score.xyz", "the settings of `score` are gamma, lambda_gae"),
+        (
+            "xyz",
+            "the sections are version, experiment, seed, model, data, optim, lora, stage1, reference, score, rho1, weights, \
+             evaluation",
+        ),
+    ] {
+        let said = crate::parse_setting(key, "1", "--set")
+            .unwrap_err()
+            .to_string();
+        assert_eq!(said, format!("unknown key `{key}` in --set; {meant}"));
+    }
+}
+
+#[test]
+fn a_recipe_that_extends_itself_is_told_so_however_it_is_written() {
+    let loops = |files: &[(&str, &str)]| {
+        // As a file system finds them: behind every detour.
+        let texts: BTreeMap<&str, &str> = files.iter().copied().collect();
+        let sources = Sources {
+            recipe: Some(files[0].0.to_owned()),
+            ..Sources::default()
+        };
+        let load = |name: &str| {
+            assert!(name.len() < 100, "it went on: {name}");
+            let last = name.rsplit('/').next().unwrap_or(name);
+            let text = texts.iter().find(|(name, _)| name.ends_with(last));
+            text.map(|(_, text)| (*text).to_owned())
+                .ok_or_else(|| "no such file".into())
+        };
+        message(sources.resolve_with(&load))
+    };
+    for parent in [
+        "./v001.yaml",
+        "v001.yaml",
+        "../b/v001.yaml",
+        ".././/b/./v001.yaml",
+    ] {
+        let text = format!("extends: {parent}\n");
+        assert_eq!(
+            loops(&[("a/b/v001.yaml", text.as_str())]),
+            "recipe a/b/v001.yaml: extends itself through a/b/v001.yaml"
+        );
+    }
+    assert_eq!(
+        loops(&[("/b/v001.yaml", "extends: ../../b/v001.yaml\n")]),
+        "recipe /b/v001.yaml: extends itself through /b/v001.yaml"
+    );
+    assert_eq!(
+        loops(&[("v001.yaml", "extends: ./v001.yaml\n")]),
+        "recipe v001.yaml: extends itself through v001.yaml"
+    );
+    let two = [
+        ("a/v001.yaml", "extends: ./v002.yaml\n"),
+        ("a/v002.yaml", "extends: ../a/v001.yaml\n"),
+    ];
+    assert_eq!(
+        loops(&two),
+        "recipe a/v001.yaml: extends itself through a/v002.yaml"
+    );
+}
+
+/// Behind a linked folder, `..` is not where it is written.
+#[cfg(unix)]
+#[test]
+fn a_recipe_behind_a_link_is_another_one() {
+    let place = tempfile::tempdir().expect("a folder");
+    let write = |name: &str, text: &str| {
+        let path = place.path().join(name);
+        std::fs::create_dir_all(path.parent().expect("a folder")).expect("made");
+        std::fs::write(path, text).expect("written");
+    };
+    write(
+        "a/v001.yaml",
+        "extends: link/../v001.yaml\noptim: {lr: 0.5}\n",
+    );
+    write("b/v001.yaml", MINIMAL);
+    write("b/c/unused", "");
+    std::os::unix::fs::symlink("../b/c", place.path().join("a/link")).expect("linked");
+    let sources = Sources {
+        recipe: Some(place.path().join("a/v001.yaml").display().to_string()),
+        ..Sources::default()
+    };
+    let recipe = sources.resolve().expect("two recipes").recipe;
+    assert_eq!((recipe.version.id.as_str(), recipe.optim.lr), ("v001", 0.5));
 }
 
 #[test]

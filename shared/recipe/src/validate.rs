@@ -2,7 +2,7 @@
 
 use crate::Error;
 use crate::resolve::{Origin, Resolved};
-use crate::schema::{Algo, LoraTarget, Normalise, Recipe, Rho1, Rho1Weighting, Whiten};
+use crate::schema::{Algo, LoraTarget, Normalise, Recipe, Rho1, Rho1Weighting, Weights, Whiten};
 
 /// Tokens of the longest row that a model reads: the positions for which it has angles, twice the longest sequence of the
 /// 7B model. A test holds it against the model's own number.
@@ -18,6 +18,7 @@ impl Recipe {
         self.validate_data()?;
         self.validate_training()?;
         self.validate_lora()?;
+        self.validate_baseline()?;
         self.validate_weights()?;
         self.validate_evaluation()
     }
@@ -221,11 +222,112 @@ impl Recipe {
                 "rho1 knows the excess of one micro-batch at a time: auto, micro_batch or sequence";
             let holds = normalise != Normalise::Step;
             ensure("weights.normalise", normalise, holds, rule)?;
-            let holds = whiten == Whiten::Auto || self.rho1.weighting == Rho1Weighting::Continuous;
-            let rule = "rho1.weighting topk compares scores and whitens none";
-            return ensure("weights.whiten", whiten, holds, rule);
+            return self.validate_selection();
         }
         Ok(())
+    }
+
+    /// A selection compares scores: what shapes an exponential of them would change nothing.
+    fn validate_selection(&self) -> Result<(), Error> {
+        if self.rho1.weighting == Rho1Weighting::Continuous {
+            return Ok(());
+        }
+        let (weights, default) = (&self.weights, Weights::default());
+        let rule = "rho1.weighting topk compares scores and whitens none";
+        let holds = weights.whiten == Whiten::Auto;
+        ensure("weights.whiten", weights.whiten, holds, rule)?;
+        let shapes = [
+            (
+                "weights.temperature",
+                weights.temperature,
+                default.temperature,
+            ),
+            (
+                "weights.entropy_floor",
+                weights.entropy_floor,
+                default.entropy_floor,
+            ),
+        ];
+        for (key, value, default) in shapes {
+            let rule = format!(
+                "rho1.weighting topk compares scores and takes no exponential of them: leave it at {default}"
+            );
+            ensure(key, value, value.to_bits() == default.to_bits(), rule)?;
+        }
+        let rule = "with rho1.hard the tokens left out weigh nothing, and a blend would give them weight: leave it at 1";
+        let holds = !self.rho1.hard || weights.blend >= 1.0;
+        ensure("weights.blend", weights.blend, holds, rule)
+    }
+
+    /// A baseline has no scores, whoever sets them.
+    fn validate_baseline(&self) -> Result<(), Error> {
+        if self.experiment.algo != Algo::Baseline {
+            return Ok(());
+        }
+        let set = Self::default().differences(self);
+        let stray = set
+            .into_iter()
+            .find_map(|key| Some((key, self.unread(key)?)));
+        stray.map_or(Ok(()), |(key, rule)| {
+            Err(Error::rule(key, self.words(key), rule))
+        })
+    }
+
+    /// A setting's value as messages have it.
+    fn words(&self, key: &str) -> String {
+        let value = self.setting(key).unwrap_or_default();
+        value
+            .as_str()
+            .map_or_else(|| value.to_string(), str::to_owned)
+    }
+
+    /// Why the weights would be the same whatever a setting of scores says: the algorithm does not read it. Nothing where it
+    /// does. Settings of stage 1 are not looked at: a version holds them for those that are derived from it.
+    pub fn unread(&self, key: &str) -> Option<String> {
+        let algo = self.experiment.algo;
+        match key.split('.').next() {
+            Some("score" | "rho1" | "weights") if algo == Algo::Baseline => Some(
+                "the baseline weighs every token the same, so its recipe sets no scores".to_owned(),
+            ),
+            Some("score") if !algo.needs_advantages() => {
+                Some(format!("{algo} has no advantages, and does not read it"))
+            }
+            Some("rho1") if !algo.needs_reference() => {
+                Some(format!("{algo} has no excess loss, and does not read it"))
+            }
+            _ if key == "rho1.ratio" && self.rho1.weighting == Rho1Weighting::Continuous => {
+                Some("it means something only beside rho1.weighting topk".to_owned())
+            }
+            _ => None,
+        }
+    }
+
+    /// Refuses a change after which the same bytes are trained.
+    pub(crate) fn ensure_effect(&self, key: &str, before: &Self) -> Result<(), Error> {
+        if let Some(rule) = self.unread(key) {
+            return Err(Error::rule(key, self.words(key), rule));
+        }
+        let is_scope = ["weights.whiten", "weights.normalise"].contains(&key);
+        let algo = self.experiment.algo;
+        let rule = format!("it is that already, which is what auto stands for with {algo}");
+        let holds = !is_scope || self.scopes() != before.scopes();
+        ensure(key, self.words(key), holds, rule)
+    }
+
+    /// What `auto` stands for, where it stands.
+    fn scopes(&self) -> (Whiten, Normalise) {
+        let has_advantages = self.experiment.algo.needs_advantages();
+        let whiten = match self.weights.whiten {
+            Whiten::Auto if has_advantages => Whiten::Dataset,
+            Whiten::Auto => Whiten::Ema,
+            named => named,
+        };
+        let normalise = match self.weights.normalise {
+            Normalise::Auto if has_advantages => Normalise::Step,
+            Normalise::Auto => Normalise::MicroBatch,
+            named => named,
+        };
+        (whiten, normalise)
     }
 
     /// Where the tokens left out weigh nothing, the others share the weight of all.
@@ -322,21 +424,31 @@ impl Recipe {
     }
 }
 
-/// A baseline has no scores: settings of them in its recipe are a mistake.
-pub(crate) fn origins(resolved: &Resolved) -> Result<(), Error> {
-    if resolved.recipe.experiment.algo != Algo::Baseline {
-        return Ok(());
+/// Settings that the algorithm does not read are a mistake where they are meant for it: in a baseline wherever they come from,
+/// with other algorithms in the file of the version itself. What it extends, `--set` and variables serve several versions.
+pub(crate) fn origins(resolved: &Resolved, own: Option<&str>) -> Result<(), Error> {
+    let recipe = &resolved.recipe;
+    let is_baseline = recipe.experiment.algo == Algo::Baseline;
+    let differing = Recipe::default().differences(recipe);
+    // Another algorithm tried on a recipe does not make the recipe wrong.
+    let is_tried = ["experiment.algo", "rho1.weighting"]
+        .iter()
+        .filter_map(|key| resolved.origin(key))
+        .any(|origin| !matches!(origin, Origin::Default | Origin::Recipe(_)));
+    let is_meant = |key: &&str, origin: &Origin| match origin {
+        Origin::Default => false,
+        _ if is_baseline => true,
+        Origin::Recipe(location) => !is_tried && own == Some(location) && differing.contains(key),
+        _ => false,
+    };
+    for (key, origin) in &resolved.origins {
+        if is_meant(key, origin)
+            && let Some(rule) = recipe.unread(key)
+        {
+            return Err(Error::rule(key, format!("set by {origin}"), rule));
+        }
     }
-    let stray = resolved.origins.iter().find(|(key, origin)| {
-        *origin != Origin::Default
-            && ["score.", "rho1.", "weights."]
-                .iter()
-                .any(|section| key.starts_with(section))
-    });
-    stray.map_or(Ok(()), |(key, origin)| {
-        let rule = "the baseline weighs every token the same, so its recipe sets no scores";
-        Err(Error::rule(key, format!("set by {origin}"), rule))
-    })
+    Ok(())
 }
 
 fn ensure(

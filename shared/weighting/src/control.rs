@@ -60,7 +60,9 @@ pub fn random_matched(
             _ => observed[rng.random_range(0..observed.len())],
         })
         .collect();
-    let c = project(&mut weights, settings.eps, settings.w_max);
+    // The observed weights are blended: beyond what their bounds became, the control would be wider than they are.
+    let (low, high) = settings.blended_bounds();
+    let c = project(&mut weights, low, high);
     check(&weights, settings)?;
     let stats = WeightStats::of(&weights, settings, c, settings.temperature);
     Ok(TokenWeights { weights, stats })
@@ -76,6 +78,24 @@ mod tests {
         let mut values = values.to_vec();
         values.sort_by(f64::total_cmp);
         values
+    }
+
+    #[test]
+    fn drawn_weights_stay_where_the_blend_left_the_observed_ones() {
+        let settings = WeightSettings {
+            blend: 0.5,
+            ..WeightSettings::default()
+        };
+        // 0.1 and 3 by half.
+        let observed = [0.55, 0.55, 0.55, 0.55, 0.55, 0.55, 0.7, 2.0, 2.0, 2.0];
+        let made = random_matched(&observed, 500, 7, &settings).unwrap();
+        let stats = made.stats;
+        assert!(
+            stats.min >= 0.55 - 1e-12 && stats.max <= 2.0 + 1e-12,
+            "{stats:?}"
+        );
+        assert!((stats.projection_c - 1.0).abs() > 1e-6, "{stats:?}");
+        assert!(stats.clip_low + stats.clip_high > 0.2, "{stats:?}");
     }
 
     #[test]

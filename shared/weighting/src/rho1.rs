@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::weights::{
-    Error, TokenWeights, WeightSettings, WeightStats, check, check_selected, project,
+    Error, TokenWeights, WeightSettings, WeightStats, blend, check, check_selected, project,
     require_finite,
 };
 
@@ -60,12 +60,12 @@ pub struct Selection {
 }
 
 impl Selection {
-    /// Checks the share, and that the selected targets can carry the weight of all.
+    /// Checks the share, that the selected targets can carry the weight of all, and that the others weigh what was asked for.
     pub fn validate(&self, settings: &WeightSettings) -> Result<(), Error> {
         let value = self.ratio;
         let fail = |rule| {
             Err(Error::Setting {
-                name: "ratio",
+                key: "rho1.ratio",
                 value,
                 rule,
             })
@@ -75,6 +75,13 @@ impl Selection {
         }
         if self.hard && value * settings.w_max < 1.0 {
             return fail("at least 1 / w_max where the others weigh nothing");
+        }
+        if self.hard && settings.blend < 1.0 {
+            return Err(Error::Setting {
+                key: "weights.blend",
+                value: settings.blend,
+                rule: "1 where the others weigh nothing",
+            });
         }
         Ok(())
     }
@@ -93,8 +100,8 @@ impl Selection {
 }
 
 /// Binary weighting: the targets with the highest scores are selected. The others sit at the lower bound, unless the upper
-/// one leaves some mass over, and the projection restores mean 1; or, with a hard selection, they weigh nothing and the
-/// selected ones N/|selected|.
+/// one leaves some mass over, the projection restores mean 1, and the blend moves both towards 1; or, with a hard selection,
+/// they weigh nothing and the selected ones N/|selected|. Temperature and entropy floor play no part.
 ///
 /// At least one target is selected; equal scores are taken in order.
 ///
@@ -130,6 +137,10 @@ pub fn topk(
         1.0
     } else {
         let c = project(&mut weights, settings.eps, settings.w_max);
+        // Not by a share of 1: it would round.
+        if settings.blend < 1.0 {
+            blend(&mut weights, settings);
+        }
         check(&weights, settings)?;
         c
     };
@@ -203,7 +214,7 @@ mod tests {
         let error = topk(&[1.0; 10], &hard(0.2), &settings).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "weights.ratio is 0.2, but it must be at least 1 / w_max where the others weigh nothing"
+            "rho1.ratio is 0.2, but it must be at least 1 / w_max where the others weigh nothing"
         );
         let wider = WeightSettings {
             w_max: 5.0,
@@ -265,6 +276,35 @@ mod tests {
             &made.weights,
             &[[0.1; 4].as_slice(), &[1.6; 6]].concat(),
             1e-9,
+        );
+    }
+
+    #[test]
+    fn a_blend_moves_the_selected_and_the_others_towards_one() {
+        let scores: Vec<f64> = (0..10).map(f64::from).collect();
+        let settings = |blend| WeightSettings {
+            blend,
+            ..WeightSettings::default()
+        };
+        let made = topk(&scores, &soft(0.6), &settings(0.5)).unwrap();
+        // 1 + (0.1 - 1) / 2 and 1 + (1.6 - 1) / 2.
+        assert_close(
+            &made.weights,
+            &[[0.55; 4].as_slice(), &[1.3; 6]].concat(),
+            1e-9,
+        );
+        let stats = made.stats;
+        assert_close(
+            &[stats.mean, stats.clip_low, stats.clip_high],
+            &[1.0, 0.4, 0.0],
+            1e-12,
+        );
+        let none = topk(&scores, &soft(0.6), &settings(0.0)).unwrap();
+        assert_eq!(none.weights, [1.0; 10]);
+        let error = topk(&scores, &hard(0.6), &settings(0.5)).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "weights.blend is 0.5, but it must be 1 where the others weigh nothing"
         );
     }
 

@@ -23,10 +23,10 @@ pub enum Error {
         value: f64,
     },
     /// A setting is outside its range.
-    #[error("weights.{name} is {value}, but it must be {rule}")]
+    #[error("{key} is {value}, but it must be {rule}")]
     Setting {
-        /// Name of the setting.
-        name: &'static str,
+        /// Its key in a recipe.
+        key: &'static str,
         /// Its value.
         value: f64,
         /// The range in words.
@@ -79,42 +79,48 @@ impl WeightSettings {
     pub fn validate(&self) -> Result<(), Error> {
         let rules = [
             (
-                "temperature",
+                "weights.temperature",
                 self.temperature,
                 self.temperature > 0.0 && self.temperature.is_finite(),
                 "above 0",
             ),
             (
-                "eps",
+                "weights.eps",
                 self.eps,
                 self.eps > 0.0 && self.eps <= 1.0,
                 "in (0, 1]",
             ),
             (
-                "w_max",
+                "weights.w_max",
                 self.w_max,
                 self.w_max >= 1.0 && self.w_max.is_finite(),
                 "at least 1",
             ),
             (
-                "entropy_floor",
+                "weights.entropy_floor",
                 self.entropy_floor,
                 (0.0..1.0).contains(&self.entropy_floor),
                 "in [0, 1)",
             ),
             (
-                "blend",
+                "weights.blend",
                 self.blend,
                 (0.0..=1.0).contains(&self.blend),
                 "in [0, 1]",
             ),
         ];
-        for (name, value, holds, rule) in rules {
+        for (key, value, holds, rule) in rules {
             if !holds {
-                return Err(Error::Setting { name, value, rule });
+                return Err(Error::Setting { key, value, rule });
             }
         }
         Ok(())
+    }
+
+    /// What weights at the lower and at the upper bound become when they are blended with 1.
+    pub fn blended_bounds(&self) -> (f64, f64) {
+        let blended = |bound: f64| self.blend * bound + (1.0 - self.blend);
+        (blended(self.eps), blended(self.w_max))
     }
 }
 
@@ -166,9 +172,10 @@ pub struct WeightStats {
     pub max: f64,
     /// Entropy of the weights over ln N, in [0, 1]; 1 is uniform.
     pub entropy: f64,
-    /// Share of weights at the lower bound, those of 0 that a hard selection gives among them.
+    /// Share of weights that were at the lower bound before they were blended with 1, those of 0 that a hard selection gives
+    /// among them; none where nothing is left of them (a blend of 0).
     pub clip_low: f64,
-    /// Share of weights at the upper bound.
+    /// Share of weights that were at the upper bound before they were blended with 1.
     pub clip_high: f64,
     /// Factor of the projection; 1 when nothing was clipped.
     pub projection_c: f64,
@@ -186,8 +193,10 @@ impl WeightStats {
     ) -> Self {
         let count = weights.len();
         let Whitening { mean, std } = Whitening::of(weights);
+        let (low, high) = settings.blended_bounds();
         let share = |holds: &dyn Fn(f64) -> bool| {
-            weights.iter().filter(|w| holds(**w)).count() as f64 / count.max(1) as f64
+            let at = |w: &&f64| settings.blend > 0.0 && holds(**w);
+            weights.iter().filter(at).count() as f64 / count.max(1) as f64
         };
         Self {
             count,
@@ -196,8 +205,8 @@ impl WeightStats {
             min: weights.iter().copied().reduce(f64::min).unwrap_or(1.0),
             max: weights.iter().copied().reduce(f64::max).unwrap_or(1.0),
             entropy: normalised_entropy(weights),
-            clip_low: share(&|w| w <= settings.eps * (1.0 + 1e-9)),
-            clip_high: share(&|w| w >= settings.w_max * (1.0 - 1e-9)),
+            clip_low: share(&|w| w <= low * (1.0 + 1e-9)),
+            clip_high: share(&|w| w >= high * (1.0 - 1e-9)),
             projection_c,
             temperature,
         }
@@ -244,9 +253,7 @@ pub fn token_weights(
     let mut logs = log_softmax_mean_one(&whitened, temperature);
     let c = project_logs(&mut logs, settings.eps, settings.w_max);
     let mut weights = logs;
-    for weight in &mut weights {
-        *weight = 1.0 + settings.blend * (*weight - 1.0);
-    }
+    blend(&mut weights, settings);
     check(&weights, settings)?;
     let stats = WeightStats::of(&weights, settings, c, temperature);
     Ok(TokenWeights { weights, stats })
@@ -261,6 +268,13 @@ pub fn project(weights: &mut [f64], eps: f64, w_max: f64) -> f64 {
         *weight = weight.max(f64::MIN_POSITIVE).ln();
     }
     project_logs(weights, eps, w_max)
+}
+
+/// Leaves that share of the weights that the settings say; the rest is 1, and the mean stays.
+pub(crate) fn blend(weights: &mut [f64], settings: &WeightSettings) {
+    for weight in weights {
+        *weight = 1.0 + settings.blend * (*weight - 1.0);
+    }
 }
 
 /// Checks mean 1, finiteness and bounds.
@@ -495,6 +509,34 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn weights_at_a_bound_are_counted_before_they_are_blended() {
+        let blended = WeightSettings {
+            blend: 0.5,
+            ..at(0.7)
+        };
+        let made = token_weights(&RIGHT, &Whitening::of(&RIGHT), &blended).unwrap();
+        assert_close(&made.weights, &[0.776_393, 0.682_230, 2.0, 0.541_376], 2e-6);
+        assert_close(
+            &[made.stats.clip_high, made.stats.clip_low],
+            &[0.25, 0.0],
+            0.0,
+        );
+        let raw = [0.01, 0.01, 0.02, 0.1, 8.0, 0.5, 0.2, 0.3].map(f64::ln);
+        let whitening = Whitening {
+            mean: 0.0,
+            std: 1.0,
+        };
+        let of = |blend| {
+            let settings = WeightSettings { blend, ..at(1.0) };
+            let stats = token_weights(&raw, &whitening, &settings).unwrap().stats;
+            [stats.clip_low, stats.clip_high]
+        };
+        assert_eq!([of(1.0), of(0.5), of(0.1)], [[0.25, 0.125]; 3]);
+        // Nothing is left of them.
+        assert_close(&of(0.0), &[0.0, 0.0], 0.0);
+    }
+
+    #[test]
     fn a_wrong_solution_gives_the_worked_weights() {
         let cold = token_weights(&WRONG, &Whitening::of(&WRONG), &at(0.7)).unwrap();
         assert_close(
@@ -567,7 +609,13 @@ pub(crate) mod tests {
             ..WeightSettings::default()
         };
         let error = token_weights(&[0.0, 1.0], &whitening, &settings);
-        assert!(matches!(error, Err(Error::Setting { name: "eps", .. })));
+        assert!(matches!(
+            error,
+            Err(Error::Setting {
+                key: "weights.eps",
+                ..
+            })
+        ));
     }
 
     fn settings() -> impl Strategy<Value = WeightSettings> {
@@ -629,6 +677,13 @@ pub(crate) mod tests {
             for (a, b) in made.iter().zip(&other) {
                 prop_assert!((a - b).abs() < 1e-9);
             }
+        }
+
+        /// Runs without a blend have the bounds of their settings, to the bit.
+        #[test]
+        fn a_share_of_one_leaves_the_bounds(eps in 1e-9f64..=1.0, w_max in 1f64..1e6) {
+            let settings = WeightSettings { eps, w_max, ..WeightSettings::default() };
+            prop_assert_eq!(settings.blended_bounds(), (eps, w_max));
         }
 
         #[test]

@@ -354,6 +354,10 @@ fn a_loop_keeps_to_the_rules_and_to_actions_of_people() {
     other(&by_hand.replace("weights.eps: 0.1 -> 0.2", "optim.lr: 0.004 -> 0.1"))
         .expect(77)
         .says(&["begin another loop"]);
+    let of_baseline = by_hand.replace("From: v002", "From: v001");
+    other(&of_baseline.replace("weights.eps: 0.1 -> 0.2", "weights.blend: 1 -> 0.5"))
+        .expect(77)
+        .says(&["weights.blend", "sets no scores"]);
     other(&action).expect(0);
 
     // Another data set under the same loop.

@@ -16,6 +16,7 @@ mod ranks;
 mod repeats;
 mod scores;
 mod scripts;
+mod settings;
 mod steps;
 mod stops;
 mod tracking;

@@ -90,7 +90,7 @@ pub const CATALOGUE: [Entry; 14] = [
         propose: |case| {
             let loss = case.loss_to_baseline()?;
             let blend = case.recipe.weights.blend;
-            (case.has_weights() && blend > 0.2).then(|| Proposal {
+            (case.has_weights() && !case.is_hard() && blend > 0.2).then(|| Proposal {
                 value: json!(blend / 2.0),
                 because: format!(
                     "{} lies {} behind its baseline {} ({})",
@@ -141,17 +141,19 @@ pub const CATALOGUE: [Entry; 14] = [
         mends: true,
         propose: |case| {
             let (facts, temperature) = (case.weights()?, case.recipe.weights.temperature);
-            (facts.clip_high > MANY_AT_BOUND && temperature < 4.0).then(|| Proposal {
-                value: json!(temperature * 2.0),
-                because: format!(
-                    "{} of its tokens sit at the upper bound of the weights",
-                    percent(facts.clip_high)
-                ),
-                expected_impact: format!(
-                    "fewer than {} at the bound; {}",
-                    percent(facts.clip_high),
-                    case.unknown_sign()
-                ),
+            (!case.selects() && facts.clip_high > MANY_AT_BOUND && temperature < 4.0).then(|| {
+                Proposal {
+                    value: json!(temperature * 2.0),
+                    because: format!(
+                        "{} of its tokens sit at the upper bound of the weights",
+                        percent(facts.clip_high)
+                    ),
+                    expected_impact: format!(
+                        "fewer than {} at the bound; {}",
+                        percent(facts.clip_high),
+                        case.unknown_sign()
+                    ),
+                }
             })
         },
     },
@@ -163,7 +165,7 @@ pub const CATALOGUE: [Entry; 14] = [
         mends: true,
         propose: |case| {
             let (facts, temperature) = (case.weights()?, case.recipe.weights.temperature);
-            (facts.std < NEARLY_UNIFORM && temperature > 0.3).then(|| Proposal {
+            (!case.selects() && facts.std < NEARLY_UNIFORM && temperature > 0.3).then(|| Proposal {
                 value: json!(temperature / 2.0),
                 because: format!("its weights spread by {:.2} around 1 only", facts.std),
                 expected_impact: format!(
@@ -198,17 +200,21 @@ pub const CATALOGUE: [Entry; 14] = [
         mends: true,
         propose: |case| {
             let facts = case.weights()?;
-            (facts.entropy < CONCENTRATED && case.recipe.weights.w_max > 2.0).then(|| Proposal {
-                value: json!(2.0),
-                because: format!(
-                    "the normalised entropy of its weights is {:.2}: few tokens carry much",
-                    facts.entropy
-                ),
-                expected_impact: format!(
-                    "an entropy above {:.2}; {}",
-                    facts.entropy,
-                    case.unknown_sign()
-                ),
+            // Selected tokens have one weight, and a bound above it moves none.
+            let binds = !case.selects() || facts.clip_high > 0.0;
+            (binds && facts.entropy < CONCENTRATED && case.recipe.weights.w_max > 2.0).then(|| {
+                Proposal {
+                    value: json!(2.0),
+                    because: format!(
+                        "the normalised entropy of its weights is {:.2}: few tokens carry much",
+                        facts.entropy
+                    ),
+                    expected_impact: format!(
+                        "an entropy above {:.2}; {}",
+                        facts.entropy,
+                        case.unknown_sign()
+                    ),
+                }
             })
         },
     },
@@ -338,6 +344,17 @@ impl Case<'_> {
     /// Whether weights that mean something shape the training.
     fn has_weights(&self) -> bool {
         matches!(self.recipe.experiment.algo, Algo::Verifiable | Algo::Rho1)
+    }
+
+    /// Whether scores are compared alone: no temperature then shapes the weights.
+    fn selects(&self) -> bool {
+        self.recipe.experiment.algo == Algo::Rho1
+            && self.recipe.rho1.weighting == Rho1Weighting::Topk
+    }
+
+    /// Whether tokens that are left out weigh nothing, which no blend may change.
+    fn is_hard(&self) -> bool {
+        self.selects() && self.recipe.rho1.hard
     }
 
     fn weights(&self) -> Option<WeightFacts> {

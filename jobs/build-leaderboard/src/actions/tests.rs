@@ -114,6 +114,26 @@ fn an_action_that_does_not_fit_is_refused_with_the_reason() {
     assert!(refused("weights.blend: 1 -> 0.5", bounded).contains("0.5 became 0.75"));
 }
 
+#[test]
+fn an_action_that_would_train_the_same_bytes_is_refused() {
+    let said = |algo: Algo, change: &str| {
+        let text = BY_A_PERSON
+            .replace("weights.blend: 1 \u{2192} 0.5", change)
+            .replace("From: v002", "From: v001");
+        let action = Action::parse(&text, "v001").unwrap();
+        let from = recipe("v001", algo);
+        action
+            .apply(&from, &Rules::default())
+            .unwrap_err()
+            .to_string()
+    };
+    let blend = said(Algo::Baseline, "weights.blend: 1 -> 0.5");
+    assert!(blend.contains("sets no scores"), "{blend}");
+    assert!(said(Algo::Rho1, "score.gamma: 1 -> 0.9").contains("no advantages"));
+    assert!(said(Algo::Rho1, "weights.whiten: auto -> ema").contains("already"));
+    assert!(said(Algo::Verifiable, "rho1.min_ce_diff: 0.01 -> 0.1").contains("no excess loss"));
+}
+
 /// A loop whose versions solve so many of 20 samples a task; all but the first descend from the one before.
 struct World {
     judged: Judged,
@@ -268,6 +288,63 @@ fn what_does_not_mend_a_dead_end_starts_from_its_last_live_ancestor() {
         .unwrap()
         .1;
     assert!(reason.contains("v002 has this recipe"), "{reason}");
+}
+
+/// Names of what the catalogue proposes for a version of Rho-1 that lost, whether it is taken or not.
+fn proposed(change: impl Fn(&mut Recipe), weights: WeightFacts) -> Vec<String> {
+    let mut rho1 = recipe("v002", Algo::Rho1);
+    change(&mut rho1);
+    let versions = [(recipe("v001", Algo::Baseline), 12), (rho1, 8)];
+    let action = World::new(&versions, weights, "{}").select(9);
+    let deferred = action.deferred.into_iter().map(|(name, _)| name);
+    deferred.chain([action.entry]).collect()
+}
+
+#[test]
+fn what_a_selection_does_not_read_is_not_proposed_for_it() {
+    let crowded = WeightFacts {
+        std: 0.2,
+        entropy: 0.7,
+        clip_low: 0.4,
+        clip_high: 0.2,
+    };
+    let has = |names: &[String], name: &str| names.iter().any(|one| one == name);
+    let continuous = proposed(|_| {}, crowded);
+    for name in [
+        "halve-blend",
+        "soften-weights",
+        "sharpen-weights",
+        "narrow-weights",
+    ] {
+        assert!(has(&continuous, name), "{name}: {continuous:?}");
+    }
+    let topk = |recipe: &mut Recipe| recipe.rho1.weighting = wmtp_recipe::Rho1Weighting::Topk;
+    let soft = proposed(topk, crowded);
+    assert!(
+        has(&soft, "halve-blend") && has(&soft, "narrow-weights"),
+        "{soft:?}"
+    );
+    assert!(
+        !has(&soft, "soften-weights") && !has(&soft, "sharpen-weights"),
+        "{soft:?}"
+    );
+    let hard = |recipe: &mut Recipe| {
+        topk(recipe);
+        recipe.rho1.hard = true;
+    };
+    let below = WeightFacts {
+        clip_high: 0.0,
+        ..crowded
+    };
+    let hard = proposed(hard, below);
+    for name in [
+        "halve-blend",
+        "soften-weights",
+        "sharpen-weights",
+        "narrow-weights",
+    ] {
+        assert!(!has(&hard, name), "{name}: {hard:?}");
+    }
 }
 
 #[test]

@@ -134,7 +134,9 @@ fn keep_identity(folder: &LoopFolder, identity: &Identity) -> Result<(), JobErro
 fn write_once(folder: &LoopFolder, recipe: &Recipe) -> Result<(), JobError> {
     let path = folder.recipe_path(FIRST);
     if !path.is_file() {
-        return write_whole(&path, &yaml(recipe));
+        let text = yaml(recipe);
+        folder.read_back(&text, recipe)?;
+        return write_whole(&path, &text);
     }
     let differs = folder.recipe(FIRST)?.differences(recipe);
     if differs.is_empty() {

@@ -62,9 +62,9 @@ impl Tool for NextVersion {
             cx.print(format!("{next} is there: {}", selected.change.words()));
         } else {
             let text = yaml(&action.from, &recipe, &selected.change)?;
+            folder.read_back(&text, &recipe)?;
             if !cx.is_dry_run() {
                 write_whole(&target, &text)?;
-                check(&folder.recipe(next)?, &recipe)?;
             }
             cx.print(format!("{}: {}", target.display(), selected.change.words()));
         }
@@ -116,16 +116,4 @@ fn yaml(from: &str, recipe: &Recipe, change: &Change) -> Result<String, JobError
         "extends: {from}.yaml\nversion:\n  id: {}\n  parent: {from}\n  change: {words}\n{own}",
         recipe.version.id
     ))
-}
-
-/// What was written reads back as what was meant.
-fn check(written: &Recipe, meant: &Recipe) -> Result<(), JobError> {
-    let differs = written.differences(meant);
-    if differs.is_empty() {
-        return Ok(());
-    }
-    Err(JobError::internal(format!(
-        "the recipe that was written differs in {}",
-        differs.join(", ")
-    )))
 }
