@@ -409,6 +409,16 @@ mod tests {
         check_every_way_of_keeping(&model, adapters.store(), 42);
     }
 
+    #[test]
+    fn adapters_beside_bf16_products_go_back_as_the_graph_does() {
+        let (params, (_, adapters)) = (tiny(), dropping());
+        let store = ParamStore::init(&params, 3, DType::F32, &Device::Cpu).unwrap();
+        let model = MtpModel::adapted(&params, &store, &adapters).unwrap();
+        let model = model.with_products(Products::Bf16);
+        check_every_way_of_keeping(&model, adapters.store(), 42);
+        check_a_head(&model, adapters.store(), 14);
+    }
+
     fn check_every_way_of_keeping(model: &MtpModel, store: &ParamStore, num_gradients: usize) {
         let params = model.params();
         let ids = Tensor::new(&[[1u32, 5, 9, 2, 7], [3, 3, 8, 28, 0]], &Device::Cpu).unwrap();

@@ -17,8 +17,9 @@ pub enum Products {
     /// As the tensors are.
     #[default]
     F32,
-    /// Factors rounded to bf16: up to twice the rate of f32 on AMD's processors with
-    /// AVX512-BF16, somewhat less than f32's with AVX-512 otherwise, far less elsewhere.
+    /// Factors rounded to bf16, their sums f32: up to twice the rate of f32 on AMD's processors with AVX512-BF16, somewhat
+    /// less than f32's with AVX-512 otherwise, far less elsewhere. Adapters are not rounded on the CPU; on a device the
+    /// weights are rounded with their adapters in them, and f64 tensors keep f64.
     Bf16,
 }
 

@@ -195,6 +195,10 @@ impl AttentionHeads {
 impl Fused for AttentionHeads {
     const NAME: &'static str = "attention-heads";
 
+    fn products(&self) -> Products {
+        self.setup.products
+    }
+
     fn forward<T: Float>(
         &self,
         x: &CpuStorage,

@@ -152,6 +152,10 @@ impl CustomOp2 for FeedForward {
 impl Fused for FeedForward {
     const NAME: &'static str = "feed-forward";
 
+    fn products(&self) -> Products {
+        self.products
+    }
+
     fn forward<T: Float>(
         &self,
         x: &CpuStorage,
