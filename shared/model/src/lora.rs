@@ -3,7 +3,7 @@
 //! In: a base model and which of its matrices to adapt, in trunk and heads alike. Out: the adapters as trainable
 //! parameters, their strict file, and the merged weights `W + (α/r)·B·A`. How they are computed: [`ops`].
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
@@ -18,6 +18,9 @@ use crate::{Error, ParamStore, Params, Result};
 
 /// Key of the settings in the header of an adapter file.
 const HEADER: &str = "lora";
+
+/// Where an error says that a tensor comes from.
+const ORIGIN: &str = "adapters";
 
 /// A kind of matrix that adapters can be put on, by Meta's names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -238,7 +241,11 @@ impl Adapters {
     }
 
     /// A plain store with `W + (α/r)·B·A` in the place of every adapted matrix of `base`.
+    ///
+    /// # Errors
+    /// Names an adapter that no matrix of `base` takes, or that has another shape than its matrix asks for.
     pub fn merge(&self, base: &ParamStore) -> Result<ParamStore> {
+        self.check_all_used(base.iter().map(|(name, _)| name))?;
         let merged = base.iter().map(|(name, _)| {
             let weight = base.wide(name)?;
             let matrix = name.strip_suffix(".weight").unwrap_or(name);
@@ -252,6 +259,24 @@ impl Adapters {
         ParamStore::from_tensors(merged.collect::<Result<_>>()?)
     }
 
+    /// Every adapter must be upon one of these tensors: one that nothing reads would be lost without a word.
+    pub(crate) fn check_all_used<'a>(
+        &self,
+        tensors: impl IntoIterator<Item = &'a str>,
+    ) -> Result<()> {
+        let matrices = tensors
+            .into_iter()
+            .filter_map(|name| name.strip_suffix(".weight"));
+        let known: BTreeSet<String> = matrices.flat_map(adapter_names).collect();
+        match self.store.iter().find(|(name, _)| !known.contains(*name)) {
+            Some((name, _)) => Err(Error::UnexpectedTensor {
+                origin: ORIGIN.to_owned(),
+                name: name.to_owned(),
+            }),
+            None => Ok(()),
+        }
+    }
+
     /// The adapters among the packed weights of one operation, named without `.weight`; none where no weight is
     /// a target.
     pub(crate) fn on(
@@ -263,7 +288,7 @@ impl Adapters {
         let mut start = 0;
         for (matrix, weight) in weights {
             let [a, b] = adapter_names(matrix);
-            if self.store.get(&a).is_some() {
+            if [&a, &b].iter().any(|name| self.store.get(name).is_some()) {
                 let (outputs, inputs) = weight.dims2()?;
                 let slot = Slot {
                     start,
@@ -271,8 +296,9 @@ impl Adapters {
                     inputs,
                     stream: fnv1a(matrix),
                 };
-                let tensor = |name: &str| tracking.tensor(&self.store, name);
-                adapted.push((slot, [tensor(&a)?, tensor(&b)?]));
+                let a = self.shaped(&a, [self.settings.r, inputs], tracking)?;
+                let b = self.shaped(&b, [outputs, self.settings.r], tracking)?;
+                adapted.push((slot, [a, b]));
             }
             start += weight.elem_count();
         }
@@ -281,6 +307,20 @@ impl Adapters {
         }
         let (rank, scale) = (self.settings.r, self.settings.scale());
         Ok(Some(LowRank::new(rank, scale, adapted)))
+    }
+
+    /// An adapter, which must have this shape: operations cut the adapters' values by the shapes of the weights.
+    fn shaped(&self, name: &str, expected: [usize; 2], tracking: Tracking) -> Result<Tensor> {
+        let tensor = tracking.tensor(&self.store, name)?;
+        if tensor.dims() != expected {
+            return Err(Error::TensorShape {
+                origin: ORIGIN.to_owned(),
+                name: name.to_owned(),
+                found: tensor.dims().to_vec(),
+                expected: expected.to_vec(),
+            });
+        }
+        Ok(tensor)
     }
 }
 
@@ -305,6 +345,7 @@ fn header(path: &Path, bytes: &[u8]) -> Result<LoraSettings> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{HeadKind, MtpModel, ValueModel};
 
     fn settings(r: usize, targets: &[LoraTarget]) -> LoraSettings {
         LoraSettings {
@@ -452,6 +493,100 @@ mod tests {
         assert!(load(&Params::small()).to_string().contains("has no `lora`"));
         lying(&[], 4).save(&path).unwrap();
         assert!(load(&Params::small()).to_string().contains("no target"));
+    }
+
+    fn base(params: &Params) -> ParamStore {
+        ParamStore::init(params, 3, DType::F32, &Device::Cpu).unwrap()
+    }
+
+    #[test]
+    fn adapters_that_nothing_takes_are_named() {
+        // Of a deeper model, whose third block under `layers` is one of the trunk.
+        let deeper = Params {
+            n_layers: 5,
+            ..Params::small()
+        };
+        let of_deeper = Adapters::init(
+            &deeper,
+            settings(4, &[LoraTarget::Wv]),
+            7,
+            DType::F32,
+            &Device::Cpu,
+        )
+        .unwrap();
+        let (params, base) = (Params::small(), base(&Params::small()));
+        for made in [
+            of_deeper.merge(&base).map(|_| ()),
+            MtpModel::adapted(&params, &base, &of_deeper).map(|_| ()),
+            MtpModel::adapted_frozen(&params, &base, &of_deeper).map(|_| ()),
+        ] {
+            assert!(
+                matches!(made.unwrap_err(), Error::UnexpectedTensor { name, .. }
+                if name == "layers.3.attention.wv.lora_a")
+            );
+        }
+        // A value model has no heads.
+        let of_policy = fresh(&[LoraTarget::Wv]);
+        let trunk = ParamStore::value_trunk_from(&params, &base).unwrap();
+        let kind = HeadKind::Linear;
+        let head =
+            ParamStore::init_value_head(kind, &params, 5, 0.5, DType::F32, &Device::Cpu).unwrap();
+        for made in [
+            of_policy.merge(&trunk).map(|_| ()),
+            ValueModel::adapted(&params, kind, &trunk, &of_policy, &head).map(|_| ()),
+            ValueModel::adapted_frozen(&params, kind, &trunk, &of_policy, &head).map(|_| ()),
+        ] {
+            assert!(
+                matches!(made.unwrap_err(), Error::UnexpectedTensor { name, .. }
+                if name == "layers.2.attention.wv.lora_a")
+            );
+        }
+        assert!(of_policy.merge(&base).is_ok());
+    }
+
+    #[test]
+    fn adapters_of_another_width_or_without_their_other_half_are_named() {
+        let (params, base) = (Params::small(), base(&Params::small()));
+        let refusals = |adapters: &Adapters| {
+            [
+                adapters.merge(&base).map(|_| ()),
+                MtpModel::adapted(&params, &base, adapters).map(|_| ()),
+            ]
+            .map(Result::unwrap_err)
+        };
+        let other_heads = Params {
+            n_kv_heads: 4,
+            ..Params::small()
+        };
+        let wv = settings(4, &[LoraTarget::Wv]);
+        let wide = Adapters::init(&other_heads, wv, 7, DType::F32, &Device::Cpu).unwrap();
+        for error in refusals(&wide) {
+            assert!(
+                matches!(error, Error::TensorShape { name, found, expected, .. }
+                    if name == "layers.0.attention.wv.lora_b"
+                        && found == [16, 4] && expected == [8, 4])
+            );
+        }
+        let halved = Adapters {
+            settings: settings(2, &[LoraTarget::Wv]),
+            ..fresh(&[LoraTarget::Wv])
+        };
+        for error in refusals(&halved) {
+            assert!(matches!(error, Error::TensorShape { name, expected, .. }
+                if name == "layers.0.attention.wv.lora_a" && expected == [2, 16]));
+        }
+        let whole = fresh(&[LoraTarget::Wv]);
+        let only_b = whole
+            .store()
+            .iter()
+            .filter(|(name, _)| name.ends_with("lora_b"));
+        let only_b = only_b.map(|(name, var)| (name.to_owned(), var.as_detached_tensor()));
+        let store = ParamStore::from_tensors(only_b.collect()).unwrap();
+        let without_a = Adapters { store, ..whole };
+        for error in refusals(&without_a) {
+            assert!(matches!(error, Error::MissingTensor { name, .. }
+                if name == "layers.0.attention.wv.lora_a"));
+        }
     }
 
     #[test]

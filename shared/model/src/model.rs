@@ -303,7 +303,7 @@ impl Body {
         })
     }
 
-    /// Puts adapters upon the trunk's blocks.
+    /// Puts adapters upon the trunk's blocks. The caller checks that none is left over.
     pub(crate) fn adapt(&mut self, adapters: &Adapters, tracking: Tracking) -> Result<()> {
         for (i, block) in self.blocks.iter_mut().enumerate() {
             block.adapt(adapters, &trunk_prefix(i), tracking)?;
@@ -413,6 +413,8 @@ impl MtpModel {
     }
 
     fn with_adapters(mut self, adapters: &Adapters, tracking: Tracking) -> Result<Self> {
+        let tensors = self.params.tensor_shapes();
+        adapters.check_all_used(tensors.iter().map(|(name, _)| name.as_str()))?;
         self.body.adapt(adapters, tracking)?;
         for (block, horizon) in self.heads.iter_mut().zip(self.params.horizons()) {
             block.adapt(adapters, &self.params.head_prefix(horizon), tracking)?;
