@@ -7,13 +7,13 @@ use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
-use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
 
 use crate::model::{self, Tracking};
 use crate::ops::{LowRank, Slot};
 use crate::shards::{self, Wanted};
 use crate::store::{fnv1a, uniform};
+use crate::tensor_file::TensorFile;
 use crate::{Error, ParamStore, Params, Result};
 
 /// Key of the settings in the header of an adapter file.
@@ -202,8 +202,8 @@ impl Adapters {
 
     /// Reads an adapter file. What it holds must be exactly what its own header announces for this model.
     pub fn load(path: &Path, params: &Params, dtype: DType, device: &Device) -> Result<Self> {
-        let bytes = std::fs::read(path).map_err(|source| Error::io(path, source))?;
-        let settings = header(path, &bytes)?;
+        let file = TensorFile::open(path)?;
+        let settings = header(&file)?;
         settings
             .validate()
             .map_err(|reason| Error::corrupt(path, reason))?;
@@ -215,7 +215,7 @@ impl Adapters {
             dtype,
             device,
         };
-        let tensors = shards::take(path, &shards::open(path, &bytes)?, &wanted)?;
+        let tensors = shards::take(&file, &wanted)?;
         let store = ParamStore::from_tensors(tensors)?;
         Ok(Self { settings, store })
     }
@@ -325,21 +325,14 @@ impl Adapters {
 }
 
 /// The settings in the header of an adapter file.
-fn header(path: &Path, bytes: &[u8]) -> Result<LoraSettings> {
-    let (_, metadata) =
-        SafeTensors::read_metadata(bytes).map_err(|reason| Error::corrupt(path, reason))?;
-    let text = metadata
-        .metadata()
-        .as_ref()
-        .and_then(|entries| entries.get(HEADER))
-        .ok_or_else(|| {
-            Error::corrupt(
-                path,
-                format!("its header has no `{HEADER}` with r, alpha and targets"),
-            )
-        })?;
-    serde_json::from_str(text)
-        .map_err(|reason| Error::corrupt(path, format!("header `{HEADER}`: {reason}")))
+fn header(file: &TensorFile<'_>) -> Result<LoraSettings> {
+    let corrupt = |reason: String| Error::corrupt(file.path(), reason);
+    let text = file.entry(HEADER).ok_or_else(|| {
+        corrupt(format!(
+            "its header has no `{HEADER}` with r, alpha and targets"
+        ))
+    })?;
+    serde_json::from_str(text).map_err(|reason| corrupt(format!("header `{HEADER}`: {reason}")))
 }
 
 #[cfg(test)]
