@@ -355,14 +355,7 @@ mod tests {
 
     #[test]
     fn a_block_of_the_7b_model_has_the_numbers_of_parameters_of_the_spec() {
-        let params = Params {
-            dim: 4096,
-            n_layers: 32,
-            n_heads: 32,
-            n_kv_heads: 32,
-            multiple_of: 256,
-            ..Params::micro_mtp(32_000)
-        };
+        let params = Params::meta_7b();
         let count = |r| {
             let shapes = settings(r, &LoraTarget::ALL).tensor_shapes(&params);
             let sizes = shapes
