@@ -196,15 +196,14 @@ impl Block {
         })
     }
 
-    /// Weights of the operations without adapters.
-    fn num_unadapted(&self) -> usize {
+    /// Weights that the operations without adapters pack. The output projection has one matrix, which it reads as it is.
+    fn num_packed(&self) -> usize {
         let of = |parts: &[Tensor], adapters: Option<&LowRank>| match adapters {
             Some(_) => 0,
             None => parts.iter().map(Tensor::elem_count).sum(),
         };
-        let (wo, adapters) = (std::slice::from_ref(&self.wo), &self.adapters);
+        let adapters = &self.adapters;
         of(&self.attention_in, adapters.attention_in.as_ref())
-            + of(wo, adapters.wo.as_ref())
             + of(&self.feed_forward, adapters.feed_forward.as_ref())
     }
 
@@ -309,6 +308,14 @@ impl Body {
             block.adapt(adapters, &trunk_prefix(i), tracking)?;
         }
         Ok(())
+    }
+
+    /// See [`MtpModel::num_packed_in_block`].
+    pub(crate) fn num_packed_in_block(&self) -> usize {
+        match self.blocks.first() {
+            Some(block) if self.embeddings.device().is_cpu() => block.num_packed(),
+            _ => 0,
+        }
     }
 
     pub(crate) fn set_products(&mut self, products: Products) {
@@ -461,10 +468,10 @@ impl MtpModel {
         self.body.setup.products
     }
 
-    /// Weights of which a trunk block whose activations are kept holds a packed copy at most: none of those under
-    /// adapters, which are packed anew on the way back.
+    /// Weights of which a trunk block whose activations are kept holds a packed copy: none of those under adapters, which
+    /// are packed anew on the way back, and none on a device, which reads them where they lie.
     pub fn num_packed_in_block(&self) -> usize {
-        self.body.blocks.first().map_or(0, Block::num_unadapted)
+        self.body.num_packed_in_block()
     }
 
     /// The configuration.

@@ -168,6 +168,11 @@ impl ValueModel {
         self
     }
 
+    /// See [`crate::MtpModel::num_packed_in_block`].
+    pub fn num_packed_in_block(&self) -> usize {
+        self.body.num_packed_in_block()
+    }
+
     /// The normalised trunk output `[b, s, d]` for `ids [b, s]`.
     pub fn hidden(&self, ids_bs: &Tensor) -> Result<Tensor> {
         let trunk = self.body.trunk(ids_bs, &mut Unobserved)?;
