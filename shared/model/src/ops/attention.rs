@@ -241,11 +241,11 @@ impl Fused for AttentionHeads {
                 .zip(out.chunks_exact_mut(sequence * sizes.query))
                 .zip(log_sums.chunks_exact_mut(sequence * layout.heads));
             for ((qkv, out), log_sums) in sequences {
-                let turned = layout.heads + layout.kv_heads;
+                let num_rotated = layout.heads + layout.kv_heads;
                 rotate(
                     qkv,
                     sizes.packed,
-                    turned,
+                    num_rotated,
                     &angles.cos,
                     &angles.sin,
                     angles.half,
@@ -345,11 +345,11 @@ impl Fused for AttentionHeads {
                         grad: part(grad, sizes.query),
                     };
                     attention_back(layout, products, &given, d_qkv, &mut scores, &mut d_scores);
-                    let turned = layout.heads + layout.kv_heads;
+                    let num_rotated = layout.heads + layout.kv_heads;
                     rotate(
                         d_qkv,
                         sizes.packed,
-                        turned,
+                        num_rotated,
                         &angles.cos,
                         &angles.sin,
                         angles.half,
