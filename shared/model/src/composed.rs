@@ -256,13 +256,8 @@ fn setup(heads: usize, kv_heads: usize, head_dim: usize) -> BlockSetup {
         n_kv_heads: kv_heads,
         ..Params::micro_mtp(17)
     };
-    let layout = HeadLayout {
-        heads,
-        kv_heads,
-        head_dim,
-    };
     BlockSetup {
-        layout,
+        layout: HeadLayout::new(&params),
         eps: 1e-5,
         rotary: Rotary::new(&params).into(),
         products: Products::F32,

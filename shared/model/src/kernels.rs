@@ -9,6 +9,7 @@
 
 use std::mem::MaybeUninit;
 
+use crate::Params;
 use crate::float::Float;
 
 mod bf16;
@@ -524,6 +525,14 @@ pub(crate) struct HeadLayout {
 }
 
 impl HeadLayout {
+    pub(crate) fn new(params: &Params) -> Self {
+        Self {
+            heads: params.n_heads,
+            kv_heads: params.n_kv_heads,
+            head_dim: params.head_dim(),
+        }
+    }
+
     /// Width of a packed row `[q | k | v]`.
     pub(crate) fn packed(&self) -> usize {
         (self.heads + 2 * self.kv_heads) * self.head_dim

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::{self, Tracking};
 use crate::ops::{LowRank, Slot};
+use crate::params;
 use crate::shards::{self, Wanted};
 use crate::store::{fnv1a, uniform};
 use crate::tensor_file::TensorFile;
@@ -57,13 +58,13 @@ impl LoraTarget {
     /// Name of the matrix within its block.
     pub(crate) fn matrix(self) -> &'static str {
         match self {
-            Self::Wq => "attention.wq",
-            Self::Wk => "attention.wk",
-            Self::Wv => "attention.wv",
-            Self::Wo => "attention.wo",
-            Self::W1 => "feed_forward.w1",
-            Self::W2 => "feed_forward.w2",
-            Self::W3 => "feed_forward.w3",
+            Self::Wq => params::QKV[0],
+            Self::Wk => params::QKV[1],
+            Self::Wv => params::QKV[2],
+            Self::Wo => params::WO,
+            Self::W1 => params::GATE_UP[0],
+            Self::W2 => params::W2,
+            Self::W3 => params::GATE_UP[1],
         }
     }
 }

@@ -9,7 +9,7 @@ use crate::kernels::HeadLayout;
 use crate::loss::select_rows;
 use crate::observer::{Observer, Point, Site, Unobserved};
 use crate::ops::{self, AttentionHeads, BlockSetup, FeedForward, Layer, Linear, LowRank, RmsNorm};
-use crate::params::trunk_prefix;
+use crate::params::{ATTENTION_NORM, FFN_NORM, GATE_UP, QKV, W2, WO, trunk_prefix};
 use crate::tape::{HeadTape, Operand};
 use crate::{
     Adapters, Error, Horizon, LoraTarget, ParamStore, Params, Products, Result, Rotary,
@@ -52,20 +52,9 @@ struct BlockAdapters {
     feed_forward: Option<LowRank>,
 }
 
-/// Names of a block's weights in the order of its operations.
-const ATTENTION_IN: [&str; 4] = [
-    "attention_norm",
-    "attention.wq",
-    "attention.wk",
-    "attention.wv",
-];
-const WO: &str = "attention.wo";
-const FEED_FORWARD: [&str; 4] = [
-    "ffn_norm",
-    "feed_forward.w1",
-    "feed_forward.w3",
-    "feed_forward.w2",
-];
+/// Names of the weights that a block's operations pack, in their order; between the two comes [`WO`].
+const ATTENTION_IN: [&str; 4] = [ATTENTION_NORM, QKV[0], QKV[1], QKV[2]];
+const FEED_FORWARD: [&str; 4] = [FFN_NORM, GATE_UP[0], GATE_UP[1], W2];
 
 /// Names of the weights that a block's operations with adapters on these matrices read.
 pub(crate) fn read_with(targets: &[LoraTarget]) -> Vec<&'static str> {
@@ -283,17 +272,12 @@ impl Body {
         params.validate()?;
         let blocks =
             (0..params.num_trunk_blocks()).map(|i| Block::new(store, &trunk_prefix(i), tracking));
-        let layout = HeadLayout {
-            heads: params.n_heads,
-            kv_heads: params.n_kv_heads,
-            head_dim: params.head_dim(),
-        };
         Ok(Self {
             embeddings: tracking.tensor(store, "tok_embeddings.weight")?,
             blocks: blocks.collect::<Result<_>>()?,
             norm: tracking.tensor(store, "norm.weight")?,
             setup: BlockSetup {
-                layout,
+                layout: HeadLayout::new(params),
                 eps: params.norm_eps,
                 rotary: Arc::new(Rotary::new(params)),
                 products: Products::F32,

@@ -101,17 +101,30 @@ impl TryFrom<RawParams> for Params {
     }
 }
 
-/// Names of the matrices of one block, in canonical order, without prefix and `.weight`.
-pub(crate) const BLOCK_TENSORS: [&str; 9] = [
-    "attention.wq",
-    "attention.wk",
-    "attention.wv",
-    "attention.wo",
-    "feed_forward.w1",
-    "feed_forward.w3",
-    "feed_forward.w2",
-    "attention_norm",
-    "ffn_norm",
+/// Name of the norm before a block's attention, without the block's prefix and `.weight` as all that follow.
+pub(crate) const ATTENTION_NORM: &str = "attention_norm";
+/// Matrices of queries, keys and values.
+pub(crate) const QKV: [&str; 3] = ["attention.wq", "attention.wk", "attention.wv"];
+/// Output of attention.
+pub(crate) const WO: &str = "attention.wo";
+/// Norm before the feed-forward half.
+pub(crate) const FFN_NORM: &str = "ffn_norm";
+/// Its gate and its way up.
+pub(crate) const GATE_UP: [&str; 2] = ["feed_forward.w1", "feed_forward.w3"];
+/// Its way down.
+pub(crate) const W2: &str = "feed_forward.w2";
+
+/// Names of a block's tensors in canonical order.
+const BLOCK_TENSORS: [&str; 9] = [
+    QKV[0],
+    QKV[1],
+    QKV[2],
+    WO,
+    GATE_UP[0],
+    GATE_UP[1],
+    W2,
+    ATTENTION_NORM,
+    FFN_NORM,
 ];
 
 impl Params {
@@ -351,10 +364,10 @@ impl Params {
         let kv = self.n_kv_heads * self.head_dim();
         for name in BLOCK_TENSORS {
             let shape = match name {
-                "attention.wk" | "attention.wv" => vec![kv, dim],
-                "feed_forward.w1" | "feed_forward.w3" => vec![ffn, dim],
-                "feed_forward.w2" => vec![dim, ffn],
-                "attention_norm" | "ffn_norm" => vec![dim],
+                ATTENTION_NORM | FFN_NORM => vec![dim],
+                W2 => vec![dim, ffn],
+                name if GATE_UP.contains(&name) => vec![ffn, dim],
+                name if QKV[1..].contains(&name) => vec![kv, dim],
                 _ => vec![dim, dim],
             };
             shapes.push((format!("{prefix}.{name}.weight"), shape));
