@@ -256,13 +256,8 @@ fn setup(heads: usize, kv_heads: usize, head_dim: usize) -> BlockSetup {
         n_kv_heads: kv_heads,
         ..Params::micro_mtp(17)
     };
-    let layout = HeadLayout {
-        heads,
-        kv_heads,
-        head_dim,
-    };
     BlockSetup {
-        layout,
+        layout: HeadLayout::new(&params),
         eps: 1e-5,
         rotary: Rotary::new(&params).into(),
         products: Products::F32,
@@ -344,6 +339,20 @@ fn weighted_cross_entropy_equals_its_twin_and_reports_every_row() {
         "row 0 has weight 0 and still a loss"
     );
     assert_eq!(ce.len(), 1100);
+}
+
+/// The gradient of an unembedding that no row reads.
+fn gradient_without_rows(place: &Device) -> Vec<f64> {
+    let hidden = Tensor::zeros((0, 6), DType::F32, place).unwrap();
+    let unembedding = random(2, &[19, 6], DType::F32).to_device(place).unwrap();
+    let unembedding = Var::from_tensor(&unembedding).unwrap();
+    let made = ops::cross_entropy_gradients(&hidden, &unembedding, &[], &[], Products::F32);
+    flat(&made.unwrap().unembedding.unwrap())
+}
+
+#[test]
+fn without_rows_the_unembeddings_gradient_is_zero() {
+    assert_eq!(gradient_without_rows(&Device::Cpu), [0.0; 19 * 6]);
 }
 
 #[test]

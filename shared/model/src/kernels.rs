@@ -9,6 +9,7 @@
 
 use std::mem::MaybeUninit;
 
+use crate::Params;
 use crate::float::Float;
 
 mod bf16;
@@ -258,18 +259,18 @@ pub(crate) fn project<T: Float>(
     );
 }
 
-/// Side of the square tiles that [`turn`] works in.
-const TURN_TILE: usize = 16;
+/// Side of the square tiles that [`transpose`] works in.
+const TILE: usize = 16;
 
-/// Rows `first..` of the transpose of `w [width, depth]`, as many as `turned [.., width]` has.
-fn turn<T: Float>(w: &[T], depth: usize, first: usize, turned: &mut [T]) {
+/// Rows `first..` of the transpose of `w [width, depth]`, as many as `transposed [.., width]` has.
+fn transpose<T: Float>(w: &[T], depth: usize, first: usize, transposed: &mut [T]) {
     let width = w.len() / depth;
-    for (band, rows) in turned.chunks_mut(TURN_TILE * width).enumerate() {
-        let first = first + band * TURN_TILE;
+    for (band, rows) in transposed.chunks_mut(TILE * width).enumerate() {
+        let first = first + band * TILE;
         let height = rows.len() / width;
-        for left in (0..width).step_by(TURN_TILE) {
-            let across = TURN_TILE.min(width - left);
-            let mut tile = [[T::zero(); TURN_TILE]; TURN_TILE];
+        for left in (0..width).step_by(TILE) {
+            let across = TILE.min(width - left);
+            let mut tile = [[T::zero(); TILE]; TILE];
             for (j, line) in tile[..across].iter_mut().enumerate() {
                 line[..height].copy_from_slice(&w[(left + j) * depth + first..][..height]);
             }
@@ -479,7 +480,7 @@ pub(crate) fn swiglu_back<T: Float>(
     );
 }
 
-/// Turns the interleaved pairs of the first `heads` heads of each row by the row's angles; `direction`
+/// Rotates the interleaved pairs of the first `heads` heads of each row by the row's angles; `direction`
 /// is +1 forward and −1 for gradients.
 pub(crate) fn rotate<T: Float>(
     rows: &mut [T],
@@ -524,6 +525,14 @@ pub(crate) struct HeadLayout {
 }
 
 impl HeadLayout {
+    pub(crate) fn new(params: &Params) -> Self {
+        Self {
+            heads: params.n_heads,
+            kv_heads: params.n_kv_heads,
+            head_dim: params.head_dim(),
+        }
+    }
+
     /// Width of a packed row `[q | k | v]`.
     pub(crate) fn packed(&self) -> usize {
         (self.heads + 2 * self.kv_heads) * self.head_dim
@@ -652,8 +661,8 @@ pub(crate) fn attention_back<T: Float>(
     for head in 0..layout.heads {
         let kv = layout.kv_head(head);
         let (keys, values) = (layout.keys(given.qkv, head), layout.values(given.qkv, head));
-        let keys_turned = Right::new(keys.transposed(), products);
-        let values_turned = Right::new(values.transposed(), products);
+        let keys_transposed = Right::new(keys.transposed(), products);
+        let values_transposed = Right::new(values.transposed(), products);
         let keys = Right::new(keys, products);
         for first in (0..len).step_by(SCORE_ROWS) {
             let last = len.min(first + SCORE_ROWS);
@@ -664,13 +673,13 @@ pub(crate) fn attention_back<T: Float>(
             let out_rows = &given.out[first * query..last * query];
             let grad = Matrix::new(&grad_rows[head * e..], rows, e, query);
             let queries = layout.queries(given.qkv, head, first..last);
-            keys_turned.times(
+            keys_transposed.times(
                 MatrixMut::new(scores, rows, last, last),
                 queries,
                 scale,
                 Write::Replace,
             );
-            values_turned.times(
+            values_transposed.times(
                 MatrixMut::new(d_scores, rows, last, last),
                 grad,
                 T::one(),

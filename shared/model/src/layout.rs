@@ -10,6 +10,7 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor};
 
 use crate::shards::{self, Wanted};
+use crate::tensor_file::{self, Planned};
 use crate::{Error, ParamStore, Params, Result};
 
 /// Order of the rows within a head of wq or wk.
@@ -47,17 +48,15 @@ pub fn next_token(params: &Params) -> Params {
 /// Writes trunk and head 1 of a model as Hugging Face's `LlamaForCausalLM` names and orders them, in the store's
 /// precision. The file holds the model of [`next_token`].
 pub fn save_hugging_face(path: &Path, params: &Params, store: &ParamStore) -> Result<()> {
-    let tensors = hugging_face_tensors(params).into_iter().map(|one| {
-        let weight = store.wide(&one.meta)?;
-        Ok((
-            one.hugging_face,
-            reordered(weight, one.heads, Pairs::Halves)?,
-        ))
+    let planned = hugging_face_tensors(params).into_iter().map(|one| Planned {
+        name: one.hugging_face.clone(),
+        shape: one.shape.clone(),
+        source: one,
     });
-    let store = ParamStore::from_tensors(tensors.collect::<Result<_>>()?)?;
+    let make = |one: &Renamed| reordered(store.wide(&one.meta)?, one.heads, Pairs::Halves);
     // Transformers refuses files that do not say which library wrote them.
     let header = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    store.save_with(path, Some(header))
+    tensor_file::write(path, store.dtype(), Some(header), planned.collect(), make)
 }
 
 /// Reads a next-token model in the layout of Hugging Face: one file, or the shards of `path.index.json`. Names and

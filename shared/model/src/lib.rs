@@ -28,6 +28,7 @@ mod rows;
 mod shards;
 mod store;
 mod tape;
+mod tensor_file;
 mod value;
 
 pub mod function_vectors;

@@ -3,21 +3,25 @@
 //! In: a base model and which of its matrices to adapt, in trunk and heads alike. Out: the adapters as trainable
 //! parameters, their strict file, and the merged weights `W + (α/r)·B·A`. How they are computed: [`ops`].
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
-use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
 
 use crate::model::{self, Tracking};
 use crate::ops::{LowRank, Slot};
+use crate::params;
 use crate::shards::{self, Wanted};
 use crate::store::{fnv1a, uniform};
+use crate::tensor_file::TensorFile;
 use crate::{Error, ParamStore, Params, Result};
 
 /// Key of the settings in the header of an adapter file.
 const HEADER: &str = "lora";
+
+/// Where an error says that a tensor comes from.
+const ORIGIN: &str = "adapters";
 
 /// A kind of matrix that adapters can be put on, by Meta's names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -54,13 +58,13 @@ impl LoraTarget {
     /// Name of the matrix within its block.
     pub(crate) fn matrix(self) -> &'static str {
         match self {
-            Self::Wq => "attention.wq",
-            Self::Wk => "attention.wk",
-            Self::Wv => "attention.wv",
-            Self::Wo => "attention.wo",
-            Self::W1 => "feed_forward.w1",
-            Self::W2 => "feed_forward.w2",
-            Self::W3 => "feed_forward.w3",
+            Self::Wq => params::QKV[0],
+            Self::Wk => params::QKV[1],
+            Self::Wv => params::QKV[2],
+            Self::Wo => params::WO,
+            Self::W1 => params::GATE_UP[0],
+            Self::W2 => params::W2,
+            Self::W3 => params::GATE_UP[1],
         }
     }
 }
@@ -199,8 +203,8 @@ impl Adapters {
 
     /// Reads an adapter file. What it holds must be exactly what its own header announces for this model.
     pub fn load(path: &Path, params: &Params, dtype: DType, device: &Device) -> Result<Self> {
-        let bytes = std::fs::read(path).map_err(|source| Error::io(path, source))?;
-        let settings = header(path, &bytes)?;
+        let file = TensorFile::open(path)?;
+        let settings = header(&file)?;
         settings
             .validate()
             .map_err(|reason| Error::corrupt(path, reason))?;
@@ -212,7 +216,7 @@ impl Adapters {
             dtype,
             device,
         };
-        let tensors = shards::take(path, &shards::open(path, &bytes)?, &wanted)?;
+        let tensors = shards::take(&file, &wanted)?;
         let store = ParamStore::from_tensors(tensors)?;
         Ok(Self { settings, store })
     }
@@ -261,7 +265,11 @@ impl Adapters {
     }
 
     /// A plain store with `W + (α/r)·B·A` in the place of every adapted matrix of `base`.
+    ///
+    /// # Errors
+    /// Names an adapter that no matrix of `base` takes, or that has another shape than its matrix asks for.
     pub fn merge(&self, base: &ParamStore) -> Result<ParamStore> {
+        self.check_all_used(base.iter().map(|(name, _)| name))?;
         let merged = base.iter().map(|(name, _)| {
             let weight = base.wide(name)?;
             let matrix = name.strip_suffix(".weight").unwrap_or(name);
@@ -275,6 +283,24 @@ impl Adapters {
         ParamStore::from_tensors(merged.collect::<Result<_>>()?)
     }
 
+    /// Every adapter must be upon one of these tensors: one that nothing reads would be lost without a word.
+    pub(crate) fn check_all_used<'a>(
+        &self,
+        tensors: impl IntoIterator<Item = &'a str>,
+    ) -> Result<()> {
+        let matrices = tensors
+            .into_iter()
+            .filter_map(|name| name.strip_suffix(".weight"));
+        let known: BTreeSet<String> = matrices.flat_map(adapter_names).collect();
+        match self.store.iter().find(|(name, _)| !known.contains(*name)) {
+            Some((name, _)) => Err(Error::UnexpectedTensor {
+                origin: ORIGIN.to_owned(),
+                name: name.to_owned(),
+            }),
+            None => Ok(()),
+        }
+    }
+
     /// The adapters among the packed weights of one operation, named without `.weight`; none where no weight is
     /// a target.
     pub(crate) fn on(
@@ -286,7 +312,7 @@ impl Adapters {
         let mut start = 0;
         for (matrix, weight) in weights {
             let [a, b] = adapter_names(matrix);
-            if self.store.get(&a).is_some() {
+            if [&a, &b].iter().any(|name| self.store.get(name).is_some()) {
                 let (outputs, inputs) = weight.dims2()?;
                 let slot = Slot {
                     start,
@@ -294,8 +320,9 @@ impl Adapters {
                     inputs,
                     stream: fnv1a(matrix),
                 };
-                let tensor = |name: &str| tracking.tensor(&self.store, name);
-                adapted.push((slot, [tensor(&a)?, tensor(&b)?]));
+                let a = self.shaped(&a, [self.settings.r, inputs], tracking)?;
+                let b = self.shaped(&b, [outputs, self.settings.r], tracking)?;
+                adapted.push((slot, [a, b]));
             }
             start += weight.elem_count();
         }
@@ -305,29 +332,37 @@ impl Adapters {
         let (rank, scale) = (self.settings.r, self.settings.scale());
         Ok(Some(LowRank::new(rank, scale, adapted)))
     }
+
+    /// An adapter, which must have this shape: operations cut the adapters' values by the shapes of the weights.
+    fn shaped(&self, name: &str, expected: [usize; 2], tracking: Tracking) -> Result<Tensor> {
+        let tensor = tracking.tensor(&self.store, name)?;
+        if tensor.dims() != expected {
+            return Err(Error::TensorShape {
+                origin: ORIGIN.to_owned(),
+                name: name.to_owned(),
+                found: tensor.dims().to_vec(),
+                expected: expected.to_vec(),
+            });
+        }
+        Ok(tensor)
+    }
 }
 
 /// The settings in the header of an adapter file.
-fn header(path: &Path, bytes: &[u8]) -> Result<LoraSettings> {
-    let (_, metadata) =
-        SafeTensors::read_metadata(bytes).map_err(|reason| Error::corrupt(path, reason))?;
-    let text = metadata
-        .metadata()
-        .as_ref()
-        .and_then(|entries| entries.get(HEADER))
-        .ok_or_else(|| {
-            Error::corrupt(
-                path,
-                format!("its header has no `{HEADER}` with r, alpha and targets"),
-            )
-        })?;
-    serde_json::from_str(text)
-        .map_err(|reason| Error::corrupt(path, format!("header `{HEADER}`: {reason}")))
+fn header(file: &TensorFile<'_>) -> Result<LoraSettings> {
+    let corrupt = |reason: String| Error::corrupt(file.path(), reason);
+    let text = file.entry(HEADER).ok_or_else(|| {
+        corrupt(format!(
+            "its header has no `{HEADER}` with r, alpha and targets"
+        ))
+    })?;
+    serde_json::from_str(text).map_err(|reason| corrupt(format!("header `{HEADER}`: {reason}")))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{HeadKind, MtpModel, ValueModel};
 
     fn settings(r: usize, targets: &[LoraTarget]) -> LoraSettings {
         LoraSettings {
@@ -344,14 +379,7 @@ mod tests {
 
     #[test]
     fn a_block_of_the_7b_model_has_the_numbers_of_parameters_of_the_spec() {
-        let params = Params {
-            dim: 4096,
-            n_layers: 32,
-            n_heads: 32,
-            n_kv_heads: 32,
-            multiple_of: 256,
-            ..Params::micro_mtp(32_000)
-        };
+        let params = Params::meta_7b();
         let count = |r| {
             let shapes = settings(r, &LoraTarget::ALL).tensor_shapes(&params);
             let sizes = shapes
@@ -475,6 +503,100 @@ mod tests {
         assert!(load(&Params::small()).to_string().contains("has no `lora`"));
         lying(&[], 4).save(&path).unwrap();
         assert!(load(&Params::small()).to_string().contains("no target"));
+    }
+
+    fn base(params: &Params) -> ParamStore {
+        ParamStore::init(params, 3, DType::F32, &Device::Cpu).unwrap()
+    }
+
+    #[test]
+    fn adapters_that_nothing_takes_are_named() {
+        // Of a deeper model, whose third block under `layers` is one of the trunk.
+        let deeper = Params {
+            n_layers: 5,
+            ..Params::small()
+        };
+        let of_deeper = Adapters::init(
+            &deeper,
+            settings(4, &[LoraTarget::Wv]),
+            7,
+            DType::F32,
+            &Device::Cpu,
+        )
+        .unwrap();
+        let (params, base) = (Params::small(), base(&Params::small()));
+        for made in [
+            of_deeper.merge(&base).map(|_| ()),
+            MtpModel::adapted(&params, &base, &of_deeper).map(|_| ()),
+            MtpModel::adapted_frozen(&params, &base, &of_deeper).map(|_| ()),
+        ] {
+            assert!(
+                matches!(made.unwrap_err(), Error::UnexpectedTensor { name, .. }
+                if name == "layers.3.attention.wv.lora_a")
+            );
+        }
+        // A value model has no heads.
+        let of_policy = fresh(&[LoraTarget::Wv]);
+        let trunk = ParamStore::value_trunk_from(&params, &base).unwrap();
+        let kind = HeadKind::Linear;
+        let head =
+            ParamStore::init_value_head(kind, &params, 5, 0.5, DType::F32, &Device::Cpu).unwrap();
+        for made in [
+            of_policy.merge(&trunk).map(|_| ()),
+            ValueModel::adapted(&params, kind, &trunk, &of_policy, &head).map(|_| ()),
+            ValueModel::adapted_frozen(&params, kind, &trunk, &of_policy, &head).map(|_| ()),
+        ] {
+            assert!(
+                matches!(made.unwrap_err(), Error::UnexpectedTensor { name, .. }
+                if name == "layers.2.attention.wv.lora_a")
+            );
+        }
+        assert!(of_policy.merge(&base).is_ok());
+    }
+
+    #[test]
+    fn adapters_of_another_width_or_without_their_other_half_are_named() {
+        let (params, base) = (Params::small(), base(&Params::small()));
+        let refusals = |adapters: &Adapters| {
+            [
+                adapters.merge(&base).map(|_| ()),
+                MtpModel::adapted(&params, &base, adapters).map(|_| ()),
+            ]
+            .map(Result::unwrap_err)
+        };
+        let other_heads = Params {
+            n_kv_heads: 4,
+            ..Params::small()
+        };
+        let wv = settings(4, &[LoraTarget::Wv]);
+        let wide = Adapters::init(&other_heads, wv, 7, DType::F32, &Device::Cpu).unwrap();
+        for error in refusals(&wide) {
+            assert!(
+                matches!(error, Error::TensorShape { name, found, expected, .. }
+                    if name == "layers.0.attention.wv.lora_b"
+                        && found == [16, 4] && expected == [8, 4])
+            );
+        }
+        let halved = Adapters {
+            settings: settings(2, &[LoraTarget::Wv]),
+            ..fresh(&[LoraTarget::Wv])
+        };
+        for error in refusals(&halved) {
+            assert!(matches!(error, Error::TensorShape { name, expected, .. }
+                if name == "layers.0.attention.wv.lora_a" && expected == [2, 16]));
+        }
+        let whole = fresh(&[LoraTarget::Wv]);
+        let only_b = whole
+            .store()
+            .iter()
+            .filter(|(name, _)| name.ends_with("lora_b"));
+        let only_b = only_b.map(|(name, var)| (name.to_owned(), var.as_detached_tensor()));
+        let store = ParamStore::from_tensors(only_b.collect()).unwrap();
+        let without_a = Adapters { store, ..whole };
+        for error in refusals(&without_a) {
+            assert!(matches!(error, Error::MissingTensor { name, .. }
+                if name == "layers.0.attention.wv.lora_a"));
+        }
     }
 
     #[test]

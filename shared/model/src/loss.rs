@@ -18,8 +18,8 @@ pub struct WeightedLoss {
 /// `Σ w_i · ce_i` with `ce_i = −log softmax(hidden_i · unembeddingᵀ)[target_i]` (spec 1.3).
 ///
 /// `hidden [n, d]`, `unembedding [v, d]`. The caller divides by its number of targets; weights carry no
-/// gradient and stay f64, since rounding them to f32 is visible in f64 comparisons. The logits of
-/// 1,024 rows exist at once.
+/// gradient and stay f64, since rounding them to f32 is visible in f64 comparisons. Of the logits those
+/// of some rows exist at once: [`SPAN_ROWS`] on the CPU, 4,096 on a device.
 ///
 /// ```
 /// use candle_core::{Device, Tensor};

@@ -9,7 +9,7 @@ use crate::kernels::HeadLayout;
 use crate::loss::select_rows;
 use crate::observer::{Observer, Point, Site, Unobserved};
 use crate::ops::{self, AttentionHeads, BlockSetup, FeedForward, Layer, Linear, LowRank, RmsNorm};
-use crate::params::trunk_prefix;
+use crate::params::{ATTENTION_NORM, FFN_NORM, GATE_UP, QKV, W2, WO, trunk_prefix};
 use crate::tape::{HeadTape, Operand};
 use crate::{
     Adapters, Error, Horizon, LoraTarget, ParamStore, Params, Products, Result, Rotary,
@@ -52,20 +52,9 @@ struct BlockAdapters {
     feed_forward: Option<LowRank>,
 }
 
-/// Names of a block's weights in the order of its operations.
-const ATTENTION_IN: [&str; 4] = [
-    "attention_norm",
-    "attention.wq",
-    "attention.wk",
-    "attention.wv",
-];
-const WO: &str = "attention.wo";
-const FEED_FORWARD: [&str; 4] = [
-    "ffn_norm",
-    "feed_forward.w1",
-    "feed_forward.w3",
-    "feed_forward.w2",
-];
+/// Names of the weights that a block's operations pack, in their order; between the two comes [`WO`].
+const ATTENTION_IN: [&str; 4] = [ATTENTION_NORM, QKV[0], QKV[1], QKV[2]];
+const FEED_FORWARD: [&str; 4] = [FFN_NORM, GATE_UP[0], GATE_UP[1], W2];
 
 /// Names of the weights that a block's operations with adapters on these matrices read.
 pub(crate) fn read_with(targets: &[LoraTarget]) -> Vec<&'static str> {
@@ -196,15 +185,14 @@ impl Block {
         })
     }
 
-    /// Weights of the operations without adapters.
-    fn num_unadapted(&self) -> usize {
+    /// Weights that the operations without adapters pack. The output projection has one matrix, which it reads as it is.
+    fn num_packed(&self) -> usize {
         let of = |parts: &[Tensor], adapters: Option<&LowRank>| match adapters {
             Some(_) => 0,
             None => parts.iter().map(Tensor::elem_count).sum(),
         };
-        let (wo, adapters) = (std::slice::from_ref(&self.wo), &self.adapters);
+        let adapters = &self.adapters;
         of(&self.attention_in, adapters.attention_in.as_ref())
-            + of(wo, adapters.wo.as_ref())
             + of(&self.feed_forward, adapters.feed_forward.as_ref())
     }
 
@@ -284,17 +272,12 @@ impl Body {
         params.validate()?;
         let blocks =
             (0..params.num_trunk_blocks()).map(|i| Block::new(store, &trunk_prefix(i), tracking));
-        let layout = HeadLayout {
-            heads: params.n_heads,
-            kv_heads: params.n_kv_heads,
-            head_dim: params.head_dim(),
-        };
         Ok(Self {
             embeddings: tracking.tensor(store, "tok_embeddings.weight")?,
             blocks: blocks.collect::<Result<_>>()?,
             norm: tracking.tensor(store, "norm.weight")?,
             setup: BlockSetup {
-                layout,
+                layout: HeadLayout::new(params),
                 eps: params.norm_eps,
                 rotary: Arc::new(Rotary::new(params)),
                 products: Products::F32,
@@ -303,12 +286,20 @@ impl Body {
         })
     }
 
-    /// Puts adapters upon the trunk's blocks.
+    /// Puts adapters upon the trunk's blocks. The caller checks that none is left over.
     pub(crate) fn adapt(&mut self, adapters: &Adapters, tracking: Tracking) -> Result<()> {
         for (i, block) in self.blocks.iter_mut().enumerate() {
             block.adapt(adapters, &trunk_prefix(i), tracking)?;
         }
         Ok(())
+    }
+
+    /// See [`MtpModel::num_packed_in_block`].
+    pub(crate) fn num_packed_in_block(&self) -> usize {
+        match self.blocks.first() {
+            Some(block) if self.embeddings.device().is_cpu() => block.num_packed(),
+            _ => 0,
+        }
     }
 
     pub(crate) fn set_products(&mut self, products: Products) {
@@ -413,6 +404,8 @@ impl MtpModel {
     }
 
     fn with_adapters(mut self, adapters: &Adapters, tracking: Tracking) -> Result<Self> {
+        let tensors = self.params.tensor_shapes();
+        adapters.check_all_used(tensors.iter().map(|(name, _)| name.as_str()))?;
         self.body.adapt(adapters, tracking)?;
         for (block, horizon) in self.heads.iter_mut().zip(self.params.horizons()) {
             block.adapt(adapters, &self.params.head_prefix(horizon), tracking)?;
@@ -459,10 +452,10 @@ impl MtpModel {
         self.body.setup.products
     }
 
-    /// Weights of which a trunk block whose activations are kept holds a packed copy at most: none of those under
-    /// adapters, which are packed anew on the way back.
+    /// Weights of which a trunk block whose activations are kept holds a packed copy: none of those under adapters, which
+    /// are packed anew on the way back, and none on a device, which reads them where they lie.
     pub fn num_packed_in_block(&self) -> usize {
-        self.body.blocks.first().map_or(0, Block::num_unadapted)
+        self.body.num_packed_in_block()
     }
 
     /// The configuration.

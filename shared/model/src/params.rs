@@ -65,7 +65,8 @@ struct RawParams {
     n_layers: usize,
     n_heads: usize,
     n_kv_heads: Option<usize>,
-    vocab_size: usize,
+    /// Meta's files of Llama 2 say -1 and leave it to the tokenizer.
+    vocab_size: i64,
     multiple_of: usize,
     ffn_dim_multiplier: Option<f64>,
     norm_eps: f64,
@@ -77,12 +78,18 @@ impl TryFrom<RawParams> for Params {
     type Error = Error;
 
     fn try_from(raw: RawParams) -> Result<Self> {
+        let vocab_size = usize::try_from(raw.vocab_size).map_err(|_| {
+            Error::Params(format!(
+                "vocab_size is {}: write the tokenizer's size in its place (Llama 2's is 32000)",
+                raw.vocab_size
+            ))
+        })?;
         let params = Self {
             dim: raw.dim,
             n_layers: raw.n_layers,
             n_heads: raw.n_heads,
             n_kv_heads: raw.n_kv_heads.unwrap_or(raw.n_heads),
-            vocab_size: raw.vocab_size,
+            vocab_size,
             multiple_of: raw.multiple_of,
             ffn_dim_multiplier: raw.ffn_dim_multiplier.unwrap_or(1.0),
             norm_eps: raw.norm_eps,
@@ -94,17 +101,30 @@ impl TryFrom<RawParams> for Params {
     }
 }
 
-/// Names of the matrices of one block, in canonical order, without prefix and `.weight`.
-pub(crate) const BLOCK_TENSORS: [&str; 9] = [
-    "attention.wq",
-    "attention.wk",
-    "attention.wv",
-    "attention.wo",
-    "feed_forward.w1",
-    "feed_forward.w3",
-    "feed_forward.w2",
-    "attention_norm",
-    "ffn_norm",
+/// Name of the norm before a block's attention, without the block's prefix and `.weight` as all that follow.
+pub(crate) const ATTENTION_NORM: &str = "attention_norm";
+/// Matrices of queries, keys and values.
+pub(crate) const QKV: [&str; 3] = ["attention.wq", "attention.wk", "attention.wv"];
+/// Output of attention.
+pub(crate) const WO: &str = "attention.wo";
+/// Norm before the feed-forward half.
+pub(crate) const FFN_NORM: &str = "ffn_norm";
+/// Its gate and its way up.
+pub(crate) const GATE_UP: [&str; 2] = ["feed_forward.w1", "feed_forward.w3"];
+/// Its way down.
+pub(crate) const W2: &str = "feed_forward.w2";
+
+/// Names of a block's tensors in canonical order.
+const BLOCK_TENSORS: [&str; 9] = [
+    QKV[0],
+    QKV[1],
+    QKV[2],
+    WO,
+    GATE_UP[0],
+    GATE_UP[1],
+    W2,
+    ATTENTION_NORM,
+    FFN_NORM,
 ];
 
 impl Params {
@@ -139,6 +159,19 @@ impl Params {
         }
     }
 
+    /// Meta's `7B_1T_4` (spec 1.1), which tests of counts know the numbers of.
+    #[cfg(test)]
+    pub(crate) fn meta_7b() -> Self {
+        Self {
+            dim: 4096,
+            n_layers: 32,
+            n_heads: 32,
+            n_kv_heads: 32,
+            multiple_of: 256,
+            ..Self::micro_mtp(32_000)
+        }
+    }
+
     /// The micro reference: the same trunk with the next-token head alone.
     pub fn micro_ref(vocab_size: usize) -> Self {
         Self {
@@ -151,7 +184,12 @@ impl Params {
     /// Reads and checks a `params.json`.
     pub fn load(path: &Path) -> Result<Self> {
         let bytes = std::fs::read(path).map_err(|source| Error::io(path, source))?;
-        serde_json::from_slice(&bytes).map_err(|reason| Error::corrupt(path, reason))
+        let raw: RawParams =
+            serde_json::from_slice(&bytes).map_err(|reason| Error::corrupt(path, reason))?;
+        Self::try_from(raw).map_err(|error| match error {
+            Error::Params(reason) => Error::Params(format!("{}: {reason}", path.display())),
+            other => other,
+        })
     }
 
     /// Parses `params.json` bytes.
@@ -176,15 +214,15 @@ impl Params {
     pub fn validate(&self) -> Result<()> {
         let fail = |reason: String| Err(Error::Params(reason));
         let sizes = [
-            self.dim,
-            self.n_heads,
-            self.n_kv_heads,
-            self.vocab_size,
-            self.multiple_of,
-            self.n_future_tokens,
+            ("dim", self.dim),
+            ("n_heads", self.n_heads),
+            ("n_kv_heads", self.n_kv_heads),
+            ("vocab_size", self.vocab_size),
+            ("multiple_of", self.multiple_of),
+            ("n_future_tokens", self.n_future_tokens),
         ];
-        if sizes.contains(&0) {
-            return fail("sizes must be positive".to_owned());
+        if let Some((name, _)) = sizes.iter().find(|(_, size)| *size == 0) {
+            return fail(format!("{name} is 0, expected at least 1"));
         }
         if self.n_layers <= self.n_future_tokens {
             return fail(format!(
@@ -204,12 +242,20 @@ impl Params {
                 self.n_heads, self.n_kv_heads
             ));
         }
+        let factors = [
+            ("norm_eps", self.norm_eps),
+            ("rope_theta", self.rope_theta),
+            ("ffn_dim_multiplier", self.ffn_dim_multiplier),
+        ];
         let positive = |x: f64| x.is_finite() && x > 0.0;
-        if !positive(self.norm_eps)
-            || !positive(self.rope_theta)
-            || !positive(self.ffn_dim_multiplier)
-        {
-            return fail("norm_eps, rope_theta and ffn_dim_multiplier must be positive".to_owned());
+        if let Some((name, value)) = factors.iter().find(|(_, value)| !positive(*value)) {
+            return fail(format!("{name} is {value}, expected a positive number"));
+        }
+        if self.ffn_dim() == 0 {
+            return fail(format!(
+                "ffn_dim_multiplier {} leaves no feed-forward width at dim {}",
+                self.ffn_dim_multiplier, self.dim
+            ));
         }
         Ok(())
     }
@@ -320,10 +366,10 @@ impl Params {
         let kv = self.n_kv_heads * self.head_dim();
         for name in BLOCK_TENSORS {
             let shape = match name {
-                "attention.wk" | "attention.wv" => vec![kv, dim],
-                "feed_forward.w1" | "feed_forward.w3" => vec![ffn, dim],
-                "feed_forward.w2" => vec![dim, ffn],
-                "attention_norm" | "ffn_norm" => vec![dim],
+                ATTENTION_NORM | FFN_NORM => vec![dim],
+                W2 => vec![dim, ffn],
+                name if GATE_UP.contains(&name) => vec![ffn, dim],
+                name if QKV[1..].contains(&name) => vec![kv, dim],
                 _ => vec![dim, dim],
             };
             shapes.push((format!("{prefix}.{name}.weight"), shape));
@@ -340,24 +386,9 @@ pub(crate) fn trunk_prefix(index: usize) -> String {
 mod tests {
     use super::*;
 
-    fn meta_7b() -> Params {
-        Params {
-            dim: 4096,
-            n_layers: 32,
-            n_heads: 32,
-            n_kv_heads: 32,
-            vocab_size: 32_000,
-            multiple_of: 256,
-            ffn_dim_multiplier: 1.0,
-            norm_eps: 1e-5,
-            rope_theta: 10_000.0,
-            n_future_tokens: 4,
-        }
-    }
-
     #[test]
     fn the_7b_layout_has_291_tensors_and_the_known_parameter_count() {
-        let params = meta_7b();
+        let params = Params::meta_7b();
         assert_eq!(params.num_params(), 6_738_415_616);
         assert_eq!(params.tensor_shapes().len(), 291);
         assert_eq!(params.head_prefix(Horizon(1)), "layers.28");
@@ -366,7 +397,13 @@ mod tests {
 
     #[test]
     fn ffn_width_follows_the_rounding_rule_of_the_spec() {
-        let width = |dim| Params { dim, ..meta_7b() }.ffn_dim();
+        let width = |dim| {
+            Params {
+                dim,
+                ..Params::meta_7b()
+            }
+            .ffn_dim()
+        };
         assert_eq!(
             [width(4096), width(512), width(384), width(256), width(128)],
             [11_008, 1536, 1024, 768, 512]
@@ -375,7 +412,7 @@ mod tests {
 
     #[test]
     fn the_arithmetic_of_the_7b_block_is_counted() {
-        let params = meta_7b();
+        let params = Params::meta_7b();
         let (products, attention, unembedding) = (
             params.block_product_flops(3, 3),
             params.block_attention_flops(2, 2048),
@@ -401,6 +438,49 @@ mod tests {
         let short = br#"{"dim":64,"n_layers":3,"n_heads":4,"vocab_size":61,"multiple_of":8,"norm_eps":1e-5}"#;
         let read = Params::from_json(short).unwrap();
         assert_eq!((read.n_kv_heads, read.n_future_tokens), (4, 1));
+    }
+
+    #[test]
+    fn the_vocabulary_that_metas_llama_2_leaves_open_is_asked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("params.json");
+        let llama_2 = br#"{"dim":4096,"multiple_of":256,"n_heads":32,"n_layers":32,"norm_eps":1e-05,"vocab_size":-1}"#;
+        std::fs::write(&path, llama_2).unwrap();
+        for (message, place) in [
+            (Params::load(&path).unwrap_err().to_string(), "params.json"),
+            (Params::from_json(llama_2).unwrap_err().to_string(), ""),
+        ] {
+            for part in ["vocab_size is -1", "the tokenizer's size", place] {
+                assert!(message.contains(part), "{message}");
+            }
+            assert!(!message.contains("damaged"), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_size_without_a_meaning_is_named_with_its_value() {
+        let good = Params::micro_mtp(512);
+        let cases: [(fn(&mut Params), &str); 6] = [
+            (|one| one.vocab_size = 0, "vocab_size is 0"),
+            (|one| one.multiple_of = 0, "multiple_of is 0"),
+            (|one| one.norm_eps = -1.0, "norm_eps is -1"),
+            (|one| one.rope_theta = f64::NAN, "rope_theta is NaN"),
+            (
+                |one| one.ffn_dim_multiplier = 0.0,
+                "ffn_dim_multiplier is 0",
+            ),
+            // Floored before it is rounded up to a multiple.
+            (
+                |one| one.ffn_dim_multiplier = 1e-3,
+                "ffn_dim_multiplier 0.001 leaves no feed-forward width at dim 64",
+            ),
+        ];
+        for (spoil, expected) in cases {
+            let mut params = good.clone();
+            spoil(&mut params);
+            let message = params.validate().unwrap_err().to_string();
+            assert!(message.contains(expected), "{message}");
+        }
     }
 
     #[test]

@@ -9,11 +9,11 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
-use safetensors::SafeTensors;
-use safetensors::tensor::{Dtype, TensorInfo};
+use safetensors::tensor::Dtype;
 use serde::Deserialize;
-use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
+use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 
+use crate::tensor_file::TensorFile;
 use crate::{Error, Result};
 
 /// What is wanted of a file.
@@ -43,10 +43,7 @@ pub(crate) fn read(path: &Path, wanted: &Wanted<'_>) -> Result<Vec<(String, Tens
             let reason = format!("{} lies beside it: one of them is stale", index.display());
             Err(Error::corrupt(path, reason))
         }
-        _ => {
-            let bytes = std::fs::read(path).map_err(|source| Error::io(path, source))?;
-            take(path, &open(path, &bytes)?, wanted)
-        }
+        _ => take(&TensorFile::open(path)?, wanted),
     }
 }
 
@@ -138,7 +135,7 @@ impl Index {
     }
 }
 
-/// Reads shard after shard, so that one is in memory at a time.
+/// Reads shard after shard.
 fn read_shards(path: &Path, wanted: &Wanted<'_>) -> Result<Vec<(String, Tensor)>> {
     let index = Index::read(path)?;
     index.check(path, wanted)?;
@@ -177,53 +174,18 @@ fn read_shard(
         let reason = format!("shard {shard}, which holds {first}, is missing");
         return Err(Error::corrupt(index, reason));
     }
-    let bytes = std::fs::read(&path).map_err(|source| Error::io(&path, source))?;
-    let file = open(&path, &bytes)?;
+    let file = TensorFile::open(&path)?;
     for name in file.names() {
-        if let Some(other) = weight_map.get(name).filter(|other| *other != shard) {
+        if let Some(other) = weight_map.get(&name).filter(|other| *other != shard) {
             let reason = format!("tensor {name} is in two shards, the index places it in {other}");
             return Err(Error::corrupt(&path, reason));
         }
     }
-    let size = file.iter().map(|(_, view)| view.data().len() as u64).sum();
     let wanted = Wanted {
         shapes: &shapes,
         ..*wanted
     };
-    Ok((take(&path, &file, &wanted)?, size))
-}
-
-/// Parses a file's header and checks it against the file's length.
-pub(crate) fn open<'a>(path: &Path, bytes: &'a [u8]) -> Result<SafeTensors<'a>> {
-    SafeTensors::deserialize(bytes).map_err(|reason| {
-        let reason = lie(bytes).unwrap_or_else(|| reason.to_string());
-        Error::corrupt(path, reason)
-    })
-}
-
-/// The tensor whose shape and type take another number of bytes than its place has; the parser does not name it.
-fn lie(bytes: &[u8]) -> Option<String> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Entry {
-        Tensor(TensorInfo),
-        Metadata(IgnoredAny),
-    }
-    let (length, rest) = bytes.split_first_chunk()?;
-    let header = rest.get(..usize::try_from(u64::from_le_bytes(*length)).ok()?)?;
-    let entries: BTreeMap<String, Entry> = serde_json::from_slice(header).ok()?;
-    entries.into_iter().find_map(|(name, entry)| {
-        let Entry::Tensor(info) = entry else {
-            return None;
-        };
-        let size = info.data_offsets.1.checked_sub(info.data_offsets.0)?;
-        let mut sizes = info.shape.iter();
-        let bits = sizes.try_fold(info.dtype.bitsize(), |bits, size| bits.checked_mul(*size));
-        let (dtype, shape) = (info.dtype, info.shape);
-        (bits != size.checked_mul(8)).then(|| {
-            format!("tensor {name} lies about its size: {dtype:?} {shape:?} in {size} bytes")
-        })
-    })
+    Ok((take(&file, &wanted)?, file.num_bytes()))
 }
 
 /// The first name that nobody asked for.
@@ -241,45 +203,42 @@ fn stray<'a>(names: impl IntoIterator<Item = &'a str>, wanted: &Wanted<'_>) -> O
 }
 
 /// Takes the wanted tensors out of an open file, which must hold no others but the tolerated.
-pub(crate) fn take(
-    path: &Path,
-    file: &SafeTensors<'_>,
-    wanted: &Wanted<'_>,
-) -> Result<Vec<(String, Tensor)>> {
-    let origin = || path.display().to_string();
-    if let Some(name) = stray(file.names(), wanted) {
+pub(crate) fn take(file: &TensorFile<'_>, wanted: &Wanted<'_>) -> Result<Vec<(String, Tensor)>> {
+    let origin = || file.path().display().to_string();
+    let names = file.names();
+    if let Some(name) = stray(names.iter().map(String::as_str), wanted) {
         let origin = origin();
         return Err(Error::UnexpectedTensor { origin, name });
     }
     let mut tensors = Vec::with_capacity(wanted.shapes.len());
     for (name, expected) in wanted.shapes {
-        let Ok(view) = file.tensor(name) else {
+        let Some(info) = file.info(name) else {
             return Err(Error::MissingTensor {
                 origin: origin(),
                 name: name.clone(),
             });
         };
-        if view.shape() != expected {
+        if info.shape != *expected {
             return Err(Error::TensorShape {
                 origin: origin(),
                 name: name.clone(),
-                found: view.shape().to_vec(),
+                found: info.shape.clone(),
                 expected: expected.clone(),
             });
         }
-        let stored = match view.dtype() {
+        let stored = match info.dtype {
             Dtype::F64 => DType::F64,
             Dtype::F32 => DType::F32,
             Dtype::F16 => DType::F16,
             Dtype::BF16 => DType::BF16,
             other => {
                 let reason = format!("tensor {name} is stored as {other:?}");
-                return Err(Error::corrupt(path, reason));
+                return Err(Error::corrupt(file.path(), reason));
             }
         };
         let is_kept = is_narrower(stored, wanted.dtype) && wanted.kept.contains(name);
         let dtype = if is_kept { stored } else { wanted.dtype };
-        let tensor = Tensor::from_raw_buffer(view.data(), stored, expected, wanted.device)?
+        let tensor = Tensor::from_raw_buffer(&file.bytes(info)?, stored, expected, wanted.device)?
             .to_dtype(dtype)?;
         if !is_finite(&tensor)? {
             return Err(Error::NotFinite {

@@ -3,13 +3,12 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-use candle_core::{DType, Device, Tensor, Var, WithDType};
-use half::{bf16, f16};
+use candle_core::{DType, Device, Tensor, Var};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use safetensors::tensor::{Dtype, TensorView};
 
 use crate::shards::{self, Wanted, is_narrower};
+use crate::tensor_file::{self, Planned};
 use crate::value::head_shapes;
 use crate::{Error, HeadKind, LoraSettings, Params, Result};
 
@@ -163,24 +162,13 @@ impl ParamStore {
         path: &Path,
         header: Option<HashMap<String, String>>,
     ) -> Result<()> {
-        let mut buffers = Vec::with_capacity(self.entries.len());
-        for (name, var) in &self.entries {
-            buffers.push((name, var.dims().to_vec(), little_endian(&self.wide(name)?)?));
-        }
-        let stored = match self.dtype {
-            DType::F64 => Dtype::F64,
-            DType::BF16 => Dtype::BF16,
-            DType::F16 => Dtype::F16,
-            _ => Dtype::F32,
-        };
-        let views = buffers.iter().map(|(name, shape, bytes)| {
-            let view = TensorView::new(stored, shape.clone(), bytes)
-                .expect("the buffer was made for this shape");
-            (name.as_str(), view)
+        let planned = self.entries.iter().map(|(name, var)| Planned {
+            name: name.clone(),
+            shape: var.dims().to_vec(),
+            source: var,
         });
-        let bytes =
-            safetensors::serialize(views, header).map_err(|reason| Error::corrupt(path, reason))?;
-        std::fs::write(path, bytes).map_err(|source| Error::io(path, source))
+        let wide = |var: &&Var| Ok(var.as_detached_tensor().to_dtype(self.dtype)?);
+        tensor_file::write(path, self.dtype, header, planned.collect(), wide)
     }
 
     /// Names and variables in canonical order.
@@ -258,19 +246,6 @@ fn tensor(values: Vec<f64>, shape: &[usize], dtype: DType, device: &Device) -> R
     Ok(Tensor::from_vec(values, shape, device)?.to_dtype(dtype)?)
 }
 
-fn little_endian(tensor: &Tensor) -> Result<Vec<u8>> {
-    fn bytes<T: WithDType, const N: usize>(flat: &Tensor, of: fn(T) -> [u8; N]) -> Result<Vec<u8>> {
-        Ok(flat.to_vec1::<T>()?.into_iter().flat_map(of).collect())
-    }
-    let flat = tensor.flatten_all()?;
-    match flat.dtype() {
-        DType::F64 => bytes(&flat, f64::to_le_bytes),
-        DType::BF16 => bytes(&flat, bf16::to_le_bytes),
-        DType::F16 => bytes(&flat, f16::to_le_bytes),
-        _ => bytes(&flat.to_dtype(DType::F32)?, f32::to_le_bytes),
-    }
-}
-
 /// 1/√fan-in of a matrix stored `[out, in]`; for embeddings `[v, d]` that is 1/√d.
 fn fan_in_std(shape: &[usize]) -> f64 {
     1.0 / (shape[shape.len() - 1] as f64).sqrt()
@@ -309,6 +284,8 @@ pub(crate) fn fnv1a(name: &str) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use safetensors::tensor::Dtype;
+
     use super::*;
     use crate::LoraTarget;
 

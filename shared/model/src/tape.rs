@@ -322,9 +322,17 @@ impl Params {
         rows * width * dtype.size_in_bytes()
     }
 
-    /// Trunk blocks whose activations so many bytes are enough for, at `rows` positions; without a limit all of them.
-    pub fn num_kept_blocks(&self, bytes: Option<usize>, rows: usize, dtype: DType) -> usize {
-        let of_block = self.block_activation_bytes(rows, dtype).max(1);
+    /// Trunk blocks that so many bytes are enough to keep, at `rows` positions; without a limit all of them. A block that
+    /// is kept holds its activations and the copy of so many weights that it has `packed`.
+    pub fn num_kept_blocks(
+        &self,
+        bytes: Option<usize>,
+        rows: usize,
+        packed: usize,
+        dtype: DType,
+    ) -> usize {
+        let packed = packed * dtype.size_in_bytes();
+        let of_block = (self.block_activation_bytes(rows, dtype) + packed).max(1);
         let fitting = bytes.map_or(usize::MAX, |bytes| bytes / of_block);
         fitting.min(self.num_trunk_blocks())
     }
@@ -407,6 +415,16 @@ mod tests {
         let (model, adapters) = dropping();
         // Three trunk blocks of seven matrices.
         check_every_way_of_keeping(&model, adapters.store(), 42);
+    }
+
+    #[test]
+    fn adapters_beside_bf16_products_go_back_as_the_graph_does() {
+        let (params, (_, adapters)) = (tiny(), dropping());
+        let store = ParamStore::init(&params, 3, DType::F32, &Device::Cpu).unwrap();
+        let model = MtpModel::adapted(&params, &store, &adapters).unwrap();
+        let model = model.with_products(Products::Bf16);
+        check_every_way_of_keeping(&model, adapters.store(), 42);
+        check_a_head(&model, adapters.store(), 14);
     }
 
     fn check_every_way_of_keeping(model: &MtpModel, store: &ParamStore, num_gradients: usize) {
@@ -492,19 +510,55 @@ mod tests {
     }
 
     #[test]
-    fn the_activations_of_the_7b_block_are_counted() {
-        let params = Params {
-            dim: 4096,
-            n_layers: 32,
-            n_heads: 32,
-            n_kv_heads: 32,
-            vocab_size: 32_000,
-            multiple_of: 256,
-            ffn_dim_multiplier: 1.0,
-            norm_eps: 1e-5,
-            rope_theta: 10_000.0,
-            n_future_tokens: 4,
+    fn a_kept_block_takes_its_activations_and_its_packed_weights_of_the_budget() {
+        let params = tiny();
+        let of_block = params.block_activation_bytes(10, DType::F32);
+        let kept = |bytes, packed| params.num_kept_blocks(Some(bytes), 10, packed, DType::F32);
+        assert_eq!([kept(of_block - 1, 0), kept(of_block, 0)], [0, 1]);
+        assert_eq!(
+            [kept(of_block + 399, 100), kept(of_block + 400, 100)],
+            [0, 1]
+        );
+        assert_eq!(kept(usize::MAX, 100), params.num_trunk_blocks());
+        let all = params.num_kept_blocks(None, 10, 100, DType::F32);
+        assert_eq!(all, params.num_trunk_blocks());
+    }
+
+    /// What a block's operations hold of its weights is what is counted, with and without adapters.
+    #[test]
+    fn the_packed_weights_of_a_block_are_counted() {
+        let params = tiny();
+        let store = ParamStore::init(&params, 3, DType::F32, &Device::Cpu).unwrap();
+        let ids = Tensor::new(&[[1u32, 5, 9, 2, 7]], &Device::Cpu).unwrap();
+        let held = |model: &MtpModel| {
+            let tape = model.trunk_taped(&ids, params.num_trunk_blocks()).unwrap();
+            let pass = tape.segments[0].pass.as_ref().unwrap();
+            let of = |step: &Step| {
+                // Packed weights begin with a norm. A lone matrix is no copy, and adapters are matrices too.
+                let is_packed = step.operand.parts[0].rank() == 1;
+                let flat = step.operand.flat.get().filter(|_| is_packed);
+                flat.map_or(0, Tensor::elem_count)
+            };
+            of(&pass.attention) + of(&pass.out) + of(&pass.feed_forward)
         };
+        let plain = MtpModel::new(&params, &store).unwrap();
+        assert_eq!(held(&plain), plain.num_packed_in_block());
+        assert!(held(&plain) > 0);
+        for targets in [&LoraTarget::ALL[..], &LoraTarget::ALL[..4]] {
+            let settings = LoraSettings {
+                r: 2,
+                alpha: 4.0,
+                targets: targets.to_vec(),
+            };
+            let adapters = Adapters::init(&params, settings, 5, DType::F32, &Device::Cpu).unwrap();
+            let model = MtpModel::adapted(&params, &store, &adapters).unwrap();
+            assert_eq!(held(&model), model.num_packed_in_block());
+        }
+    }
+
+    #[test]
+    fn the_activations_of_the_7b_block_are_counted() {
+        let params = Params::meta_7b();
         // q, k, v and the heads: 4 x 4096; log-sums 32; two norms; residual sums and the projection: 3 x 4096;
         // gate and up: 2 x 11008.
         let width = 4 * 4096 + 32 + 2 + 3 * 4096 + 2 * 11_008;

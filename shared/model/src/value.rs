@@ -86,9 +86,11 @@ impl ValueModel {
         adapters: &Adapters,
         head: &ParamStore,
     ) -> Result<Self> {
-        let mut model = Self::frozen_trunk(params, kind, trunk, head)?;
-        model.body.adapt(adapters, Tracking::Trained)?;
-        Ok(model)
+        Self::frozen_trunk(params, kind, trunk, head)?.with_adapters(
+            params,
+            adapters,
+            Tracking::Trained,
+        )
     }
 
     /// The same values as [`Self::adapted`] without a graph.
@@ -99,9 +101,19 @@ impl ValueModel {
         adapters: &Adapters,
         head: &ParamStore,
     ) -> Result<Self> {
-        let mut model = Self::frozen(params, kind, trunk, head)?;
-        model.body.adapt(adapters, Tracking::Frozen)?;
-        Ok(model)
+        Self::frozen(params, kind, trunk, head)?.with_adapters(params, adapters, Tracking::Frozen)
+    }
+
+    fn with_adapters(
+        mut self,
+        params: &Params,
+        adapters: &Adapters,
+        tracking: Tracking,
+    ) -> Result<Self> {
+        let tensors = params.value_trunk_shapes();
+        adapters.check_all_used(tensors.iter().map(|(name, _)| name.as_str()))?;
+        self.body.adapt(adapters, tracking)?;
+        Ok(self)
     }
 
     /// Nothing takes gradients.
@@ -154,6 +166,11 @@ impl ValueModel {
     pub fn with_rotary(mut self, rotary: crate::Rotary) -> Self {
         self.body.set_rotary(rotary);
         self
+    }
+
+    /// See [`crate::MtpModel::num_packed_in_block`].
+    pub fn num_packed_in_block(&self) -> usize {
+        self.body.num_packed_in_block()
     }
 
     /// The normalised trunk output `[b, s, d]` for `ids [b, s]`.

@@ -194,7 +194,8 @@ impl Learner<'_> {
     fn num_kept(&self, positions: usize) -> usize {
         let dtype = self.model.unembedding().dtype();
         let params = self.model.params();
-        params.num_kept_blocks(self.activation_bytes, positions, dtype)
+        let packed = self.model.num_packed_in_block();
+        params.num_kept_blocks(self.activation_bytes, positions, packed, dtype)
     }
 }
 

@@ -188,20 +188,18 @@ impl<'a> ValueTrainer<'a> {
 
     /// Bytes that a micro-batch of so many positions takes at its peak, on top of weights, gradient sums and optimiser.
     /// A trunk that learns takes what the policy's does, see [`crate::heads::Learner`], and at the end the gradient of
-    /// its embeddings; one under adapters has the weights of one block made at a time, and those of no other packed; a
-    /// frozen one takes a block and the stream. The stream is wide behind the trunk: the norm's output, the head's graph
+    /// its embeddings; one under adapters has the weights of one block made at a time, and of others those packed that no
+    /// adapter is on; a frozen one takes a block and the stream. The stream is wide behind the trunk: the norm's output, the head's graph
     /// and the gradients of both.
     fn peak_bytes(&self, positions: usize) -> usize {
         let (params, dtype) = (self.params, self.store.trunk.dtype());
         let (kept, embeddings) = (self.num_kept(positions), params.vocab_size * params.dim);
         let trunk = self.store.trunk.num_elements() - embeddings - params.dim;
         let of_block = trunk / params.num_trunk_blocks();
+        let made = kept * self.model.num_packed_in_block() + 2 * of_block;
         let (blocks, inputs, weights) = match self.learning() {
-            Learning::Trained => {
-                let weights = (kept + 2) * of_block + embeddings;
-                (kept + 2, params.num_trunk_blocks(), weights)
-            }
-            Learning::Through => (kept + 2, params.num_trunk_blocks(), 2 * of_block),
+            Learning::Trained => (kept + 2, params.num_trunk_blocks(), made + embeddings),
+            Learning::Through => (kept + 2, params.num_trunk_blocks(), made),
             Learning::Frozen => (2, 0, 0),
         };
         let stream = (inputs + 8) * positions * params.dim;
@@ -220,9 +218,9 @@ impl<'a> ValueTrainer<'a> {
 
     /// Trunk blocks whose activations are kept for a batch of so many positions.
     fn num_kept(&self, positions: usize) -> usize {
-        let dtype = self.store.trunk.dtype();
-        self.params
-            .num_kept_blocks(self.settings.activation_bytes, positions, dtype)
+        let (dtype, packed) = (self.store.trunk.dtype(), self.model.num_packed_in_block());
+        let bytes = self.settings.activation_bytes;
+        self.params.num_kept_blocks(bytes, positions, packed, dtype)
     }
 
     /// Sum of the loss over this rank's value positions of one optimizer step, `count` in all; gradients are left in

@@ -4,7 +4,7 @@ use std::io::Write;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 
-use super::{distance, random, setup};
+use super::{distance, gradient_without_rows, random, setup};
 use crate::ops::{self, BlockSetup};
 use crate::{Place, Products};
 
@@ -182,4 +182,15 @@ fn the_loss_is_that_of_the_host_over_several_spans() {
         shapes,
         (DType::F32, 3e-2),
     );
+}
+
+#[test]
+fn without_rows_the_unembeddings_gradient_is_zero_on_a_device() {
+    let Some(place) = device("without_rows_the_unembeddings_gradient_is_zero_on_a_device") else {
+        return;
+    };
+    // Memory that was something else before.
+    let busy = random(3, &[19, 6], DType::F32).to_device(&place).unwrap();
+    drop(busy);
+    assert_eq!(gradient_without_rows(&place), [0.0; 19 * 6]);
 }

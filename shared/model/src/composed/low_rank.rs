@@ -264,6 +264,184 @@ fn an_adapted_feed_forward_with_dropout_equals_its_twin() {
     }
 }
 
+/// Numbers of bf16, which its products do not round; the same ones of f64 as of its numbers in f32.
+fn in_bf16(tensor: &Tensor) -> Tensor {
+    let single = tensor.to_dtype(DType::F32).unwrap();
+    let rounded = single.to_dtype(DType::BF16).unwrap();
+    rounded.to_dtype(tensor.dtype()).unwrap()
+}
+
+fn size(tensor: &Tensor) -> f64 {
+    flat(tensor).iter().map(|x| x * x).sum::<f64>().sqrt()
+}
+
+/// A weight of bf16 numbers under an adapter whose product is a thousandth of its size: what some steps learn.
+fn young(seed: u64, outputs: usize, inputs: usize) -> Adapted {
+    let Adapted { weight, a, b } = Adapted::new(seed, outputs, inputs, DType::F32);
+    let weight = in_bf16(&weight);
+    let product = (b.matmul(&a).unwrap() * SCALE).unwrap();
+    let factor = 1e-3 * size(&weight) / size(&product);
+    let b = Var::from_tensor(&(b.as_tensor() * factor).unwrap()).unwrap();
+    Adapted { weight, a, b }
+}
+
+impl Adapted {
+    /// The same numbers, exact in f64.
+    fn wide(&self) -> Self {
+        let var = |var: &Var| Var::from_tensor(&var.to_dtype(DType::F64).unwrap()).unwrap();
+        Self {
+            weight: self.weight.to_dtype(DType::F64).unwrap(),
+            a: var(&self.a),
+            b: var(&self.b),
+        }
+    }
+
+    /// The frozen weight under an adapter that adds nothing.
+    fn fresh(&self) -> Self {
+        Self {
+            weight: self.weight.clone(),
+            a: self.a.clone(),
+            b: Var::zeros(self.b.shape(), self.b.dtype(), &Device::Cpu).unwrap(),
+        }
+    }
+}
+
+/// A scalar whose gradient bf16 products do not round.
+fn exact_functional(y: &Tensor) -> Tensor {
+    let probe = in_bf16(&random(99, y.dims(), y.dtype()).as_detached_tensor());
+    (y * probe).unwrap().sum_all().unwrap()
+}
+
+#[test]
+fn bf16_products_of_a_linear_round_its_weight_and_not_its_adapter() {
+    let x = Var::from_tensor(&in_bf16(&random(1, &[3, 211, 64], DType::F32))).unwrap();
+    let one = young(2, 48, 64);
+    let upon = low_rank(std::slice::from_ref(&one.weight), &[Some(&one)]);
+    let found = ops::adapted_linear(&x, &one.weight, &upon, Products::Bf16).unwrap();
+
+    let (x_wide, wide) = (x.to_dtype(DType::F64).unwrap(), one.wide());
+    let x_wide = Var::from_tensor(&x_wide).unwrap();
+    let branch = linear(&linear(&x_wide, &wide.a).unwrap(), &wide.b).unwrap();
+    let branch = (branch * SCALE).unwrap();
+    let exact = (linear(&x_wide, &wide.weight).unwrap() + &branch).unwrap();
+
+    let frozen = ops::linear_with(&x, &one.weight, Products::Bf16).unwrap();
+    let off = distance(&(&found - frozen).unwrap(), &branch);
+    assert!(off < 1e-2, "the branch is off by {off}");
+    // Inputs, weights and the gradient are numbers of bf16: nothing is rounded but the sums, to f32.
+    assert!(distance(&found, &exact) < 5e-6);
+    let grads = exact_functional(&found).backward().unwrap();
+    let wanted = exact_functional(&exact).backward().unwrap();
+    for (name, var, wide) in [
+        ("x", &x, &x_wide),
+        ("A", &one.a, &wide.a),
+        ("B", &one.b, &wide.b),
+    ] {
+        let off = distance(grads.get(var).unwrap(), wanted.get(wide).unwrap());
+        assert!(off < 2e-5, "the gradient of {name} is off by {off:e}");
+    }
+}
+
+#[test]
+fn adapters_beside_bf16_products_match_finite_differences() {
+    const STEP: f64 = 1e-3;
+    let x = random(1, &[300, 7], DType::F64);
+    let one = Adapted::new(2, 5, 7, DType::F64);
+    let value = || {
+        let upon = low_rank(std::slice::from_ref(&one.weight), &[Some(&one)]);
+        functional(&ops::adapted_linear(&x, &one.weight, &upon, Products::Bf16).unwrap())
+    };
+    let grads = value().backward().unwrap();
+    for var in [&one.a, &one.b] {
+        let gradient = flat(grads.get(var).unwrap());
+        for (at, gradient) in gradient.into_iter().enumerate() {
+            // The value is linear in every number of the adapters: the step may be a long one.
+            let slope = slope(var, at, STEP, || flat(&value())[0]);
+            assert!((slope - gradient).abs() < 1e-9, "{slope} and {gradient}");
+        }
+    }
+}
+
+/// What `found` has of `expected`, apart from noise that has nothing to do with it.
+fn share(found: &Tensor, expected: &Tensor) -> f64 {
+    let (found, expected) = (flat(found), flat(expected));
+    let product = |a: &[f64]| a.iter().zip(&expected).map(|(a, b)| a * b).sum::<f64>();
+    product(&found) / product(&expected)
+}
+
+/// What an operation makes of `x` under these adapters: its value, and the gradient of `x`.
+type Made<'a> = &'a dyn Fn(&Var, &[Adapted]) -> Result<Tensor>;
+
+/// Adapters change value and gradient by what they change in f64: both roundings of one number to bf16 differ by more
+/// than that, but not in its favour.
+fn changes_in_full(fused: Made<'_>, exact: Made<'_>, x: &Var, adapted: &[Adapted]) {
+    let change = |made: Made<'_>, x: &Var, adapted: &[Adapted]| {
+        let both = |adapted: &[Adapted]| {
+            let y = made(x, adapted).unwrap();
+            let grads = functional(&y).backward().unwrap();
+            [y, grads.get(x).unwrap().clone()]
+        };
+        let fresh: Vec<_> = adapted.iter().map(Adapted::fresh).collect();
+        let [[y, dx], [frozen_y, frozen_dx]] = [both(adapted), both(&fresh)];
+        [(y - frozen_y).unwrap(), (dx - frozen_dx).unwrap()]
+    };
+    let wide: Vec<_> = adapted.iter().map(Adapted::wide).collect();
+    let x_wide = Var::from_tensor(&x.to_dtype(DType::F64).unwrap()).unwrap();
+    let (found, expected) = (change(fused, x, adapted), change(exact, &x_wide, &wide));
+    for (name, found, expected) in [
+        ("value", &found[0], &expected[0]),
+        ("gradient", &found[1], &expected[1]),
+    ] {
+        let share = share(found, expected);
+        assert!((share - 1.0).abs() < 0.1, "the {name} changes by {share}");
+    }
+}
+
+#[test]
+fn bf16_products_of_attention_leave_its_adapters_their_full_effect() {
+    let setup = BlockSetup {
+        products: Products::Bf16,
+        ..setup(4, 2, 6)
+    };
+    let norm = random(9, &[24], DType::F32).as_detached_tensor();
+    let all = [(2, 24), (3, 12), (4, 12)].map(|(seed, outputs)| young(seed, outputs, 24));
+    let fused = |x: &Var, all: &[Adapted]| {
+        let [q, k, v] = all else { unreachable!() };
+        let parts = [&norm, &q.weight, &k.weight, &v.weight].map(Tensor::clone);
+        let upon = low_rank(&parts, &[None, Some(q), Some(k), Some(v)]);
+        ops::adapted_attention_heads(x, &parts, &upon, &setup)
+    };
+    let exact = |x: &Var, all: &[Adapted]| {
+        let mut parts = vec![norm.to_dtype(DType::F64)?];
+        parts.extend(all.iter().map(Adapted::effective));
+        attention_heads(x, &packed(&parts), &setup)
+    };
+    changes_in_full(&fused, &exact, &random(1, &[5, 70, 24], DType::F32), &all);
+}
+
+#[test]
+fn bf16_products_of_a_feed_forward_leave_its_adapters_their_full_effect() {
+    let setup = BlockSetup {
+        products: Products::Bf16,
+        ..setup(1, 1, 2)
+    };
+    let norm = random(9, &[24], DType::F32).as_detached_tensor();
+    let all = [(2, 40, 24), (3, 40, 24), (4, 24, 40)]
+        .map(|(seed, outputs, inputs)| young(seed, outputs, inputs));
+    let fused = |x: &Var, all: &[Adapted]| {
+        let [w1, w3, w2] = all else { unreachable!() };
+        let parts = [&norm, &w1.weight, &w3.weight, &w2.weight].map(Tensor::clone);
+        let upon = low_rank(&parts, &[None, Some(w1), Some(w3), Some(w2)]);
+        ops::adapted_feed_forward(x, &parts, &upon, &setup)
+    };
+    let exact = |x: &Var, all: &[Adapted]| {
+        let mut parts = vec![norm.to_dtype(DType::F64)?];
+        parts.extend(all.iter().map(Adapted::effective));
+        feed_forward(x, &packed(&parts), 1e-5)
+    };
+    changes_in_full(&fused, &exact, &random(1, &[5, 101, 24], DType::F32), &all);
+}
+
 fn settings() -> LoraSettings {
     LoraSettings {
         r: 2,
@@ -330,6 +508,21 @@ fn adapters_alone_get_gradients_and_those_match_finite_differences() {
     }
 }
 
+/// By how much a value grows with one number of a variable.
+fn slope(var: &Var, at: usize, step: f64, value: impl Fn() -> f64) -> f64 {
+    let before = flat(var);
+    let moved = |by: f64| {
+        let mut values = before.clone();
+        values[at] += by;
+        let values = Tensor::from_vec(values, var.dims(), &Device::Cpu).unwrap();
+        var.set(&values).unwrap();
+        value()
+    };
+    let slope = (moved(step) - moved(-step)) / (2.0 * step);
+    moved(0.0);
+    slope
+}
+
 /// Only adapters get gradients, and a step of this length to either side says the same as every third of them.
 fn check_slopes(model: &MtpModel, base: &ParamStore, adapters: &Adapters, step: f64) {
     let grads = small_loss(model).0.backward().unwrap();
@@ -342,17 +535,8 @@ fn check_slopes(model: &MtpModel, base: &ParamStore, adapters: &Adapters, step: 
         if index % 3 > 0 {
             continue;
         }
-        let before = flat(var);
-        let at = index % before.len();
-        let moved = |by: f64| {
-            let mut values = before.clone();
-            values[at] += by;
-            let values = Tensor::from_vec(values, var.dims(), &Device::Cpu).unwrap();
-            var.set(&values).unwrap();
-            value(model)
-        };
-        let slope = (moved(step) - moved(-step)) / (2.0 * step);
-        moved(0.0);
+        let at = index % var.elem_count();
+        let slope = slope(var, at, step, || value(model));
         let off = (slope - gradient[at]).abs();
         assert!(off < 1e-8, "{name}: {slope} and {}", gradient[at]);
     }
@@ -386,11 +570,13 @@ fn one_and_two_threads_give_the_same_adapter_gradients() {
         share: 0.1,
         seed: 23,
     };
-    let bits = |threads: usize, dropout: Option<Dropout>| {
+    let bits = |threads: usize, dropout: Option<Dropout>, products: Products| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
         pool.unwrap().install(|| {
             let (base, adapters) = stores(DType::F32);
-            let mut model = MtpModel::adapted(&small(), &base, &adapters).unwrap();
+            let mut model = MtpModel::adapted(&small(), &base, &adapters)
+                .unwrap()
+                .with_products(products);
             if let Some(dropout) = dropout {
                 model = model.with_dropout(dropout.of_step(0), 0);
             }
@@ -401,7 +587,15 @@ fn one_and_two_threads_give_the_same_adapter_gradients() {
                 .collect::<Vec<u64>>()
         })
     };
-    assert_eq!(bits(1, None), bits(2, None));
-    assert_eq!(bits(1, Some(dropout)), bits(2, Some(dropout)));
-    assert_ne!(bits(1, None), bits(1, Some(dropout)));
+    let kinds = [
+        (None, Products::F32),
+        (Some(dropout), Products::F32),
+        (None, Products::Bf16),
+    ];
+    let all = kinds.map(|(dropout, products)| {
+        let of_one = bits(1, dropout, products);
+        assert!(of_one == bits(2, dropout, products), "{dropout:?}");
+        of_one
+    });
+    assert!(all[0] != all[1] && all[0] != all[2]);
 }

@@ -1,6 +1,6 @@
 //! A CUDA device: tensors as slices of its memory, matrix products by cuBLAS, and kernels of our own for the rest.
 //!
-//! Everything runs on the one stream of a device opened with [`crate::open_device`], in the order it was asked for, so
+//! Everything runs on the one stream of a device opened with [`crate::Place::open`], in the order it was asked for, so
 //! nothing here waits: the host does where it reads a result. Sums have an order that depends on shapes alone.
 
 pub(crate) mod attention;
@@ -168,7 +168,8 @@ impl<F> Ready<'_, F> {
     reason = "memory that a kernel fills is not cleared first"
 )]
 pub(crate) fn empty<T: DeviceRepr>(device: &CudaDevice, len: usize) -> Result<CudaSlice<T>> {
-    // SAFETY: every caller hands the slice to a kernel or a product that writes all of it before anything reads it.
+    // SAFETY: nothing reads what was not written. Most callers hand the slice to a kernel or a product that writes all of
+    // it; those that write a part of it, as the caches of keys and values do, read no further than they have written.
     unsafe { device.alloc(len) }
 }
 

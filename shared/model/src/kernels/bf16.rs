@@ -21,8 +21,8 @@ const COLS: usize = 32;
 /// together they stay in the second cache.
 const PAIRS: usize = 384;
 const PANELS: usize = 21;
-/// Pairs that are turned at once while packing.
-const TURN: usize = 16;
+/// Pairs that are transposed at once while packing.
+const STRETCH: usize = 16;
 
 /// The right factor `[depth, width]`, packed once for all rows of the left one.
 pub(crate) struct PackedRhs {
@@ -174,7 +174,7 @@ fn pack<T: Float, const N: usize>(
     );
 }
 
-/// Rows that are contiguous: a few pairs of all of them at a time, turned.
+/// Rows that are contiguous: a few pairs of all of them at a time, transposed.
 #[inline(always)]
 fn pack_rows<T: Float, const N: usize>(
     data: &[T],
@@ -183,14 +183,14 @@ fn pack_rows<T: Float, const N: usize>(
     columns: usize,
     out: &mut [[u32; N]],
 ) {
-    let mut tile = [[0; TURN]; N];
-    for (part, out) in out.chunks_mut(TURN).enumerate() {
-        let first = part * 2 * TURN;
-        let wide = (columns - first).min(2 * TURN);
+    let mut tile = [[0; STRETCH]; N];
+    for (part, out) in out.chunks_mut(STRETCH).enumerate() {
+        let first = part * 2 * STRETCH;
+        let wide = (columns - first).min(2 * STRETCH);
         for (row, line) in tile[..rows].iter_mut().enumerate() {
             let data = &data[row * stride + first..][..wide];
             match data.as_chunks::<2>() {
-                (pairs, []) if pairs.len() == TURN => {
+                (pairs, []) if pairs.len() == STRETCH => {
                     for (out, [even, odd]) in line.iter_mut().zip(pairs) {
                         *out = joined(*even, *odd);
                     }
@@ -478,19 +478,19 @@ mod tests {
                     .map(|p| bf16(a[i * k + p]) * bf16(b[p * n + j]))
                     .sum()
             };
-            let turned = |x: &[f32], rows: usize, cols: usize| -> Vec<f32> {
+            let transposed = |x: &[f32], rows: usize, cols: usize| -> Vec<f32> {
                 (0..rows * cols)
                     .map(|at| x[at % rows * cols + at / rows])
                     .collect()
             };
-            let (a_turned, b_turned) = (turned(&a, m, k), turned(&b, k, n));
+            let (a_columns, b_columns) = (transposed(&a, m, k), transposed(&b, k, n));
             let lefts = [
                 Matrix::new(&a, m, k, k),
-                Matrix::new(&a_turned, k, m, m).transposed(),
+                Matrix::new(&a_columns, k, m, m).transposed(),
             ];
             let rights = [
                 Matrix::new(&b, k, n, n),
-                Matrix::new(&b_turned, n, k, k).transposed(),
+                Matrix::new(&b_columns, n, k, k).transposed(),
             ];
             let mut first = None;
             for (left, right) in lefts

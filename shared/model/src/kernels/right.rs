@@ -5,20 +5,21 @@ use std::mem::MaybeUninit;
 use rayon::prelude::*;
 
 use super::bf16::{self, PackedRhs};
-use super::{Matrix, MatrixMut, Write, matmul, product, turn, zeros};
+use super::{Matrix, MatrixMut, Write, matmul, product, transpose, zeros};
 use crate::float::Float;
 
-/// Rows of turned weights that one parallel task writes.
-const TURN_BAND: usize = 64;
+/// Rows of transposed weights that one parallel task writes.
+const BAND: usize = 64;
 
-/// How matrix products are computed. Tensors, sums and updates are f32 either way.
+/// How matrix products are computed. Tensors and what is made of products keep their type either way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Products {
-    /// As the tensors are.
+    /// Factors and sums as the tensors are, f32 or f64.
     #[default]
     F32,
-    /// Factors rounded to bf16: up to twice the rate of f32 on AMD's processors with
-    /// AVX512-BF16, somewhat less than f32's with AVX-512 otherwise, far less elsewhere.
+    /// Factors rounded to bf16, their sums f32: up to twice the rate of f32 on AMD's processors with AVX512-BF16, somewhat
+    /// less than f32's with AVX-512 otherwise, far less elsewhere. Adapters are not rounded on the CPU; on a device the
+    /// weights are rounded with their adapters in them, and f64 tensors keep f64.
     Bf16,
 }
 
@@ -31,11 +32,11 @@ impl Products {
 
 /// The right factor of a product whose rows several tasks compute: made ready once for all of them.
 ///
-/// The f32 product packs this factor anew for every task, at a third of the speed where it has to turn it; then it is
-/// turned once. The products are the same bit for bit.
+/// The f32 product packs this factor anew for every task, at a third of the speed where it has to transpose it; then it
+/// is transposed once. The products are the same bit for bit.
 pub(crate) enum Right<'a, T: Float> {
     AsItIs(Matrix<'a, T>),
-    Turned {
+    Transposed {
         depth: usize,
         width: usize,
         data: Vec<T>,
@@ -59,10 +60,10 @@ impl<'a, T: Float> Right<'a, T> {
             return Self::AsItIs(matrix);
         }
         let mut data = vec![T::zero(); width * depth];
-        data.par_chunks_mut(TURN_BAND * width)
+        data.par_chunks_mut(BAND * width)
             .enumerate()
-            .for_each(|(band, turned)| turn(w, depth, band * TURN_BAND, turned));
-        Self::Turned { depth, width, data }
+            .for_each(|(band, rows)| transpose(w, depth, band * BAND, rows));
+        Self::Transposed { depth, width, data }
     }
 
     /// Weights `w [depth, width]`.
@@ -86,7 +87,7 @@ impl<'a, T: Float> Right<'a, T> {
                 let right = right.beginning(left.cols, out.cols);
                 matmul(out, left, right, scale, write);
             }
-            Self::Turned { depth, width, data } => {
+            Self::Transposed { depth, width, data } => {
                 let right = Matrix::new(data, *depth, *width, *width);
                 matmul(out, left, right, scale, write);
             }
@@ -111,7 +112,7 @@ impl<'a, T: Float> Right<'a, T> {
     ) -> &'o mut [T] {
         match self {
             Self::AsItIs(right) => product(out, left, *right),
-            Self::Turned { depth, width, data } => {
+            Self::Transposed { depth, width, data } => {
                 product(out, left, Matrix::new(data, *depth, *width, *width))
             }
             Self::Bf16(right) => {
@@ -133,7 +134,7 @@ impl<'a, T: Float> Right<'a, T> {
     fn sides(&self) -> (usize, usize) {
         match self {
             Self::AsItIs(right) => (right.rows, right.cols),
-            Self::Turned { depth, width, .. } => (*depth, *width),
+            Self::Transposed { depth, width, .. } => (*depth, *width),
             Self::Bf16(right) => right.sides(),
         }
     }

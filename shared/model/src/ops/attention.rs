@@ -104,6 +104,131 @@ struct Angles<T> {
     half: usize,
 }
 
+/// What the tasks of one call read alike.
+struct Call<'a, T: Float> {
+    setup: &'a BlockSetup,
+    sizes: &'a Sizes,
+    angles: Angles<T>,
+    norm: &'a [T],
+    /// Queries, keys and values: transposed forward, as they are going back.
+    weights: Right<'a, T>,
+    branch: Option<&'a Branch<'a, T>>,
+}
+
+impl<T: Float> Call<'_, T> {
+    /// Rotates queries and keys in the rows `[q | k | v]` of one sequence, by +1 forward or −1 going back.
+    fn rotate(&self, qkv: &mut [T], direction: T) {
+        let (layout, Angles { cos, sin, half }) = (self.setup.layout, &self.angles);
+        let num_rotated = layout.heads + layout.kv_heads;
+        rotate(
+            qkv,
+            self.sizes.packed,
+            num_rotated,
+            cos,
+            sin,
+            *half,
+            direction,
+        );
+    }
+}
+
+/// Whole sequences on their way forward.
+struct Forward<'a, T> {
+    /// Their first row in the operation.
+    first: usize,
+    x: &'a [T],
+    out: Unwritten<'a, T>,
+    inverse: &'a mut [T],
+    log_sums: &'a mut [T],
+}
+
+impl<T: Float> Forward<'_, T> {
+    fn run(self, call: &Call<'_, T>, qkv: Unwritten<'_, T>) {
+        let (setup, sizes) = (call.setup, call.sizes);
+        let mut normed = vec![T::zero(); self.x.len()];
+        rms_norm(self.x, call.norm, setup.eps, &mut normed, self.inverse);
+        let qkv = qkv.product(&call.weights, &normed);
+        if let Some(branch) = call.branch {
+            branch.add(qkv, &normed, sizes.stack(), self.first);
+        }
+        let mut scores = Vec::new();
+        let sequences = qkv
+            .chunks_exact_mut(sizes.sequence * sizes.packed)
+            .zip(
+                self.out
+                    .cleared()
+                    .chunks_exact_mut(sizes.sequence * sizes.query),
+            )
+            .zip(
+                self.log_sums
+                    .chunks_exact_mut(sizes.sequence * setup.layout.heads),
+            );
+        for ((qkv, out), log_sums) in sequences {
+            call.rotate(qkv, T::one());
+            attention(
+                setup.layout,
+                setup.products,
+                qkv,
+                out,
+                log_sums,
+                &mut scores,
+            );
+        }
+    }
+}
+
+/// What going back reads of whole sequences.
+struct Given<'a, T> {
+    /// Their first row in the operation.
+    first: usize,
+    x: &'a [T],
+    grad: &'a [T],
+    out: &'a [T],
+    qkv: &'a [T],
+    inverse: &'a [T],
+    log_sums: &'a [T],
+}
+
+impl<T: Float> Given<'_, T> {
+    /// From the heads' outputs to queries, keys and values before their rotation; `d_qkv` is zero on entry.
+    fn back_to_qkv<'d>(&self, call: &Call<'_, T>, d_qkv: &'d mut [T]) -> &'d [T] {
+        let (setup, sizes) = (call.setup, call.sizes);
+        let (mut scores, mut d_scores) = (Vec::new(), Vec::new());
+        let sequences = d_qkv.chunks_exact_mut(sizes.sequence * sizes.packed);
+        for (index, d_qkv) in sequences.enumerate() {
+            let part = |data, width| sequence_part(data, index, sizes.sequence * width);
+            let given = AttentionGrad {
+                qkv: part(self.qkv, sizes.packed),
+                log_sums: part(self.log_sums, setup.layout.heads),
+                out: part(self.out, sizes.query),
+                grad: part(self.grad, sizes.query),
+            };
+            let (layout, products) = (setup.layout, setup.products);
+            attention_back(layout, products, &given, d_qkv, &mut scores, &mut d_scores);
+            call.rotate(d_qkv, -T::one());
+        }
+        d_qkv
+    }
+
+    /// On through projection and norm; `dx` and `partial`, the gradient of the norm's weights, are zero on entry.
+    fn back_to_input(
+        &self,
+        call: &Call<'_, T>,
+        d_qkv: &[T],
+        dx: &mut [T],
+        normed: &mut [T],
+        partial: &mut [T],
+    ) {
+        rms_norm_again(self.x, call.norm, self.inverse, normed);
+        let mut d_normed = Fresh::new(self.x.len());
+        let d_normed = d_normed.unwritten().product(&call.weights, d_qkv);
+        if let Some(branch) = call.branch {
+            branch.add_back(d_normed, d_qkv, call.sizes.stack(), self.first);
+        }
+        rms_norm_back(d_normed, self.x, call.norm, self.inverse, dx, partial);
+    }
+}
+
 impl CustomOp2 for AttentionHeads {
     fn name(&self) -> &'static str {
         Self::NAME
@@ -195,6 +320,10 @@ impl AttentionHeads {
 impl Fused for AttentionHeads {
     const NAME: &'static str = "attention-heads";
 
+    fn products(&self) -> Products {
+        self.setup.products
+    }
+
     fn forward<T: Float>(
         &self,
         x: &CpuStorage,
@@ -207,77 +336,49 @@ impl Fused for AttentionHeads {
         let (batch, sequence, _) = x_layout.shape().dims3()?;
         let (x, packed) = (values::<T>(x, x_layout)?, values::<T>(w, w_layout)?);
         let (norm, weights) = packed.split_at(sizes.dim);
-        let angles = self.angles::<T>(sequence);
         let (layout, rows) = (self.setup.layout, batch * sequence);
-        let products = self.setup.products;
-        let into_qkv = Right::transposed(
-            weights,
-            (sizes.packed, sizes.dim),
-            (rows, sizes.task_rows),
-            products,
-        );
+        let sides = (sizes.packed, sizes.dim);
+        let tasks = (rows, sizes.task_rows);
+        let call = Call {
+            setup: &self.setup,
+            sizes: &sizes,
+            angles: self.angles(sequence),
+            norm,
+            weights: Right::transposed(weights, sides, tasks, self.setup.products),
+            branch,
+        };
         let mut out = Fresh::<T>::new(rows * sizes.query);
         let mut inverse = vec![T::zero(); rows];
         let mut log_sums = vec![T::zero(); rows * layout.heads];
-        let task = |first: usize,
-                    out: &mut [T],
-                    x: &[T],
-                    inverse: &mut [T],
-                    log_sums: &mut [T],
-                    qkv: Unwritten<'_, T>| {
-            let mut normed = vec![T::zero(); x.len()];
-            rms_norm(x, norm, self.setup.eps, &mut normed, inverse);
-            let qkv = qkv.product(&into_qkv, &normed);
-            if let Some(branch) = branch {
-                branch.add(qkv, &normed, sizes.stack(), first);
-            }
-            let mut scores = Vec::new();
-            let sequences = qkv
-                .chunks_exact_mut(sequence * sizes.packed)
-                .zip(out.chunks_exact_mut(sequence * sizes.query))
-                .zip(log_sums.chunks_exact_mut(sequence * layout.heads));
-            for ((qkv, out), log_sums) in sequences {
-                let turned = layout.heads + layout.kv_heads;
-                rotate(
-                    qkv,
-                    sizes.packed,
-                    turned,
-                    &angles.cos,
-                    &angles.sin,
-                    angles.half,
-                    T::one(),
-                );
-                attention(layout, products, qkv, out, log_sums, &mut scores);
-            }
-        };
-        let tasks = out
-            .unwritten()
-            .par_chunks(sizes.task_rows * sizes.query)
-            .zip(x.par_chunks(sizes.task_rows * sizes.dim))
-            .zip(inverse.par_chunks_mut(sizes.task_rows))
-            .zip(log_sums.par_chunks_mut(sizes.task_rows * layout.heads));
+        let tasks = (
+            x.par_chunks(sizes.task_rows * sizes.dim),
+            out.unwritten().par_chunks(sizes.task_rows * sizes.query),
+            inverse.par_chunks_mut(sizes.task_rows),
+            log_sums.par_chunks_mut(sizes.task_rows * layout.heads),
+        );
+        let tasks = tasks.into_par_iter().enumerate();
+        let tasks = tasks.map(|(index, (x, out, inverse, log_sums))| Forward {
+            first: index * sizes.task_rows,
+            x,
+            out,
+            inverse,
+            log_sums,
+        });
         if self.keep {
-            let mut kept = Fresh::<T>::new(rows * sizes.packed);
+            let mut qkv = Fresh::<T>::new(rows * sizes.packed);
             tasks
-                .zip(kept.unwritten().par_chunks(sizes.task_rows * sizes.packed))
-                .enumerate()
-                .for_each(|(index, ((((out, x), inverse), log_sums), kept))| {
-                    let first = index * sizes.task_rows;
-                    task(first, out.cleared(), x, inverse, log_sums, kept);
-                });
+                .zip(qkv.unwritten().par_chunks(sizes.task_rows * sizes.packed))
+                .for_each(|(task, qkv)| task.run(&call, qkv));
             self.saved.put(Context {
                 inverse,
-                qkv: kept.finish(),
+                qkv: qkv.finish(),
                 log_sums,
             })?;
         } else {
-            tasks
-                .enumerate()
-                .for_each(|(index, (((out, x), inverse), log_sums))| {
-                    let mut qkv = Fresh::new(inverse.len() * sizes.packed);
-                    let first = index * sizes.task_rows;
-                    task(first, out.cleared(), x, inverse, log_sums, qkv.unwritten());
-                });
+            tasks.for_each(|task| {
+                let mut qkv = Fresh::new(task.inverse.len() * sizes.packed);
+                task.run(&call, qkv.unwritten());
+            });
         }
         let shape = Shape::from((batch, sequence, sizes.query));
         Ok((storage_of(out.finish()), shape))
@@ -294,7 +395,7 @@ impl Fused for AttentionHeads {
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let context = self.saved.get::<Context<T>>()?;
         let sizes = self.sizes(x.shape(), packed.elem_count())?;
-        let (sequence, layout, rows) = (sizes.sequence, self.setup.layout, context.inverse.len());
+        let (layout, rows) = (self.setup.layout, context.inverse.len());
         let (x_storage, x_layout) = x.storage_and_layout();
         let (w_storage, w_layout) = packed.storage_and_layout();
         let (res_storage, res_layout) = res.storage_and_layout();
@@ -303,64 +404,51 @@ impl Fused for AttentionHeads {
         let out = tensor_values::<T>(&res_storage, res_layout)?;
         let grad = tensor_values::<T>(&grad_storage, grad_layout)?;
         let (norm, weights) = tensor_values::<T>(&w_storage, w_layout)?.split_at(sizes.dim);
-        let angles = self.angles::<T>(sequence);
         let branch = adapters.map(AdapterGradient::branch).transpose()?.flatten();
 
         let products = self.setup.products;
-        let into_qkv = Right::stored(weights, (sizes.packed, sizes.dim), products);
+        let call = Call {
+            setup: &self.setup,
+            sizes: &sizes,
+            angles: self.angles(sizes.sequence),
+            norm,
+            weights: Right::stored(weights, (sizes.packed, sizes.dim), products),
+            branch: branch.as_ref(),
+        };
         let mut dx = Fresh::<T>::new(x_values.len());
         let mut normed = Fresh::<T>::new(x_values.len());
         let mut d_qkv = Fresh::<T>::new(context.qkv.len());
         let mut partials = vec![T::zero(); rows.div_ceil(sizes.task_rows) * sizes.dim];
-        let given = x_values
-            .par_chunks(sizes.task_rows * sizes.dim)
-            .zip(grad.par_chunks(sizes.task_rows * sizes.query))
-            .zip(out.par_chunks(sizes.task_rows * sizes.query))
-            .zip(context.qkv.par_chunks(sizes.task_rows * sizes.packed))
-            .zip(context.inverse.par_chunks(sizes.task_rows))
-            .zip(context.log_sums.par_chunks(sizes.task_rows * layout.heads));
-        let made = dx
-            .unwritten()
-            .par_chunks(sizes.task_rows * sizes.dim)
-            .zip(normed.unwritten().par_chunks(sizes.task_rows * sizes.dim))
-            .zip(d_qkv.unwritten().par_chunks(sizes.task_rows * sizes.packed))
-            .zip(partials.par_chunks_mut(sizes.dim));
-        given.zip(made).enumerate().for_each(
-            |(
-                task,
-                ((((((x, grad), out), qkv), inverse), log_sums), (((dx, normed), d_qkv), partial)),
-            )| {
-                let d_qkv = d_qkv.cleared();
-                let (mut scores, mut d_scores) = (Vec::new(), Vec::new());
-                for (index, d_qkv) in d_qkv.chunks_exact_mut(sequence * sizes.packed).enumerate() {
-                    let part = |data, width: usize| sequence_part(data, index, sequence * width);
-                    let given = AttentionGrad {
-                        qkv: part(qkv, sizes.packed),
-                        log_sums: part(log_sums, layout.heads),
-                        out: part(out, sizes.query),
-                        grad: part(grad, sizes.query),
-                    };
-                    attention_back(layout, products, &given, d_qkv, &mut scores, &mut d_scores);
-                    let turned = layout.heads + layout.kv_heads;
-                    rotate(
-                        d_qkv,
-                        sizes.packed,
-                        turned,
-                        &angles.cos,
-                        &angles.sin,
-                        angles.half,
-                        -T::one(),
-                    );
-                }
-                rms_norm_again(x, norm, inverse, normed.cleared());
-                let mut d_normed = Fresh::new(x.len());
-                let d_normed = d_normed.unwritten().product(&into_qkv, d_qkv);
-                if let Some(branch) = &branch {
-                    branch.add_back(d_normed, d_qkv, sizes.stack(), task * sizes.task_rows);
-                }
-                rms_norm_back(d_normed, x, norm, inverse, dx.cleared(), partial);
-            },
+        let task_rows = sizes.task_rows;
+        let given = (
+            x_values.par_chunks(task_rows * sizes.dim),
+            grad.par_chunks(task_rows * sizes.query),
+            out.par_chunks(task_rows * sizes.query),
+            context.qkv.par_chunks(task_rows * sizes.packed),
+            context.inverse.par_chunks(task_rows),
+            context.log_sums.par_chunks(task_rows * layout.heads),
         );
+        let made = (
+            dx.unwritten().par_chunks(task_rows * sizes.dim),
+            normed.unwritten().par_chunks(task_rows * sizes.dim),
+            d_qkv.unwritten().par_chunks(task_rows * sizes.packed),
+            partials.par_chunks_mut(sizes.dim),
+        );
+        let tasks = given.into_par_iter().zip(made).enumerate();
+        tasks.for_each(|(index, (given, (dx, normed, d_qkv, partial)))| {
+            let (x, grad, out, qkv, inverse, log_sums) = given;
+            let given = Given {
+                first: index * task_rows,
+                x,
+                grad,
+                out,
+                qkv,
+                inverse,
+                log_sums,
+            };
+            let d_qkv = given.back_to_qkv(&call, d_qkv.cleared());
+            given.back_to_input(&call, d_qkv, dx.cleared(), normed.cleared(), partial);
+        });
 
         let (normed, d_qkv) = (normed.finish(), d_qkv.finish());
         let dx = wanted.input.then(|| gradient(dx.finish(), x)).transpose()?;

@@ -15,7 +15,7 @@ use super::{
 use crate::float::Float;
 use crate::kernels::{exp_sum, maximum, vectorised};
 
-/// Rows whose logits are held at once: enough for the product that makes the unembedding's gradient to run at full
+/// Rows whose logits are held at once on the CPU: enough for the product that makes the unembedding's gradient to run at full
 /// speed. A constant, so that the order of its sums depends on shapes alone.
 pub const SPAN_ROWS: usize = 1024;
 
@@ -28,19 +28,14 @@ pub(crate) fn linear_cross_entropy(
     weights: &[f64],
     products: Products,
 ) -> Result<(Tensor, Vec<f64>)> {
-    let per_row = Arc::new(Mutex::new(Vec::new()));
-    let op = LinearCrossEntropy {
-        targets: targets.to_vec(),
-        weights: weights.to_vec(),
-        products,
-        keep: hidden.track_op() || unembedding.track_op(),
-        keep_unembedding: unembedding.track_op(),
-        per_row: Arc::clone(&per_row),
-        saved: Saved::new(),
-    };
+    let keep = (
+        hidden.track_op() || unembedding.track_op(),
+        unembedding.track_op(),
+    );
+    let op = LinearCrossEntropy::new(targets, weights, products, keep);
+    let per_row = Arc::clone(&op.per_row);
     let sum = hidden.contiguous()?.apply_op2(unembedding, op)?;
-    let per_row = std::mem::take(&mut *per_row.lock().unwrap_or_else(PoisonError::into_inner));
-    Ok((sum, per_row))
+    Ok((sum, reported(&per_row)))
 }
 
 /// What one head's loss leaves for going back.
@@ -62,18 +57,9 @@ pub(crate) fn cross_entropy_gradients(
     weights: &[f64],
     products: Products,
 ) -> Result<LossGradients> {
-    let per_row = Arc::new(Mutex::new(Vec::new()));
-    let op = LinearCrossEntropy {
-        targets: targets.to_vec(),
-        weights: weights.to_vec(),
-        products,
-        keep: true,
-        keep_unembedding: unembedding.track_op(),
-        per_row: Arc::clone(&per_row),
-        saved: Saved::new(),
-    };
+    let op = LinearCrossEntropy::new(targets, weights, products, (true, unembedding.track_op()));
     hidden.contiguous()?.apply_op2_no_bwd(unembedding, &op)?;
-    let ce = std::mem::take(&mut *per_row.lock().unwrap_or_else(PoisonError::into_inner));
+    let ce = reported(&op.per_row);
     #[cfg(feature = "cuda")]
     if hidden.device().is_cuda() {
         return op.gradients_on_device(ce);
@@ -85,11 +71,20 @@ pub(super) struct LinearCrossEntropy {
     pub(super) targets: Vec<u32>,
     pub(super) weights: Vec<f64>,
     pub(super) products: Products,
+    /// Whether backward will follow.
     pub(super) keep: bool,
-    /// Whether backward will ask for the gradient of the unembedding.
+    /// Whether it will ask for the gradient of the unembedding.
     pub(super) keep_unembedding: bool,
-    per_row: Arc<Mutex<Vec<f64>>>,
+    per_row: PerRow,
     pub(super) saved: Saved,
+}
+
+/// The cross-entropies of one call, as a graph takes the operation away from who wants them.
+type PerRow = Arc<Mutex<Vec<f64>>>;
+
+/// Those that forward has left.
+fn reported(per_row: &PerRow) -> Vec<f64> {
+    std::mem::take(&mut *per_row.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
 struct Gradients<T> {
@@ -139,6 +134,23 @@ impl CustomOp2 for LinearCrossEntropy {
 }
 
 impl LinearCrossEntropy {
+    fn new(
+        targets: &[u32],
+        weights: &[f64],
+        products: Products,
+        (keep, keep_unembedding): (bool, bool),
+    ) -> Self {
+        Self {
+            targets: targets.to_vec(),
+            weights: weights.to_vec(),
+            products,
+            keep,
+            keep_unembedding,
+            per_row: PerRow::default(),
+            saved: Saved::new(),
+        }
+    }
+
     fn into_gradients<T: Float>(
         self,
         ce: Vec<f64>,

@@ -19,8 +19,8 @@ use crate::cuda::{
 use crate::float::Float;
 use crate::kernels::Write;
 
-/// Rows whose logits exist at once.
-const SPAN_ROWS: usize = 4096;
+/// Rows whose logits exist at once on a device; on the CPU it is [`super::SPAN_ROWS`].
+const DEVICE_SPAN_ROWS: usize = 4096;
 
 /// Width of the rows of `x`, and of their norm.
 pub(super) fn norm_width(x_shape: &Shape) -> usize {
@@ -601,16 +601,14 @@ impl LinearCrossEntropy {
         let weights = device.clone_htod(&self.weights)?;
         let mut ce = device.alloc_zeros::<f64>(rows)?;
         let mut d_hidden = empty::<T>(device, if self.keep { rows * dim } else { 0 })?;
-        let mut d_w = empty::<T>(
-            device,
-            if self.keep_unembedding {
-                vocab * dim
-            } else {
-                0
-            },
-        )?;
-        for first in (0..rows).step_by(SPAN_ROWS) {
-            let last = rows.min(first + SPAN_ROWS);
+        // The first span writes it; without rows there is none, and the gradient is zero.
+        let mut d_w = match (self.keep_unembedding, rows) {
+            (false, _) => empty::<T>(device, 0)?,
+            (true, 0) => device.alloc_zeros::<T>(vocab * dim)?,
+            (true, _) => empty::<T>(device, vocab * dim)?,
+        };
+        for first in (0..rows).step_by(DEVICE_SPAN_ROWS) {
+            let last = rows.min(first + DEVICE_SPAN_ROWS);
             let hidden = hidden.view().slice(first * dim..last * dim);
             let logits =
                 project::<T, F>(device, hidden.slice(..), unembedding.view(), (vocab, dim))?;

@@ -111,6 +111,93 @@ impl<'a, T> Weights<'a, T> {
     }
 }
 
+/// What the tasks of one call read alike.
+struct Call<'a, T: Float> {
+    eps: f64,
+    /// The matrices as factors: transposed forward, as they are going back.
+    into_ffn: Right<'a, T>,
+    out_of_ffn: Right<'a, T>,
+    weights: Weights<'a, T>,
+    branch: Option<&'a Branch<'a, T>>,
+}
+
+/// Rows on their way forward.
+struct Forward<'a, T> {
+    /// The first one's place in the operation.
+    first: usize,
+    x: &'a [T],
+    /// What the result is added to.
+    out: &'a mut [T],
+    inverse: &'a mut [T],
+}
+
+impl<T: Float> Forward<'_, T> {
+    fn run(self, call: &Call<'_, T>, gate_up: Unwritten<'_, T>) {
+        let weights = &call.weights;
+        let mut normed = vec![T::zero(); self.x.len()];
+        let mut act = vec![T::zero(); self.inverse.len() * weights.ffn];
+        rms_norm(self.x, weights.norm, call.eps, &mut normed, self.inverse);
+        let gate_up = gate_up.product(&call.into_ffn, &normed);
+        if let Some(branch) = call.branch {
+            branch.add(gate_up, &normed, weights.up_stack(), self.first);
+        }
+        swiglu(gate_up, weights.ffn, &mut act);
+        call.out_of_ffn.apply(self.out, &act, Write::Add);
+        if let Some(branch) = call.branch {
+            branch.add(self.out, &act, weights.down_stack(), self.first);
+        }
+    }
+}
+
+/// What going back reads of some rows.
+struct Given<'a, T> {
+    /// The first one's place in the operation.
+    first: usize,
+    x: &'a [T],
+    grad: &'a [T],
+    inverse: &'a [T],
+    gate_up: &'a [T],
+}
+
+impl<T: Float> Given<'_, T> {
+    /// Back through the way down and the gate, whose output is made again in `act`.
+    fn back_to_ffn<'d>(
+        &self,
+        call: &Call<'_, T>,
+        act: &mut [T],
+        d_gate_up: &'d mut [T],
+    ) -> &'d [T] {
+        let weights = &call.weights;
+        let mut d_act = Fresh::new(act.len());
+        let d_act = d_act.unwritten().product(&call.out_of_ffn, self.grad);
+        if let Some(branch) = call.branch {
+            branch.add_back(d_act, self.grad, weights.down_stack(), self.first);
+        }
+        swiglu_back(self.gate_up, d_act, weights.ffn, d_gate_up, act);
+        d_gate_up
+    }
+
+    /// On through the way up and the norm. `dx` holds the residual's gradient on entry; `partial`, the gradient of the
+    /// norm's weights, is zero.
+    fn back_to_input(
+        &self,
+        call: &Call<'_, T>,
+        d_gate_up: &[T],
+        dx: &mut [T],
+        normed: &mut [T],
+        partial: &mut [T],
+    ) {
+        let weights = &call.weights;
+        rms_norm_again(self.x, weights.norm, self.inverse, normed);
+        let mut d_normed = Fresh::new(self.x.len());
+        let d_normed = d_normed.unwritten().product(&call.into_ffn, d_gate_up);
+        if let Some(branch) = call.branch {
+            branch.add_back(d_normed, d_gate_up, weights.up_stack(), self.first);
+        }
+        rms_norm_back(d_normed, self.x, weights.norm, self.inverse, dx, partial);
+    }
+}
+
 impl CustomOp2 for FeedForward {
     fn name(&self) -> &'static str {
         Self::NAME
@@ -152,6 +239,10 @@ impl CustomOp2 for FeedForward {
 impl Fused for FeedForward {
     const NAME: &'static str = "feed-forward";
 
+    fn products(&self) -> Products {
+        self.products
+    }
+
     fn forward<T: Float>(
         &self,
         x: &CpuStorage,
@@ -165,43 +256,38 @@ impl Fused for FeedForward {
         let weights = Weights::split(values::<T>(w, w_layout)?, dim)?;
         let ffn = weights.ffn;
         let tasks = (rows, TASK_ROWS);
-        let into_ffn = Right::transposed(weights.gate_up, (2 * ffn, dim), tasks, self.products);
-        let out_of_ffn = Right::transposed(weights.down, (dim, ffn), tasks, self.products);
+        let call = Call {
+            eps: self.eps,
+            into_ffn: Right::transposed(weights.gate_up, (2 * ffn, dim), tasks, self.products),
+            out_of_ffn: Right::transposed(weights.down, (dim, ffn), tasks, self.products),
+            weights,
+            branch,
+        };
         let mut out = copied(x);
         let mut inverse = vec![T::zero(); rows];
-        let task =
-            |first: usize, out: &mut [T], x: &[T], inverse: &mut [T], gate_up: Unwritten<'_, T>| {
-                let mut normed = vec![T::zero(); x.len()];
-                let mut act = vec![T::zero(); inverse.len() * ffn];
-                rms_norm(x, weights.norm, self.eps, &mut normed, inverse);
-                let gate_up = gate_up.product(&into_ffn, &normed);
-                if let Some(branch) = branch {
-                    branch.add(gate_up, &normed, weights.up_stack(), first);
-                }
-                swiglu(gate_up, ffn, &mut act);
-                out_of_ffn.apply(out, &act, Write::Add);
-                if let Some(branch) = branch {
-                    branch.add(out, &act, weights.down_stack(), first);
-                }
-            };
-        let tasks = out
-            .par_chunks_mut(TASK_ROWS * dim)
-            .zip(x.par_chunks(TASK_ROWS * dim))
-            .zip(inverse.par_chunks_mut(TASK_ROWS));
+        let tasks = (
+            x.par_chunks(TASK_ROWS * dim),
+            out.par_chunks_mut(TASK_ROWS * dim),
+            inverse.par_chunks_mut(TASK_ROWS),
+        );
+        let tasks = tasks.into_par_iter().enumerate();
+        let tasks = tasks.map(|(index, (x, out, inverse))| Forward {
+            first: index * TASK_ROWS,
+            x,
+            out,
+            inverse,
+        });
         if self.keep {
-            let mut kept = Fresh::<T>::new(rows * 2 * ffn);
+            let mut gate_up = Fresh::<T>::new(rows * 2 * ffn);
             tasks
-                .zip(kept.unwritten().par_chunks(TASK_ROWS * 2 * ffn))
-                .enumerate()
-                .for_each(|(index, (((out, x), inverse), kept))| {
-                    task(index * TASK_ROWS, out, x, inverse, kept);
-                });
-            let gate_up = kept.finish();
+                .zip(gate_up.unwritten().par_chunks(TASK_ROWS * 2 * ffn))
+                .for_each(|(task, gate_up)| task.run(&call, gate_up));
+            let gate_up = gate_up.finish();
             self.saved.put(Context { inverse, gate_up })?;
         } else {
-            tasks.enumerate().for_each(|(index, ((out, x), inverse))| {
-                let mut gate_up = Fresh::new(inverse.len() * 2 * ffn);
-                task(index * TASK_ROWS, out, x, inverse, gate_up.unwritten());
+            tasks.for_each(|task| {
+                let mut gate_up = Fresh::new(task.inverse.len() * 2 * ffn);
+                task.run(&call, gate_up.unwritten());
             });
         }
         Ok((storage_of(out), x_layout.shape().clone()))
@@ -227,46 +313,44 @@ impl Fused for FeedForward {
         let ffn = weights.ffn;
         let branch = adapters.map(AdapterGradient::branch).transpose()?.flatten();
 
-        let into_ffn = Right::stored(weights.gate_up, (2 * ffn, dim), self.products);
-        let out_of_ffn = Right::stored(weights.down, (dim, ffn), self.products);
+        let call = Call {
+            eps: self.eps,
+            into_ffn: Right::stored(weights.gate_up, (2 * ffn, dim), self.products),
+            out_of_ffn: Right::stored(weights.down, (dim, ffn), self.products),
+            weights,
+            branch: branch.as_ref(),
+        };
         let mut dx = copied(grad);
         let mut normed = Fresh::<T>::new(rows * dim);
         let mut act = Fresh::<T>::new(rows * ffn);
         let mut d_gate_up = Fresh::<T>::new(rows * 2 * ffn);
         let mut partials = vec![T::zero(); rows.div_ceil(TASK_ROWS) * dim];
-        let given = x_values
-            .par_chunks(TASK_ROWS * dim)
-            .zip(grad.par_chunks(TASK_ROWS * dim))
-            .zip(context.inverse.par_chunks(TASK_ROWS))
-            .zip(context.gate_up.par_chunks(TASK_ROWS * 2 * ffn));
-        let made = dx
-            .par_chunks_mut(TASK_ROWS * dim)
-            .zip(normed.unwritten().par_chunks(TASK_ROWS * dim))
-            .zip(act.unwritten().par_chunks(TASK_ROWS * ffn))
-            .zip(d_gate_up.unwritten().par_chunks(TASK_ROWS * 2 * ffn))
-            .zip(partials.par_chunks_mut(dim));
-        given.zip(made).enumerate().for_each(
-            |(
-                task,
-                ((((x, grad), inverse), gate_up), ((((dx, normed), act), d_gate_up), partial)),
-            )| {
-                let first = task * TASK_ROWS;
-                let (act, d_gate_up) = (act.cleared(), d_gate_up.cleared());
-                let mut d_act = Fresh::new(act.len());
-                let d_act = d_act.unwritten().product(&out_of_ffn, grad);
-                if let Some(branch) = &branch {
-                    branch.add_back(d_act, grad, weights.down_stack(), first);
-                }
-                swiglu_back(gate_up, d_act, ffn, d_gate_up, act);
-                rms_norm_again(x, weights.norm, inverse, normed.cleared());
-                let mut d_normed = Fresh::new(x.len());
-                let d_normed = d_normed.unwritten().product(&into_ffn, d_gate_up);
-                if let Some(branch) = &branch {
-                    branch.add_back(d_normed, d_gate_up, weights.up_stack(), first);
-                }
-                rms_norm_back(d_normed, x, weights.norm, inverse, dx, partial);
-            },
+        let given = (
+            x_values.par_chunks(TASK_ROWS * dim),
+            grad.par_chunks(TASK_ROWS * dim),
+            context.inverse.par_chunks(TASK_ROWS),
+            context.gate_up.par_chunks(TASK_ROWS * 2 * ffn),
         );
+        let made = (
+            dx.par_chunks_mut(TASK_ROWS * dim),
+            normed.unwritten().par_chunks(TASK_ROWS * dim),
+            act.unwritten().par_chunks(TASK_ROWS * ffn),
+            d_gate_up.unwritten().par_chunks(TASK_ROWS * 2 * ffn),
+            partials.par_chunks_mut(dim),
+        );
+        let tasks = given.into_par_iter().zip(made).enumerate();
+        tasks.for_each(|(index, (given, (dx, normed, act, d_gate_up, partial)))| {
+            let (x, grad, inverse, gate_up) = given;
+            let given = Given {
+                first: index * TASK_ROWS,
+                x,
+                grad,
+                inverse,
+                gate_up,
+            };
+            let d_gate_up = given.back_to_ffn(&call, act.cleared(), d_gate_up.cleared());
+            given.back_to_input(&call, d_gate_up, dx, normed.cleared(), partial);
+        });
 
         let (normed, act, d_gate_up) = (normed.finish(), act.finish(), d_gate_up.finish());
         let dx = wanted.input.then(|| gradient(dx, x)).transpose()?;

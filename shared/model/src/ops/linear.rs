@@ -92,6 +92,10 @@ impl CustomOp2 for Linear {
 impl Fused for Linear {
     const NAME: &'static str = "linear";
 
+    fn products(&self) -> Products {
+        self.0
+    }
+
     fn forward<T: Float>(
         &self,
         x: &CpuStorage,

@@ -1,12 +1,17 @@
 //! Low-rank adapters upon the frozen weights of a fused operation (Hu et al. 2021).
 //!
 //! Forward and backward multiply by `W + s·B·A`, made anew for every call at the price of `rank` rows, so that each
-//! fused kernel serves adapters as it stands; a branch of its own would pass over all rows twice more per matrix.
+//! fused kernel serves adapters as it stands; a branch of its own passes over all rows twice more per matrix.
 //! Backward never forms `dW = dyᵀ·x`: `dA = s·(dy·B)ᵀ·x` and `dB = s·dyᵀ·(x·Aᵀ)` come from its two factors, which
 //! spares a third of a full step's products and the memory of a gradient as large as the weights.
 //!
-//! Merged weights cannot tell what reads them, so where some of the adapters' input is dropped ([`Masks`]) the operation
-//! multiplies by `W`, and its [`Branch`] adds `s·(drop(x)·Aᵀ)·Bᵀ` to the products of each task.
+//! That sum serves neither adapters whose input is dropped ([`Masks`]), since merged weights cannot tell what reads them,
+//! nor products of bf16: rounded to eight bits it is `W` again wherever `|s·B·A|` is below half a step of `W`, which loses
+//! nearly all of what the first steps learn. There the operation multiplies by `W`, and its [`Branch`] adds
+//! `s·(drop(x)·Aᵀ)·Bᵀ`, unrounded, to the products of each task. A device has no branch: with bf16 products it still
+//! rounds the sum as a whole.
+
+use std::borrow::Cow;
 
 use candle_core::backend::BackendStorage;
 #[cfg(feature = "cuda")]
@@ -18,7 +23,8 @@ use rayon::prelude::*;
 
 use super::widen::widened;
 use super::{
-    GRADIENT_TILES, Layer, TASK_ROWS, Wanted, by_dtype, gradient, storage_of, tensor_values, values,
+    GRADIENT_TILES, Layer, Products, TASK_ROWS, Wanted, by_dtype, gradient, storage_of,
+    tensor_values, values,
 };
 use crate::dropout::Masks;
 use crate::float::Float;
@@ -51,6 +57,9 @@ pub(crate) struct LowRank {
 /// An operation whose weight gradient is a row of products `gradᵀ · input`.
 pub(crate) trait Fused: Send + Sync {
     const NAME: &'static str;
+
+    /// How it multiplies.
+    fn products(&self) -> Products;
 
     /// The operation upon the weights, with a `branch` beside them where there is one.
     fn forward<T: Float>(
@@ -114,6 +123,8 @@ pub(crate) struct Factors<'a, T> {
 pub(crate) struct AdapterGradient<'a> {
     pub(super) low_rank: &'a LowRank,
     pub(super) flat: &'a Tensor,
+    /// Whether the operation ran with a [`Branch`].
+    is_beside: bool,
 }
 
 impl LowRank {
@@ -136,13 +147,12 @@ impl LowRank {
         }
     }
 
-    /// The branch of which the flat adapters have these values, where it is not part of the effective weights.
-    fn branch<T: Float>(&self, flat: &[T]) -> Option<Branch<'_, T>> {
-        self.masks.as_ref().map(|masks| Branch {
+    /// The branch of which the flat adapters have these values.
+    fn branch<T: Float>(&self, flat: &[T]) -> Branch<'_, T> {
+        Branch {
             low_rank: self,
-            masks,
             flat: flat.to_vec(),
-        })
+        }
     }
 
     /// Every slot with the values of its A and B.
@@ -212,9 +222,6 @@ impl LowRank {
 
     fn sum<T: Float>(&self, parts: &[Tensor], flat: &[T]) -> Result<Vec<T>> {
         let mut packed = widened::<T>(parts)?;
-        if self.masks.is_some() {
-            return Ok(packed);
-        }
         for (slot, a, b) in self.pairs(flat) {
             let weight = &mut packed[slot.start..][..slot.outputs * slot.inputs];
             self.add_product(weight, slot, a, b);
@@ -333,10 +340,9 @@ impl Stack {
     }
 }
 
-/// Adapters beside the frozen weights, because they read less than those do.
+/// Adapters beside the frozen weights, because they read less than those do, or more exactly.
 pub(crate) struct Branch<'a, T> {
     low_rank: &'a LowRank,
-    masks: &'a Masks,
     /// The adapters' values behind each other.
     flat: Vec<T>,
 }
@@ -347,11 +353,9 @@ impl<T: Float> Branch<'_, T> {
     pub(super) fn add(&self, out: &mut [T], input: &[T], stack: Stack, first: usize) {
         let (rank, rows) = (self.low_rank.rank, input.len() / stack.inputs);
         for (slot, column, a, b) in self.within(stack) {
-            let mut dropped = input.to_vec();
-            self.masks
-                .drop_from(&mut dropped, stack.inputs, first, slot.stream);
+            let read = self.read(input, slot, first);
             let mut down = vec![T::zero(); rows * rank];
-            project(&mut down, &dropped, a, rank, stack.inputs, Write::Replace);
+            project(&mut down, &read, a, rank, stack.inputs, Write::Replace);
             matmul(
                 MatrixMut::new(&mut out[column..], rows, slot.outputs, stack.outputs),
                 Matrix::new(&down, rows, rank, rank),
@@ -369,20 +373,36 @@ impl<T: Float> Branch<'_, T> {
             let mut up = vec![T::zero(); rows * rank];
             self.low_rank
                 .back_to_rank(&mut up, (grad, stack.outputs), slot, column, b);
-            let mut through = vec![T::zero(); input.len()];
-            matmul(
-                MatrixMut::new(&mut through, rows, stack.inputs, stack.inputs),
-                Matrix::new(&up, rows, rank, rank),
-                Matrix::new(a, rank, stack.inputs, stack.inputs),
-                self.scale(),
-                Write::Replace,
-            );
-            self.masks
-                .drop_from(&mut through, stack.inputs, first, slot.stream);
-            for (sum, through) in input.iter_mut().zip(&through) {
+            let through = |out: &mut [T], write| {
+                matmul(
+                    MatrixMut::new(out, rows, stack.inputs, stack.inputs),
+                    Matrix::new(&up, rows, rank, rank),
+                    Matrix::new(a, rank, stack.inputs, stack.inputs),
+                    self.scale(),
+                    write,
+                );
+            };
+            let Some(masks) = &self.low_rank.masks else {
+                through(input, Write::Add);
+                continue;
+            };
+            let mut dropped = vec![T::zero(); input.len()];
+            through(&mut dropped, Write::Replace);
+            masks.drop_from(&mut dropped, stack.inputs, first, slot.stream);
+            for (sum, through) in input.iter_mut().zip(&dropped) {
                 *sum += *through;
             }
         }
+    }
+
+    /// What a slot reads of whole rows, the first of which is row `first` of the operation.
+    fn read<'x>(&self, input: &'x [T], slot: Slot, first: usize) -> Cow<'x, [T]> {
+        let Some(masks) = &self.low_rank.masks else {
+            return Cow::Borrowed(input);
+        };
+        let mut dropped = input.to_vec();
+        masks.drop_from(&mut dropped, slot.inputs, first, slot.stream);
+        Cow::Owned(dropped)
     }
 
     fn scale(&self) -> T {
@@ -397,10 +417,14 @@ impl<T: Float> Branch<'_, T> {
 }
 
 impl<'a> AdapterGradient<'a> {
-    /// The branch that the operation ran with.
+    /// The branch that the operation ran with, if any.
     pub(super) fn branch<T: Float>(self) -> Result<Option<Branch<'a, T>>> {
+        if !self.is_beside {
+            return Ok(None);
+        }
         let (storage, layout) = self.flat.storage_and_layout();
-        Ok(self.low_rank.branch(tensor_values(&storage, layout)?))
+        let flat = tensor_values(&storage, layout)?;
+        Ok(Some(self.low_rank.branch(flat)))
     }
 }
 
@@ -463,8 +487,11 @@ pub(super) fn packed_shape(parts: &[Tensor]) -> Shape {
     }
 }
 
-/// An operation on `x` and the flat adapters. The effective weights are made again for backward, so that those of
-/// one block exist at a time.
+/// An operation on `x` and the flat adapters. The weights that it multiplies by are made again for backward, so that
+/// those of one block exist at a time.
+///
+/// On the CPU products of bf16 round `W` and what it reads, not the adapters. On a device they round `W + s·B·A` as a
+/// whole, of which adapters that are small beside `W` are lost.
 pub(crate) struct Adapted<O> {
     pub(super) op: O,
     pub(super) low_rank: LowRank,
@@ -480,11 +507,39 @@ impl<O: Fused> Adapted<O> {
         flat_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let flat = values::<T>(flat, flat_layout)?;
-        let weights = storage_of(self.low_rank.sum(&self.parts, flat)?);
+        let weights = storage_of(self.multiplied(flat)?);
         let layout = Layout::contiguous(packed_shape(&self.parts));
-        let branch = self.low_rank.branch(flat);
+        let branch = self.is_beside().then(|| self.low_rank.branch(flat));
         self.op
             .forward::<T>(x, x_layout, &weights, &layout, branch.as_ref())
+    }
+
+    /// Whether the adapters run beside the frozen weights, which the operation then multiplies by as they are.
+    fn is_beside(&self) -> bool {
+        self.low_rank.masks.is_some() || self.op.products() == Products::Bf16
+    }
+
+    /// The weights that the operation multiplies by, with these values of the flat adapters.
+    fn multiplied<T: Float>(&self, flat: &[T]) -> Result<Vec<T>> {
+        if self.is_beside() {
+            return widened(&self.parts);
+        }
+        self.low_rank.sum(&self.parts, flat)
+    }
+
+    /// [`Self::multiplied`] where the tensors are.
+    fn multiplied_tensor(&self, flat: &Tensor) -> Result<Tensor> {
+        #[cfg(feature = "cuda")]
+        if flat.device().is_cuda() {
+            return self.low_rank.upon(&self.parts, flat);
+        }
+        by_dtype!(flat.dtype(), self.multiplied_here(flat))
+    }
+
+    fn multiplied_here<T: Float>(&self, flat: &Tensor) -> Result<Tensor> {
+        let (storage, layout) = flat.storage_and_layout();
+        let weights = self.multiplied::<T>(tensor_values(&storage, layout)?)?;
+        Tensor::from_vec(weights, packed_shape(&self.parts), flat.device())
     }
 }
 
@@ -556,10 +611,11 @@ impl<O: Fused> Adapted<O> {
         wanted: Wanted,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let (op, grad) = (&self.op, grad.contiguous()?);
-        let weights = self.low_rank.upon(&self.parts, flat)?;
+        let weights = self.multiplied_tensor(flat)?;
         let adapters = Some(AdapterGradient {
             low_rank: &self.low_rank,
             flat,
+            is_beside: self.is_beside(),
         });
         super::backward(op, x, &weights, res, &grad, wanted, adapters)
     }

@@ -1,4 +1,4 @@
-//! Fused, differentiable operations on CPU tensors (f32 and f64), each with its own backward.
+//! Fused, differentiable operations on tensors of f32 and f64, each with its own backward; on a device with feature `cuda`.
 //!
 //! candle's fused norm, softmax and rotary functions cut the gradient in silence; these do not. An
 //! operation keeps what backward needs inside its own instance, one instance per call.
@@ -194,7 +194,9 @@ fn values<'a, T: WithDType>(storage: &'a CpuStorage, layout: &Layout) -> Result<
 fn tensor_values<'a, T: WithDType>(storage: &'a Storage, layout: &Layout) -> Result<&'a [T]> {
     match storage {
         Storage::Cpu(storage) => values(storage, layout),
-        _ => Err(candle_core::Error::msg("fused operations run on the CPU")),
+        _ => Err(candle_core::Error::msg(
+            "an operand of a fused operation lies on another device than the rest",
+        )),
     }
 }
 
@@ -309,7 +311,7 @@ impl<'a, T: Float> WeightGradient<'a, T> {
             });
     }
 
-    /// The gradient that belongs to a tile of `len` weights, turned.
+    /// The gradient that belongs to a tile of `len` weights, transposed.
     fn columns(&self, index: usize, len: usize) -> Matrix<'a, T> {
         let height = len / self.inputs;
         let first = if self.rows == 0 {

@@ -10,6 +10,7 @@ use super::{KeyValues, Span, elsewhere, parameter};
 use crate::cuda::rows::{Lines, Places, attend, padded, store, times};
 use crate::cuda::{Factor, empty, gather_rows, rms_norm, swiglu};
 use crate::kernels::{HeadLayout, Write};
+use crate::params::{ATTENTION_NORM, FFN_NORM, GATE_UP, QKV, W2, WO};
 use crate::{Error, ParamStore, Params, Products, Result};
 
 /// Rows `[rows, width]` on a device.
@@ -212,17 +213,13 @@ impl DeviceBlock {
         };
         let norm = |one: &str| DeviceNorm::new(store, &name(one), params.norm_eps, device);
         Ok(Self {
-            layout: HeadLayout {
-                heads: params.n_heads,
-                kv_heads: params.n_kv_heads,
-                head_dim: params.head_dim(),
-            },
-            attention_norm: norm("attention_norm")?,
-            qkv: stacked(&["attention.wq", "attention.wk", "attention.wv"])?,
-            wo: stacked(&["attention.wo"])?,
-            ffn_norm: norm("ffn_norm")?,
-            gate_up: stacked(&["feed_forward.w1", "feed_forward.w3"])?,
-            w2: stacked(&["feed_forward.w2"])?,
+            layout: HeadLayout::new(params),
+            attention_norm: norm(ATTENTION_NORM)?,
+            qkv: stacked(&QKV)?,
+            wo: stacked(&[WO])?,
+            ffn_norm: norm(FFN_NORM)?,
+            gate_up: stacked(&GATE_UP)?,
+            w2: stacked(&[W2])?,
             device: device.clone(),
         })
     }

@@ -4,6 +4,7 @@ use super::attend::HostCache;
 use super::packed::PackedLinear;
 use super::{Angles, Span, parameter};
 use crate::kernels::{HeadLayout, Write, rms_norm, rotate, swiglu};
+use crate::params::{ATTENTION_NORM, FFN_NORM, GATE_UP, QKV, W2, WO};
 use crate::{Error, ParamStore, Params, Result};
 
 /// A frozen block.
@@ -31,18 +32,14 @@ impl HostBlock {
             PackedLinear::new(&parts.iter().map(|var| var.as_tensor()).collect::<Vec<_>>())
         };
         Ok(Self {
-            layout: HeadLayout {
-                heads: params.n_heads,
-                kv_heads: params.n_kv_heads,
-                head_dim: params.head_dim(),
-            },
+            layout: HeadLayout::new(params),
             eps: params.norm_eps,
-            attention_norm: get("attention_norm")?.to_vec1()?,
-            qkv: stacked(&["attention.wq", "attention.wk", "attention.wv"])?,
-            wo: stacked(&["attention.wo"])?,
-            ffn_norm: get("ffn_norm")?.to_vec1()?,
-            gate_up: stacked(&["feed_forward.w1", "feed_forward.w3"])?,
-            w2: stacked(&["feed_forward.w2"])?,
+            attention_norm: get(ATTENTION_NORM)?.to_vec1()?,
+            qkv: stacked(&QKV)?,
+            wo: stacked(&[WO])?,
+            ffn_norm: get(FFN_NORM)?.to_vec1()?,
+            gate_up: stacked(&GATE_UP)?,
+            w2: stacked(&[W2])?,
         })
     }
 
@@ -70,7 +67,7 @@ impl HostBlock {
         Ok(x)
     }
 
-    /// Turns queries and keys, appends keys and values, and attends where rows are kept. Returns the mixtures
+    /// Rotates queries and keys, appends keys and values, and attends where rows are kept. Returns the mixtures
     /// `[kept, n·e]` and the kept rows of `x`.
     fn attend(
         &self,

@@ -389,10 +389,7 @@ fn unknown(device: &Device) -> Error {
 }
 
 fn parameter<'a>(store: &'a ParamStore, name: &str) -> Result<&'a Var> {
-    let var = store.get(name).ok_or_else(|| Error::MissingTensor {
-        origin: "decoding".to_owned(),
-        name: name.to_owned(),
-    })?;
+    let var = store.require(name)?;
     match var.dtype() {
         DType::F32 => Ok(var),
         other => Err(Error::Shape(format!(

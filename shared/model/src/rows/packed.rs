@@ -118,12 +118,12 @@ impl Product<'_> {
         let groups = rows.div_ceil(most);
         // As even as possible: 32 rows are two groups of eleven and one of ten.
         let bounds = |group: usize| group * rows / groups.max(1);
-        let turned = turn_groups(self.x, depth, groups, bounds);
+        let transposed = transpose_groups(self.x, depth, groups, bounds);
         for (index, panel) in self.weights.panels.chunks_exact(PANEL * depth).enumerate() {
             let columns = index * PANEL..width.min((index + 1) * PANEL);
             for group in 0..groups {
                 let (first, last) = (bounds(group), bounds(group + 1));
-                let x = &turned[first * depth..last * depth];
+                let x = &transposed[first * depth..last * depth];
                 let out = &mut self.out[first * width..last * width];
                 let rows = x.len() / depth;
                 let mut part = Part {
@@ -151,9 +151,9 @@ impl Product<'_> {
     }
 }
 
-/// The rows of each group turned to `[depth, rows]`: what one step over the inputs reads lies together.
+/// The rows of each group transposed to `[depth, rows]`: what one step over the inputs reads lies together.
 #[inline(always)]
-fn turn_groups(
+fn transpose_groups(
     x: &[f32],
     depth: usize,
     groups: usize,
@@ -162,18 +162,18 @@ fn turn_groups(
     if x.len() == depth {
         return x.into();
     }
-    let mut turned = vec![0.0; x.len()];
+    let mut transposed = vec![0.0; x.len()];
     for group in 0..groups {
         let own = bounds(group) * depth..bounds(group + 1) * depth;
         let rows = own.len() / depth;
-        let turned = &mut turned[own.clone()];
+        let transposed = &mut transposed[own.clone()];
         for (r, row) in x[own].chunks_exact(depth).enumerate() {
-            for (line, value) in turned.chunks_exact_mut(rows).zip(row) {
+            for (line, value) in transposed.chunks_exact_mut(rows).zip(row) {
                 line[r] = *value;
             }
         }
     }
-    turned.into()
+    transposed.into()
 }
 
 /// Some rows of a product, and the columns of one panel.
