@@ -158,6 +158,7 @@ impl StepScorer {
     }
 
     /// With other targets whitened and normalised together.
+    #[must_use]
     pub fn within(self, scope: Scope) -> Self {
         Self { scope, ..self }
     }
@@ -421,6 +422,7 @@ impl Rho1Scorer {
     }
 
     /// With other targets whitened and normalised together.
+    #[must_use]
     pub fn within(self, scope: Scope) -> Self {
         Self { scope, ..self }
     }
