@@ -103,13 +103,15 @@ mod tests {
         first.map(|first| (first.file, first.reason))
     }
 
+    type Pick = fn(&mut Case) -> &mut Values;
+
     #[test]
     fn every_tensor_has_the_type_that_its_place_asks_for() {
         let sound = Case::load(Path::new("goldens/nano")).expect("the committed golden is whole");
         let (by_distance, none) = (Compared::ByDistance, Results::new());
         assert_eq!(first(&sound, by_distance, &none), None);
         let mut case = sound.clone();
-        let changes: [(&'static str, fn(&mut Case) -> &mut Values, DType, &str); 4] = [
+        let changes: [(&'static str, Pick, DType, &str); 4] = [
             (
                 GOLDEN_FILE,
                 |c| c.golden.get_mut("embed").unwrap(),

@@ -190,7 +190,7 @@ impl Batch {
 /// the first position would have no state before it.
 fn response(row: &[f64]) -> Option<(usize, usize)> {
     let first = row.iter().position(|m| *m != 0.0).unwrap_or(row.len());
-    let count = row[first..].iter().take_while(|m| **m == 1.0).count();
+    let count = row[first..].iter().take_while(|m| **m - 1.0 == 0.0).count();
     let last = first + count;
     (first > 0 && row[last..].iter().all(|m| *m == 0.0)).then_some((first, last))
 }

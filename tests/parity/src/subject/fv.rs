@@ -24,7 +24,8 @@ pub(super) fn run(run: &mut Run) -> Result<(), Error> {
     let config: Config = run.case.config()?;
     let trials = trials(run, &config.trial_ids, params.vocab_size)?;
     let prompts = run.case.inputs.iter();
-    let prompts = prompts.filter(|(key, _)| key.ends_with(".clean") || key.ends_with(".corrupted"));
+    let is_prompt = |key: &str| matches!(key.rsplit('.').next(), Some("clean" | "corrupted"));
+    let prompts = prompts.filter(|(key, _)| is_prompt(key));
     let longest = prompts.map(|(_, ids)| ids.data.len()).max().unwrap_or(0);
     let model = MtpModel::frozen(&params, &run.store(&params, "")?)?;
     let model = model.with_rotary(shared_rotary(run.case, &params, longest)?);

@@ -257,7 +257,7 @@ const UNFIT: [fn(&mut Values); 3] = [
         let left = values.shape.iter().product();
         values.data.truncate(left);
     },
-    |values| *values.data.last_mut().unwrap() = f64::NAN,
+    |values| *values.data.last_mut().expect("an element") = f64::NAN,
     |values| {
         values.shape = vec![1, 1];
         values.data.truncate(1);

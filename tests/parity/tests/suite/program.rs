@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
+use std::fmt::Write;
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -195,7 +196,10 @@ fn altered(case: &str, change: Alteration) -> tempfile::TempDir {
     change(&mut tensors, &mut json);
     candle_core::safetensors::save(&tensors, &inputs).expect("a copy");
     let digest = Sha256::digest(std::fs::read(&inputs).expect("inputs"));
-    let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    let digest = digest.iter().fold(String::new(), |mut text, byte| {
+        write!(text, "{byte:02x}").expect("writing to a string succeeds");
+        text
+    });
     json["files"]["inputs.safetensors"] = digest.into();
     std::fs::write(&manifest, json.to_string()).expect("a copy");
     dir
