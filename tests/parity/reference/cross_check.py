@@ -1,7 +1,7 @@
 """Compares head 1 of the model goldens and of the merged one with Hugging Face's Llama. Usage: python cross_check.py GOLDENS
 
 Needs `pip install transformers==5.24.0` besides requirements.txt. The reference is ours, so something written by
-others has to agree with it.
+others has to agree with it: a case farther away than LIMIT ends the program with an error.
 """
 import json, pathlib, sys
 import torch
@@ -9,6 +9,9 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from model_cases import to_hugging_face
+
+# Largest rel_l2 of the logits (`spec/parity.md` 6, M1).
+LIMIT = 1e-6
 
 
 def llama(c, p):
@@ -43,9 +46,12 @@ def main(goldens):
         with torch.no_grad():
             logits = llama(c, weights)(inputs['ids']).logits
         expected = golden['head.1.logits']
-        print(f'{name}: rel_l2 {((logits - expected).norm() / expected.norm()).item():.1e}, '
-              f'largest difference {(logits - expected).abs().max().item():.1e} '
-              f'at a scale of {expected.abs().max().item():.1f}')
+        rel_l2 = ((logits - expected).norm() / expected.norm()).item()
+        said = (f'{name}: rel_l2 {rel_l2:.1e}, largest difference {(logits - expected).abs().max().item():.1e} '
+                f'at a scale of {expected.abs().max().item():.1f}')
+        if not rel_l2 <= LIMIT:  # NaN, too
+            sys.exit(f'{said}; expected at most {LIMIT:.0e}')
+        print(said)
 
 
 if __name__ == '__main__':

@@ -32,7 +32,8 @@ pub enum Gate {
     },
 }
 
-/// One key compared.
+/// One key compared. Sizes are those of the finite elements of the golden: an infinity that both sides have would else
+/// hide every difference beside it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Comparison {
     /// `‖a−b‖ / ‖b‖`; 0 when both are 0.
@@ -59,10 +60,10 @@ impl Comparison {
             "the caller compares shapes first"
         );
         let (a, b) = (&actual.data, &expected.data);
-        let top = b.iter().fold(0f64, |m, x| m.max(x.abs()));
+        let top = finite(b).fold(0f64, |m, x| m.max(x.abs()));
         let rel_l2 = ratio(
             norm(a.iter().zip(b).map(|(a, b)| difference(*a, *b))),
-            norm(b.iter().copied()),
+            norm(finite(b)),
         );
         let largest = a
             .iter()
@@ -121,26 +122,38 @@ fn noise_ratio(a: &[f64], b: &[f64], floor: &Floor) -> Option<f64> {
     }
     let counts = |i: &usize| floor.resolved.as_ref().is_none_or(|resolved| resolved[*i]);
     let distance = norm((0..a.len()).filter(counts).map(|i| difference(a[i], b[i])));
-    Some(ratio(distance, norm(b.iter().copied())) / floor.rel_l2)
+    Some(ratio(distance, norm(finite(b))) / floor.rel_l2)
 }
 
+/// Elements that are equal and not finite have no angle; one that is not finite on one side makes it NaN.
 fn cosine(a: &[f64], b: &[f64]) -> f64 {
-    let dot: f64 = a.iter().zip(b).map(|(a, b)| a * b).sum();
-    let lengths = norm(a.iter().copied()) * norm(b.iter().copied());
-    if a == b { 1.0 } else { dot / lengths }
+    let kept = || {
+        let both = a.iter().copied().zip(b.iter().copied());
+        both.filter(|(a, b)| a.is_finite() || !equal(*a, *b))
+    };
+    if kept().all(|(a, b)| equal(a, b)) {
+        return 1.0;
+    }
+    let dot: f64 = kept().map(|(a, b)| a * b).sum();
+    dot / (norm(kept().map(|(a, _)| a)) * norm(kept().map(|(_, b)| b)))
+}
+
+fn finite(values: &[f64]) -> impl Iterator<Item = f64> {
+    values.iter().copied().filter(|x| x.is_finite())
+}
+
+/// Equal numbers, equal infinities, or NaN on both sides.
+fn equal(a: f64, b: f64) -> bool {
+    a.to_bits() == b.to_bits() || a - b == 0.0 || (a.is_nan() && b.is_nan())
 }
 
 fn norm(values: impl Iterator<Item = f64>) -> f64 {
     values.map(|x| x * x).sum::<f64>().sqrt()
 }
 
-/// `a − b`, and 0 for equal infinities.
+/// `a − b`, and 0 for what is equal without being finite.
 fn difference(a: f64, b: f64) -> f64 {
-    if a.to_bits() == b.to_bits() {
-        0.0
-    } else {
-        a - b
-    }
+    if equal(a, b) { 0.0 } else { a - b }
 }
 
 /// Distance over size; an expected 0 demands 0.
@@ -155,7 +168,7 @@ fn ratio(distance: f64, size: f64) -> f64 {
 }
 
 fn element_passes(a: f64, b: f64, top: f64, gate: Gate) -> bool {
-    if a.to_bits() == b.to_bits() {
+    if equal(a, b) {
         return true;
     }
     if !a.is_finite() || !b.is_finite() {
@@ -279,10 +292,7 @@ mod tests {
     fn tables_are_judged_by_position() {
         let table = |error: f64| {
             let data = (0..40).map(|row| if row == 35 { 1.0 + error } else { 1.0 });
-            Values {
-                shape: vec![40, 1],
-                data: data.collect(),
-            }
+            Values::new(vec![40, 1], data.collect())
         };
         let judged = |error| Comparison::of(&table(error), &table(0.0), Gate::Tables, None);
         assert_eq!(judged(4e-4).failed, None);
@@ -298,6 +308,32 @@ mod tests {
         let infinite = values(&[f64::INFINITY, 1.0]);
         let got = Comparison::of(&infinite, &infinite, Gate::Exact, None);
         assert_eq!((got.rel_l2, got.failed), (0.0, None));
+    }
+
+    #[test]
+    fn infinities_and_nan_of_both_sides_hide_no_other_element() {
+        let golden = values(&[f64::INFINITY, -f64::NAN, 1.0, 2.0]);
+        let cosine = Gate::Relative {
+            rel_l2: 0.1,
+            scaled_max: Some(0.1),
+            cosine: Some(0.99),
+            zeros_exact: false,
+        };
+        for gate in [Gate::Exact, Gate::Absolute(0.1), LOOSE, cosine] {
+            let same = values(&[f64::INFINITY, f64::NAN, 1.0, 2.0]);
+            let got = Comparison::of(&same, &golden, gate, None);
+            assert_eq!((got.failed, got.cosine), (None, 1.0), "{gate:?}");
+            let other = values(&[f64::INFINITY, f64::NAN, 1.0, 2.5]);
+            let got = Comparison::of(&other, &golden, gate, None);
+            assert!((got.rel_l2 - 0.5 / 5f64.sqrt()).abs() < 1e-12, "{gate:?}");
+            assert!((got.scaled_max - 0.25).abs() < 1e-12 && got.cosine < 1.0);
+            let found = (got.mismatch_count, got.first_mismatch);
+            assert!(got.failed.is_some() && found == (1, Some(3)), "{gate:?}");
+            let turned = values(&[-f64::INFINITY, f64::NAN, 1.0, 2.0]);
+            let got = Comparison::of(&turned, &golden, gate, None);
+            let found = (got.mismatch_count, got.first_mismatch);
+            assert!(got.failed.is_some() && found == (1, Some(0)), "{gate:?}");
+        }
     }
 
     #[test]

@@ -19,6 +19,9 @@ const SCHEMA: &str = "wmtp.parity/1";
 /// The file of expected results.
 pub(crate) const GOLDEN_FILE: &str = "golden.safetensors";
 
+/// The file of the model's weights.
+pub(crate) const WEIGHTS_FILE: &str = "weights.safetensors";
+
 /// The file of what goes in.
 pub(crate) const INPUTS_FILE: &str = "inputs.safetensors";
 
@@ -29,34 +32,47 @@ pub struct Values {
     pub shape: Vec<usize>,
     /// Elements, row-major.
     pub data: Vec<f64>,
+    /// Type of the tensor that held them; `None` for numbers that are made in f64 whatever the run's type.
+    pub dtype: Option<DType>,
 }
 
 impl Values {
+    /// Numbers of this shape that no tensor of the model held.
+    pub fn new(shape: Vec<usize>, data: Vec<f64>) -> Self {
+        Self {
+            shape,
+            data,
+            dtype: None,
+        }
+    }
+
     /// Reads a tensor's values.
     pub fn of(tensor: &Tensor) -> candle_core::Result<Self> {
-        let flat = tensor.detach().flatten_all()?.to_dtype(DType::F64)?;
         Ok(Self {
-            shape: tensor.dims().to_vec(),
-            data: flat.to_vec1()?,
+            dtype: Some(tensor.dtype()),
+            ..Self::statistics(tensor)?
         })
+    }
+
+    /// Reads statistics, which are kept in f64 whatever the run's type.
+    pub(crate) fn statistics(tensor: &Tensor) -> candle_core::Result<Self> {
+        let flat = tensor.detach().flatten_all()?.to_dtype(DType::F64)?;
+        Ok(Self::new(tensor.dims().to_vec(), flat.to_vec1()?))
     }
 
     /// Numbers in one dimension.
     pub fn vector(data: Vec<f64>) -> Self {
-        Self {
-            shape: vec![data.len()],
-            data,
-        }
+        Self::new(vec![data.len()], data)
+    }
+
+    /// Whether no element is NaN or infinite.
+    pub(crate) fn is_finite(&self) -> bool {
+        self.data.iter().all(|x| x.is_finite())
     }
 
     /// The numbers as a tensor of the given element type.
     pub(crate) fn tensor(&self, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
         Tensor::from_slice(&self.data, self.shape.as_slice(), device)?.to_dtype(dtype)
-    }
-
-    /// The numbers as ids.
-    pub(crate) fn ids(&self) -> Vec<u32> {
-        self.data.iter().map(|id| *id as u32).collect()
     }
 
     /// Position of element `flat` in every dimension.
@@ -190,7 +206,7 @@ impl Case {
         let golden = tensors
             .remove(GOLDEN_FILE)
             .ok_or_else(|| golden_error(&path, format!("{GOLDEN_FILE} is not listed")))?;
-        let weights = tensors.remove("weights.safetensors").unwrap_or_default();
+        let weights = tensors.remove(WEIGHTS_FILE).unwrap_or_default();
         if let Some(absent) = &manifest.grad_absent {
             check_gradients(absent, &weights, &golden).map_err(|e| golden_error(&path, e))?;
         }
@@ -229,10 +245,55 @@ impl Case {
             .ok_or_else(|| self.bad(format!("input {key} is missing")))
     }
 
+    /// An input of this shape.
+    pub(crate) fn input_of(&self, key: &str, shape: &[usize]) -> Result<&Values, Error> {
+        let input = self.input(key)?;
+        self.demand_shape("input", key, input, shape)?;
+        Ok(input)
+    }
+
+    /// An input of whole numbers, at least one, each from 0 to below `bound`.
+    pub(crate) fn ids(&self, key: &str, bound: usize) -> Result<Vec<u32>, Error> {
+        let input = self.input(key)?;
+        let is_id = |x: &f64| *x >= 0.0 && *x < bound as f64 && x.fract() == 0.0;
+        if let Some(other) = input.data.iter().find(|x| !is_id(x)) {
+            return Err(self.bad(format!(
+                "input {key} holds {other}, expected whole numbers below {bound}"
+            )));
+        }
+        if input.data.is_empty() {
+            return Err(self.bad(format!("input {key} is empty")));
+        }
+        Ok(input.data.iter().map(|id| *id as u32).collect())
+    }
+
     pub(crate) fn weight(&self, key: &str) -> Result<&Values, Error> {
         self.weights
             .get(key)
             .ok_or_else(|| self.bad(format!("weight {key} is missing")))
+    }
+
+    /// A weight of the shape that the configuration gives it.
+    pub(crate) fn weight_of(&self, key: &str, shape: &[usize]) -> Result<&Values, Error> {
+        let weight = self.weight(key)?;
+        self.demand_shape("weight", key, weight, shape)?;
+        Ok(weight)
+    }
+
+    fn demand_shape(
+        &self,
+        what: &str,
+        key: &str,
+        values: &Values,
+        shape: &[usize],
+    ) -> Result<(), Error> {
+        if values.shape == shape {
+            return Ok(());
+        }
+        Err(self.bad(format!(
+            "{what} {key} has shape {:?}, expected {shape:?}",
+            values.shape
+        )))
     }
 
     /// An error that says what is wrong with this case.
@@ -304,43 +365,30 @@ fn parse(path: &Path, bytes: &[u8]) -> Result<BTreeMap<String, Values>, Error> {
     let mut all = BTreeMap::new();
     for (name, view) in file.tensors() {
         let data = view.data();
-        let values = match view.dtype() {
-            Dtype::F64 => data
-                .as_chunks::<8>()
-                .0
-                .iter()
-                .map(|b| f64::from_le_bytes(*b))
-                .collect(),
-            Dtype::F32 => data
-                .as_chunks::<4>()
-                .0
-                .iter()
-                .map(|b| f64::from(f32::from_le_bytes(*b)))
-                .collect(),
-            Dtype::I64 => data
-                .as_chunks::<8>()
-                .0
-                .iter()
-                .map(|b| i64::from_le_bytes(*b) as f64)
-                .collect(),
-            Dtype::I32 => data
-                .as_chunks::<4>()
-                .0
-                .iter()
-                .map(|b| f64::from(i32::from_le_bytes(*b)))
-                .collect(),
-            Dtype::U8 | Dtype::BOOL => data.iter().map(|b| f64::from(*b)).collect(),
+        let (dtype, values) = match view.dtype() {
+            Dtype::F64 => (DType::F64, numbers(data, f64::from_le_bytes)),
+            Dtype::F32 => (DType::F32, numbers(data, |b| f32::from_le_bytes(b).into())),
+            Dtype::I64 => (DType::I64, numbers(data, |b| i64::from_le_bytes(b) as f64)),
+            Dtype::I32 => (DType::I32, numbers(data, |b| i32::from_le_bytes(b).into())),
+            Dtype::U8 | Dtype::BOOL => (DType::U8, numbers(data, |[b]| b.into())),
             other => return Err(golden_error(path, format!("{name} is stored as {other:?}"))),
         };
-        all.insert(
-            name,
-            Values {
-                shape: view.shape().to_vec(),
-                data: values,
-            },
-        );
+        let values = Values {
+            dtype: Some(dtype),
+            ..Values::new(view.shape().to_vec(), values)
+        };
+        all.insert(name, values);
     }
     Ok(all)
+}
+
+/// Numbers of `N` bytes each, little-endian.
+fn numbers<const N: usize>(data: &[u8], read: impl Fn([u8; N]) -> f64) -> Vec<f64> {
+    data.as_chunks()
+        .0
+        .iter()
+        .map(|bytes| read(*bytes))
+        .collect()
 }
 
 #[cfg(test)]
@@ -349,10 +397,7 @@ mod tests {
 
     #[test]
     fn a_flat_position_becomes_one_index_per_dimension() {
-        let values = Values {
-            shape: vec![2, 3, 4],
-            data: vec![0.0; 24],
-        };
+        let values = Values::new(vec![2, 3, 4], vec![0.0; 24]);
         assert_eq!(values.index(17), [1, 1, 1]);
     }
 

@@ -8,6 +8,7 @@
 //! To add a case: a function in `reference/`, a [`Kind`] with its stages, and its subject.
 
 mod compare;
+mod contract;
 mod floor;
 mod golden;
 mod report;
@@ -61,6 +62,16 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// Its message and those of its causes.
+    pub(crate) fn said(&self) -> String {
+        let first: &dyn std::error::Error = self;
+        let messages = std::iter::successors(Some(first), |error| error.source());
+        let messages: Vec<String> = messages.map(ToString::to_string).collect();
+        messages.join(": ")
+    }
+}
+
 impl From<candle_core::Error> for Error {
     fn from(error: candle_core::Error) -> Self {
         Self::Model(error.into())
@@ -98,12 +109,16 @@ fn compare(
 ) -> Result<Report, Error> {
     let precision = precision.of(case.kind);
     let judged = |mode| {
-        let actual = subject::run(case, precision, mode, device, mutation)?;
-        stages::judge(case, precision, mode, device, actual)
+        let outcome = subject::run(case, precision, mode, device, mutation)?;
+        stages::judge(case, precision, mode, device, outcome)
     };
     let mut report = judged(mode)?;
-    if mode == Mode::Chained && report.first_divergence.is_some() {
-        report.adopt_isolated(&judged(Mode::Isolated)?);
+    // The chained run has said what differs, whether or not a second one can say more.
+    if mode == Mode::Chained
+        && report.first_divergence.is_some()
+        && let Ok(isolated) = judged(Mode::Isolated)
+    {
+        report.adopt_isolated(&isolated);
     }
     Ok(report)
 }

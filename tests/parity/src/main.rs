@@ -26,8 +26,9 @@ const ALL: &str = "all";
 
 /// Compare our numbers with PyTorch goldens, stage by stage.
 ///
-/// Exit codes: 0 pass, 1 divergence, 2 usage or configuration (no such device, a report that cannot be written),
-/// 3 golden missing or corrupt, 4 nothing compared. Over several cases it is the code of the first one that does
+/// Exit codes: 0 pass, 1 divergence (also where the code under test fails on its way: the report has what it found
+/// before), 2 usage or configuration (no such device, a report that cannot be written), 3 golden missing, corrupt or of
+/// inputs and settings that fit no model, 4 nothing compared. Over several cases it is the code of the first one that does
 /// not pass.
 #[derive(Parser)]
 #[command(

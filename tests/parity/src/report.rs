@@ -26,6 +26,12 @@ pub enum Status {
     AfterDivergence,
 }
 
+impl Status {
+    pub(crate) fn of(passes: bool) -> Self {
+        if passes { Self::Pass } else { Self::Fail }
+    }
+}
+
 /// The key of a stage that is farthest from the golden.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Worst {
@@ -59,7 +65,7 @@ pub struct StageReport {
     pub status: Status,
     /// Keys the golden expects.
     pub keys: usize,
-    /// Keys whose values were compared.
+    /// Keys that were compared.
     pub compared: usize,
     /// Keys that failed.
     pub mismatched: usize,
@@ -123,7 +129,7 @@ pub struct Divergence {
     pub file: &'static str,
     /// Golden key; absent when a whole stage compared nothing.
     pub key: Option<String>,
-    /// `missing`, `unexpected`, a shape, or `values`.
+    /// `missing` (and why the subject ended early), `unexpected`, a shape, a type, or `values`.
     pub reason: String,
     /// First element outside the gate.
     pub index: Option<Vec<usize>>,
@@ -284,12 +290,15 @@ pub struct Report {
     pub first_divergence: Option<Divergence>,
     /// Sum over stages.
     pub mismatch_count: usize,
-    /// Keys compared in all stages.
+    /// Keys whose values were compared: those of all stages behind the contract.
     pub compared_count: usize,
     /// Stages in order.
     pub stages: Vec<StageReport>,
-    /// Golden keys that no stage of this program reads.
+    /// Golden keys that no stage of this program reads: each is a mismatch of the contract.
     pub not_compared: Vec<String>,
+    /// Why the subject ended before it had found everything.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stopped: Option<String>,
     /// How to run this again.
     pub rerun: String,
 }
@@ -313,6 +322,7 @@ impl Report {
             compared_count: 0,
             stages: Vec::new(),
             not_compared: Vec::new(),
+            stopped: None,
             rerun: rerun(case, precision, mode, device.location()),
         }
     }
@@ -325,16 +335,28 @@ impl Report {
         let Some(place) = self.stages.iter().position(|s| s.name == first.stage) else {
             return;
         };
-        let status = |place: usize| isolated.stages.get(place).map(|stage| stage.status);
+        // A run that ended early says nothing of what it did not reach.
+        let reached =
+            |stage: &&StageReport| isolated.stopped.is_none() || stage.compared == stage.keys;
+        let status = |place: usize| {
+            let stage = isolated.stages.get(place).filter(reached);
+            stage.map(|stage| stage.status)
+        };
         first.isolated = status(place);
         for (offset, stage) in self.stages[place..].iter_mut().take(2).enumerate() {
             stage.isolated = status(place + offset);
         }
     }
 
+    /// Adds a stage that compared values.
     pub(crate) fn add(&mut self, stage: StageReport) {
-        self.mismatch_count += stage.mismatch_count;
         self.compared_count += stage.compared;
+        self.add_contract(stage);
+    }
+
+    /// Adds a stage that compared something else.
+    pub(crate) fn add_contract(&mut self, stage: StageReport) {
+        self.mismatch_count += stage.mismatch_count;
         if stage.status != Status::Pass {
             self.status = Status::Fail;
         }
@@ -434,6 +456,9 @@ impl Report {
                 "\nNot compared by this program: {} golden keys.",
                 self.not_compared.len()
             )?;
+        }
+        if let Some(reason) = &self.stopped {
+            writeln!(out, "\nThe subject ended early: {reason}.")?;
         }
         writeln!(out, "\nAgain: `{}`", self.rerun)
     }

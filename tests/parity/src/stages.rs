@@ -1,14 +1,15 @@
-//! The stages in their fixed order, their keys and gates, and the judgement of a run.
+//! The stages behind the contract in their fixed order, their keys and gates, and the judgement of a run.
 
 use std::collections::BTreeSet;
 
 use candle_core::Device;
 
 use crate::compare::{Comparison, Gate};
+use crate::contract::{self, Compared};
 use crate::floor::Floor;
 use crate::golden::{GOLDEN_FILE, INPUTS_FILE, Kind};
 use crate::report::{Divergence, Report, StageReport, Status, Worst};
-use crate::subject::{MEAN_WEIGHT, ModelConfig, Results};
+use crate::subject::{MEAN_WEIGHT, ModelConfig, NO_TARGET, Outcome, Results, is_wide};
 use crate::{Case, Error, Mode, Precision, Values};
 
 /// What a gate depends on besides its key.
@@ -78,7 +79,10 @@ const TRACE: Stage = golden("trace", &["trace."], |key, p| match key {
     _ => products(p, 6e-3).unwrap_or(whole(p.precision, 1e-10, 2e-6)),
 });
 
-/// `spec/parity.md` 4.2 in order.
+/// What isolated mode computes twice: by the pass that trains, and by its plain twin upon the golden's activations.
+const HAVE_TWINS: [&str; 2] = [LOSS.name, GRADIENTS.name];
+
+/// `spec/parity.md` 4.2 in order, behind the contract.
 const MODEL: [Stage; 13] = [
     TOKENS,
     ROTARY,
@@ -326,22 +330,40 @@ pub(crate) fn judge(
     precision: Precision,
     mode: Mode,
     device: &Device,
-    mut actual: Results,
+    mut outcome: Outcome,
 ) -> Result<Report, Error> {
     let mut expected = expectations(case)?;
     if precision != Precision::Bf16 {
         add_steps(case, &mut expected);
-        add_steps(case, &mut actual);
+        add_steps(case, &mut outcome.results);
     }
     let stages = stages(case.kind);
-    let arithmetic = Arithmetic {
-        precision,
-        wide: matches!(case.kind, Kind::Model | Kind::Lora)
-            && case.config::<ModelConfig>()?.is_wide(),
+    let run = Judged {
+        case,
+        arithmetic: Arithmetic {
+            precision,
+            wide: is_wide(case)?,
+        },
+        expected,
+        missing: match &outcome.stopped {
+            Some(error) => format!("missing: {}", error.said()),
+            None => "missing".to_owned(),
+        },
+        outcome,
     };
     let mut report = Report::new(case, precision, mode, device);
+    report.stopped = run.outcome.stopped.as_ref().map(Error::said);
+    let compared = |key: &str| run.compared(stages, key);
+    let keys = case.golden.keys();
+    report.not_compared = keys
+        .filter(|key| compared(key) == Compared::Never)
+        .cloned()
+        .collect();
+    let (contract, divergence) = contract::judge(case, precision, compared, &run.outcome.results);
+    report.first_divergence = divergence;
+    report.add_contract(contract);
     for stage in stages {
-        let (mut judged, divergence) = judge_stage(stage, case, arithmetic, &expected, &actual);
+        let (mut judged, divergence) = run.judge(stage);
         if report.first_divergence.is_none() {
             report.first_divergence = divergence;
         } else if mode == Mode::Chained {
@@ -349,13 +371,6 @@ pub(crate) fn judge(
         }
         report.add(judged);
     }
-    let owned = |key: &str| stages.iter().any(|stage| stage.owns(key));
-    report.not_compared = case
-        .golden
-        .keys()
-        .filter(|key| !owned(key))
-        .cloned()
-        .collect();
     Ok(report)
 }
 
@@ -403,8 +418,8 @@ fn add_steps(case: &Case, results: &mut Results) {
             if counts { after - before } else { 0.0 }
         });
         let step = Values {
-            shape: before.shape.clone(),
-            data: data.collect(),
+            dtype: after.dtype,
+            ..Values::new(before.shape.clone(), data.collect())
         };
         Some((format!("step.{name}"), step))
     };
@@ -412,121 +427,144 @@ fn add_steps(case: &Case, results: &mut Results) {
     results.extend(steps);
 }
 
-/// `target.k`: the ids that horizon k predicts, `[b, s-k]`.
+/// `target.k`: the id that horizon k predicts at each position, `[b, s-k]`; none where that token is no response target.
 fn expect_targets(case: &Case, expected: &mut Results) -> Result<(), Error> {
-    let ids = case.input("ids")?;
+    let (ids, mask) = (case.input("ids")?, case.input("mask")?);
     let [rows, sequence] = ids.shape[..] else {
         return Err(case.bad(format!("ids have shape {:?}", ids.shape)));
     };
-    let horizons = case.config::<ModelConfig>()?.n_future;
-    for k in 1..=horizons.min(sequence.saturating_sub(1)) {
-        let of_row = |row: &[f64]| row[k..].to_vec();
-        let data = ids.data.chunks_exact(sequence).flat_map(of_row).collect();
-        let shape = vec![rows, sequence - k];
-        expected.insert(format!("target.{k}"), Values { shape, data });
+    let target = |id: &f64, counts: &f64| if *counts > 0.0 { *id } else { NO_TARGET };
+    for k in 1..=case.config::<ModelConfig>()?.n_future {
+        let both = ids
+            .data
+            .chunks_exact(sequence)
+            .zip(mask.data.chunks_exact(sequence));
+        let of_row = |(ids, mask): (&[f64], &[f64])| {
+            let reached = ids[k..].iter().zip(&mask[k..]);
+            reached
+                .map(|(id, counts)| target(id, counts))
+                .collect::<Vec<_>>()
+        };
+        let data = both.flat_map(of_row).collect();
+        let target = Values::new(vec![rows, sequence - k], data);
+        expected.insert(format!("target.{k}"), target);
     }
     Ok(())
 }
 
-fn judge_stage(
-    stage: &Stage,
-    case: &Case,
+/// A run and what it is held to.
+struct Judged<'a> {
+    case: &'a Case,
     arithmetic: Arithmetic,
-    expected: &Results,
-    actual: &Results,
-) -> (StageReport, Option<Divergence>) {
-    let mut keys: BTreeSet<&String> = expected.keys().filter(|key| stage.owns(key)).collect();
-    let num_expected = keys.len();
-    keys.extend(actual.keys().filter(|key| stage.owns(key)));
-    let mut judged = StageReport::new(stage.name, num_expected);
-    let mut first = None;
-    for key in order(keys, expected, actual) {
-        let floor = Floor::of(case, key, arithmetic.precision, actual);
-        let divergence = judge_key(
-            stage,
-            key,
-            expected.get(key),
-            actual.get(key),
-            (stage.gate)(key, arithmetic),
-            floor.as_ref(),
-            &mut judged,
-        );
-        first = first.or(divergence);
+    expected: Results,
+    outcome: Outcome,
+    /// What is said of a key that the run does not have.
+    missing: String,
+}
+
+impl Judged<'_> {
+    /// How the stages compare a golden key.
+    fn compared(&self, stages: &[Stage], key: &str) -> Compared {
+        match stages.iter().find(|stage| stage.owns(key)) {
+            None => Compared::Never,
+            Some(stage) if (stage.gate)(key, self.arithmetic) == Gate::Exact => Compared::Exactly,
+            Some(_) => Compared::ByDistance,
+        }
     }
-    if judged.compared < num_expected.max(1) && first.is_none() {
-        first = Some(Divergence::of_stage(
+
+    /// Judges one stage. What is right in the pass that trains has to be right in its twin, too, where that ran.
+    fn judge(&self, stage: &Stage) -> (StageReport, Option<Divergence>) {
+        let judged = self.judge_results(stage, &self.outcome.results);
+        match &self.outcome.twin {
+            Some(twin) if judged.1.is_none() && HAVE_TWINS.contains(&stage.name) => {
+                let of_twin = self.judge_results(stage, twin);
+                if of_twin.1.is_some() { of_twin } else { judged }
+            }
+            _ => judged,
+        }
+    }
+
+    fn judge_results(&self, stage: &Stage, actual: &Results) -> (StageReport, Option<Divergence>) {
+        let owned = |results: &'_ Results| {
+            let keys = results.keys().filter(|key| stage.owns(key));
+            keys.cloned().collect::<BTreeSet<String>>()
+        };
+        let mut keys = owned(&self.expected);
+        let num_expected = keys.len();
+        keys.extend(owned(actual));
+        let mut judged = StageReport::new(stage.name, num_expected);
+        let mut first = None;
+        for key in order(keys, &self.expected, actual) {
+            let divergence = self.judge_key(stage, &key, actual.get(&key), &mut judged);
+            first = first.or(divergence);
+        }
+        if judged.compared < num_expected.max(1) && first.is_none() {
+            let reason = "nothing was compared";
+            first = Some(Divergence::of_stage(stage.name, stage.file, reason));
+            judged.mismatch_count += 1;
+        }
+        judged.status = Status::of(first.is_none());
+        (judged, first)
+    }
+
+    fn judge_key(
+        &self,
+        stage: &Stage,
+        key: &str,
+        actual: Option<&Values>,
+        judged: &mut StageReport,
+    ) -> Option<Divergence> {
+        let fail = |judged: &mut StageReport, reason: String| {
+            judged.mismatched += 1;
+            judged.mismatch_count += 1;
+            Some(Divergence::of_key(stage.name, stage.file, key, reason))
+        };
+        let (expected, actual) = match (self.expected.get(key), actual) {
+            (Some(expected), Some(actual)) => (expected, actual),
+            (Some(_), None) => return fail(judged, self.missing.clone()),
+            _ => return fail(judged, "unexpected".to_owned()),
+        };
+        if expected.shape != actual.shape {
+            let (found, expected) = (&actual.shape, &expected.shape);
+            return fail(judged, format!("shape {found:?}, expected {expected:?}"));
+        }
+        if expected.data.is_empty() {
+            return fail(judged, "no elements".to_owned());
+        }
+        judged.compared += 1;
+        let gate = (stage.gate)(key, self.arithmetic);
+        let precision = self.arithmetic.precision;
+        let floor = Floor::of(self.case, key, precision, &self.outcome.results);
+        let comparison = Comparison::of(actual, expected, gate, floor.as_ref());
+        judged.consider(Worst::of(key, &comparison));
+        comparison.failed?;
+        judged.mismatched += 1;
+        judged.mismatch_count += comparison.mismatch_count;
+        Some(Divergence::of_values(
             stage.name,
             stage.file,
-            "nothing was compared",
-        ));
-        judged.mismatch_count += 1;
+            key,
+            &comparison,
+            expected,
+            actual,
+        ))
     }
-    judged.status = if first.is_none() {
-        Status::Pass
-    } else {
-        Status::Fail
-    };
-    (judged, first)
 }
 
 /// Names that only one side has come first, so that a set is judged before values; within a block, sites
 /// come in forward order.
-fn order<'a>(keys: BTreeSet<&'a String>, expected: &Results, actual: &Results) -> Vec<&'a String> {
+fn order(keys: BTreeSet<String>, expected: &Results, actual: &Results) -> Vec<String> {
     const SITES: [&str; 4] = ["attn_heads", "attn_out", "resid", "logits"];
     let mut keys: Vec<_> = keys.into_iter().collect();
     keys.sort_by_cached_key(|key| {
-        let (stem, site) = key.rsplit_once('.').unwrap_or((key, ""));
-        let on_both = expected.contains_key(*key) && actual.contains_key(*key);
+        let (stem, site) = key.rsplit_once('.').unwrap_or((key.as_str(), ""));
+        let on_both = expected.contains_key(key) && actual.contains_key(key);
         match SITES.iter().position(|name| *name == site) {
             Some(place) => (on_both, stem.to_owned(), place),
-            None => (on_both, (*key).clone(), 0),
+            None => (on_both, key.clone(), 0),
         }
     });
     keys
-}
-
-fn judge_key(
-    stage: &Stage,
-    key: &str,
-    expected: Option<&Values>,
-    actual: Option<&Values>,
-    gate: Gate,
-    floor: Option<&Floor>,
-    judged: &mut StageReport,
-) -> Option<Divergence> {
-    let fail = |judged: &mut StageReport, reason: String| {
-        judged.mismatched += 1;
-        judged.mismatch_count += 1;
-        Some(Divergence::of_key(stage.name, stage.file, key, reason))
-    };
-    let (expected, actual) = match (expected, actual) {
-        (Some(expected), Some(actual)) => (expected, actual),
-        (Some(_), None) => return fail(judged, "missing".to_owned()),
-        _ => return fail(judged, "unexpected".to_owned()),
-    };
-    if expected.shape != actual.shape {
-        return fail(
-            judged,
-            format!("shape {:?}, expected {:?}", actual.shape, expected.shape),
-        );
-    }
-    if expected.data.is_empty() {
-        return fail(judged, "no elements".to_owned());
-    }
-    judged.compared += 1;
-    let comparison = Comparison::of(actual, expected, gate, floor);
-    judged.consider(Worst::of(key, &comparison));
-    comparison.failed?;
-    judged.mismatched += 1;
-    judged.mismatch_count += comparison.mismatch_count;
-    Some(Divergence::of_values(
-        stage.name,
-        stage.file,
-        key,
-        &comparison,
-        expected,
-        actual,
-    ))
 }
 
 #[cfg(test)]
@@ -554,6 +592,31 @@ mod tests {
         }
         let count = |prefix| steps.keys().filter(|key| key.starts_with(prefix)).count();
         assert_eq!(count("step."), count("param.step1."));
+    }
+
+    #[test]
+    fn what_a_run_did_not_reach_is_missing_for_its_reason() {
+        let case = Case::load(Path::new("goldens/passk")).expect("the committed golden is whole");
+        let reason = candle_core::Error::Msg("out of memory".to_owned());
+        let outcome = Outcome {
+            results: Results::new(),
+            twin: None,
+            stopped: Some(reason.into()),
+        };
+        let (mode, device) = (Mode::Chained, Device::Cpu);
+        let report = judge(&case, Precision::F64, mode, &device, outcome).expect("a report");
+        let first = report
+            .first_divergence
+            .as_ref()
+            .expect("a stage is missing");
+        let expected = ("passk", Some("passk.defined"));
+        assert_eq!((first.stage, first.key.as_deref()), expected);
+        let said = "the model under test failed: tensor operation failed: out of memory";
+        assert_eq!(first.reason, format!("missing: {said}"));
+        assert_eq!(report.stopped.as_deref(), Some(said));
+        assert_eq!((report.mismatch_count, report.exit_code()), (2, 4));
+        let ending = format!("The subject ended early: {said}.");
+        assert!(report.markdown().contains(&ending));
     }
 
     #[test]

@@ -49,10 +49,10 @@ fn descend(run: &mut Run, config: &Config, descent: &Descent) -> Result<(), Erro
     let (mut norms, mut coefficients) = (Vec::new(), Vec::new());
     let mut seen = vec![Vec::new(); adamw.parameters().len()];
     for step in 0..config.steps {
-        let gradients = gradients(run, adamw.parameters(), step)?;
+        let gradients = gradients(run, adamw.parameters(), config.steps, step)?;
         let norm = gradients.norm()?;
         let coefficient = clip_coefficient(norm, descent.clip);
-        let factor = run.upstream("schedule.factor")?.data[step];
+        let factor = run.upstream("schedule.factor").data[step];
         adamw.update(&gradients, coefficient, factor)?;
         norms.push(norm);
         coefficients.push(coefficient);
@@ -68,10 +68,12 @@ fn descend(run: &mut Run, config: &Config, descent: &Descent) -> Result<(), Erro
     );
     for (parameter, data) in adamw.parameters().iter().zip(seen) {
         let shape = [&[config.steps], parameter.var.dims()].concat();
-        run.record(
-            format!("param.{name}.{}", parameter.name),
-            Values { shape, data },
-        );
+        let dtype = Some(parameter.var.dtype());
+        let values = Values {
+            dtype,
+            ..Values::new(shape, data)
+        };
+        run.record(format!("param.{name}.{}", parameter.name), values);
     }
     Ok(())
 }
@@ -99,15 +101,19 @@ fn optimizer(run: &Run, config: &Config) -> Result<AdamW, Error> {
 }
 
 /// The gradients `[steps, ..]` of the case at one step.
-fn gradients(run: &Run, parameters: &[Parameter], step: usize) -> Result<Gradients, Error> {
+fn gradients(
+    run: &Run,
+    parameters: &[Parameter],
+    steps: usize,
+    step: usize,
+) -> Result<Gradients, Error> {
     let mut gradients = Gradients::zeros(parameters)?;
     for parameter in parameters {
-        let all = run.case.input(&format!("grad.{}", parameter.name))?;
+        let (key, dims) = (format!("grad.{}", parameter.name), parameter.var.dims());
+        let all = run.case.input_of(&key, &[&[steps], dims].concat())?;
         let count = parameter.var.elem_count();
-        let gradient = Values {
-            shape: parameter.var.dims().to_vec(),
-            data: all.data[step * count..(step + 1) * count].to_vec(),
-        };
+        let of_step = all.data[step * count..(step + 1) * count].to_vec();
+        let gradient = Values::new(dims.to_vec(), of_step);
         step::give(&mut gradients, parameters, parameter, &gradient)?;
     }
     Ok(gradients)

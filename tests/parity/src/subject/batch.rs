@@ -5,12 +5,12 @@ use serde::Deserialize;
 use wmtp_data_sets::PaddedBatch;
 use wmtp_model::{Horizon, Params, Rotary};
 
-use crate::{Case, Error, Values};
+use crate::{Case, Error, Kind, Values};
 
 /// The sizes of a case's model.
 #[derive(Debug, Clone, Deserialize)]
 pub(crate) struct ModelConfig {
-    vocab: usize,
+    pub(super) vocab: usize,
     dim: usize,
     ffn: usize,
     n_heads: usize,
@@ -23,7 +23,7 @@ pub(crate) struct ModelConfig {
 
 impl ModelConfig {
     /// Whether the model is as wide as the wide one of `spec/parity.md` 4.8.
-    pub(crate) fn is_wide(&self) -> bool {
+    fn is_wide(&self) -> bool {
         self.dim >= 256
     }
 
@@ -42,7 +42,9 @@ impl ModelConfig {
             rope_theta: self.theta,
             n_future_tokens: self.n_future,
         };
-        params.validate()?;
+        params
+            .validate()
+            .map_err(|error| case.bad(format!("config: {error}")))?;
         if params.ffn_dim() != self.ffn {
             return Err(case.bad(format!(
                 "feed-forward width {} cannot be configured",
@@ -53,10 +55,34 @@ impl ModelConfig {
     }
 }
 
-/// The golden's rotary tables, which every stage after the rotary one shares.
-pub(super) fn shared_rotary(case: &Case) -> Result<Rotary, Error> {
-    let (cos, sin) = (case.input("rope.cos")?, case.input("rope.sin")?);
-    let half = cos.shape.last().copied().unwrap_or(0);
+/// Whether the model that a case trains is a wide one.
+pub(crate) fn is_wide(case: &Case) -> Result<bool, Error> {
+    #[derive(Deserialize)]
+    struct Outer {
+        policy: ModelConfig,
+    }
+    match case.kind {
+        Kind::Model | Kind::Lora => Ok(case.config::<ModelConfig>()?.is_wide()),
+        Kind::Rho1Step => Ok(case.config::<Outer>()?.policy.is_wide()),
+        _ => Ok(false),
+    }
+}
+
+/// The golden's rotary tables, which every stage after the rotary one shares: at least these positions.
+pub(super) fn shared_rotary(
+    case: &Case,
+    params: &Params,
+    positions: usize,
+) -> Result<Rotary, Error> {
+    let half = params.head_dim() / 2;
+    let cos = case.input("rope.cos")?;
+    if cos.shape.len() != 2 || cos.shape[0] < positions || cos.shape[1] != half {
+        return Err(case.bad(format!(
+            "input rope.cos has shape {:?}, expected {positions} rows or more of {half}",
+            cos.shape
+        )));
+    }
+    let sin = case.input_of("rope.sin", &cos.shape)?;
     Ok(Rotary::from_tables(
         half,
         cos.data.clone(),
@@ -73,21 +99,27 @@ pub(super) struct Batch {
 }
 
 impl Batch {
-    pub(super) fn new(case: &Case) -> Result<Self, Error> {
-        let (ids, mask) = (case.input("ids")?, case.input("mask")?);
-        let [batch, sequence] = ids.shape[..] else {
-            return Err(case.bad(format!("ids have shape {:?}", ids.shape)));
+    /// The case's batch, which fits a model of this configuration.
+    pub(super) fn new(case: &Case, params: &Params) -> Result<Self, Error> {
+        let shape = &case.input("ids")?.shape;
+        let [batch, sequence] = shape[..] else {
+            return Err(case.bad(format!("input ids has shape {shape:?}, expected rows")));
         };
-        let responses = mask.data.chunks_exact(sequence).map(|row| {
-            let first = row.iter().position(|m| *m > 0.0).unwrap_or(sequence);
-            let count = row.iter().filter(|m| **m > 0.0).count();
-            (first, first + count)
-        });
-        let responses: Vec<(usize, usize)> = responses.collect();
-        if responses.iter().any(|(first, _)| *first == 0) {
-            return Err(case.bad("a response starts at position 0 and has no state before it"));
+        let horizons = params.n_future_tokens;
+        if sequence <= horizons || sequence > Rotary::POSITIONS {
+            return Err(case.bad(format!(
+                "input ids has rows of {sequence}, expected more than the {horizons} horizons and at most {} positions",
+                Rotary::POSITIONS
+            )));
         }
-        let ids = ids.ids();
+        let ids = case.ids("ids", params.vocab_size)?;
+        let mask = case.input_of("mask", shape)?;
+        let responses: Option<Vec<_>> = mask.data.chunks_exact(sequence).map(response).collect();
+        let responses = responses
+            .ok_or_else(|| case.bad("input mask has a row that is not one span of 1 behind a 0"))?;
+        if responses.iter().all(|(first, last)| first == last) {
+            return Err(case.bad("input mask has no response target"));
+        }
         let ids_bs = Tensor::from_slice(&ids, (batch, sequence), &Device::Cpu)?;
         Ok(Self {
             ids,
@@ -133,10 +165,7 @@ impl Batch {
         for ((b, j), number) in self.targets().zip(numbers) {
             data[b * self.sequence + j] = *number;
         }
-        Values {
-            shape: vec![self.responses.len(), self.sequence],
-            data,
-        }
+        Values::new(vec![self.responses.len(), self.sequence], data)
     }
 
     /// The numbers of `[b, s]` at the response targets: the reverse of [`Self::spread`].
@@ -154,5 +183,33 @@ impl Batch {
             row
         };
         self.responses.iter().map(take).collect()
+    }
+}
+
+/// Begin and end of the only span of 1 in a row of a mask, at the row's end where there is none. A response that began at
+/// the first position would have no state before it.
+fn response(row: &[f64]) -> Option<(usize, usize)> {
+    let first = row.iter().position(|m| *m != 0.0).unwrap_or(row.len());
+    let count = row[first..].iter().take_while(|m| **m - 1.0 == 0.0).count();
+    let last = first + count;
+    (first > 0 && row[last..].iter().all(|m| *m == 0.0)).then_some((first, last))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_has_one_response_behind_a_prompt() {
+        assert_eq!(response(&[0.0, 1.0, 1.0, 0.0]), Some((1, 3)));
+        assert_eq!(response(&[0.0, 0.0]), Some((2, 2)));
+        for other in [
+            [1.0, 1.0, 0.0, 0.0],
+            [0.0, 1.0, 0.0, 1.0],
+            [0.0, 0.5, 1.0, 0.0],
+            [0.0, f64::NAN, 0.0, 0.0],
+        ] {
+            assert_eq!(response(&other), None, "{other:?}");
+        }
     }
 }

@@ -1,13 +1,32 @@
-//! A planted fault: attention through candle's fused softmax, which has no backward pass.
+//! A planted fault: attention through one of candle's fused operations, which have no backward pass.
 
 use candle_core::{Result, Tensor};
 use wmtp_model::{Observer, ParamStore, Params, Point, Rotary, Site};
 
-use super::Run;
+use super::{Mutation, Run};
 
-/// Records like the run itself, and lets gradients go back through the fused softmax alone: the outputs of every
-/// attention keep their values to the bit and take the graph of a twin of the operation.
+/// The operation that is fused.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fused {
+    Softmax,
+    Rotary,
+}
+
+impl Fused {
+    /// The one that a fault is about.
+    pub(super) fn of(mutation: &Mutation) -> Option<Self> {
+        match mutation {
+            Mutation::FusedAttention => Some(Self::Softmax),
+            Mutation::FusedRotary => Some(Self::Rotary),
+            _ => None,
+        }
+    }
+}
+
+/// Records like the run itself, and lets gradients go back through the fused operation alone: the outputs of every
+/// attention keep their values to the bit and take the graph of a twin of it.
 pub(super) struct FusedAttention<'a, 'b> {
+    pub(super) fused: Fused,
     pub(super) run: &'a mut Run<'b>,
     pub(super) params: &'a Params,
     pub(super) store: &'a ParamStore,
@@ -60,7 +79,14 @@ impl FusedAttention<'_, '_> {
             Tensor::from_slice(data, shape, x_bsd.device())?.to_dtype(x_bsd.dtype())
         };
         let (cos, sin) = (table(self.rotary.cos(s))?, table(self.rotary.sin(s))?);
-        let rotated = |x: Tensor| candle_nn::rotary_emb::rope_i_slow(&x, &cos, &sin);
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "its missing backward pass is the fault"
+        )]
+        let rotated = |x: Tensor| match self.fused {
+            Fused::Rotary => candle_nn::rotary_emb::rope_i(&x, &cos, &sin),
+            Fused::Softmax => candle_nn::rotary_emb::rope_i_slow(&x, &cos, &sin),
+        };
         let shared = |x: Tensor| {
             let group = heads / kv_heads;
             let copies = x.unsqueeze(2)?.repeat((1, 1, group, 1, 1))?;
@@ -83,7 +109,10 @@ impl FusedAttention<'_, '_> {
             clippy::disallowed_methods,
             reason = "its missing backward pass is the fault"
         )]
-        let shares = candle_nn::ops::softmax_last_dim(&scores)?;
+        let shares = match self.fused {
+            Fused::Softmax => candle_nn::ops::softmax_last_dim(&scores)?,
+            Fused::Rotary => candle_nn::ops::softmax(&scores, 3)?,
+        };
         shares
             .matmul(&v)?
             .transpose(1, 2)?

@@ -22,9 +22,13 @@ struct Config {
 pub(super) fn run(run: &mut Run) -> Result<(), Error> {
     let params = run.case.config::<ModelConfig>()?.params(run.case)?;
     let config: Config = run.case.config()?;
+    let trials = trials(run, &config.trial_ids, params.vocab_size)?;
+    let prompts = run.case.inputs.iter();
+    let is_prompt = |key: &str| matches!(key.rsplit('.').next(), Some("clean" | "corrupted"));
+    let prompts = prompts.filter(|(key, _)| is_prompt(key));
+    let longest = prompts.map(|(_, ids)| ids.data.len()).max().unwrap_or(0);
     let model = MtpModel::frozen(&params, &run.store(&params, "")?)?;
-    let model = model.with_rotary(shared_rotary(run.case)?);
-    let trials = trials(run, &config.trial_ids)?;
+    let model = model.with_rotary(shared_rotary(run.case, &params, longest)?);
     record_keys(run, &trials);
     let means = mean_head_activations(&model, &trials)?;
     run.record("mean_activations", Values::of(&means)?);
@@ -34,23 +38,26 @@ pub(super) fn run(run: &mut Run) -> Result<(), Error> {
     record_injection(run, &model, &trials, config.coefficient)
 }
 
-fn trials(run: &Run, ids: &[u64]) -> Result<Trials, Error> {
+fn trials(run: &Run, ids: &[u64], vocab: usize) -> Result<Trials, Error> {
     let trial = |(index, id): (usize, &u64)| {
-        let input = |name: &str| run.case.input(&format!("trial.{index}.{name}"));
-        let tokens = |name: &str| Ok::<_, Error>(input(name)?.ids());
-        let mut slots: Vec<usize> = input("slots")?.data.iter().map(|s| *s as usize).collect();
+        let input = |name: &str, bound| run.case.ids(&format!("trial.{index}.{name}"), bound);
+        let tokens = |name: &str| input(name, vocab);
+        let clean = tokens("clean")?;
+        let slots = input("slots", clean.len())?;
+        let mut slots: Vec<usize> = slots.into_iter().map(|slot| slot as usize).collect();
         if run.has(&Mutation::WordSlots) {
             leave_words(&mut slots);
         }
         Ok(Trial {
             id: *id,
-            clean: Prompt::new(tokens("clean")?, slots)?,
+            clean: Prompt::new(clean, slots)
+                .map_err(|e| run.case.bad(format!("trial {index}: {e}")))?,
             corrupted: tokens("corrupted")?,
             answer: tokens("answer")?,
         })
     };
     let trials = ids.iter().enumerate().map(trial);
-    Ok(Trials::new(trials.collect::<Result<_, Error>>()?)?)
+    Trials::new(trials.collect::<Result<_, Error>>()?).map_err(|e| run.case.bad(e))
 }
 
 /// The last token of every word of several goes to the slot behind it.
@@ -65,23 +72,20 @@ fn leave_words(slots: &mut [usize]) {
 /// The key of every row about a trial: its id and its place.
 fn record_keys(run: &mut Run, trials: &Trials) {
     let key = |(index, trial): (usize, &Trial)| [trial.id as f64, index as f64];
-    let keys = Values {
-        shape: vec![trials.iter().len(), 2],
-        data: trials.iter().enumerate().flat_map(key).collect(),
-    };
-    run.record("trial.key", keys);
+    let data = trials.iter().enumerate().flat_map(key).collect();
+    run.record("trial.key", Values::new(vec![trials.iter().len(), 2], data));
 }
 
 /// What later stages take for `key`, as a tensor of the model.
 fn upstream(run: &Run, key: &str) -> Result<Tensor, Error> {
     Ok(run
-        .upstream(key)?
+        .upstream(key)
         .tensor(run.precision.dtype(), &run.device)?)
 }
 
 /// What later stages take for `key`, as statistics are kept: on the host, in double precision.
 fn statistics(run: &Run, key: &str) -> Result<Tensor, Error> {
-    Ok(run.upstream(key)?.tensor(DType::F64, &Device::Cpu)?)
+    Ok(run.upstream(key).tensor(DType::F64, &Device::Cpu)?)
 }
 
 fn record_effects(run: &mut Run, model: &MtpModel, trials: &Trials) -> Result<(), Error> {
@@ -104,13 +108,13 @@ fn record_effects(run: &mut Run, model: &MtpModel, trials: &Trials) -> Result<()
         .broadcast_as(shape)?
         .where_cond(&change, &undefined)?;
     let average = IndirectEffects { change, ..effects }.average()?;
-    run.record("effect.average", Values::of(&average)?);
+    run.record("effect.average", Values::statistics(&average)?);
     Ok(())
 }
 
 /// The golden has 0 where a number is not defined.
 fn known(numbers: &Tensor) -> Result<Values, Error> {
-    let mut values = Values::of(numbers)?;
+    let mut values = Values::statistics(numbers)?;
     let undefined = values.data.iter_mut().filter(|x| x.is_nan());
     undefined.for_each(|x| *x = 0.0);
     Ok(values)
@@ -122,14 +126,10 @@ fn record_top_heads(run: &mut Run, params: &Params, count: usize) -> Result<(), 
         average = average.abs()?;
     }
     let top = top_heads(params, &average, Horizon::NEXT, count)?;
-    let heads = Values {
-        shape: vec![count, 2],
-        data: top
-            .iter()
-            .flat_map(|top| [top.block as f64, top.head as f64])
-            .collect(),
-    };
-    run.record("top.heads", heads);
+    let heads = top
+        .iter()
+        .flat_map(|top| [top.block as f64, top.head as f64]);
+    run.record("top.heads", Values::new(vec![count, 2], heads.collect()));
     run.record(
         "top.effects",
         Values::vector(top.iter().map(|top| top.effect).collect()),
@@ -139,7 +139,7 @@ fn record_top_heads(run: &mut Run, params: &Params, count: usize) -> Result<(), 
 
 fn record_vector(run: &mut Run, model: &MtpModel) -> Result<(), Error> {
     let means = upstream(run, "mean_activations")?;
-    let heads = run.upstream("top.heads")?.data.chunks_exact(2);
+    let heads = run.upstream("top.heads").data.chunks_exact(2);
     let heads: Vec<TopHead> = heads
         .map(|pair| TopHead {
             block: pair[0] as usize,

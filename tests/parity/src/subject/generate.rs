@@ -49,13 +49,12 @@ fn record_greedy(run: &mut Run, new_tokens: usize) -> Result<(), Error> {
     let params = run.case.config::<ModelConfig>()?.params(run.case)?;
     let model = MtpModel::frozen(&params, &store(run, &params, run.precision)?)?;
     let single = store(run, &params, Precision::F32)?;
-    let prompts: Vec<_> = run
-        .case
-        .inputs
-        .iter()
-        .filter_map(|(key, ids)| Some((key.strip_prefix("prompt.")?, ids.ids())))
-        .collect();
-    for (name, prompt) in prompts {
+    let case = run.case;
+    for key in case.inputs.keys() {
+        let Some(name) = key.strip_prefix("prompt.") else {
+            continue;
+        };
+        let prompt = case.ids(key, params.vocab_size)?;
         let room = prompt.len() + new_tokens;
         let setup = RowSetup {
             device: run.device.clone(),
@@ -78,11 +77,9 @@ fn record_greedy(run: &mut Run, new_tokens: usize) -> Result<(), Error> {
 
 fn store(run: &Run, params: &Params, precision: Precision) -> Result<ParamStore, Error> {
     let names = params.tensor_shapes().into_iter();
-    let tensors = names.map(|(name, _)| {
-        let tensor = run
-            .case
-            .weight(&name)?
-            .tensor(precision.dtype(), &Device::Cpu)?;
+    let tensors = names.map(|(name, shape)| {
+        let weight = run.case.weight_of(&name, &shape)?;
+        let tensor = weight.tensor(precision.dtype(), &Device::Cpu)?;
         Ok((name, tensor))
     });
     Ok(ParamStore::from_tensors(

@@ -19,7 +19,7 @@ pub(super) fn run(run: &mut Run) -> Result<(), Error> {
 /// The case's weights, which lie in Hugging Face's order under Meta's names, by way of a file of Hugging Face's layout.
 fn imported(run: &Run, params: &Params) -> Result<ParamStore, Error> {
     let named = hugging_face_tensors(params).into_iter().map(|one| {
-        let weight = run.case.weight(&one.meta)?;
+        let weight = run.case.weight_of(&one.meta, &one.shape)?;
         Ok((one.hugging_face, weight.tensor(DType::F32, &Device::Cpu)?))
     });
     let named = named.collect::<Result<HashMap<String, Tensor>, Error>>()?;
@@ -42,9 +42,16 @@ fn record_logits(run: &mut Run) -> Result<(), Error> {
             run.record(format!("rows.{name}"), Values::of(weight)?);
         }
     }
-    let model = MtpModel::frozen(&params, &store)?.with_rotary(shared_rotary(run.case)?);
-    let ids = run.case.input("ids")?;
-    let ids_bs = Tensor::from_vec(ids.ids(), ids.shape.as_slice(), &Device::Cpu)?;
+    let shape = &run.case.input("ids")?.shape;
+    let [_, sequence] = shape[..] else {
+        return Err(run
+            .case
+            .bad(format!("input ids has shape {shape:?}, expected rows")));
+    };
+    let rotary = shared_rotary(run.case, &params, sequence)?;
+    let model = MtpModel::frozen(&params, &store)?.with_rotary(rotary);
+    let ids = run.case.ids("ids", params.vocab_size)?;
+    let ids_bs = Tensor::from_vec(ids, shape.as_slice(), &Device::Cpu)?;
     let hidden = model.head_hidden(Horizon::NEXT, &model.trunk(&ids_bs)?)?;
     run.record("logits.head1", Values::of(&model.logits(&hidden)?)?);
     Ok(())
@@ -67,10 +74,7 @@ fn record_casts(run: &mut Run) -> Result<(), Error> {
         let data = words
             .iter()
             .map(|word| f64::from(f32::from_le_bytes(*word)));
-        let widened = Values {
-            shape: values.shape.clone(),
-            data: data.collect(),
-        };
+        let widened = Values::new(values.shape.clone(), data.collect());
         run.record(format!("widened.{name}"), widened);
     }
     Ok(())

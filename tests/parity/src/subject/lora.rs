@@ -18,10 +18,10 @@ struct Config {
 
 pub(super) fn run(run: &mut Run) -> Result<(), Error> {
     let params = run.case.config::<ModelConfig>()?.params(run.case)?;
-    let batch = Batch::new(run.case)?;
-    model::record_tokens(run, &batch, &params);
+    let batch = Batch::new(run.case, &params)?;
+    let rotary = shared_rotary(run.case, &params, batch.sequence)?;
+    model::record_tokens(run, &batch, &params)?;
     model::record_rotary(run, &batch, &params);
-    let rotary = shared_rotary(run.case)?;
     let base = run.store(&params, "")?;
     let scaled = !run.has(&Mutation::LoraScale);
     let adapters = adapters(run, &params, scaled)?;
@@ -30,7 +30,8 @@ pub(super) fn run(run: &mut Run) -> Result<(), Error> {
         .with_products(run.products());
     let hidden = model::record_forward(run, &policy, &batch)?;
 
-    let weights = TargetWeights::new(run, &batch, run.case.input("weights")?)?;
+    let shape = [batch.responses.len(), batch.sequence];
+    let weights = TargetWeights::new(run, &batch, run.case.input_of("weights", &shape)?)?;
     let leak = base
         .get("output.weight")
         .filter(|_| run.has(&Mutation::LoraLeak));
@@ -59,7 +60,7 @@ fn adapters(run: &Run, params: &Params, scaled: bool) -> Result<Adapters, Error>
     };
     let adapters = Adapters::init(params, settings, 0, run.precision.dtype(), &run.device)?;
     for (name, var) in adapters.store().iter() {
-        let mut value = run.weight(name)?;
+        let mut value = run.weight_of(name, var.dims())?;
         if run.has(&Mutation::LoraSwap) {
             let (matrix, side) = name.split_at(name.len() - 1);
             let other = format!("{matrix}{}", if side == "a" { "b" } else { "a" });

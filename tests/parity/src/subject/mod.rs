@@ -23,8 +23,8 @@ use wmtp_model::{Observer, ParamStore, Params, Products, Site};
 
 use crate::{Case, Error, Kind, Values};
 
-pub(crate) use batch::ModelConfig;
-pub(crate) use model::{MEAN_WEIGHT, TOKEN_WEIGHTS};
+pub(crate) use batch::{ModelConfig, is_wide};
+pub(crate) use model::{MEAN_WEIGHT, NO_TARGET, TOKEN_WEIGHTS};
 
 /// Element type of the run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,13 +50,14 @@ impl Precision {
     /// The precision at which a case is run: only a trained policy multiplies bf16 numbers.
     pub(crate) fn of(self, kind: Kind) -> Self {
         match (self, kind) {
-            (Self::Bf16, Kind::Model | Kind::Lora) => Self::Bf16,
+            (Self::Bf16, Kind::Model | Kind::Lora | Kind::Rho1Step) => Self::Bf16,
             (Self::Bf16, _) => Self::F32,
             _ => self,
         }
     }
 
-    fn dtype(self) -> DType {
+    /// Type of the tensors that hold a run's numbers.
+    pub(crate) fn dtype(self) -> DType {
         match self {
             Self::F32 | Self::Bf16 => DType::F32,
             Self::F64 => DType::F64,
@@ -107,6 +108,16 @@ pub enum Mutation {
     FusedNorm,
     /// Gradients go back through candle's fused softmax, which has no backward pass.
     FusedAttention,
+    /// Gradients go back through candle's fused rotation, which has none either.
+    FusedRotary,
+    /// The pass that trains halves the gradients of the second head's block; its plain twin does not.
+    HalvedHead,
+    /// Queries of the second block that are no numbers.
+    NotANumber,
+    /// The model computes in another element type than the run's.
+    OtherType,
+    /// Responses begin one token early: the last token of the prompt is a target too.
+    EarlyResponse,
     /// Adam's epsilon 1e-6 for 1e-8.
     AdamEpsilon,
     /// Weight decay 0.01 for 0.1.
@@ -140,6 +151,15 @@ pub enum Mutation {
 /// What our code computed, by golden key.
 pub(crate) type Results = BTreeMap<String, Values>;
 
+/// What one run of the subject found.
+pub(crate) struct Outcome {
+    pub(crate) results: Results,
+    /// Losses and gradients of the plain twin of the pass that trains, where both ran.
+    pub(crate) twin: Option<Results>,
+    /// Why the subject went no further.
+    pub(crate) stopped: Option<Error>,
+}
+
 /// One run of the subject: what it is given and what it found.
 struct Run<'a> {
     case: &'a Case,
@@ -148,20 +168,27 @@ struct Run<'a> {
     device: Device,
     mutation: Option<&'a Mutation>,
     results: Results,
+    twin: Option<Results>,
 }
 
-impl Run<'_> {
+impl<'a> Run<'a> {
     fn record(&mut self, key: impl Into<String>, values: Values) {
         self.results.insert(key.into(), values);
     }
 
-    /// What later stages take for `key`: our result, or the golden's in isolated mode.
-    fn upstream(&self, key: &str) -> Result<&Values, Error> {
+    /// What later stages take for `key`, which is recorded: our result, or the golden's in isolated mode.
+    fn upstream(&self, key: &str) -> &Values {
+        let ours = self.results.get(key);
+        let ours = ours.expect("what later stages take is recorded before them");
+        self.given(key, &ours.shape).unwrap_or(ours)
+    }
+
+    /// The golden's result that isolated mode goes on with: one that is finite and of our own's shape.
+    fn given(&self, key: &str, shape: &[usize]) -> Option<&'a Values> {
         let golden = self.case.golden.get(key);
         golden
             .filter(|_| self.mode == Mode::Isolated)
-            .or_else(|| self.results.get(key))
-            .ok_or_else(|| self.case.bad(format!("golden {key} is missing")))
+            .filter(|golden| golden.shape == shape && golden.is_finite())
     }
 
     fn products(&self) -> Products {
@@ -176,16 +203,27 @@ impl Run<'_> {
     }
 
     fn weight(&self, name: &str) -> Result<Tensor, Error> {
-        Ok(self
-            .case
-            .weight(name)?
-            .tensor(self.precision.dtype(), &self.device)?)
+        self.tensor(self.case.weight(name)?)
+    }
+
+    /// A weight of the shape that the configuration gives it.
+    fn weight_of(&self, name: &str, shape: &[usize]) -> Result<Tensor, Error> {
+        self.tensor(self.case.weight_of(name, shape)?)
+    }
+
+    fn tensor(&self, weight: &Values) -> Result<Tensor, Error> {
+        let dtype = match (self.has(&Mutation::OtherType), self.precision.dtype()) {
+            (false, dtype) => dtype,
+            (true, DType::F64) => DType::F32,
+            (true, _) => DType::F64,
+        };
+        Ok(weight.tensor(dtype, &self.device)?)
     }
 
     /// The weights of a model, each under its name behind `prefix` in the case's file.
     fn store(&self, params: &Params, prefix: &str) -> Result<ParamStore, Error> {
-        let named = |(name, _): (String, Vec<usize>)| {
-            let tensor = self.weight(&format!("{prefix}{name}"))?;
+        let named = |(name, shape): (String, Vec<usize>)| {
+            let tensor = self.weight_of(&format!("{prefix}{name}"), &shape)?;
             Ok((name, tensor))
         };
         let tensors = params.tensor_shapes().into_iter().map(named);
@@ -200,18 +238,17 @@ impl Observer for Run<'_> {
     fn observe(&mut self, site: Site, tensor: Tensor) -> wmtp_model::Result<Tensor> {
         let key = site.to_string();
         let ours = Values::of(&tensor)?;
-        let golden = self
-            .case
-            .golden
-            .get(&key)
-            .filter(|_| self.mode == Mode::Isolated);
-        let onward = match golden {
-            Some(golden) if golden.shape == ours.shape => {
-                let correction =
-                    (golden.tensor(tensor.dtype(), tensor.device())? - tensor.detach())?;
-                (&tensor + correction)?
+        let onward = match self.given(&key, &ours.shape) {
+            Some(golden) => {
+                let golden = golden.tensor(tensor.dtype(), tensor.device())?;
+                // Nothing brings NaN or an infinity back to a number.
+                if ours.is_finite() {
+                    (&tensor + (golden - tensor.detach())?)?
+                } else {
+                    golden
+                }
             }
-            _ => tensor,
+            None => tensor,
         };
         // The value model passes the trunk's sites again; the policy was there first.
         self.results.entry(key).or_insert(ours);
@@ -219,14 +256,15 @@ impl Observer for Run<'_> {
     }
 }
 
-/// Runs our code on a case and returns every result by its golden key.
+/// Runs our code on a case and returns every result by its golden key. A subject that fails keeps what it found before;
+/// an error of this function is one of the case, or of a file that cannot be written.
 pub(crate) fn run(
     case: &Case,
     precision: Precision,
     mode: Mode,
     device: &Device,
     mutation: Option<&Mutation>,
-) -> Result<Results, Error> {
+) -> Result<Outcome, Error> {
     let mut run = Run {
         case,
         precision,
@@ -234,19 +272,41 @@ pub(crate) fn run(
         device: device.clone(),
         mutation,
         results: Results::new(),
+        twin: None,
     };
-    match case.kind {
-        Kind::Model => model::run(&mut run)?,
-        Kind::Lora => lora::run(&mut run)?,
-        Kind::Fv => fv::run(&mut run)?,
-        Kind::Rope => rope::run(&mut run)?,
-        Kind::Weighting => weighting::run(&mut run)?,
-        Kind::Rho1 | Kind::Rho1Step => rho1::run(&mut run)?,
-        Kind::AdamW => adamw::run(&mut run)?,
-        Kind::Layout => layout::run(&mut run)?,
-        Kind::Generate => generate::run(&mut run)?,
-        Kind::Tokenizer => tokenizer::run(&mut run)?,
-        Kind::PassK => passk::run(&mut run)?,
+    let end = match case.kind {
+        Kind::Model => model::run(&mut run),
+        Kind::Lora => lora::run(&mut run),
+        Kind::Fv => fv::run(&mut run),
+        Kind::Rope => rope::run(&mut run),
+        Kind::Weighting => weighting::run(&mut run),
+        Kind::Rho1 | Kind::Rho1Step => rho1::run(&mut run),
+        Kind::AdamW => adamw::run(&mut run),
+        Kind::Layout => layout::run(&mut run),
+        Kind::Generate => generate::run(&mut run),
+        Kind::Tokenizer => tokenizer::run(&mut run),
+        Kind::PassK => passk::run(&mut run),
+    };
+    let stopped = match end.map_err(|error| of_case(case, error)) {
+        Err(error @ (Error::Golden { .. } | Error::Write { .. })) => return Err(error),
+        end => end.err(),
+    };
+    Ok(Outcome {
+        results: run.results,
+        twin: run.twin,
+        stopped,
+    })
+}
+
+/// Settings come from the manifest alone: what refuses them refuses the case.
+fn of_case(case: &Case, error: Error) -> Error {
+    use wmtp_weighting::Error as Weighting;
+    match error {
+        Error::Model(wmtp_model::Error::Params(_))
+        | Error::Weighting(Weighting::Setting { .. })
+        | Error::Training(wmtp_training::Error::Weighting(Weighting::Setting { .. })) => {
+            case.bad(error.said())
+        }
+        other => other,
     }
-    Ok(run.results)
 }

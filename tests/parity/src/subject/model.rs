@@ -5,10 +5,11 @@ use serde::Deserialize;
 use wmtp_model::{
     HeadKind, Horizon, MtpModel, Observer, ParamStore, Params, Rotary, Site, ValueModel, loss,
 };
+use wmtp_training::heads::{HeadTargets, ids_tensor};
 use wmtp_weighting::{WeightSettings, Whitening, gae, td_errors, token_weights};
 
 use super::batch::{Batch, ModelConfig, shared_rotary};
-use super::fused::FusedAttention;
+use super::fused::{Fused, FusedAttention};
 use super::step::{Fixed, Learned};
 use super::{Mutation, Run, step};
 use crate::{Error, Values};
@@ -18,6 +19,9 @@ pub(crate) const TOKEN_WEIGHTS: &str = "weight.projected";
 
 /// Key of the weights' mean over all response targets.
 pub(crate) const MEAN_WEIGHT: &str = "weight.mean";
+
+/// Stands for the id where a position predicts no response target.
+pub(crate) const NO_TARGET: f64 = -1.0;
 
 /// Bounds that no weight reaches.
 const OPEN: (f64, f64) = (1e-300, 1e300);
@@ -49,16 +53,18 @@ pub(super) fn run(run: &mut Run) -> Result<(), Error> {
     if run.has(&Mutation::NormEpsilon) {
         params.norm_eps = 1e-6;
     }
-    let batch = Batch::new(run.case)?;
-    record_tokens(run, &batch, &params);
+    let batch = Batch::new(run.case, &params)?;
+    let rotary = rotary(run, &params, &batch)?;
+    record_tokens(run, &batch, &params)?;
     record_rotary(run, &batch, &params);
-    let rotary = rotary(run)?;
     let store = policy_store(run, &params)?;
     let policy = MtpModel::new(&params, &store)?
         .with_rotary(rotary.clone())
         .with_products(run.products());
-    let mut hidden = if run.has(&Mutation::FusedAttention) {
+    let fused = run.mutation.and_then(Fused::of);
+    let mut hidden = if let Some(fused) = fused {
         let mut recorder = FusedAttention {
+            fused,
             run,
             params: &params,
             store: &store,
@@ -74,7 +80,7 @@ pub(super) fn run(run: &mut Run) -> Result<(), Error> {
     }
     record_values(run, &params, &store, rotary, &batch)?;
     record_weights(run, &batch)?;
-    let weights = TargetWeights::new(run, &batch, run.upstream(TOKEN_WEIGHTS)?)?;
+    let weights = TargetWeights::new(run, &batch, run.upstream(TOKEN_WEIGHTS))?;
     let total = record_loss(run, &hidden, policy.unembedding(), &batch, &weights)?;
     let scorer = || Ok::<_, Error>(Fixed::boxed(&batch, &weights));
     let learned = Learned {
@@ -88,37 +94,47 @@ pub(super) fn run(run: &mut Run) -> Result<(), Error> {
     step::record(run, &learned, &first)
 }
 
-pub(super) fn record_tokens(run: &mut Run, batch: &Batch, params: &Params) {
-    let shape = vec![batch.responses.len(), batch.sequence];
-    let data = batch.ids.iter().map(|id| f64::from(*id)).collect();
-    run.record("ids", Values { shape, data });
-    let num_targets = batch.targets().count();
-    run.record("mask", batch.spread(&vec![1.0; num_targets]));
-    for horizon in params.horizons() {
-        let places = batch.places(horizon);
-        let id_at = |(b, j): &(usize, usize)| f64::from(batch.ids[b * batch.sequence + j]);
-        let shape = vec![
-            batch.responses.len(),
-            batch.sequence.saturating_sub(horizon.get()),
-        ];
-        let data = places.iter().map(id_at).collect();
-        run.record(format!("target.{horizon}"), Values { shape, data });
+/// What the pass that trains takes from the batch: its ids, its response targets, and for each horizon the id that each
+/// position predicts.
+pub(super) fn record_tokens(run: &mut Run, batch: &Batch, params: &Params) -> Result<(), Error> {
+    let mut padded = batch.padded();
+    if run.has(&Mutation::EarlyResponse) {
+        let begins = padded.prompt_lens.iter_mut();
+        begins.for_each(|begin| *begin -= 1);
     }
+    run.record("ids", Values::of(&ids_tensor(&padded, &run.device)?)?);
+    let (rows, s) = (padded.rows, padded.width);
+    for horizon in params.horizons() {
+        let (k, found) = (horizon.get(), HeadTargets::of(&padded, horizon, 0));
+        let mut target = vec![NO_TARGET; rows * (s - k)];
+        let mut mask = vec![0.0; rows * s];
+        for (source, id) in found.sources.iter().zip(&found.ids) {
+            let (row, position) = (*source as usize / s, *source as usize % s);
+            target[row * (s - k) + position] = f64::from(*id);
+            mask[row * s + position + k] = 1.0;
+        }
+        run.record(
+            format!("target.{k}"),
+            Values::new(vec![rows, s - k], target),
+        );
+        // The next token's horizon reaches every target.
+        if horizon == Horizon::NEXT {
+            run.record("mask", Values::new(vec![rows, s], mask));
+        }
+    }
+    Ok(())
 }
 
 /// Our own tables at the sequence's positions.
 pub(super) fn record_rotary(run: &mut Run, batch: &Batch, params: &Params) {
     let own = Rotary::new(params);
-    let table = |data: &[f64]| Values {
-        shape: vec![batch.sequence, own.half()],
-        data: data.to_vec(),
-    };
+    let table = |data: &[f64]| Values::new(vec![batch.sequence, own.half()], data.to_vec());
     run.record("rope.cos", table(own.cos(batch.sequence)));
     run.record("rope.sin", table(own.sin(batch.sequence)));
 }
 
-fn rotary(run: &Run) -> Result<Rotary, Error> {
-    let shared = shared_rotary(run.case)?;
+fn rotary(run: &Run, params: &Params, batch: &Batch) -> Result<Rotary, Error> {
+    let shared = shared_rotary(run.case, params, batch.sequence)?;
     if !run.has(&Mutation::RotaryTable) {
         return Ok(shared);
     }
@@ -138,8 +154,11 @@ fn rotary(run: &Run) -> Result<Rotary, Error> {
 }
 
 fn policy_store(run: &Run, params: &Params) -> Result<ParamStore, Error> {
-    let named = |(name, _): (String, Vec<usize>)| {
-        let mut tensor = run.weight(&name)?;
+    let named = |(name, shape): (String, Vec<usize>)| {
+        let mut tensor = run.weight_of(&name, &shape)?;
+        if name == "layers.1.attention.wq.weight" && run.has(&Mutation::NotANumber) {
+            tensor = (tensor * f64::NAN)?;
+        }
         let query = name.ends_with("attention.wq.weight");
         if query && run.has(&Mutation::AttentionScale) {
             // √d for √e under the scores, by way of the queries.
@@ -187,7 +206,7 @@ fn record_values(
     rotary: Rotary,
     batch: &Batch,
 ) -> Result<(), Error> {
-    let weight = run.weight("value_head.weight")?;
+    let weight = run.weight_of("value_head.weight", &[1, params.dim])?;
     let bias = if run.has(&Mutation::ValueBias) {
         0.1
     } else {
@@ -207,16 +226,16 @@ fn record_values(
 /// TD errors, advantages and token weights `[b, s]`, each from the one before.
 fn record_weights(run: &mut Run, batch: &Batch) -> Result<(), Error> {
     let weighting: Weighting = run.case.config()?;
-    let rewards = run.case.input("reward")?.data.clone();
-    let values = run.upstream("value.v")?;
+    let rewards = run.case.input_of("reward", &[batch.responses.len()])?;
+    let values = run.upstream("value.v");
     let mut deltas = Vec::new();
     for (b, (first, last)) in batch.responses.iter().enumerate() {
         let states = &values.data[b * batch.sequence + first - 1..b * batch.sequence + last - 1];
-        deltas.extend(td_errors(states, rewards[b], weighting.gamma));
+        deltas.extend(td_errors(states, rewards.data[b], weighting.gamma));
     }
     run.record("td.delta", batch.spread(&deltas));
 
-    let deltas = batch.gather(run.upstream("td.delta")?);
+    let deltas = batch.gather(run.upstream("td.delta"));
     let rows = batch.by_row(&deltas);
     let advantages: Vec<f64> = rows
         .iter()
@@ -224,7 +243,7 @@ fn record_weights(run: &mut Run, batch: &Batch) -> Result<(), Error> {
         .collect();
     run.record("td.advantage", batch.spread(&advantages));
 
-    let advantages = batch.gather(run.upstream("td.advantage")?);
+    let advantages = batch.gather(run.upstream("td.advantage"));
     let whitening = Whitening::of(&advantages);
     let whitened: Vec<f64> = advantages.iter().map(|a| whitening.apply(*a)).collect();
     run.record("weight.z", batch.spread(&whitened));
@@ -309,14 +328,8 @@ pub(super) fn record_loss(
             &row_weights,
             run.products(),
         )?;
-        let shape = vec![batch.responses.len(), s.saturating_sub(k)];
-        run.record(
-            format!("ce.{k}"),
-            Values {
-                shape,
-                data: head.ce,
-            },
-        );
+        let shape = vec![batch.responses.len(), s - k];
+        run.record(format!("ce.{k}"), Values::new(shape, head.ce));
         let mean = (head.sum / count as f64)?.reshape(1)?;
         run.record(format!("loss.head.{k}"), Values::of(&mean)?);
         losses.push(mean);

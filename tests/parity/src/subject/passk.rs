@@ -6,7 +6,11 @@ use super::Run;
 use crate::{Error, Values};
 
 pub(super) fn run(run: &mut Run) -> Result<(), Error> {
-    let column = |name| Ok::<_, Error>(run.case.input(name)?.data.iter().map(|x| *x as u64));
+    let shape = &run.case.input("n")?.shape;
+    let column = |name| {
+        let numbers = run.case.input_of(name, shape)?.data.iter();
+        Ok::<_, Error>(numbers.map(|x| *x as u64))
+    };
     let grid = column("n")?.zip(column("c")?).zip(column("k")?);
     let estimates: Vec<Option<f64>> = grid.map(|((n, c), k)| pass_at_k(n, c, k)).collect();
     let defined = estimates.iter().map(|e| f64::from(u8::from(e.is_some())));

@@ -14,7 +14,7 @@ use wmtp_weighting::rho1::{ExcessMode, Selection, excess};
 use super::batch::{Batch, ModelConfig, shared_rotary};
 use super::step::Learned;
 use super::{Mode, Mutation, Run, step};
-use crate::{Error, Kind, Values};
+use crate::{Error, Kind, Precision, Values};
 
 #[derive(Deserialize)]
 struct Config {
@@ -38,14 +38,20 @@ struct Weighting {
 
 pub(super) fn run(run: &mut Run) -> Result<(), Error> {
     let config: Config = run.case.config()?;
-    let batch = Batch::new(run.case)?;
+    let params = config.policy.params(run.case)?;
+    let batch = Batch::new(run.case, &params)?;
+    if config.reference.vocab < params.vocab_size {
+        let reason = "config: the reference has fewer tokens than the policy";
+        return Err(run.case.bad(reason));
+    }
     let reference = reference_losses(run, &config.reference, &batch)?;
     run.record("rho1.reference_ce", reference);
-    let params = config.policy.params(run.case)?;
     // What trains has its weights under their own names, as gradients and steps are named after them.
     let trains = run.case.kind == Kind::Rho1Step;
     let store = run.store(&params, if trains { "" } else { "policy." })?;
-    let policy = MtpModel::new(&params, &store)?.with_rotary(shared_rotary(run.case)?);
+    let policy = MtpModel::new(&params, &store)?
+        .with_rotary(shared_rotary(run.case, &params, batch.sequence)?)
+        .with_products(run.products());
     record_steps(run, &policy, &store, &batch)?;
     record_scores(run, &batch, config.policy.n_future)?;
     if trains {
@@ -58,7 +64,8 @@ pub(super) fn run(run: &mut Run) -> Result<(), Error> {
 fn reference_losses(run: &Run, config: &ModelConfig, batch: &Batch) -> Result<Values, Error> {
     let params = config.params(run.case)?;
     let store = run.store(&params, "reference.")?;
-    let model = MtpModel::frozen(&params, &store)?.with_rotary(shared_rotary(run.case)?);
+    let rotary = shared_rotary(run.case, &params, batch.sequence)?;
+    let model = MtpModel::frozen(&params, &store)?.with_rotary(rotary);
     let trunk_bsd = model.trunk(&batch.ids_bs)?;
     let places: Vec<usize> = batch
         .targets()
@@ -74,12 +81,22 @@ fn reference_losses(run: &Run, config: &ModelConfig, batch: &Batch) -> Result<Va
 /// `[b, s]` of each horizon side by side as `[b, s, horizons]`.
 fn interleave(batch: &Batch, by_horizon: &[Vec<f64>]) -> Values {
     let places = 0..batch.ids.len();
-    Values {
-        shape: vec![batch.responses.len(), batch.sequence, by_horizon.len()],
-        data: places
-            .flat_map(|place| by_horizon.iter().map(move |column| column[place]))
-            .collect(),
-    }
+    let data = places.flat_map(|place| by_horizon.iter().map(move |column| column[place]));
+    Values::new(shape(batch, by_horizon.len()), data.collect())
+}
+
+fn shape(batch: &Batch, horizons: usize) -> Vec<usize> {
+    vec![batch.responses.len(), batch.sequence, horizons]
+}
+
+/// The golden's losses of the policy, where weights are made of them: in isolated mode, and under bf16 products. Those
+/// move a loss by more than what is left of a small excess, and the band of bf16 is that of its arithmetic, with the
+/// weights of the f64 run (`spec/parity.md` 4.7).
+fn given_losses<'a>(run: &Run<'a>, batch: &Batch, horizons: usize) -> Option<&'a Values> {
+    let golden = run.case.golden.get("rho1.policy_ce");
+    golden
+        .filter(|_| run.mode == Mode::Isolated || run.precision == Precision::Bf16)
+        .filter(|golden| golden.shape == shape(batch, horizons) && golden.is_finite())
 }
 
 /// Applies `f` to the numbers of each horizon at the targets it reaches; 0 elsewhere.
@@ -109,8 +126,9 @@ fn record_scores(run: &mut Run, batch: &Batch, horizons: usize) -> Result<(), Er
         ("rho1.excess", ExcessMode::SignedExcess),
         ("rho1.abs_excess", ExcessMode::AbsExcess),
     ] {
-        let policy = run.upstream("rho1.policy_ce")?;
-        let reference = run.upstream("rho1.reference_ce")?;
+        let policy =
+            given_losses(run, batch, horizons).unwrap_or_else(|| run.upstream("rho1.policy_ce"));
+        let reference = run.upstream("rho1.reference_ce");
         let scores = per_horizon(batch, horizons, |places, column| {
             let of_policy = |p: &usize| policy.data[p * horizons + column];
             let policy_ce: Vec<f64> = places.iter().map(of_policy).collect();
@@ -135,7 +153,7 @@ fn record_steps(
     batch: &Batch,
 ) -> Result<(), Error> {
     let trained = parameters(store, 0.0);
-    let reference = run.upstream("rho1.reference_ce")?.clone();
+    let reference = run.upstream("rho1.reference_ce").clone();
     for (key, weighting) in [
         ("rho1.weight", Rho1Weighting::Continuous),
         ("rho1.topk", Rho1Weighting::Topk),
@@ -162,7 +180,7 @@ fn record_training(
     store: &ParamStore,
     batch: &Batch,
 ) -> Result<(), Error> {
-    let reference = run.upstream("rho1.reference_ce")?.clone();
+    let reference = run.upstream("rho1.reference_ce").clone();
     let heard = Heard::new(run, batch, &reference, Rho1Weighting::Continuous)?;
     let scorer = || Ok::<_, Error>(Box::new(heard.clone()) as Box<dyn Scorer>);
     let learned = Learned {
@@ -183,7 +201,7 @@ struct Heard<'a> {
     scorer: Rho1Scorer,
     batch: &'a Batch,
     reference: &'a Values,
-    /// The golden's losses of the policy, which isolated mode puts in the place of ours.
+    /// The golden's losses of the policy, in the place of ours.
     golden: Option<&'a Values>,
     /// What the policy's losses are multiplied with.
     scale: f64,
@@ -198,13 +216,12 @@ impl<'a> Heard<'a> {
         reference: &'a Values,
         weighting: Rho1Weighting,
     ) -> Result<Self, Error> {
-        let golden = run.case.golden.get("rho1.policy_ce");
         let horizons = run.case.config::<Config>()?.policy.n_future;
         Ok(Self {
             scorer: scorer(run, batch, reference, weighting)?,
             batch,
             reference,
-            golden: golden.filter(|_| run.mode == Mode::Isolated),
+            golden: given_losses(run, batch, horizons),
             scale: 1.0,
             policy_ce: vec![vec![0.0; batch.ids.len()]; horizons],
             weights: vec![vec![0.0; batch.ids.len()]; horizons],

@@ -21,21 +21,20 @@ struct Table {
 
 pub(super) fn run(run: &mut Run) -> Result<(), Error> {
     let config: Config = run.case.config()?;
-    let positions = run.case.input("positions")?.ids();
+    let positions = run.case.ids("positions", Rotary::POSITIONS)?;
     for table in &config.tables {
-        let rotary = Rotary::new(&one_head(table));
+        let params = one_head(table);
+        params
+            .validate()
+            .map_err(|error| run.case.bad(format!("table {}: {error}", table.name)))?;
+        let rotary = Rotary::new(&params);
         let half = rotary.half();
         let prepared = rotary.positions();
-        if let Some(far) = positions.iter().find(|p| **p as usize >= prepared) {
-            return Err(run
-                .case
-                .bad(format!("position {far} of {prepared} prepared ones")));
-        }
         for (part, values) in [("cos", rotary.cos(prepared)), ("sin", rotary.sin(prepared))] {
             let row = |position: &u32| &values[*position as usize * half..][..half];
             let data = positions.iter().flat_map(row).copied().collect();
-            let shape = vec![positions.len(), half];
-            run.record(format!("{part}.{}", table.name), Values { shape, data });
+            let values = Values::new(vec![positions.len(), half], data);
+            run.record(format!("{part}.{}", table.name), values);
         }
     }
     Ok(())

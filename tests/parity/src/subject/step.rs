@@ -9,8 +9,9 @@ use wmtp_training::scorer::{Scorer, StepRow, StepStats};
 use wmtp_training::{AdamW, AdamWSettings, Gradients};
 
 use super::batch::Batch;
+use super::fused::Fused;
 use super::model::TargetWeights;
-use super::{Mode, Mutation, Run};
+use super::{Mode, Mutation, Results, Run};
 use crate::golden::Optimizer;
 use crate::{Error, Values};
 
@@ -27,64 +28,92 @@ pub(super) struct Learned<'a> {
 
 /// The gradients of the first step, as the pass that trains gives them; records them, and the losses that it reports.
 ///
-/// A graph behind `total` is the pass's plain twin. It takes the golden's activations, which the pass has no place for:
-/// so isolated mode goes back through it. And it holds the faults of operations that cut a graph.
+/// A graph behind `total` is the pass's plain twin. It takes the golden's activations, which the pass has no place for: in
+/// isolated mode both are judged. And it holds the faults of operations that cut a graph.
 pub(super) fn first_gradients(
     run: &mut Run,
     learned: &Learned,
     total: Option<&Tensor>,
 ) -> Result<Gradients, Error> {
-    let isolated = total.filter(|_| run.mode == Mode::Isolated);
-    let twin = isolated.or(total.filter(|_| run.mutation.is_some_and(cuts_the_graph)));
-    let gradients = |parameters: &[Parameter]| -> Result<Gradients, Error> {
-        let Some(total) = twin else {
-            return Ok(training_pass(learned, parameters)?.1);
-        };
-        let mut gradients = Gradients::zeros(parameters)?;
-        gradients.add_store(parameters, &total.backward()?)?;
-        Ok(gradients)
-    };
     let trained = parameters(learned.trained, run.case.optimizer()?.lr);
-    let first = gradients(&trained)?;
-    record_gradients(run, &trained, &first)?;
-    if let Some(base) = learned.frozen {
-        let base = parameters(base, 0.0);
-        record_gradients(run, &base, &gradients(&base)?)?;
+    let base = learned.frozen.map(|base| parameters(base, 0.0));
+    if let Some(total) = total.filter(|_| run.mode == Mode::Isolated) {
+        keep_twin(run, total, [Some(&trained), base.as_ref()])?;
     }
-    if isolated.is_none() {
-        record_losses(run, &training_pass(learned, &trained)?.0);
+    let cut = total.filter(|_| run.mutation.is_some_and(cuts_the_graph));
+    let gradients = |run: &Run, parameters: &[Parameter]| match cut {
+        Some(total) => of_graph(parameters, total),
+        None => Ok(training_pass(run, learned, parameters)?.1),
+    };
+    let first = gradients(run, &trained)?;
+    let mut found = gradient_values(run, &trained, &first)?;
+    if let Some(base) = &base {
+        found.extend(gradient_values(run, base, &gradients(run, base)?)?);
     }
+    run.results.extend(found);
+    let loss = training_pass(run, learned, &trained)?.0;
+    record_losses(run, &loss);
     Ok(first)
+}
+
+/// Keeps what the graph behind `total` gives beside what the pass will: the losses, which are recorded, and gradients.
+fn keep_twin(
+    run: &mut Run,
+    total: &Tensor,
+    parameters: [Option<&Vec<Parameter>>; 2],
+) -> Result<(), Error> {
+    let losses = run
+        .results
+        .iter()
+        .filter(|(key, _)| key.starts_with("loss."));
+    let mut twin: Results = losses
+        .map(|(key, loss)| (key.clone(), loss.clone()))
+        .collect();
+    for parameters in parameters.into_iter().flatten() {
+        let gradients = of_graph(parameters, total)?;
+        twin.extend(gradient_values(run, parameters, &gradients)?);
+    }
+    run.twin = Some(twin);
+    Ok(())
+}
+
+fn of_graph(parameters: &[Parameter], total: &Tensor) -> Result<Gradients, Error> {
+    let mut gradients = Gradients::zeros(parameters)?;
+    gradients.add_store(parameters, &total.backward()?)?;
+    Ok(gradients)
 }
 
 /// Whether a fault is one of candle's graph, which the pass that trains does not have.
 fn cuts_the_graph(mutation: &Mutation) -> bool {
-    matches!(
-        mutation,
-        Mutation::FusedNorm | Mutation::FusedAttention | Mutation::LoraLeak
-    )
+    matches!(mutation, Mutation::FusedNorm | Mutation::LoraLeak) || Fused::of(mutation).is_some()
 }
 
 /// The gradient of each parameter that got one.
-fn record_gradients(
-    run: &mut Run,
+fn gradient_values(
+    run: &Run,
     parameters: &[Parameter],
     gradients: &Gradients,
-) -> Result<(), Error> {
+) -> Result<Results, Error> {
+    let mut found = Results::new();
     for (index, parameter) in parameters.iter().enumerate() {
         let cut = match run.mutation {
             Some(Mutation::CutGradient(cut)) => *cut == parameter.name,
             _ => false,
         };
         if gradients.is_touched(index) && !cut {
-            let gradient = Values {
-                shape: parameter.var.dims().to_vec(),
-                data: gradients.get(index).clone().into_f64()?,
-            };
-            run.record(format!("grad.{}", parameter.name), gradient);
+            let gradient = values_of(parameter, gradients, index)?;
+            found.insert(format!("grad.{}", parameter.name), gradient);
         }
     }
-    Ok(())
+    Ok(found)
+}
+
+fn values_of(parameter: &Parameter, gradients: &Gradients, index: usize) -> Result<Values, Error> {
+    let data = gradients.get(index).clone().into_f64()?;
+    Ok(Values {
+        dtype: Some(parameter.var.dtype()),
+        ..Values::new(parameter.var.dims().to_vec(), data)
+    })
 }
 
 /// What the pass says that it minimises.
@@ -102,7 +131,7 @@ pub(super) fn record(run: &mut Run, learned: &Learned, first: &Gradients) -> Res
     let mut adamw = optimizer(run, learned.trained, settings)?;
     let golden = match run.mode {
         Mode::Chained => None,
-        Mode::Isolated => Some(golden_gradients(run, adamw.parameters())?),
+        Mode::Isolated => Some(golden_gradients(run, adamw.parameters(), first)?),
     };
     let first = golden.as_ref().unwrap_or(first);
     let norm = first.norm()?;
@@ -112,7 +141,7 @@ pub(super) fn record(run: &mut Run, learned: &Learned, first: &Gradients) -> Res
 
     let (mut losses, mut norms) = (Vec::new(), Vec::new());
     for step in 0..trace_length(run) {
-        let (loss, gradients) = training_pass(learned, adamw.parameters())?;
+        let (loss, gradients) = training_pass(run, learned, adamw.parameters())?;
         losses.push(loss.weighted());
         norms.push(gradients.norm()?);
         let gradients = if step == 0 { first } else { &gradients };
@@ -168,12 +197,20 @@ fn coefficient(run: &Run, norm: f64, max_norm: f64) -> f64 {
     clip_coefficient(norm, max_norm)
 }
 
-/// The golden's gradients of the first step.
-fn golden_gradients(run: &Run, parameters: &[Parameter]) -> Result<Gradients, Error> {
+/// The golden's gradients of the first step; ours for a parameter where the golden's are no gradient of it.
+fn golden_gradients(
+    run: &Run,
+    parameters: &[Parameter],
+    ours: &Gradients,
+) -> Result<Gradients, Error> {
     let mut gradients = Gradients::zeros(parameters)?;
-    for parameter in parameters {
-        if let Some(golden) = run.case.golden.get(&format!("grad.{}", parameter.name)) {
+    for (index, parameter) in parameters.iter().enumerate() {
+        let key = format!("grad.{}", parameter.name);
+        if let Some(golden) = run.given(&key, parameter.var.dims()) {
             give(&mut gradients, parameters, parameter, golden)?;
+        } else if run.case.golden.contains_key(&key) && ours.is_touched(index) {
+            let ours = values_of(parameter, ours, index)?;
+            give(&mut gradients, parameters, parameter, &ours)?;
         }
     }
     Ok(gradients)
@@ -199,11 +236,31 @@ fn record_parameters(run: &mut Run, store: &ParamStore) -> Result<(), Error> {
 
 /// Loss and gradients of one optimizer step, by the pass of the policy's trainer.
 fn training_pass(
+    run: &Run,
     learned: &Learned,
     parameters: &[Parameter],
 ) -> Result<(StepLoss, Gradients), Error> {
     let mut scorer = (learned.scorer)()?;
-    pass(learned.policy, parameters, learned.batch, scorer.as_mut())
+    let (loss, gradients) = pass(learned.policy, parameters, learned.batch, scorer.as_mut())?;
+    if run.has(&Mutation::HalvedHead) {
+        return Ok((loss, halved_head(parameters, &gradients)?));
+    }
+    Ok((loss, gradients))
+}
+
+/// The same gradients, those of the second head's block by half.
+fn halved_head(parameters: &[Parameter], gradients: &Gradients) -> Result<Gradients, Error> {
+    let mut halved = Gradients::zeros(parameters)?;
+    for (index, parameter) in parameters.iter().enumerate() {
+        if gradients.is_touched(index) {
+            let mut values = values_of(parameter, gradients, index)?;
+            if parameter.name.starts_with("extra_heads.0.") {
+                values.data.iter_mut().for_each(|x| *x /= 2.0);
+            }
+            give(&mut halved, parameters, parameter, &values)?;
+        }
+    }
+    Ok(halved)
 }
 
 /// The same with a scorer that is looked at afterwards.

@@ -10,7 +10,7 @@ const NO_ID: f64 = -1.0;
 
 pub(super) fn run(run: &mut Run) -> Result<(), Error> {
     let folder = &run.case.folder;
-    let tokenizer = Tokenizer::load(&folder.join("tokenizer.json"))?;
+    let tokenizer = Tokenizer::load(&folder.join("tokenizer.json")).map_err(|e| run.case.bad(e))?;
     let bytes = std::fs::read(folder.join("texts.json")).map_err(|e| run.case.bad(e))?;
     let texts: Vec<String> = serde_json::from_slice(&bytes).map_err(|e| run.case.bad(e))?;
     let encoded: Vec<Vec<u32>> = texts.iter().map(|text| tokenizer.encode(text)).collect();
@@ -36,8 +36,6 @@ fn padded(encoded: &[Vec<u32>], run: &Run) -> Values {
         let ids = ids.iter().map(|id| f64::from(*id));
         ids.chain(std::iter::repeat(NO_ID)).take(width).collect()
     };
-    Values {
-        shape: vec![encoded.len(), width],
-        data: encoded.iter().flat_map(row).collect(),
-    }
+    let data = encoded.iter().flat_map(row).collect();
+    Values::new(vec![encoded.len(), width], data)
 }

@@ -60,7 +60,7 @@ fn record_response(run: &mut Run, response: &Response) -> Result<(), Error> {
     let deltas = td_errors(&values.data, response.reward, response.gamma);
     let key = format!("td.delta.{name}");
     run.record(key.clone(), Values::vector(deltas));
-    let deltas = &run.upstream(&key)?.data;
+    let deltas = &run.upstream(&key).data;
     let advantages = gae(deltas, response.gamma, response.lam);
     run.record(format!("td.advantage.{name}"), Values::vector(advantages));
     Ok(())

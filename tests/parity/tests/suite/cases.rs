@@ -1,6 +1,6 @@
 //! Every committed case passes, and a golden that differs in one element fails at the stage that owns it.
 
-use candle_core::Device;
+use candle_core::{DType, Device};
 use std::path::{Path, PathBuf};
 
 use parity::{Case, Mode, Precision, Report, Status, Values};
@@ -60,11 +60,13 @@ fn every_committed_case_passes_in_every_precision_and_mode() {
 fn compared(case: &str) -> Vec<(&'static str, usize)> {
     let report =
         parity::run(&load(case), Precision::F32, Mode::Chained, &Device::Cpu).expect("it runs");
-    report.stages.iter().map(|s| (s.name, s.compared)).collect()
+    let (contract, stages) = report.stages.split_first().expect("stages");
+    assert!(contract.name == "contract" && contract.compared > report.compared_count);
+    stages.iter().map(|s| (s.name, s.compared)).collect()
 }
 
 #[test]
-fn nano_compares_thirteen_stages() {
+fn nano_compares_thirteen_stages_behind_the_contract() {
     let expected = [
         ("tokens", 4),
         ("rotary", 2),
@@ -146,7 +148,8 @@ fn one_wrong_element_fails_at_its_stage_key_and_index() {
             continue;
         }
         let passing = parity::run(&case, Precision::F32, Mode::Chained, &Device::Cpu).unwrap();
-        for stage in &passing.stages {
+        // The contract compares no values.
+        for stage in &passing.stages[1..] {
             let worst = &stage.worst.as_ref().expect("every stage compares").key;
             // Steps are differences of parameters, which come first.
             let key = &match worst.strip_prefix("step.") {
@@ -245,6 +248,91 @@ fn keys_on_one_side_only_are_mismatches() {
     case.golden.insert("grad.value_head.weight".into(), gone);
     let report = parity::run(&case, Precision::F64, Mode::Chained, &Device::Cpu).unwrap();
     assert_eq!(first_reason(report), ("gradients".into(), "missing".into()));
+}
+
+/// What makes a golden unfit to be the input of a later stage.
+const UNFIT: [fn(&mut Values); 3] = [
+    |values| {
+        values.shape[0] -= 1;
+        let left = values.shape.iter().product();
+        values.data.truncate(left);
+    },
+    |values| *values.data.last_mut().expect("an element") = f64::NAN,
+    |values| {
+        values.shape = vec![1, 1];
+        values.data.truncate(1);
+    },
+];
+
+#[test]
+fn a_golden_that_no_stage_can_take_leaves_the_chained_report_as_it_is() {
+    let inputs_of_later_stages: [(&str, &[&str]); 6] = [
+        (
+            "nano",
+            &[
+                "trunk.0.resid",
+                "value.v",
+                "td.delta",
+                "td.advantage",
+                "weight.projected",
+                "grad.norm.weight",
+                "grad.output.weight",
+            ],
+        ),
+        ("lora", &["grad.layers.0.attention.wq.lora_a"]),
+        ("rho1-step", &["rho1.policy_ce", "rho1.reference_ce"]),
+        (
+            "fv",
+            &[
+                "mean_activations",
+                "effect.average",
+                "top.heads",
+                "fv_resid",
+            ],
+        ),
+        ("adamw", &["schedule.factor"]),
+        ("weighting", &["td.delta.right"]),
+    ];
+    for (name, keys) in inputs_of_later_stages {
+        let sound = load(name);
+        for (key, unfit) in keys.iter().flat_map(|key| UNFIT.map(|unfit| (key, unfit))) {
+            let mut case = sound.clone();
+            unfit(case.golden.get_mut(*key).expect("a golden key"));
+            let report = parity::run(&case, Precision::F32, Mode::Chained, &Device::Cpu)
+                .expect("the subject is sound");
+            let first = report.first_divergence.expect("a difference is found");
+            assert_eq!(first.key.as_deref(), Some(*key));
+            assert_eq!(first.isolated, Some(Status::Fail), "{key}");
+        }
+    }
+}
+
+#[test]
+fn a_golden_key_that_no_stage_compares_fails_the_contract() {
+    let mut case = load("nano");
+    let other = Values::vector(vec![1.0]);
+    case.golden.insert("router.logits".to_owned(), other);
+    let report = parity::run(&case, Precision::F64, Mode::Chained, &Device::Cpu).unwrap();
+    assert_eq!((report.exit_code(), report.mismatch_count), (1, 1));
+    assert_eq!(report.not_compared, ["router.logits"]);
+    let first = report.first_divergence.expect("it differs");
+    let place = (first.stage, first.file, first.key.as_deref());
+    let expected = ("contract", "golden.safetensors", Some("router.logits"));
+    assert_eq!(place, expected);
+    assert_eq!(first.reason, "no stage of this program compares it");
+}
+
+#[test]
+fn a_golden_stored_in_another_type_fails_the_contract() {
+    let mut case = load("nano");
+    let resid = case.golden.get_mut("trunk.0.resid").unwrap();
+    assert_eq!(resid.dtype.replace(DType::F32), Some(DType::F64));
+    let report = parity::run(&case, Precision::F64, Mode::Chained, &Device::Cpu).unwrap();
+    assert_eq!((report.exit_code(), report.mismatch_count), (1, 1));
+    let first = report.first_divergence.expect("it differs");
+    let place = (first.stage, first.key.as_deref(), first.reason.as_str());
+    let reason = "stored in f32, expected f64";
+    assert_eq!(place, ("contract", Some("trunk.0.resid"), reason));
 }
 
 #[test]

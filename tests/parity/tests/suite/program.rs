@@ -1,8 +1,14 @@
 //! The `parity` program: reports, exit codes, thread counts.
 
+use std::collections::HashMap;
 use std::ffi::OsStr;
+use std::fmt::Write;
 use std::path::Path;
 use std::process::{Command, Output};
+
+use candle_core::{Device, Tensor};
+use serde_json::Value as Json;
+use sha2::{Digest, Sha256};
 
 use crate::cases::GOLDENS;
 
@@ -173,6 +179,132 @@ fn one_changed_byte_of_any_file_is_refused_with_exit_code_3() {
         assert_eq!(output.status.code(), Some(3));
         assert!(stderr(&output).contains("SHA-256"), "{}", stderr(&output));
     }
+}
+
+type Alteration = fn(&mut HashMap<String, Tensor>, &mut Json);
+
+/// A copy of a committed case with other inputs or another manifest, and digests that fit.
+fn altered(case: &str, change: Alteration) -> tempfile::TempDir {
+    let dir = copy(case, |_, _| ());
+    let (inputs, manifest) = (
+        dir.path().join("inputs.safetensors"),
+        dir.path().join("manifest.json"),
+    );
+    let mut tensors = candle_core::safetensors::load(&inputs, &Device::Cpu).expect("inputs");
+    let text = std::fs::read(&manifest).expect("a manifest");
+    let mut json: Json = serde_json::from_slice(&text).expect("JSON");
+    change(&mut tensors, &mut json);
+    candle_core::safetensors::save(&tensors, &inputs).expect("a copy");
+    let digest = Sha256::digest(std::fs::read(&inputs).expect("inputs"));
+    let digest = digest.iter().fold(String::new(), |mut text, byte| {
+        write!(text, "{byte:02x}").expect("writing to a string succeeds");
+        text
+    });
+    json["files"]["inputs.safetensors"] = digest.into();
+    std::fs::write(&manifest, json.to_string()).expect("a copy");
+    dir
+}
+
+/// All but the last of a tensor's rows.
+fn shorten(tensors: &mut HashMap<String, Tensor>, key: &str) {
+    let tensor = &tensors[key];
+    let rows = tensor.dim(0).expect("rows") - 1;
+    let shorter = tensor.narrow(0, 0, rows).expect("rows").contiguous();
+    tensors.insert(key.to_owned(), shorter.expect("a copy"));
+}
+
+#[test]
+fn inputs_and_settings_that_do_not_fit_are_refused_with_exit_code_3() {
+    let alterations: [(&str, Alteration, &str); 13] = [
+        (
+            "nano",
+            |inputs, _| shorten(inputs, "reward"),
+            "input reward has shape [2], expected [3]",
+        ),
+        (
+            "nano",
+            |inputs, _| shorten(inputs, "mask"),
+            "input mask has shape [2, 12], expected [3, 12]",
+        ),
+        (
+            "nano",
+            |inputs, _| {
+                let ones = inputs["mask"].ones_like().unwrap();
+                inputs.insert("mask".to_owned(), ones);
+            },
+            "input mask has a row",
+        ),
+        (
+            "nano",
+            |inputs, _| {
+                let none = inputs["mask"].zeros_like().unwrap();
+                inputs.insert("mask".to_owned(), none);
+            },
+            "no response target",
+        ),
+        (
+            "nano",
+            |inputs, _| {
+                let far = (inputs["ids"].ones_like().unwrap() * 61.0).unwrap();
+                inputs.insert("ids".to_owned(), far);
+            },
+            "input ids holds 61, expected whole numbers below 61",
+        ),
+        (
+            "nano",
+            |inputs, _| shorten(inputs, "rope.sin"),
+            "input rope.sin has shape [11, 4], expected [12, 4]",
+        ),
+        (
+            "nano",
+            |_, manifest| manifest["config"]["theta"] = 0.into(),
+            "rope_theta",
+        ),
+        (
+            "nano",
+            |_, manifest| manifest["config"]["n_heads"] = 5.into(),
+            "does not split into 5 heads",
+        ),
+        (
+            "nano",
+            |_, manifest| manifest["config"]["n_kv"] = 4.into(),
+            "has shape [16, 32], expected [32, 32]",
+        ),
+        (
+            "nano",
+            |_, manifest| manifest["config"]["w_max"] = 0.5.into(),
+            "weights.w_max is 0.5",
+        ),
+        (
+            "adamw",
+            |inputs, _| shorten(inputs, "grad.long"),
+            "input grad.long has shape [9",
+        ),
+        (
+            "lora",
+            |inputs, _| shorten(inputs, "weights"),
+            "input weights has shape [2, 13], expected [3, 13]",
+        ),
+        (
+            "fv",
+            |inputs, _| shorten(inputs, "trial.0.slots"),
+            "trial 0",
+        ),
+    ];
+    for (case, alteration, reason) in alterations {
+        let dir = altered(case, alteration);
+        let report = dir.path().join("report");
+        let (goldens, target) = (dir.path().to_str().unwrap(), report.to_str().unwrap());
+        let at = ["--goldens", goldens, "--report", target];
+        let output = program(&[&at[..], &["--dtype", "f32"]].concat());
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(3), "{case}, {reason}: {said}");
+        assert!(said.contains(reason), "{case}, {reason}: {said}");
+        assert!(!report.join("parity_report.json").exists());
+    }
+    let same = altered("nano", |_, _| ());
+    let output = program(&["--goldens", same.path().to_str().unwrap(), "--dtype", "f32"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
 }
 
 #[test]
