@@ -459,8 +459,9 @@ mod tests {
 
     #[test]
     fn a_size_without_a_meaning_is_named_with_its_value() {
+        type Change = fn(&mut Params);
         let good = Params::micro_mtp(512);
-        let cases: [(fn(&mut Params), &str); 6] = [
+        let cases: [(Change, &str); 6] = [
             (|one| one.vocab_size = 0, "vocab_size is 0"),
             (|one| one.multiple_of = 0, "multiple_of is 0"),
             (|one| one.norm_eps = -1.0, "norm_eps is -1"),
